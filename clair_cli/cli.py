@@ -1,0 +1,211 @@
+"""The command line: options in, exit code out. All work is in `clair_cli.workflow`.
+
+Nothing here imports torch or numpy: help, usage errors and wrong paths answer at once. The
+commands' parameters are those of the Python functions of the same names.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clair_cli import __version__
+from clair_cli import cli_options as opt
+from clair_cli.cli_paths import check_inputs, check_outputs, is_one_file
+from clair_cli.errors import OutputError
+from clair_cli.exits import EXIT_CODES, Stopped, error_text, guarded, raise_on_signals
+from clair_cli.terminal import (
+    discard,
+    prepare_streams,
+    progress_shown,
+    view_of,
+    write_err,
+    write_out,
+)
+
+_EPILOG = "\n".join(
+    ["\b", "Exit codes:", *(f"  {code:<11} {name:<12} {text}" for code, name, text in EXIT_CODES)]
+)
+_COMMAND_EPILOG = "Exit codes: see clair --help."
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"clair {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _clair(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "-V", "--version", is_eager=True, callback=_print_version, help="Show the version."
+        ),
+    ] = False,
+) -> None:
+    """Merge the LoRA adapters of federated clients, leaving out the contaminated ones."""
+
+
+@app.command(cls=opt.GroupedCommand, epilog=_COMMAND_EPILOG)
+def merge(
+    clients: opt.Clients,
+    output: opt.Output,
+    report: opt.ReportPath = None,
+    rank: opt.Rank = "auto",
+    error_target: opt.ErrorTarget = "0.1",
+    keep_alpha: opt.KeepAlpha = False,
+    dtype: opt.Dtype = "auto",
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    fail_on: opt.FailOn = "never",
+    strict: opt.Strict = False,
+    min_clients: opt.MinClients = 3,
+    allow_undetermined: opt.AllowUndetermined = False,
+    weights: opt.Weights = None,
+    previous: opt.Previous = None,
+    exclude: opt.Exclude = None,
+    modules: opt.Modules = "union",
+    assume_alpha: opt.AssumeAlpha = None,
+    device: opt.Device = "auto",
+) -> None:
+    """Judge the clients and merge the benign ones into one adapter.
+
+    Writes the adapter and a JSON report. The table and the verdict go to stderr.
+    """
+    settings = dict(locals())
+    kind = "file" if is_one_file(output) else "folder"
+    _write_and_tell("merge", settings, kind)
+
+
+@app.command(cls=opt.GroupedCommand, epilog=_COMMAND_EPILOG)
+def inspect(
+    clients: opt.Clients,
+    output_format: opt.Format = "table",
+    output: opt.OutputReport = None,
+    force: opt.Force = False,
+    fail_on: opt.FailOnInspect = "contaminated",
+    strict: opt.Strict = False,
+    min_clients: opt.MinClients = 3,
+    weights: opt.Weights = None,
+    previous: opt.Previous = None,
+    exclude: opt.Exclude = None,
+    modules: opt.Modules = "union",
+    assume_alpha: opt.AssumeAlpha = None,
+    device: opt.Device = "auto",
+) -> None:
+    """Judge the clients and show who is contaminated; merge nothing.
+
+    The table, or the report as JSON, goes to stdout.
+    """
+    settings = dict(locals())
+    del settings["output_format"]
+    with guarded() as run:
+        check_inputs(clients, weights=weights, previous=previous)
+        check_outputs({"-o": (output, "file")}, force=force, inputs=[clients, weights, previous])
+        result = _work("inspect", settings, quiet=False)
+        run.finished = True
+        report, path = result.report, "" if output is None else str(output)
+        from clair_cli.render import render, verdict_line
+
+        if output_format == "json":
+            from clair_cli.formats.report_json import report_json
+
+            write_out(report_json(report))
+            write_err(verdict_line(report, report_path=path) + "\n")
+        else:
+            write_out(render(report, view_of(sys.stdout), report_path=path))
+        raise typer.Exit(report.exit_code)
+
+
+@app.command(cls=opt.GroupedCommand, epilog=_COMMAND_EPILOG)
+def refine(
+    clients: opt.Clients,
+    output: opt.OutputFolder,
+    noise: opt.Noise = None,
+    report: opt.ReportPath = None,
+    rank: opt.Rank = "auto",
+    error_target: opt.ErrorTarget = "0.1",
+    keep_alpha: opt.KeepAlpha = False,
+    dtype: opt.Dtype = "auto",
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    fail_on: opt.FailOn = "never",
+    strict: opt.Strict = False,
+    min_clients: opt.MinClients = 3,
+    allow_undetermined: opt.AllowUndetermined = False,
+    weights: opt.Weights = None,
+    previous: opt.Previous = None,
+    exclude: opt.Exclude = None,
+    modules: opt.Modules = "union",
+    assume_alpha: opt.AssumeAlpha = None,
+    device: opt.Device = "auto",
+) -> None:
+    """Judge the clients and denoise each benign one.
+
+    Writes one adapter per benign client, its noise reduced with what the clients
+    share, and a JSON report with the estimated gain.
+    """
+    settings = dict(locals())
+    _write_and_tell("refine", settings, "folder")
+
+
+def _write_and_tell(command: str, settings: dict[str, Any], kind: str) -> None:
+    """Run a command that writes adapters: its words go to stderr, its stdout stays free."""
+    quiet = settings.pop("quiet")
+    clients, weights, previous = (settings[key] for key in ("clients", "weights", "previous"))
+    with guarded() as run:
+        check_inputs(clients, weights=weights, previous=previous)
+        check_outputs(
+            {"-o": (settings["output"], kind), "--report": (settings["report"], "file")},
+            force=settings["force"],
+            inputs=[clients, weights, previous],
+        )
+        result = _work(command, settings, quiet=quiet)
+        run.finished = True
+        report, path = result.report, str(getattr(result, "report_path", None) or "")
+        from clair_cli.render import render, verdict_line
+
+        if quiet:
+            write_err(verdict_line(report, report_path=path) + "\n")
+        else:
+            write_err(render(report, view_of(sys.stderr), report_path=path))
+        raise typer.Exit(report.exit_code)
+
+
+def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
+    """Call the workflow's function of that name; torch is imported here."""
+    settings["exclude"] = tuple(settings["exclude"] or ())
+    clients: Path = settings.pop("clients")
+    output: Path | None = settings.pop("output")
+    with progress_shown(quiet=quiet) as progress:
+        from clair_cli import workflow
+
+        return getattr(workflow, command)(clients, output, **settings, progress=progress)
+
+
+def main() -> None:
+    """The console script `clair`: never a traceback, always a code of the table."""
+    prepare_streams()
+    try:
+        raise_on_signals()
+        app(prog_name="clair")
+    except Stopped as stop:  # outside a command: nothing was begun
+        sys.exit(stop.exit_code)
+    except OSError as error:  # help or version onto a full device
+        discard(sys.stdout)
+        failed = OutputError(f"can't write to standard output: {error.strerror}")
+        write_err(error_text(failed))
+        sys.exit(failed.exit_code)

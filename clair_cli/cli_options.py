@@ -1,0 +1,268 @@
+"""The options of the commands: names, words of help, and what values they take."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand
+
+OUTPUT = "Output"
+JUDGING = "Judging"
+READING = "Reading"
+RUNNING = "Running"
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose plain help lists its options under headings."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one section per heading, in order of first use; the rest comes last."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                argument = param.param_type_name == "argument"
+                heading = getattr(param, "rich_help_panel", None) or "Other"
+                sections.setdefault("Arguments" if argument else heading, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def parse_rank(text: str) -> str | int:
+    """`auto`, `same`, `full` or a positive whole number."""
+    if text in ("auto", "same", "full"):
+        return text
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    raise typer.BadParameter(f"{text!r} is not auto, same, full or a number of at least 1")
+
+
+def parse_error_target(text: str) -> float:
+    """A number above 0 and below 1."""
+    value = _number(text)
+    if not 0 < value < 1:
+        raise typer.BadParameter(f"{text!r} is not a number between 0 and 1")
+    return value
+
+
+def parse_alpha(text: str) -> str | float:
+    """`rank` or a positive number."""
+    return text if text == "rank" else _positive(text, "rank or ")
+
+
+def parse_noise(text: str) -> float:
+    """A positive number."""
+    return _positive(text, "")
+
+
+def _positive(text: str, or_else: str) -> float:
+    value = _number(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise typer.BadParameter(f"{text!r} is not {or_else}a positive number")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _option(*names: str, panel: str, **settings: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, **settings)
+
+
+Clients = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CLIENTS",
+        show_default=False,
+        help="Folder with one adapter per client: PEFT folders, NAME.safetensors files, or both.",
+    ),
+]
+
+# Output
+Output = Annotated[
+    Path,
+    _option(
+        "-o",
+        "--output",
+        panel=OUTPUT,
+        metavar="OUT",
+        show_default=False,
+        help="Where the merged adapter goes: one file if OUT ends in .safetensors, else a PEFT"
+        " folder.",
+    ),
+]
+OutputFolder = Annotated[
+    Path,
+    _option(
+        "-o",
+        "--output",
+        panel=OUTPUT,
+        metavar="DIR",
+        show_default=False,
+        help="Folder for one refined PEFT folder per benign client.",
+    ),
+]
+OutputReport = Annotated[
+    Path | None,
+    _option(
+        "-o", "--output", panel=OUTPUT, metavar="PATH", help="Also write the JSON report there."
+    ),
+]
+ReportPath = Annotated[
+    Path | None,
+    _option(
+        "--report",
+        panel=OUTPUT,
+        metavar="PATH",
+        help="Where the JSON report goes, if not beside the output.",
+    ),
+]
+Format = Annotated[
+    Literal["table", "json"],
+    _option("--format", panel=OUTPUT, help="What stdout gets; json is one JSON document."),
+]
+Rank = Annotated[
+    Any,
+    _option(
+        "--rank",
+        panel=OUTPUT,
+        metavar="auto|same|full|N",
+        parser=parse_rank,
+        help="Rank to write: the smallest that meets --error-target, the clients' most common"
+        " one, one that loses nothing, or N.",
+    ),
+]
+ErrorTarget = Annotated[
+    Any,
+    _option(
+        "--error-target",
+        panel=OUTPUT,
+        metavar="X",
+        parser=parse_error_target,
+        help="Largest relative error that --rank auto accepts.",
+    ),
+]
+KeepAlpha = Annotated[
+    bool,
+    _option("--keep-alpha", panel=OUTPUT, help="Write the clients' alpha instead of alpha = rank."),
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    _option("--dtype", panel=OUTPUT, help="Type of the numbers written."),
+]
+Force = Annotated[
+    bool, _option("--force", panel=OUTPUT, help="Replace an output that already exists.")
+]
+Quiet = Annotated[
+    bool, _option("-q", "--quiet", panel=OUTPUT, help="Print only the last line, and errors.")
+]
+
+# Judging
+Weights = Annotated[
+    Path | None,
+    _option(
+        "--weights",
+        panel=JUDGING,
+        metavar="FILE",
+        help="JSON object or two-column CSV of client name to positive number, such as sample"
+        " counts. Default: all equal.",
+    ),
+]
+MinClients = Annotated[
+    int,
+    _option(
+        "--min-clients",
+        panel=JUDGING,
+        metavar="N",
+        min=1,
+        help="Fewest comparable clients to judge.",
+    ),
+]
+AllowUndetermined = Annotated[
+    bool,
+    _option(
+        "--allow-undetermined",
+        panel=JUDGING,
+        help="Without a verdict, go on with everybody not rejected (exit 0 instead of 5).",
+    ),
+]
+FailOn = Annotated[
+    Literal["never", "suspicious", "contaminated"],
+    _option(
+        "--fail-on",
+        panel=JUDGING,
+        help="Exit 3, and write no adapter, from this verdict on.",
+    ),
+]
+FailOnInspect = Annotated[
+    Literal["never", "suspicious", "contaminated"],
+    _option(
+        "--fail-on",
+        panel=JUDGING,
+        help="Exit 3 from this verdict on; a rejected client trips it too.",
+    ),
+]
+Strict = Annotated[
+    bool, _option("--strict", panel=JUDGING, help="Exit 4 if any client is rejected.")
+]
+Noise = Annotated[
+    Any,
+    _option(
+        "--noise",
+        panel=JUDGING,
+        metavar="SIGMA",
+        parser=parse_noise,
+        show_default=False,
+        help="Standard deviation of the noise per entry of a delta weight, if known. Default:"
+        " estimated where the data allow it.",
+    ),
+]
+
+# Reading
+Previous = Annotated[
+    Path | None,
+    _option(
+        "--previous",
+        panel=READING,
+        metavar="ADAPTER",
+        help="The adapter that all clients started this round from.",
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    _option("--exclude", panel=READING, metavar="NAME", help="Leave a client out; repeatable."),
+]
+Modules = Annotated[
+    Literal["union", "intersection", "strict"],
+    _option(
+        "--modules",
+        panel=READING,
+        help="Where clients lack modules: absent counts as no update; keep only those all have;"
+        " or reject who differs.",
+    ),
+]
+AssumeAlpha = Annotated[
+    Any,
+    _option(
+        "--assume-alpha",
+        panel=READING,
+        metavar="N|rank",
+        parser=parse_alpha,
+        show_default=False,
+        help="lora_alpha for clients without a config; without it they are rejected.",
+    ),
+]
+
+# Running
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    _option("--device", panel=RUNNING, help="Where to compute."),
+]

@@ -1,0 +1,83 @@
+"""Checks of the paths on the command line, done before torch is imported."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+from clair_cli.errors import UsageError
+from clair_cli.escape import printable
+from clair_cli.formats.publish import check_target
+
+
+def is_one_file(output: Path) -> bool:
+    """Whether the merged adapter is one file rather than a PEFT folder."""
+    return output.name.endswith(".safetensors")
+
+
+def check_inputs(clients: Path, *, weights: Path | None, previous: Path | None) -> None:
+    """Refuse inputs that aren't there.
+
+    Raises:
+        UsageError: with the path, and a sibling of a similar name where there is one.
+    """
+    _check_exists(clients, "CLIENTS")
+    if not clients.is_dir():
+        raise UsageError(
+            f"CLIENTS {_shown(clients)} is a file, not a folder",
+            hint="put the clients' adapters into one folder and give that folder",
+        )
+    if weights is not None:
+        _check_exists(weights, "--weights")
+    if previous is not None:
+        _check_exists(previous, "--previous")
+
+
+def check_outputs(
+    targets: Mapping[str, tuple[Path | None, str]],
+    *,
+    force: bool,
+    inputs: Sequence[Path | None],
+) -> None:
+    """Refuse outputs that can't or shouldn't be written.
+
+    Args:
+        targets: option to (path or None, "file" or "folder").
+        force: whether an existing output may be replaced.
+        inputs: what is read; None is passed over.
+
+    Raises:
+        UsageError, OutputError: as `check_target`; or two options name one path.
+    """
+    seen: dict[str, str] = {}
+    given = [path for path in inputs if path is not None]
+    for option, (path, kind) in targets.items():
+        if path is None:
+            continue
+        if str(path) == "-":
+            raise UsageError(f"{option} - : standard output is not supported", hint="give a path")
+        real = os.path.realpath(path)
+        if real in seen:
+            raise UsageError(f"{seen[real]} and {option} name the same path {_shown(path)}")
+        seen[real] = option
+        literal = cast(Literal["file", "folder"], kind)
+        check_target(path, force=force, kind=literal, inputs=given)
+
+
+def _check_exists(path: Path, what: str) -> None:
+    if os.path.exists(path):
+        return
+    try:
+        siblings = os.listdir(path.parent)
+    except OSError:
+        siblings = []
+    close = difflib.get_close_matches(path.name, siblings, n=1)
+    hint = f"did you mean {_shown(path.parent / close[0])}?" if close else ""
+    raise UsageError(f"{what} {_shown(path)} does not exist", hint=hint)
+
+
+def _shown(path: Path) -> str:
+    return f"'{printable(str(path))}'"

@@ -1,0 +1,83 @@
+"""The errors `clair` raises, and the exit code of each.
+
+    ClairError                    never raised itself
+    ├── UsageError           2    a bad option, value or path: the caller's mistake
+    ├── InputRefused         4    no usable cohort: nothing comparable is left
+    ├── OutputError          6    the result could not be written
+    └── RejectedClient       -    one client is unreadable or not comparable
+
+`RejectedClient` never ends a run by itself: the reader catches it, the client is
+listed as `rejected`, and the round goes on. A failed *judgement* is not an error at all
+but a value (see `clair_cli.report.Outcome`).
+
+Standard library only, so that a usage error never waits for `import torch`.
+"""
+
+from __future__ import annotations
+
+
+class ClairError(Exception):
+    """Base of all errors a caller may want to catch.
+
+    Attributes:
+        message: one sentence that makes sense alone: who, where, what, with the numbers.
+        hint: one thing to do about it, or "".
+        exit_code: what the command line exits with (table in the README).
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(ClairError):
+    """The call itself is wrong: option, value, combination or path."""
+
+    exit_code = 2
+
+
+class InputRefused(ClairError):
+    """No usable cohort in the input."""
+
+    exit_code = 4
+
+
+class OutputError(ClairError):
+    """The output could not be written; what stood there before is untouched."""
+
+    exit_code = 6
+
+
+class RejectedClient(ClairError):
+    """One client's files can't be read, or can't be merged exactly.
+
+    Attributes:
+        client: the client's name ("" until the cohort reader adds it).
+        module: the module, or "".
+        path: the file, as the user gave it, or "".
+        found: what was found, in a few words, or "".
+        expected: what was expected instead, or "".
+    """
+
+    exit_code = 4
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        client: str = "",
+        module: str = "",
+        path: str = "",
+        found: str = "",
+        expected: str = "",
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.client = client
+        self.module = module
+        self.path = path
+        self.found = found
+        self.expected = expected

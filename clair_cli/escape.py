@@ -1,0 +1,41 @@
+"""Words from strangers, made safe to print. Standard library only."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    r"""`text` with everything that could steer a terminal or a log written as an escape.
+
+    Escaped are control characters (ESC, newline, tab), format and bidi characters, line and
+    paragraph separators, unassigned and private characters, and lone surrogates. A surrogate
+    that stands for an undecodable byte becomes that byte. Leading `::` would be a command in
+    the log of GitHub Actions, so its first colon is escaped too. Everything else, backslashes
+    included, stays as it is. Every writer of words to a terminal passes names through here.
+
+    >>> print(printable("a\x1b[31mb\n\u202ec\udcff"))
+    a\x1b[31mb\x0a\u202ec\xff
+    >>> print(printable("::error::[/] bob"))
+    \x3a:error::[/] bob
+    """
+    if text.lstrip().startswith("::"):
+        text = text.replace(":", "\\x3a", 1)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(ord(char)) for char in text)
+
+
+def whole_characters(text: str) -> str:
+    r"""`text` with only the lone surrogates escaped: for files, where all else is fine.
+
+    >>> whole_characters("caf\u00e9 \udcff\ud800")
+    'café \\xff\\ud800'
+    """
+    return "".join(_escaped(ord(c)) if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def _escaped(code: int) -> str:
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode of the byte 0x80 to 0xFF
+        code -= 0xDC00
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,0 +1,122 @@
+"""How a run ends: the exit codes, and what each error or signal turns into.
+
+Findings are 3 and never 1: Python itself, a missing library and a crash all exit with 1.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import typer
+
+from clair_cli.errors import ClairError, RejectedClient
+from clair_cli.escape import printable
+from clair_cli.terminal import write_err
+
+EXIT_CODES = (
+    ("0", "ok", "done, and --fail-on did not trip"),
+    ("1", "internal", "a bug, a missing library, or out of memory"),
+    ("2", "usage", "a bad option, value or path"),
+    ("3", "findings", "judged, and --fail-on tripped: report, no adapter"),
+    ("4", "refused", "no usable cohort, or one rejected and --strict"),
+    ("5", "undetermined", "no honest verdict possible: report, no adapter"),
+    ("6", "output", "the result could not be written"),
+    ("129 130 143", "stopped", "by SIGHUP, Ctrl-C or SIGTERM, after cleaning up"),
+)
+
+
+class Stopped(BaseException):
+    """A signal arrived; unwinding lets every `finally` remove its temporary files."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.exit_code = 128 + signum
+
+
+@dataclass
+class Run:
+    """What the guard has to know about the command that it guards."""
+
+    finished: bool = False  # the workflow returned: its outputs are in place
+
+
+@contextmanager
+def guarded() -> Iterator[Run]:
+    """Turn whatever a command raises into words on stderr and `typer.Exit` with its code."""
+    run = Run()
+    try:
+        yield run
+    except typer.Exit:
+        raise
+    except ClairError as error:
+        write_err(error_text(error))
+        raise typer.Exit(error.exit_code) from None
+    except (KeyboardInterrupt, Stopped) as stop:
+        what = "results are in place" if run.finished else "nothing written"
+        write_err(f"clair: interrupted, {what}\n")
+        raise typer.Exit(getattr(stop, "exit_code", 130)) from None
+    except Exception as error:
+        write_err(_internal_text(error))
+        raise typer.Exit(1) from None
+
+
+def raise_on_signals() -> None:
+    """Let SIGINT, SIGTERM and SIGHUP raise `Stopped`, once: a second one can't break cleanup.
+
+    For a process that ends with the command; nothing puts the old handlers back.
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP: not on Windows
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    # One that is ignored stays so: that is how nohup works.
+    ours = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
+    def stop(signum: int, _frame: FrameType | None) -> None:
+        for number in ours:
+            signal.signal(number, signal.SIG_IGN)
+        raise Stopped(signum)
+
+    for number in ours:
+        signal.signal(number, stop)
+
+
+def error_text(error: ClairError) -> str:
+    """The error as the user sees it: one line that makes sense alone, then details.
+
+    >>> print(error_text(ClairError("rank must be at least 1", hint="give --rank 8")), end="")
+    clair: rank must be at least 1
+      fix       give --rank 8
+    """
+    details = []
+    if isinstance(error, RejectedClient):
+        details += [("found", error.found), ("expected", error.expected), ("file", error.path)]
+    details.append(("fix", error.hint))
+    lines = [f"clair: {printable(error.message)}"]
+    lines += [f"  {label:<9} {printable(text)}" for label, text in details if text]
+    return "\n".join(lines) + "\n"
+
+
+def _internal_text(error: Exception) -> str:
+    if _is_out_of_memory(error):
+        text = "clair: out of memory\n  fix       fewer clients at once, or --device cpu\n"
+    elif isinstance(error, ImportError):
+        name = printable(error.name or "a library")
+        text = f"clair: can't import {name}: {printable(str(error))}\n"
+        text += f"  fix       pip install {name}\n" if error.name in ("torch", "numpy") else ""
+    else:
+        text = f"clair: internal error: {type(error).__name__}: {printable(str(error))}\n"
+    if os.environ.get("CLAIR_DEBUG"):
+        trace = "".join(traceback.format_exception(error))
+        return "".join(f"{printable(line)}\n" for line in trace.splitlines()) + text
+    return text + "  details   run again with CLAIR_DEBUG=1 for the traceback\n"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,0 +1,86 @@
+"""One client's adapter, whatever file it came from: names, shapes and scales, tensors on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from clair_cli.formats.adapter_config import AdapterConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TensorSource(Protocol):
+    """Where an adapter's tensors come from: a file on disk or memory.
+
+    `read` gives the very bytes that were judged first, or raises `RejectedClient`
+    ("changed while reading"): a digest per tensor is taken when the source is opened.
+    """
+
+    def read(self, key: str) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """The low-rank pair of one module; `delta_weight = scaling * B @ A`.
+
+    Attributes:
+        name: dotted module path, without `base_model.model.` and without the adapter's name.
+        key_A: tensor name of `lora_A`, shape (rank, in_features).
+        key_B: tensor name of `lora_B`, shape (out_features, rank).
+        rank: LoRA's rank as the tensors have it, at least 1.
+        alpha: `lora_alpha` in force for this module (`alpha_pattern` applied).
+        scaling: `alpha / rank`, or `alpha / sqrt(rank)` with `use_rslora`; finite, may be negative.
+        dtype: "float32", "float16" or "bfloat16" (the wider one if A and B differ).
+    """
+
+    name: str
+    key_A: str
+    key_B: str
+    rank: int
+    in_features: int
+    out_features: int
+    alpha: float
+    scaling: float
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features), the shape of the delta weight."""
+        return self.out_features, self.in_features
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One client's adapter. Holds no tensor; `factors` reads one module's pair.
+
+    Attributes:
+        name: the client's name.
+        path: file or folder as the user gave it, or "" for an adapter in memory.
+        sha256: of the whole weights file (in memory: of its canonical bytes), hex.
+        config: the parsed adapter config.
+        prefix: what stands before the module path in tensor names: "base_model.model." or "".
+        modules: by name, sorted.
+        notes: remarks worth a line in the report ("adapter_model.bin ignored"), in order.
+    """
+
+    name: str
+    path: str
+    sha256: str
+    config: AdapterConfig
+    prefix: str
+    modules: Mapping[str, LoraModule]
+    source: TensorSource
+    notes: tuple[str, ...] = ()
+
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """`(lora_A, lora_B)` of one module as stored, shapes (rank, in) and (out, rank).
+
+        Raises:
+            KeyError: the adapter has no such module (its update there is zero).
+            RejectedClient: the tensor changed since the adapter was opened.
+        """
+        entry = self.modules[module]
+        return self.source.read(entry.key_A), self.source.read(entry.key_B)

@@ -1,0 +1,273 @@
+"""`adapter_config.json`: what sets an adapter's scale, and the variants refused by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from clair_cli.errors import RejectedClient
+from clair_cli.formats import patterns
+from clair_cli.formats.strict_json import quoted
+
+# A field of these says, when it is not empty, that the update is not scaling * B @ A alone.
+_REFUSED_FIELDS = {
+    "use_dora": "DoRA",
+    "lora_bias": "LoRA with a bias (lora_bias)",
+    "modules_to_save": "fully trained modules (modules_to_save)",
+    "trainable_token_indices": "trainable tokens",
+    "target_parameters": "LoRA on parameters (target_parameters)",
+    "layer_replication": "layer replication",
+    "kasa_config": "KaSA",
+    "alora_invocation_tokens": "aLoRA",
+    "use_bdlora": "block-diagonal LoRA (BD-LoRA)",
+    "use_qalora": "QALoRA",
+    "arrow_config": "Arrow routing",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "MonteCLoRA",
+    "megatron_config": "Megatron parallel layers",
+    "enable_lora": "merged linear LoRA (enable_lora)",
+}
+
+# Fields that change training, memory or loading, never the update; plus those read below.
+# fmt: off
+_HARMLESS_FIELDS = frozenset((
+    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
+    "fan_in_fan_out", "bias", "base_model_name_or_path", "revision", "task_type",
+    "target_modules", "init_lora_weights", "lora_dropout", "inference_mode", "auto_mapping",
+    "peft_version", "layers_to_transform", "layers_pattern", "exclude_modules", "megatron_core",
+    "runtime_config", "ensure_weight_tying", "qalora_group_size", "loftq_config", "eva_config",
+    "corda_config", "lora_ga_config", "merge_weights",
+))
+# fmt: on
+
+# The weights start elsewhere, but the base model stays as it was.
+_HARMLESS_INITS = frozenset(("gaussian", "orthogonal", "eva", "mica"))
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """A LoRA config that describes plain `scaling * B @ A` and nothing else.
+
+    Attributes:
+        r: the rank where `rank_pattern` says nothing, at least 1; None if unknown (assumed
+            config): then whatever the tensors have.
+        lora_alpha: finite; None (assumed config only): equal to each module's rank.
+        rank_pattern: module pattern to rank, in the file's order.
+        alpha_pattern: module pattern to alpha, in the file's order.
+        target_modules: sorted names, a regular expression as written, or None.
+        init_lora_weights: as written: a bool, a name, or None.
+        raw: the whole object as read.
+    """
+
+    peft_type: str
+    r: int | None
+    lora_alpha: float | None
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    fan_in_fan_out: bool = False
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    task_type: str | None = None
+    target_modules: tuple[str, ...] | str | None = None
+    init_lora_weights: bool | str | None = True
+    raw: Mapping[str, Any] = field(default_factory=dict)
+
+    def rank_for(self, module: str) -> int | None:
+        """The rank the config gives `module`, at least 1; None if it does not say."""
+        key = patterns.first_match(self.rank_pattern, module)
+        return self.r if key is None else self.rank_pattern[key]
+
+    def alpha_for(self, module: str, rank: int) -> float:
+        """The alpha in force for `module` of rank `rank` (at least 1); finite."""
+        key = patterns.first_match(self.alpha_pattern, module)
+        if key is not None:
+            return self.alpha_pattern[key]
+        return float(rank) if self.lora_alpha is None else self.lora_alpha
+
+    def scaling(self, module: str, rank: int) -> float:
+        """What `B @ A` is multiplied by: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
+        alpha = self.alpha_for(module, rank)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def check_patterns(self, modules: Iterable[str]) -> None:
+        """Refuse patterns that take too long on these modules; raises RejectedClient."""
+        names = list(modules)
+        patterns.check_work(self.rank_pattern, names, "rank_pattern")
+        patterns.check_work(self.alpha_pattern, names, "alpha_pattern")
+
+    @property
+    def base_changing_init(self) -> str:
+        """The init that moved the base weights ("pissa", "loftq"...), or "" if none did.
+
+        The update of such an adapter refers to the moved base, not to the published one.
+        """
+        init = self.init_lora_weights
+        return init if isinstance(init, str) and init.lower() not in _HARMLESS_INITS else ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks worth a line in the report."""
+        found = []
+        if self.lora_alpha == 0:
+            found.append("lora_alpha is 0: the update is zero")
+        if self.base_changing_init:
+            found.append(
+                f"init_lora_weights {quoted(self.base_changing_init)} changes the base weights: "
+                "the update refers to the changed base"
+            )
+        return tuple(found)
+
+
+def parse_config(raw: Mapping[str, Any]) -> AdapterConfig:
+    """Check a config as `json.loads` or `LoraConfig.to_dict` gives it.
+
+    Args:
+        raw: field to value; strings, numbers, lists and objects only.
+
+    Raises:
+        RejectedClient: not LoRA, a variant that is not plain B @ A, a field of the wrong type
+            or range, or an unknown field with a value. Names the field.
+    """
+    if not isinstance(raw, Mapping):
+        raise RejectedClient("adapter config is not a JSON object")
+    _refuse_variants(raw)
+    for name in ("r", "lora_alpha"):
+        if raw.get(name) is None:
+            raise RejectedClient(
+                f"adapter config has no {name!r}", hint="add the value the client trained with"
+            )
+    rank_pattern = _pattern(raw, "rank_pattern", _rank)
+    alpha_pattern = _pattern(raw, "alpha_pattern", _finite)
+    init = raw.get("init_lora_weights", True)
+    if not (init is None or isinstance(init, (bool, str))):
+        raise _wrong("init_lora_weights", init, "true, false or a name")
+    return AdapterConfig(
+        peft_type="LORA",
+        r=_rank("r", raw["r"]),
+        lora_alpha=_finite("lora_alpha", raw["lora_alpha"]),
+        use_rslora=_flag(raw, "use_rslora"),
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        fan_in_fan_out=_flag(raw, "fan_in_fan_out"),
+        base_model_name_or_path=_text(raw, "base_model_name_or_path"),
+        revision=_text(raw, "revision"),
+        task_type=_text(raw, "task_type"),
+        target_modules=_targets(raw.get("target_modules")),
+        init_lora_weights=init,
+        raw=dict(raw),
+    )
+
+
+def assumed_config(assume_alpha: float | str) -> AdapterConfig:
+    """The config of a file that comes without one: plain LoRA, rank as the tensors have it.
+
+    Args:
+        assume_alpha: finite alpha of every module, or "rank" for alpha = rank (scaling 1).
+
+    Raises:
+        ValueError: neither a finite number nor "rank".
+    """
+    if assume_alpha == "rank":
+        return AdapterConfig(peft_type="LORA", r=None, lora_alpha=None)
+    if isinstance(assume_alpha, (bool, str)) or not math.isfinite(assume_alpha):
+        raise ValueError(f"assumed alpha must be a finite number or 'rank', got {assume_alpha!r}")
+    return AdapterConfig(peft_type="LORA", r=None, lora_alpha=float(assume_alpha))
+
+
+def _refuse_variants(raw: Mapping[str, Any]) -> None:
+    kind = raw.get("peft_type")
+    if kind is not None and kind != "LORA":
+        raise RejectedClient(
+            f"adapter config: peft_type is {quoted(kind)}, only 'LORA' can be merged",
+            found=f"peft_type {quoted(kind)}",
+            expected="peft_type 'LORA'",
+        )
+    for name, variant in _REFUSED_FIELDS.items():
+        if _is_set(raw.get(name)):
+            raise RejectedClient(
+                f"adapter config: {variant} is not supported ({name} is {quoted(raw[name], 60)})",
+                found=variant,
+                expected="plain LoRA, scaling * B @ A",
+            )
+    bias = raw.get("bias")
+    if _is_set(bias) and bias != "none":
+        raise RejectedClient(
+            f"adapter config: trained biases are not supported (bias is {quoted(bias, 60)})",
+            found=f"bias {quoted(bias, 60)}",
+            expected="bias 'none'",
+        )
+    for name, value in raw.items():
+        known = name in _HARMLESS_FIELDS or name in _REFUSED_FIELDS
+        if not known and _is_set(value):
+            raise RejectedClient(
+                f"adapter config: unknown field {quoted(name)} is {quoted(value, 60)}",
+                found=f"field {quoted(name)}",
+                expected="no field that could change the update",
+                hint="remove the field if it does not change the update",
+            )
+
+
+def _is_set(value: Any) -> bool:
+    """False for null, false, zero and whatever is empty."""
+    return not (value is None or value is False or value in (0, "", [], {}, ()))
+
+
+def _wrong(name: str, value: Any, expected: str) -> RejectedClient:
+    shown = quoted(value, 60)
+    return RejectedClient(
+        f"adapter config: {name} is {shown}, expected {expected}", found=shown, expected=expected
+    )
+
+
+def _rank(name: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise _wrong(name, value, "an integer of at least 1")
+    return value
+
+
+def _finite(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise _wrong(name, value, "a finite number")
+    return float(value)
+
+
+def _flag(raw: Mapping[str, Any], name: str) -> bool:
+    value = raw.get(name)
+    if not (value is None or isinstance(value, bool)):
+        raise _wrong(name, value, "true or false")
+    return bool(value)
+
+
+def _text(raw: Mapping[str, Any], name: str) -> str | None:
+    value = raw.get(name)
+    if not (value is None or isinstance(value, str)):
+        raise _wrong(name, value, "a string or null")
+    return value
+
+
+def _pattern(raw: Mapping[str, Any], name: str, number: Any) -> dict[str, Any]:
+    value = raw.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise _wrong(name, value, "an object of module pattern to number")
+    if len(value) > patterns.MAX_KEYS:
+        raise RejectedClient(
+            f"adapter config: {name} has {len(value):,} keys, more than {patterns.MAX_KEYS:,}"
+        )
+    for key in value:
+        if not isinstance(key, str):
+            raise _wrong(name, key, "module patterns as keys")
+        patterns.check_key(key, name)
+    return {key: number(f"{name}[{quoted(key)}]", item) for key, item in value.items()}
+
+
+def _targets(value: Any) -> tuple[str, ...] | str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)) and all(isinstance(v, str) for v in value):
+        return tuple(sorted(value))
+    raise _wrong("target_modules", value, "a list of names, a string or null")

@@ -1,0 +1,222 @@
+"""A folder of clients to adapters: a bad client is listed as rejected and never stops the rest."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clair_cli.errors import InputRefused, RejectedClient, UsageError
+from clair_cli.formats.adapter import Adapter
+from clair_cli.formats.adapter_config import assumed_config
+from clair_cli.formats.config_source import find_config
+from clair_cli.formats.find_clients import CONFIG, SUFFIX, WEIGHTS, Candidate, find_clients
+from clair_cli.formats.limits import Limits
+from clair_cli.formats.read_adapter import build_adapter
+from clair_cli.formats.safetensors_file import open_safetensors
+from clair_cli.formats.strict_json import quoted
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One client that can't be read or merged, with the reason.
+
+    Attributes:
+        name: the client's name.
+        path: the file to blame as the user would write it, or "".
+        message: one sentence that makes sense alone: client, module, what, numbers.
+        module: the module to blame, or "".
+        found: what was found, or "".
+        expected: what was expected instead, or "".
+        hint: one thing to do, or "".
+        sha256: of the weights file if it was read to its end, else None.
+    """
+
+    name: str
+    path: str
+    message: str
+    module: str = ""
+    found: str = ""
+    expected: str = ""
+    hint: str = ""
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The clients of one run.
+
+    Attributes:
+        adapters: the readable ones, sorted by the bytes of their names.
+        rejected: the others, sorted likewise.
+        excluded: clients left out on request, not opened.
+        ignored: entries of the folder that are no clients ("README.md", "logs/").
+        notes: remarks on the folder as a whole.
+    """
+
+    adapters: tuple[Adapter, ...]
+    rejected: tuple[Rejection, ...] = ()
+    excluded: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def rejection(error: RejectedClient, name: str, path: str, sha256: str | None = None) -> Rejection:
+    """The listing of an error: its sentence gets the client's and the module's name in front."""
+    where = f"client {quoted(name)}"
+    if error.module:
+        where += f", module {quoted(error.module)}"
+    return Rejection(
+        name=name,
+        path=error.path or path,
+        message=f"{where}: {error.message}",
+        module=error.module,
+        found=error.found,
+        expected=error.expected,
+        hint=error.hint,
+        sha256=sha256,
+    )
+
+
+def load_cohort(
+    folder: Path,
+    *,
+    assume_alpha: float | str | None = None,
+    exclude: Sequence[str] = (),
+    limits: Limits | None = None,
+) -> Cohort:
+    """Read every client of a folder.
+
+    Args:
+        folder: holds one sub-folder or one `.safetensors` file per client, or both.
+        assume_alpha: finite `lora_alpha` for files without any config, or "rank".
+        exclude: names of clients to leave out unopened.
+        limits: default `Limits()`.
+
+    Returns:
+        The cohort; at least one adapter, rejection or excluded client.
+
+    Raises:
+        UsageError: no such folder, not a folder, an unknown name in `exclude`, or a bad
+            `assume_alpha`.
+        InputRefused: no client in the folder at all, or more than `limits.max_clients`.
+    """
+    limits = limits or Limits()
+    _check_arguments(folder, assume_alpha)
+    try:
+        found = find_clients(folder)
+    except OSError as error:
+        raise UsageError(f"{quoted(folder.as_posix())} can't be listed: {error.strerror}") from None
+    if not found.candidates:
+        raise _nothing_found(folder, found.ignored)
+    if len(found.candidates) > limits.max_clients:
+        raise InputRefused(
+            f"{quoted(folder.as_posix())} holds {len(found.candidates):,} clients, above the "
+            f"limit of {limits.max_clients:,}"
+        )
+    _check_excluded(exclude, [candidate.name for candidate in found.candidates])
+    adapters: list[Adapter] = []
+    rejected: list[Rejection] = []
+    root = Path(os.path.realpath(folder))
+    for candidate in found.candidates:
+        if candidate.name in exclude:
+            continue
+        result = _load_one(candidate, root, assume_alpha, limits)
+        if isinstance(result, Adapter):
+            adapters.append(result)
+        else:
+            rejected.append(result)
+    notes = [*found.notes, *similar_names(c.name for c in found.candidates)]
+    return Cohort(
+        adapters=tuple(adapters),
+        rejected=tuple(rejected),
+        excluded=tuple(sorted(set(exclude), key=os.fsencode)),
+        ignored=tuple(found.ignored),
+        notes=tuple(notes),
+    )
+
+
+def similar_names(names: Iterable[str]) -> list[str]:
+    """One note for each group of names that differ only in case or Unicode form."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[unicodedata.normalize("NFC", name).casefold()].append(name)
+    notes = []
+    for group in groups.values():
+        if len(group) > 1:
+            listed = ", ".join(ascii(name) for name in sorted(group))
+            notes.append(f"clients {listed}: names differ only in case or Unicode form")
+    return sorted(notes)
+
+
+def _load_one(
+    candidate: Candidate, root: Path, assume_alpha: float | str | None, limits: Limits
+) -> Adapter | Rejection:
+    name, shown, sha256 = candidate.name, candidate.shown, None
+    try:
+        if candidate.refusal is not None:
+            raise candidate.refusal
+        file = open_safetensors(candidate.weights, limits, shown=shown)
+        sha256 = file.sha256
+        config, notes = find_config(
+            candidate.configs, file.metadata, root=root, assume_alpha=assume_alpha, limits=limits
+        )
+        return build_adapter(
+            name,
+            shown,
+            sha256,
+            file.tensors,
+            file,
+            config,
+            limits,
+            notes=(*candidate.notes, *notes),
+        )
+    except RejectedClient as error:
+        return rejection(error, name, shown, sha256)
+
+
+def _check_arguments(folder: Path, assume_alpha: float | str | None) -> None:
+    if assume_alpha is not None:
+        try:
+            assumed_config(assume_alpha)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    shown = quoted(folder.as_posix())
+    if not os.path.lexists(folder):
+        raise UsageError(f"folder {shown} does not exist", hint=_did_you_mean(folder))
+    if not folder.is_dir():
+        raise UsageError(
+            f"{shown} is not a folder", hint="give the folder that holds the clients' adapters"
+        )
+
+
+def _did_you_mean(folder: Path) -> str:
+    try:
+        siblings = [entry.name for entry in os.scandir(folder.parent) if entry.is_dir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(folder.name, sorted(siblings), n=1)
+    return f"did you mean {quoted((folder.parent / close[0]).as_posix())}?" if close else ""
+
+
+def _check_excluded(exclude: Sequence[str], names: Sequence[str]) -> None:
+    for name in exclude:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            raise UsageError(
+                f"no client is called {quoted(name)}, so it can't be excluded",
+                hint=f"did you mean {quoted(close[0])}?" if close else "",
+            )
+
+
+def _nothing_found(folder: Path, ignored: Sequence[str]) -> InputRefused:
+    count = len(ignored)
+    others = f"{count:,} other {'entry' if count == 1 else 'entries'} ignored"
+    return InputRefused(
+        f"no client in {quoted(folder.as_posix())} ({others})",
+        hint=f"looked for */{WEIGHTS} with {CONFIG}, and for *{SUFFIX}",
+    )

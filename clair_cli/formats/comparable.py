@@ -1,0 +1,198 @@
+"""Which clients of a cohort can be compared and merged: the majority decides, minorities go."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from clair_cli.errors import InputRefused, RejectedClient
+from clair_cli.formats.adapter import Adapter
+from clair_cli.formats.cohort import Cohort, Rejection, rejection
+from clair_cli.formats.key_map import first_few
+from clair_cli.formats.module_majority import reject_by_module, select_modules
+from clair_cli.formats.strict_json import quoted
+
+Modules = Literal["union", "intersection", "strict"]
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """The clients that go on.
+
+    Attributes:
+        adapters: in the cohort's order, at least one.
+        rejected: clients rejected here, sorted; those of `Cohort.rejected` are not repeated.
+        module_shapes: (out_features, in_features) of every module to merge, sorted by name.
+            An adapter may have modules that are not in it.
+        notes: remarks for the report.
+    """
+
+    adapters: tuple[Adapter, ...]
+    rejected: tuple[Rejection, ...]
+    module_shapes: dict[str, tuple[int, int]]
+    notes: tuple[str, ...]
+
+
+def check_comparable(cohort: Cohort, modules: Modules = "union") -> Comparable:
+    """Reject the clients that can't be merged with the majority.
+
+    Compared are the base model's name (as text; local paths and missing names never reject),
+    `fan_in_fan_out`, an init that changes the base, and the modules' shapes.
+
+    Args:
+        cohort: as loaded.
+        modules: "union": a module a client lacks is a zero update there; "intersection": only
+            modules that all have; "strict": a client without a module of the majority goes.
+
+    Raises:
+        InputRefused: no adapter, no majority where most clients disagree, or nothing shared.
+        ValueError: `modules` is another word.
+    """
+    if modules not in ("union", "intersection", "strict"):
+        raise ValueError(f"modules must be union, intersection or strict, got {modules!r}")
+    if not cohort.adapters:
+        count = len(cohort.rejected)
+        raise InputRefused(f"no usable client ({count:,} rejected)")
+    notes: list[str] = []
+    errors: dict[str, RejectedClient] = {}
+    adapters = list(cohort.adapters)
+    adapters = _same_base(adapters, errors, notes)
+    adapters = _majority(adapters, "fan_in_fan_out", _fan_in_fan_out, errors, notes)
+    adapters = _majority(adapters, "init_lora_weights", _init, errors, notes)
+    adapters, left_out = reject_by_module(adapters, errors, notes)
+    adapters, shapes = select_modules(adapters, modules, left_out, errors, notes)
+    _note_differences(adapters, notes)
+    paths = {adapter.name: adapter for adapter in cohort.adapters}
+    rejected = [
+        rejection(errors[name], name, paths[name].path, paths[name].sha256)
+        for name in sorted(errors, key=os.fsencode)
+    ]
+    return Comparable(tuple(adapters), tuple(rejected), shapes, tuple(notes))
+
+
+def is_local_path(name: str) -> bool:
+    """True for what is a path on somebody's machine and no hub name ("org/name").
+
+    >>> [is_local_path(n) for n in ("org/name", "gpt2", "/data/llama", "./m", "C:\\\\m")]
+    [False, False, True, True, True]
+    """
+    return bool(re.match(r"[/~.]|[A-Za-z]:[\\/]", name)) or "\\" in name or name.count("/") > 1
+
+
+def _last_part(name: str) -> str:
+    return re.split(r"[\\/]", name.rstrip("\\/"))[-1]
+
+
+def _fan_in_fan_out(adapter: Adapter) -> str:
+    return "true" if adapter.config.fan_in_fan_out else "false"
+
+
+def _init(adapter: Adapter) -> str:
+    init = adapter.config.base_changing_init
+    return quoted(init) if init else "one that keeps the base"
+
+
+def _base_name(adapter: Adapter) -> str:
+    return adapter.config.base_model_name_or_path or ""
+
+
+def _groups(
+    adapters: Sequence[Adapter], key: Callable[[Adapter], Hashable]
+) -> dict[Hashable, list[str]]:
+    groups: dict[Hashable, list[str]] = defaultdict(list)
+    for adapter in adapters:
+        groups[key(adapter)].append(adapter.name)
+    return groups
+
+
+def _majority(
+    adapters: list[Adapter],
+    field: str,
+    key: Callable[[Adapter], str],
+    errors: dict[str, RejectedClient],
+    notes: list[str],
+    n_clients: int | None = None,
+) -> list[Adapter]:
+    """Keep the adapters of the strict majority; without one, refuse.
+
+    If those compared (`adapters`) are fewer than half of all `n_clients`, no majority is only
+    a note: a few clients never end a round.
+    """
+    groups = _groups(adapters, key)
+    if len(groups) < 2:
+        return adapters
+    top = max(groups, key=lambda value: len(groups[value]))
+    if 2 * len(groups[top]) <= len(adapters):
+        listed = describe_groups({str(value): names for value, names in groups.items()})
+        if n_clients is not None and 2 * len(adapters) < n_clients:
+            notes.append(f"{field} differs: {listed}")
+            return adapters
+        raise InputRefused(f"no majority for {field}: {listed}")
+    count, total = len(groups[top]), len(adapters)
+    for adapter in adapters:
+        if key(adapter) != top:
+            errors[adapter.name] = RejectedClient(
+                f"{field} is {key(adapter)}, {count} of {total} clients have {top}",
+                found=f"{field} {key(adapter)}",
+                expected=f"{field} {top}",
+            )
+    return [adapter for adapter in adapters if key(adapter) == top]
+
+
+def describe_groups(groups: Mapping[str, Sequence[str]]) -> str:
+    """ "2 clients have X ('a', 'b'); 1 has Y ('c')", largest group first, at most five."""
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    texts = []
+    for value, names in ordered[:5]:
+        verb = "client has" if len(names) == 1 else "clients have"
+        texts.append(f"{len(names)} {verb} {value} ({first_few(names)})")
+    if len(ordered) > 5:
+        texts.append(f"{len(ordered) - 5} more groups")
+    return "; ".join(texts)
+
+
+def _same_base(
+    adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[str]
+) -> list[Adapter]:
+    """Hub names vote; a local path or a missing name is a note at most."""
+    voters = [a for a in adapters if _base_name(a) and not is_local_path(_base_name(a))]
+    kept = _majority(
+        voters,
+        "base_model_name_or_path",
+        lambda adapter: quoted(_base_name(adapter)),
+        errors,
+        notes,
+        len(adapters),
+    )
+    missing = [a.name for a in adapters if not _base_name(a)]
+    if missing:
+        notes.append(f"base model not named by {len(missing)} clients: {first_few(missing)}")
+    local = [a for a in adapters if is_local_path(_base_name(a))]
+    names = {_last_part(_base_name(a)) for a in kept} or {_last_part(_base_name(a)) for a in local}
+    odd = local if len(names) != 1 else [a for a in local if _last_part(_base_name(a)) not in names]
+    if odd:
+        listed = describe_groups(
+            {
+                quoted(_base_name(a)): [b.name for b in odd if _base_name(a) == _base_name(b)]
+                for a in odd
+            }
+        )
+        notes.append(f"base model is a local path that can't be compared: {listed}")
+    return [adapter for adapter in adapters if adapter.name not in errors]
+
+
+def _note_differences(adapters: Sequence[Adapter], notes: list[str]) -> None:
+    revisions = _groups([a for a in adapters if a.config.revision], lambda a: a.config.revision)
+    if len(revisions) > 1:
+        listed = describe_groups({quoted(value): names for value, names in revisions.items()})
+        notes.append(f"base model revisions differ: {listed}")
+    inits = {adapter.config.base_changing_init for adapter in adapters} - {""}
+    if inits:
+        notes.append(
+            f"all clients used init_lora_weights {first_few(inits)}: the merged update refers to "
+            "the base weights as that init changed them"
+        )

@@ -1,0 +1,291 @@
+"""Which entries of a cohort's folder are clients, and where each one's files are. Opens nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from clair_cli.errors import RejectedClient
+from clair_cli.formats.regular_file import kind_of
+from clair_cli.formats.strict_json import quoted
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+SUFFIX = ".safetensors"
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npz")
+_BACKUPS = ("~", ".bak", ".orig", ".tmp", ".swp", ".part", ".crdownload", ".old")
+# What trainers leave beside an adapter; never a client.
+_TRAINER_FILES = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One client to be, in the order of `entry`'s bytes.
+
+    Attributes:
+        entry: its name in the folder.
+        name: the client's name.
+        shown: path of the weights file (or of the entry) as the user would write it.
+        weights: the file to open; unused when `refusal` is set.
+        configs: where its config may be, first choice first.
+        notes: remarks for the report.
+        refusal: why it can't be read at all.
+    """
+
+    entry: str
+    name: str
+    shown: str
+    weights: Path
+    configs: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+    refusal: RejectedClient | None = None
+
+
+@dataclass
+class Found:
+    """Everything in a cohort's folder."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_clients(folder: Path) -> Found:
+    """List the clients of an existing folder, sorted by the bytes of their entry names.
+
+    Raises:
+        OSError: the folder itself can't be listed.
+    """
+    found = Found()
+    root = Path(os.path.realpath(folder))
+    entries = _listing(folder)
+    for entry in entries:
+        try:
+            candidate = _candidate(folder, root, entry, entries, found)
+        except RejectedClient as error:
+            candidate = _refused(folder, entry, error)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            refusal = RejectedClient(f"{quoted(entry)} is unreadable: {reason}", found=reason)
+            candidate = _refused(folder, entry, refusal)
+        if candidate is not None:
+            found.candidates.append(candidate)
+    if len(found.candidates) == 1 and found.candidates[0].entry == WEIGHTS and CONFIG in entries:
+        found.candidates[0] = _single(folder, root, found)
+    found.candidates = _distinct_names(found.candidates)
+    return found
+
+
+def open_path(path: Path, root: Path) -> Path:
+    """`path`, or what it links to if that lies inside `root` (a real path).
+
+    Raises:
+        RejectedClient: a dangling link, a loop, or a link out of `root`; names link and target.
+    """
+    if not os.path.islink(path):
+        return path
+    target = os.readlink(path)
+    link = f"link {quoted(path.name)} to {quoted(target)}"
+    try:
+        real = Path(os.path.realpath(path, strict=True))
+    except OSError as error:
+        what = "is dangling" if isinstance(error, FileNotFoundError) else "can't be followed"
+        raise RejectedClient(f"symbolic {link} {what}", found=link) from None
+    if root not in real.parents:
+        raise RejectedClient(
+            f"symbolic {link} leaves the cohort's folder",
+            found=link,
+            expected="links inside the folder only",
+        )
+    return real
+
+
+def _listing(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder), key=os.fsencode)
+
+
+def _refused(folder: Path, entry: str, refusal: RejectedClient) -> Candidate:
+    path = folder / entry
+    refusal.path = path.as_posix()
+    name = _stem(entry) if entry.endswith(SUFFIX) else entry
+    return Candidate(entry, name, path.as_posix(), path, refusal=refusal)
+
+
+def _stem(entry: str) -> str:
+    return entry[: -len(SUFFIX)] or entry
+
+
+def _candidate(
+    folder: Path, root: Path, entry: str, entries: list[str], found: Found
+) -> Candidate | None:
+    path = folder / entry
+    lower = entry.lower()
+    if entry.startswith((".", "#")) or lower.endswith(_BACKUPS):
+        found.ignored.append(entry)
+        return None
+    mode = os.stat(open_path(path, root)).st_mode if _may_be_client(path) else 0
+    if stat.S_ISDIR(mode):
+        return _in_folder(folder, root, entry, found)
+    if entry.endswith(SUFFIX):
+        if not stat.S_ISREG(mode):
+            raise _not_a_file(entry, mode)
+        configs = (folder / f"{_stem(entry)}.json", folder / CONFIG)
+        return Candidate(entry, _stem(entry), path.as_posix(), open_path(path, root), configs)
+    if lower.endswith(_PICKLES) and not lower.startswith(_TRAINER_FILES):
+        if _without_suffix(entry) + SUFFIX not in entries:
+            raise _pickle(entry)
+        found.notes.append(f"{quoted(entry)} ignored: the .safetensors file beside it is read")
+    elif lower.endswith(_ARCHIVES):
+        raise _archive(entry)
+    is_config = entry == CONFIG or (
+        entry.endswith(".json") and _without_suffix(entry) + SUFFIX in entries
+    )
+    if not is_config:
+        found.ignored.append(entry)
+    return None
+
+
+def _may_be_client(path: Path) -> bool:
+    """Folders, weights files, and links whose name is not that of some other file."""
+    if path.name.endswith(SUFFIX):
+        return True
+    if path.is_symlink():
+        return path.is_dir() or not path.suffix
+    return path.is_dir()
+
+
+def _in_folder(folder: Path, root: Path, entry: str, found: Found) -> Candidate | None:
+    here = folder / entry
+    names = _listing(here)
+    base, notes = here, []
+    if not any(name.endswith(SUFFIX) and not name.startswith(".") for name in names):
+        nested = _nested(here, names, root)
+        if nested is None:
+            _check_no_weights(names)
+            found.ignored.append(f"{entry}/")
+            found.notes.append(f"folder {quoted(entry)} ignored: it holds no adapter file")
+            return None
+        base, names = nested, _listing(nested)
+        notes.append(f"read from the sub-folder {quoted(nested.name)}")
+    file = _weights_name(entry, names)
+    if file != WEIGHTS:
+        notes.append(f"read {quoted(file)}")
+    pickles = [n for n in names if n.lower().endswith(_PICKLES)]
+    pickles = [n for n in pickles if not n.lower().startswith(_TRAINER_FILES)]
+    notes += [f"{quoted(name)} ignored" for name in pickles]
+    path = base / file
+    mode = os.lstat(open_path(path, root)).st_mode
+    if not stat.S_ISREG(mode):
+        raise _not_a_file(file, mode)
+    configs = [base / f"{_stem(file)}.json", base / CONFIG, here / CONFIG, folder / CONFIG]
+    if file == WEIGHTS:
+        del configs[0]
+    return Candidate(
+        entry,
+        entry,
+        path.as_posix(),
+        open_path(path, root),
+        tuple(dict.fromkeys(configs)),
+        tuple(notes),
+    )
+
+
+def _nested(here: Path, names: list[str], root: Path) -> Path | None:
+    """The one sub-folder that holds an adapter, or None."""
+    holders = []
+    for name in names:
+        path = here / name
+        if not name.startswith(".") and path.is_dir() and os.path.lexists(path / WEIGHTS):
+            open_path(path, root)  # a link may not leave
+            holders.append(path)
+    if len(holders) > 1:
+        listed = ", ".join(quoted(path.name) for path in holders[:5])
+        raise RejectedClient(
+            f"folder holds {len(holders)} adapters, expected one: {listed}",
+            found=f"{len(holders)} adapter folders",
+            expected="one adapter",
+        )
+    return holders[0] if holders else None
+
+
+def _weights_name(entry: str, names: list[str]) -> str:
+    if WEIGHTS in names:
+        return WEIGHTS
+    files = [name for name in names if name.endswith(SUFFIX) and not name.startswith(".")]
+    sharded = any(name.endswith(f"{SUFFIX}.index.json") for name in names)
+    if len(files) == 1 and not sharded:
+        return files[0]
+    what = "a sharded adapter" if sharded else f"{len(files)} {SUFFIX} files"
+    raise RejectedClient(
+        f"folder holds {what}, none called {WEIGHTS}",
+        found=", ".join(quoted(name) for name in files[:5]),
+        expected=WEIGHTS,
+    )
+
+
+def _check_no_weights(names: list[str]) -> None:
+    """Raise if a folder without a .safetensors file is a client that can't be read."""
+    for name in names:
+        lower = name.lower()
+        if lower.endswith(_PICKLES) and not lower.startswith(_TRAINER_FILES):
+            raise _pickle(name)
+    for name in names:
+        if name.lower().endswith(_ARCHIVES):
+            raise _archive(name)
+    if CONFIG in names:
+        raise RejectedClient(
+            f"folder holds {CONFIG}, but no {WEIGHTS}", found=CONFIG, expected=WEIGHTS
+        )
+
+
+def _without_suffix(entry: str) -> str:
+    return os.path.splitext(entry)[0]
+
+
+def _not_a_file(name: str, mode: int) -> RejectedClient:
+    kind = kind_of(mode)
+    return RejectedClient(
+        f"{quoted(name)} is {kind}, not a regular file", found=kind, expected="a regular file"
+    )
+
+
+def _pickle(name: str) -> RejectedClient:
+    return RejectedClient(
+        f"{quoted(name)} is a pickle-based file, not opened",
+        found="a pickle-based file",
+        expected=f"a {SUFFIX} file",
+        hint="ask the client to re-save with safe_serialization",
+    )
+
+
+def _archive(name: str) -> RejectedClient:
+    return RejectedClient(
+        f"{quoted(name)} is an archive, not unpacked",
+        found="an archive",
+        expected=f"a folder or a {SUFFIX} file",
+        hint="unpack it yourself, if you trust its sender",
+    )
+
+
+def _single(folder: Path, root: Path, found: Found) -> Candidate:
+    name = folder.name if folder.name not in ("", "..") else root.name
+    found.notes.append(f"the folder is itself one adapter: read as the one client {quoted(name)}")
+    return replace(found.candidates[0], name=name)
+
+
+def _distinct_names(candidates: list[Candidate]) -> list[Candidate]:
+    """Give clients of equal name their full entry names (unique within a folder)."""
+    while True:
+        counts = Counter(candidate.name for candidate in candidates)
+        clashing = [c.name != c.entry and counts[c.name] > 1 for c in candidates]
+        if not any(clashing):
+            return sorted(candidates, key=lambda c: os.fsencode(c.name))
+        candidates = [
+            replace(c, name=c.entry) if clash else c
+            for c, clash in zip(candidates, clashing, strict=True)
+        ]

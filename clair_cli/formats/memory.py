@@ -1,0 +1,132 @@
+"""Adapters that are already in memory, under the same checks as files."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clair_cli.errors import InputRefused, RejectedClient
+from clair_cli.formats.adapter import Adapter
+from clair_cli.formats.adapter_config import parse_config
+from clair_cli.formats.cohort import Cohort, Rejection, rejection, similar_names
+from clair_cli.formats.limits import Limits
+from clair_cli.formats.read_adapter import build_adapter
+from clair_cli.formats.safetensors_file import TensorEntry, count_non_finite, digest_of
+from clair_cli.formats.strict_json import quoted
+from clair_cli.formats.write_adapter import (
+    DTYPE_NAMES,
+    config_json,
+    safetensors_bytes,
+    tensor_bytes,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MemorySource:
+    """Tensors of a state dict; not copied, so each read checks that they are still the same."""
+
+    tensors: Mapping[str, Tensor]
+    digests: Mapping[str, bytes]
+
+    def read(self, key: str) -> Tensor:
+        """The caller's tensor, detached, on the CPU.
+
+        Raises:
+            KeyError: no such tensor.
+            RejectedClient: its values changed since they were checked.
+        """
+        tensor = self.tensors[key].detach().cpu()
+        if digest_of(tensor_bytes(tensor)) != self.digests[key]:
+            raise RejectedClient(f"tensor {quoted(key)} changed while reading")
+        return tensor
+
+
+def adapters_from_memory(
+    clients: Mapping[str, tuple[Mapping[str, Tensor], Any]], *, limits: Limits | None = None
+) -> Cohort:
+    """Check state dicts as `load_cohort` checks files.
+
+    Args:
+        clients: name to `(state dict, config)`. The state dict has LoRA tensors only; the
+            config is a mapping of fields or anything with `to_dict()`, as `peft.LoraConfig`.
+        limits: default `Limits()`.
+
+    Returns:
+        A cohort with empty paths; one bad client is a rejection. `sha256` is that of the
+        tensors as a canonical safetensors file followed by the config as canonical JSON.
+
+    Raises:
+        InputRefused: no client, or more than `limits.max_clients`.
+    """
+    limits = limits or Limits()
+    if not clients:
+        raise InputRefused("no client given")
+    if len(clients) > limits.max_clients:
+        raise InputRefused(f"{len(clients):,} clients, above the limit of {limits.max_clients:,}")
+    adapters: list[Adapter] = []
+    rejected: list[Rejection] = []
+    for name in sorted(clients, key=os.fsencode):
+        state, config = clients[name]
+        try:
+            adapters.append(_adapter(name, state, config, limits))
+        except RejectedClient as error:
+            rejected.append(rejection(error, name, ""))
+    return Cohort(tuple(adapters), tuple(rejected), notes=tuple(similar_names(clients)))
+
+
+def _adapter(name: str, state: Mapping[str, Tensor], config: Any, limits: Limits) -> Adapter:
+    if len(state) > limits.max_tensors:
+        raise RejectedClient(f"{len(state):,} tensors, above the limit of {limits.max_tensors:,}")
+    tensors = dict(state)
+    entries = {key: _entry(key, tensors[key], limits) for key in sorted(tensors)}
+    fields = _plain(config.to_dict() if hasattr(config, "to_dict") else config)
+    parsed = parse_config(fields)
+    try:
+        text = config_json(fields)
+    except (TypeError, ValueError) as error:
+        raise RejectedClient(f"adapter config can't be written as JSON: {error}") from None
+    data = safetensors_bytes(tensors, {}) + text.encode("utf-8")
+    source = MemorySource(tensors, {key: entry.digest for key, entry in entries.items()})
+    sha256 = hashlib.sha256(data).hexdigest()
+    return build_adapter(name, "", sha256, entries, source, parsed, limits)
+
+
+def _entry(key: str, tensor: Tensor, limits: Limits) -> TensorEntry:
+    import torch
+
+    if not isinstance(key, str) or len(key) > limits.max_name_chars:
+        raise RejectedClient(f"tensor name {quoted(key)} is not a name")
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+        raise RejectedClient(f"tensor {quoted(key)} is not a dense tensor with values")
+    shape, dtype = tuple(tensor.shape), DTYPE_NAMES.get(str(tensor.dtype))
+    if dtype is None:
+        raise RejectedClient(
+            f"tensor {quoted(key)} has dtype {tensor.dtype}, expected F32, F16, BF16 or F64",
+            found=str(tensor.dtype),
+            expected="F32, F16, BF16 or F64",
+        )
+    if 0 in shape:
+        raise RejectedClient(f"tensor {quoted(key)}: shape {shape} has an axis of length 0")
+    data = tensor_bytes(tensor)
+    count, first = count_non_finite(data, dtype)
+    return TensorEntry(key, dtype, shape, 0, len(data), digest_of(data), count, first)
+
+
+def _plain(value: Any) -> Any:
+    """Enums to their values and sets to sorted lists, as PEFT's own saving does."""
+    if isinstance(value, enum.Enum):
+        return _plain(value.value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted((_plain(item) for item in value), key=str)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

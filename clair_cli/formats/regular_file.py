@@ -1,0 +1,136 @@
+"""Opening a stranger's file: no link followed, no waiting on a pipe, a size cap before reading."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from clair_cli.errors import RejectedClient
+
+_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO (named pipe)"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISLNK, "a symbolic link"),
+)
+
+
+def kind_of(mode: int) -> str:
+    """What `st_mode` says the entry is, for messages: "a FIFO (named pipe)", "a regular file"."""
+    for is_kind, text in _KINDS:
+        if is_kind(mode):
+            return text
+    return "a regular file" if stat.S_ISREG(mode) else "not a regular file"
+
+
+@contextmanager
+def open_regular(path: Path, shown: str) -> Iterator[tuple[int, os.stat_result]]:
+    """Yield `(descriptor, fstat)` of a regular file; closes it afterwards.
+
+    Args:
+        path: what to open. Its last component may not be a link.
+        shown: the path as error objects carry it.
+
+    Raises:
+        RejectedClient: absent, unreadable, a link, or not a regular file.
+    """
+    name = os.path.basename(shown)
+    try:
+        fd = os.open(path, _FLAGS)
+    except OSError as error:
+        raise _open_failed(error, path, name, shown) from None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise _not_regular(status.st_mode, name, shown)
+        yield fd, status
+    finally:
+        os.close(fd)
+
+
+def _not_regular(mode: int, name: str, shown: str) -> RejectedClient:
+    kind = kind_of(mode)
+    return RejectedClient(
+        f"{name!r} is {kind}, not a regular file", path=shown, found=kind, expected="a regular file"
+    )
+
+
+def _open_failed(error: OSError, path: Path, name: str, shown: str) -> RejectedClient:
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        mode = stat.S_IFREG
+    if not stat.S_ISREG(mode) and error.errno not in (errno.EACCES, errno.EPERM):
+        return _not_regular(mode, name, shown)
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return RejectedClient(f"{name!r} is unreadable: {reason}", path=shown, found=reason)
+
+
+def read_exactly(fd: int, count: int) -> bytes:
+    """`count` bytes from the current position, fewer only at the end of the file."""
+    first = os.read(fd, count)
+    if len(first) == count or not first:
+        return first
+    parts, missing = [first], count - len(first)
+    while missing:
+        part = os.read(fd, missing)
+        if not part:
+            break
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def read_small(path: Path, shown: str, max_bytes: int) -> bytes:
+    """The whole of a small regular file.
+
+    Raises:
+        RejectedClient: not a readable regular file, or more than `max_bytes` bytes.
+    """
+    name = os.path.basename(shown)
+    with open_regular(path, shown) as (fd, status):
+        if status.st_size > max_bytes:
+            raise RejectedClient(
+                f"{name!r} has {status.st_size:,} bytes, above the limit of {max_bytes:,}",
+                path=shown,
+                found=f"{status.st_size:,} bytes",
+                expected=f"at most {max_bytes:,} bytes",
+            )
+        data = read_exactly(fd, max_bytes + 1)
+    if len(data) != status.st_size:
+        raise RejectedClient(f"{name!r} changed while reading", path=shown)
+    return data
+
+
+def sniff(start: bytes) -> str:
+    """What a file that is no safetensors file really is, from its first bytes, or ""."""
+    text = start.lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer; run git lfs pull"
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return "an HTML page, not a download of the file"
+    if start.startswith(b"PK\x03\x04"):
+        return "a zip archive (as torch.save writes), not opened"
+    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
+        return "a pickle, not opened"
+    if start.startswith(b"\x1f\x8b"):
+        return "a gzip archive, not opened"
+    if start[257:262] == b"ustar":
+        return "a tar archive, not opened"
+    if start.startswith(b"GGUF"):
+        return "a GGUF file"
+    return ""

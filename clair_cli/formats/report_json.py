@@ -1,0 +1,62 @@
+"""Report -> `clair.report/1`: strict, canonical JSON, and the schema it follows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from importlib.resources import files
+from typing import Any, cast
+
+from clair_cli.escape import whole_characters
+from clair_cli.report import Report
+
+
+def report_dict(report: Report) -> dict[str, Any]:
+    """The report as plain dicts, lists, strings and numbers, keys as in the dataclasses.
+
+    Raises:
+        TypeError: a value that JSON has no word for (a tensor, a path, a numpy number).
+    """
+    return cast(dict[str, Any], _plain(report))
+
+
+def report_json(report: Report) -> str:
+    r"""The report as one JSON document: the same report gives the same bytes.
+
+    Keys are sorted, characters outside ASCII escaped (so that printing it is safe anywhere),
+    and one newline stands at the end. A client name that is not Unicode has its stray bytes
+    as `\xNN` in the text, because many readers refuse half a surrogate pair.
+
+    Raises:
+        ValueError: a NaN or an infinity, which JSON does not have.
+        TypeError: as `report_dict`.
+    """
+    return json.dumps(report_dict(report), sort_keys=True, indent=2, allow_nan=False) + "\n"
+
+
+def load_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of `clair.report/1`, as shipped in this package."""
+    text = files("clair_cli.formats").joinpath("report.schema.json").read_text(encoding="utf-8")
+    return cast(dict[str, Any], json.loads(text))
+
+
+def _plain(value: object) -> object:
+    # `type(...) in`, not isinstance: numpy.float64 is a float, and must not slip through.
+    if value is None or type(value) in (bool, int, float):
+        return value
+    if isinstance(value, str):
+        return whole_characters(value)
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {_key(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    raise TypeError(f"a report can't hold a {type(value).__name__}")
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"a report's keys are strings, got a {type(key).__name__}")
+    return whole_characters(key)

@@ -1,0 +1,130 @@
+"""What one batch of modules says about the clients: a pure function of its tensors.
+
+Every module is reduced to norms, three K x K tables and a small two-sided core; modules meet
+only in those numbers, so a batch can run on a GPU, in a thread or on another machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.similarity import (
+    PairTable,
+    half_factors,
+    matrix_similarity,
+    subspace_similarity,
+)
+from clair_cli.maths.stack import FactorStack, Grams, block_sums, grams
+
+# Dimensions kept on each side of a two-sided core.
+CORE_DIM = 16
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Pairwise numbers and cores of some modules, in a fixed order of clients.
+
+    Attributes:
+        norms: Frobenius norm of each delta weight, (n_modules, n_clients).
+        matrix, output, input: similarities and their values for unrelated clients.
+        cores: P' (D_k / ||D_k||) Q on the leading dimensions of all clients' output and input
+            spaces, (n_modules, n_clients, CORE_DIM, CORE_DIM), zero padded.
+        effective_ranks: ||D||^4 / ||D D'||^2, at least 1; how many equal directions would
+            hold the same energy; NaN for a zero update, (n_modules, n_clients).
+    """
+
+    norms: Tensor
+    matrix: PairTable
+    output: PairTable
+    input: PairTable
+    cores: Tensor
+    effective_ranks: Tensor
+
+    def table(self, stacking: str) -> PairTable:
+        return {"matrix": self.matrix, "output": self.output, "input": self.input}[stacking]
+
+
+def gather(stack: FactorStack) -> Evidence:
+    """Reduce a batch of modules of one shape to what the judgement needs of it."""
+    pair = grams(stack)
+    output, output_basis = _unit_side(pair.B, pair.A, pair)
+    input_, input_basis = _unit_side(pair.A, pair.B, pair)
+    out_features, in_features = stack.shape
+    return Evidence(
+        pair.delta_norms,
+        matrix_similarity(pair),
+        subspace_similarity(output, pair.ranks, out_features),
+        subspace_similarity(input_, pair.ranks, in_features),
+        _two_sided_cores(pair, output_basis, input_basis),
+        _effective_ranks(output, pair),
+    )
+
+
+def _effective_ranks(unit_gram: Tensor, pair: Grams) -> Tensor:
+    energy = block_sums(unit_gram * unit_gram, pair.ranks).diagonal(dim1=1, dim2=2)
+    return torch.where(pair.norms > 0, 1.0 / energy.clamp_min(1e-300), torch.nan)
+
+
+def unit_core(stack: FactorStack, side: str) -> Tensor:
+    """Core of the horizontal stack of unit-norm delta weights (or of their transposes).
+
+    Returns:
+        C with C'C the stack's Gram, shape (n_modules, sum_rank, sum_rank); columns of a
+        zero update are zero.
+    """
+    pair = grams(stack)
+    outer, inner = (pair.B, pair.A) if side == "output" else (pair.A, pair.B)
+    gram, _ = _unit_side(outer, inner, pair)
+    values, vectors = torch.linalg.eigh(gram)
+    return (values.clamp_min(0.0).sqrt()[:, :, None] * vectors.mT).flip(1)
+
+
+def _unit_side(outer: Tensor, inner: Tensor, pair: Grams) -> tuple[Tensor, Tensor]:
+    """Compressed Gram of the unit-norm stack seen from one side, and coordinates of its
+    leading orthonormal directions on that side's factors, (n_modules, sum_rank, CORE_DIM)."""
+    inverse = torch.where(pair.norms > 0, 1.0 / pair.norms, 0.0)
+    columns = torch.repeat_interleave(inverse, torch.tensor(list(pair.ranks)), dim=1)
+    root = half_factors(inner, pair.ranks) * columns[:, None, :]
+    gram = root.mT @ outer @ root
+    values, vectors = torch.linalg.eigh(gram)
+    top = min(CORE_DIM, gram.shape[1])
+    values, vectors = values[:, -top:].flip(-1), vectors[:, :, -top:].flip(-1)
+    alive = values > 1e-12 * values[:, :1].clamp_min(1e-300)
+    scale = torch.where(alive, values.clamp_min(1e-300).rsqrt(), 0.0)
+    return gram, root @ (vectors * scale[:, None, :])
+
+
+def _two_sided_cores(pair: Grams, output_basis: Tensor, input_basis: Tensor) -> Tensor:
+    left = output_basis.mT @ pair.B  # P'B: (n_modules, top, sum_rank)
+    right = pair.A @ input_basis  # AQ: (n_modules, sum_rank, top)
+    inverse = torch.where(pair.norms > 0, 1.0 / pair.norms, 0.0)
+    cores = torch.zeros(len(left), len(pair.ranks), CORE_DIM, CORE_DIM, dtype=left.dtype)
+    start = 0
+    for k, rank in enumerate(pair.ranks):
+        block = slice(start, start + rank)
+        product = left[:, :, block] @ right[:, block, :]
+        cores[:, k, : product.shape[1], : product.shape[2]] = product * inverse[:, k, None, None]
+        start += rank
+    return cores
+
+
+def concatenate(parts: Sequence[Evidence], order: Sequence[int]) -> Evidence:
+    """Join batches, then put the modules into the given order (by name: same sums, same bytes)."""
+    index = torch.tensor(list(order))
+
+    def tables(name: str) -> PairTable:
+        chosen = [part.table(name) for part in parts]
+        return PairTable(
+            torch.cat([t.value for t in chosen])[index], torch.cat([t.null for t in chosen])[index]
+        )
+
+    return Evidence(
+        torch.cat([p.norms for p in parts])[index],
+        tables("matrix"), tables("output"), tables("input"),
+        torch.cat([p.cores for p in parts])[index],
+        torch.cat([p.effective_ranks for p in parts])[index],
+    )  # fmt: skip

@@ -1,0 +1,138 @@
+"""The merged delta weight of one module: a weighted mean, exact as a stack of factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.lowrank import Product, Spectrum, norm, spectrum
+from clair_cli.maths.stack import Factors
+
+# Ranks that serving engines accept for a LoRA adapter.
+SERVING_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def weighted_sum(
+    clients: Sequence[Factors], weights: Sequence[float], shape: tuple[int, int]
+) -> Product:
+    """sum_k weights[k] * scaling_k * B_k @ A_k, as one product of stacked factors.
+
+    Args:
+        clients: `(lora_A, lora_B, scaling)` or None (a zero update), in a fixed order.
+        weights: one finite number per client; a client of weight 0 is left out.
+        shape: (out_features, in_features).
+
+    Returns:
+        Float64 factors, each rank-one term split evenly between the two (no overflow, and
+        nothing lost to a client's gauge).
+    """
+    out_features, in_features = shape
+    columns: list[Tensor] = []
+    rows: list[Tensor] = []
+    for factors, weight in zip(clients, weights, strict=True):
+        if factors is None or weight == 0.0 or factors[2] == 0.0:
+            continue
+        lora_A, lora_B = factors[0].double(), factors[1].double()
+        norm_A = torch.linalg.vector_norm(lora_A, dim=1)
+        norm_B = torch.linalg.vector_norm(lora_B, dim=0)
+        alive = (norm_A > 0) & (norm_B > 0)
+        balance = (norm_A[alive] / norm_B[alive]).sqrt()
+        columns.append(lora_B[:, alive] * (balance * weight * factors[2]))
+        rows.append(lora_A[alive] / balance[:, None])
+    if not columns:
+        return Product(
+            torch.zeros(out_features, 0, dtype=torch.float64),
+            torch.zeros(0, in_features, dtype=torch.float64),
+        )
+    return Product(torch.cat(columns, dim=1), torch.cat(rows, dim=0))
+
+
+@dataclass(frozen=True)
+class MergedModule:
+    """One module's merged update before it is cut to a rank.
+
+    Attributes:
+        spectrum: of the exact merged delta weight.
+        norm: its Frobenius norm.
+        plain_distance: norm of its difference to the plain mean of all comparable clients.
+        plain_norm: norm of that plain mean.
+    """
+
+    spectrum: Spectrum
+    norm: float
+    plain_distance: float
+    plain_norm: float
+
+
+def merge_module(
+    clients: Sequence[Factors],
+    weights: Sequence[float],
+    plain_weights: Sequence[float],
+    shape: tuple[int, int],
+) -> MergedModule:
+    """Merge one module; a pure function of its tensors and K numbers."""
+    exact = weighted_sum(clients, weights, shape)
+    plain = weighted_sum(clients, plain_weights, shape)
+    decomposed = spectrum(exact)
+    return MergedModule(
+        decomposed,
+        float(torch.linalg.vector_norm(decomposed.values)),
+        norm(exact - plain),
+        norm(plain),
+    )
+
+
+@dataclass(frozen=True)
+class WrittenModule:
+    """A module's factors as they will stand in the file, and what writing them cost.
+
+    Attributes:
+        lora_A: shape (rank, in_features), in the output dtype.
+        lora_B: shape (out_features, rank), in the output dtype.
+        error: norm of (exact merged delta weight - scaling * lora_B @ lora_A).
+    """
+
+    lora_A: Tensor
+    lora_B: Tensor
+    error: float
+
+
+def write_module(
+    exact: Spectrum, rank: int, scaling: float, dtype: torch.dtype
+) -> WrittenModule | None:
+    """Cut to `rank`, divide `scaling` out, round to `dtype`; None if that overflows.
+
+    Args:
+        exact: the merged delta weight.
+        rank: of the output, zero padded where the module has less.
+        scaling: what a reader will multiply B @ A with; positive.
+    """
+    cut = exact.truncated(rank)
+    half = scaling**-0.5
+    lora_A, lora_B = (cut.lora_A * half).to(dtype), (cut.lora_B * half).to(dtype)
+    if not (torch.isfinite(lora_A).all() and torch.isfinite(lora_B).all()):
+        return None
+    written = Product(lora_B.double() * scaling, lora_A.double())
+    whole = Product(exact.left * exact.values, exact.right)
+    return WrittenModule(lora_A, lora_B, norm(whole - written))
+
+
+def choose_rank(
+    errors: dict[int, float], error_target: float, largest: int = SERVING_RANKS[-1]
+) -> tuple[int, bool]:
+    """The smallest serving rank whose error is at most the target.
+
+    Args:
+        errors: relative error of the whole adapter at each serving rank.
+        error_target: at least 0.
+
+    Returns:
+        The rank, and whether the largest one still misses the target.
+    """
+    for rank in sorted(errors):
+        if errors[rank] <= error_target:
+            return rank, False
+    return largest, True

@@ -1,0 +1,115 @@
+"""The two proximal operators of the decomposition, for batches of stacked blocks.
+
+A stack is a tensor (n_modules, rows, sum_cols): each module's blocks side by side, block k
+(client k) being `ranks[k]` columns wide, the same in every module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Thresholded:
+    """Result of `singular_value_threshold`.
+
+    Attributes:
+        value: same shape as the input.
+        nuclear_norm: of `value`, shape (n_modules,).
+        rank: number of singular values left, shape (n_modules,), int64.
+    """
+
+    value: Tensor
+    nuclear_norm: Tensor
+    rank: Tensor
+
+
+def singular_value_threshold(stack: Tensor, threshold: float) -> Thresholded:
+    """Shrink every singular value of every module by `threshold`, not below 0.
+
+    The proximal operator of `threshold * ||X||_*`.
+
+    Args:
+        stack: shape (n_modules, rows, cols), finite.
+        threshold: at least 0, in the units of the singular values.
+
+    Raises:
+        ValueError: `stack` has not three axes, or `threshold` is negative or NaN.
+
+    Source:
+        J.-F. Cai, E. Candes, Z. Shen, "A singular value thresholding algorithm for matrix
+        completion", SIAM J. Optim. 20(4), 2010, theorem 2.1.
+
+    >>> singular_value_threshold(torch.diag(torch.tensor([3.0, 0.5]))[None], 1.0).value
+    tensor([[[2., 0.],
+             [0., 0.]]])
+    """
+    if stack.ndim != 3:
+        raise ValueError(f"stack must have shape (n_modules, rows, cols), got {tuple(stack.shape)}")
+    if not threshold >= 0:  # also refuses NaN
+        raise ValueError(f"threshold must be at least 0, got {threshold}")
+    left, singular, right = torch.linalg.svd(stack, full_matrices=False)
+    shrunk = (singular - threshold).clamp_min(0.0)
+    return Thresholded((left * shrunk[:, None, :]) @ right, shrunk.sum(-1), (shrunk > 0).sum(-1))
+
+
+def block_norms(stack: Tensor, ranks: Sequence[int], *, joint: bool) -> Tensor:
+    """Frobenius norm of each client's block.
+
+    Args:
+        stack: shape (n_modules, rows, sum(ranks)).
+        joint: over all modules together (one number per client) or module by module.
+
+    Returns:
+        Shape (n_clients,) if joint, else (n_modules, n_clients).
+    """
+    squares = (stack * stack).sum(1)
+    per_block = torch.stack([part.sum(-1) for part in squares.split(list(ranks), dim=-1)], dim=-1)
+    return (per_block.sum(0) if joint else per_block).sqrt()
+
+
+def spread(per_block: Tensor, ranks: Sequence[int]) -> Tensor:
+    """One number per block -> one per column, with axes to multiply a stack by."""
+    columns = torch.repeat_interleave(
+        per_block, torch.tensor(list(ranks), device=per_block.device), dim=-1
+    )
+    return columns[None, None, :] if columns.ndim == 1 else columns[:, None, :]
+
+
+def group_soft_threshold(
+    stack: Tensor, ranks: Sequence[int], threshold: float, *, joint: bool = False
+) -> Tensor:
+    """Shrink each client's block towards zero by its Frobenius norm.
+
+    The proximal operator of `threshold * sum_k ||S_k||_F`:
+
+        S_k  ->  max(0, 1 - threshold / ||S_k||_F) * S_k
+
+    A block whose norm is at most `threshold` becomes exactly zero. A block that stays
+    non-zero is what the block-sparse part says about client k.
+
+    Args:
+        stack: shape (n_modules, rows, sum(ranks)), finite.
+        threshold: at least 0, in the units of a block's norm.
+        joint: a client's block is its part of all modules together.
+
+    Raises:
+        ValueError: `threshold` is negative or NaN.
+
+    Source:
+        N. Parikh, S. Boyd, "Proximal Algorithms", Foundations and Trends in Optimization
+        1(3), 2014, section 6.5.1 (sum of norms, block soft thresholding).
+
+    >>> group_soft_threshold(torch.tensor([[[3.0, 0.3], [4.0, 0.4]]]), (1, 1), 1.0)
+    tensor([[[2.4000, 0.0000],
+             [3.2000, 0.0000]]])
+    """
+    if not threshold >= 0:  # also refuses NaN
+        raise ValueError(f"threshold must be at least 0, got {threshold}")
+    norms = block_norms(stack, ranks, joint=joint)
+    tiny = torch.finfo(stack.dtype).tiny  # a zero block stays zero, without 0 / 0
+    return stack * spread((1 - threshold / norms.clamp_min(tiny)).clamp_min(0.0), ranks)

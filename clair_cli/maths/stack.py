@@ -1,0 +1,179 @@
+"""Clients' factors side by side, and the two Gram matrices that hold everything about them.
+
+For client k of one module, `delta_weight` D_k = scaling_k B_k A_k. A and B alone mean nothing
+((B R, R^-1 A) is the same adapter), so what leaves this file depends on D only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# A client's (lora_A, lora_B, scaling) in one module, or None: it lacks the module (zero update).
+Factors = tuple[Tensor, Tensor, float] | None
+
+
+@dataclass(frozen=True)
+class FactorStack:
+    """The factors of all clients for a batch of modules of one shape, ready for products.
+
+    `delta_weight[m, k] = scale[m, k] * lora_B[m][:, block k] @ lora_A[m][block k]`, where the
+    factors are rescaled so that no product over- or underflows: rank-one term by rank-one
+    term both factors have the same norm, and each client's largest term has norm one.
+
+    Attributes:
+        lora_A: shape (n_modules, sum_rank, in_features).
+        lora_B: shape (n_modules, out_features, sum_rank).
+        scale: shape (n_modules, n_clients), float64, at least 0; 0 for a zero update.
+        ranks: columns of each client; a client with a smaller rank in some module of the
+            batch is padded with zeros.
+    """
+
+    lora_A: Tensor
+    lora_B: Tensor
+    scale: Tensor
+    ranks: tuple[int, ...]
+
+    @property
+    def n_clients(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        return self.lora_B.shape[1], self.lora_A.shape[2]
+
+    def blocks(self) -> list[slice]:
+        """Where each client's columns lie, in the order of the clients."""
+        ends = [sum(self.ranks[: k + 1]) for k in range(len(self.ranks))]
+        return [slice(end - rank, end) for end, rank in zip(ends, self.ranks, strict=True)]
+
+
+def _balanced(lora_A: Tensor, lora_B: Tensor, scaling: float) -> tuple[Tensor, Tensor, float]:
+    """The same product with each rank-one term split evenly and the largest of norm one."""
+    norm_A = torch.linalg.vector_norm(lora_A, dim=1)
+    norm_B = torch.linalg.vector_norm(lora_B, dim=0)
+    term = norm_A * norm_B
+    largest = float(term.max()) if len(term) else 0.0
+    scale = abs(scaling) * largest
+    if scale == 0.0:
+        return torch.zeros_like(lora_A), torch.zeros_like(lora_B), 0.0
+    half = torch.sqrt(term / largest)
+    factor_A = torch.where(norm_A > 0, half / norm_A, 0.0)
+    factor_B = torch.where(norm_B > 0, half / norm_B, 0.0)
+    sign = 1.0 if scaling > 0 else -1.0
+    return factor_A[:, None] * lora_A, sign * factor_B * lora_B, scale
+
+
+def stack_factors(
+    modules: Sequence[Sequence[Factors]],
+    shape: tuple[int, int],
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> FactorStack:
+    """Lay the clients' factors side by side for a batch of modules of one shape.
+
+    Args:
+        modules: per module one entry per client, the clients in one fixed order:
+            `(lora_A (rank, in), lora_B (out, rank), scaling)`, or None for a zero update.
+        shape: (out_features, in_features) of every module in the batch.
+        dtype: of the stack; float64 unless the device has none.
+        device: where the stack lives.
+
+    Raises:
+        ValueError: a factor does not fit `shape`, or A and B differ in rank.
+    """
+    out_features, in_features = shape
+    n_clients = len(modules[0])
+    ranks = tuple(
+        max((0 if m[k] is None else m[k][0].shape[0] for m in modules), default=0)  # type: ignore[index]
+        for k in range(n_clients)
+    )
+    total = sum(ranks)
+    stacked_A = torch.zeros(len(modules), total, in_features, dtype=torch.float64)
+    stacked_B = torch.zeros(len(modules), out_features, total, dtype=torch.float64)
+    scale = torch.zeros(len(modules), n_clients, dtype=torch.float64)
+    for i, clients in enumerate(modules):
+        start = 0
+        for k, factors in enumerate(clients):
+            if factors is not None:
+                lora_A, lora_B, scaling = factors
+                rank = lora_A.shape[0]
+                if lora_A.shape != (rank, in_features) or lora_B.shape != (out_features, rank):
+                    raise ValueError(
+                        f"lora_A {tuple(lora_A.shape)} and lora_B {tuple(lora_B.shape)} do not "
+                        f"make a delta weight of shape {shape}"
+                    )
+                A, B, size = _balanced(lora_A.double(), lora_B.double(), scaling)
+                stacked_A[i, start : start + rank] = A
+                stacked_B[i, :, start : start + rank] = B
+                scale[i, k] = size
+            start += ranks[k]
+    return FactorStack(
+        stacked_A.to(device=device, dtype=dtype), stacked_B.to(device=device, dtype=dtype),
+        scale, ranks,
+    )
+
+
+@dataclass(frozen=True)
+class Grams:
+    """B'B and AA' of a `FactorStack`, in float64 on the CPU, and the norms they give.
+
+    Attributes:
+        B: shape (n_modules, sum_rank, sum_rank).
+        A: shape (n_modules, sum_rank, sum_rank).
+        norms: Frobenius norm of each delta weight over its `scale`, (n_modules, n_clients).
+        scale: as in the stack.
+        ranks: as in the stack.
+        shape: (out_features, in_features).
+    """
+
+    B: Tensor
+    A: Tensor
+    norms: Tensor
+    scale: Tensor
+    ranks: tuple[int, ...]
+    shape: tuple[int, int]
+
+    @property
+    def delta_norms(self) -> Tensor:
+        """Frobenius norm of every delta weight, (n_modules, n_clients), weight units."""
+        return self.norms * self.scale
+
+
+# Below this share of its factors' size a product is rounding error, not an update (float64
+# Grams resolve a norm to about 1e-8 of the factors' product).
+_VANISHING = 1e-7
+
+
+def grams(stack: FactorStack) -> Grams:
+    """Both Gram matrices of a stack, and each client's norm from them.
+
+    A product that cancels to rounding error counts as a zero update (norm exactly 0).
+    """
+    B = (stack.lora_B.mT @ stack.lora_B).double().cpu()
+    A = (stack.lora_A @ stack.lora_A.mT).double().cpu()
+    squared = block_sums(B * A, stack.ranks).diagonal(dim1=1, dim2=2)
+    norms = squared.clamp_min(0.0).sqrt()
+    norms = torch.where(norms > _VANISHING, norms, 0.0)
+    norms = torch.where(stack.scale > 0, norms, 0.0)
+    return Grams(B, A, norms, stack.scale, stack.ranks, stack.shape)
+
+
+def block_sums(matrix: Tensor, ranks: Sequence[int]) -> Tensor:
+    """Sum a (..., sum_rank, sum_rank) matrix over each pair of clients' blocks.
+
+    Returns:
+        Shape (..., n_clients, n_clients).
+    """
+    owner = torch.repeat_interleave(
+        torch.arange(len(ranks), device=matrix.device),
+        torch.tensor(list(ranks), device=matrix.device),
+    )
+    indicator = torch.zeros(sum(ranks), len(ranks), dtype=matrix.dtype, device=matrix.device)
+    indicator[torch.arange(sum(ranks), device=matrix.device), owner] = 1.0
+    return indicator.T @ matrix @ indicator

@@ -1,0 +1,187 @@
+"""Where sharing is found, and which coherent groups there are.
+
+Three stackings of the same tensors are looked at (similarity.py). `matrix` comes first: on
+trained adapters it is the one that separates, while generic output directions are shared by
+everybody. `output` and `input` decide where the matrix stacking shows nothing, as in data
+whose clients share a subspace but not their coefficients in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.evidence import Evidence
+from clair_cli.maths.groups import (
+    LONER_RATIO,
+    Level,
+    PairLevels,
+    alignment,
+    coherent_groups,
+    excess_table,
+)
+
+# Delta weights this alike are one vote (any gauge, any positive factor).
+DUPLICATE_COSINE = 0.999
+# A pair set apart as a group of two must be about as coherent as the main group: two honest
+# clients that share other data besides are less so.
+PAIR_LEVEL = 0.9
+# A second coherent group larger than this share of the largest leaves no majority.
+SECOND_GROUP_SHARE = 0.7
+# Sharing must be this many times what the sign-flipped similarities show by chance.
+CHANCE_FACTOR = 2.0
+# Least significant level, in standard errors over modules (with 4 modules or more).
+MIN_T = 3.0
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What one stacking shows.
+
+    Attributes:
+        stacking: "matrix", "output" or "input".
+        groups: coherent groups of the distinct clients, largest first.
+        level: inside the largest group; NaN with fewer than two members.
+        accepted: whether that is sharing rather than chance.
+    """
+
+    stacking: str
+    groups: tuple[tuple[int, ...], ...]
+    level: Level
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Groups that the pairwise similarities suggest.
+
+    Attributes:
+        duplicates: client -> the first client (in the given order) it equals up to scale.
+        empty: clients without any update.
+        distinct: the clients left, one vote each.
+        sharings: one per stacking.
+        stacking: where sharing was found, or None.
+        group: the largest coherent group there.
+        others: further groups of two or more, largest first.
+    """
+
+    duplicates: dict[int, int]
+    empty: tuple[int, ...]
+    distinct: tuple[int, ...]
+    sharings: tuple[Sharing, ...]
+    stacking: str | None
+    group: tuple[int, ...]
+    others: tuple[tuple[int, ...], ...]
+
+    @property
+    def loners(self) -> tuple[int, ...]:
+        grouped = {k for g in (self.group, *self.others) for k in g}
+        return tuple(k for k in self.distinct if k not in grouped)
+
+
+def joint_cosine(evidence: Evidence) -> Tensor:
+    """Cosine of the clients' whole updates, all modules together, (n_clients, n_clients)."""
+    share = _unit_columns(evidence.norms)
+    cosines = torch.nan_to_num(evidence.matrix.value, nan=0.0)
+    return (cosines * share[:, :, None] * share[:, None, :]).sum(0)
+
+
+def _unit_columns(norms: Tensor) -> Tensor:
+    """Norms (n_modules, n_clients) over each client's whole norm, without overflow."""
+    largest = norms.amax(0)
+    scaled = norms / torch.where(largest > 0, largest, 1.0)
+    total = torch.linalg.vector_norm(scaled, dim=0)
+    return scaled / torch.where(total > 0, total, 1.0)
+
+
+def find_duplicates(evidence: Evidence, clients: Sequence[int]) -> dict[int, int]:
+    """Client -> the first client of its group of equals; the first ones are not keys."""
+    cosine = joint_cosine(evidence)
+    first: dict[int, int] = {}
+    kept: list[int] = []
+    for k in clients:
+        same = [j for j in kept if float(cosine[j, k]) >= DUPLICATE_COSINE]
+        if same:
+            first[k] = same[0]
+        else:
+            kept.append(k)
+    return first
+
+
+def pair_levels(evidence: Evidence, stacking: str) -> PairLevels:
+    table = evidence.table(stacking)
+    return PairLevels(excess_table([table.value], [table.null]))
+
+
+def find_sharing(evidence: Evidence, stacking: str, clients: Sequence[int]) -> Sharing:
+    """The coherent groups of one stacking, and whether the largest is more than chance."""
+    levels = pair_levels(evidence, stacking)
+    groups = coherent_groups(levels, clients)
+    largest = groups[0] if groups else ()
+    if len(largest) < 2:
+        return Sharing(stacking, tuple(groups), Level(float("nan"), 0.0), False)
+    level = levels.level(largest)
+    significant = level.mean > 0 and (
+        len(evidence.norms) < 4 or level.mean >= MIN_T * level.se
+    )
+    accepted = len(largest) >= 3 and significant
+    if accepted and stacking == "matrix":
+        table = evidence.matrix
+        flipped = PairLevels(excess_table([-table.value], [table.null]))
+        chance = coherent_groups(flipped, clients)[0]
+        if len(chance) >= 3:  # a client and its opposite are a pair, not chance
+            by_chance = (len(chance) - 1) * flipped.level(chance).mean
+            accepted = (len(largest) - 1) * level.mean >= CHANCE_FACTOR * by_chance
+    return Sharing(stacking, tuple(groups), level, accepted)
+
+
+def _choose(sharings: Sequence[Sharing]) -> Sharing | None:
+    matrix, *sides = sharings
+    if matrix.accepted:
+        return matrix
+    accepted = [s for s in sides if s.accepted]
+    return max(accepted, key=lambda s: s.level.mean) if accepted else None
+
+
+def find_structure(evidence: Evidence) -> Structure:
+    """Duplicates, empty updates, and coherent groups, in the stacking that shows sharing."""
+    alive = evidence.norms.amax(0) > 0
+    empty = tuple(k for k in range(len(alive)) if not bool(alive[k]))
+    present = [k for k in range(len(alive)) if bool(alive[k])]
+    duplicates = find_duplicates(evidence, present)
+    distinct = tuple(k for k in present if k not in duplicates)
+    sharings = tuple(find_sharing(evidence, s, distinct) for s in ("matrix", "output", "input"))
+    chosen = _choose(sharings)
+    if chosen is None:
+        return Structure(duplicates, empty, distinct, sharings, None, (), ())
+    levels = pair_levels(evidence, chosen.stacking)
+    group = chosen.groups[0]
+    others = tuple(
+        g for g in chosen.groups[1:]
+        if len(g) > 2 or (
+            len(g) == 2
+            and levels.level(g).mean >= PAIR_LEVEL * levels.level(group).mean
+        )
+    )  # fmt: skip
+    apart = {k for g in others for k in g}
+    free = [k for k in distinct if k not in apart]
+    group = settle(levels, group, free)
+    return Structure(duplicates, empty, distinct, sharings, chosen.stacking, group, others)
+
+
+def settle(
+    levels: PairLevels, group: Sequence[int], clients: Sequence[int], max_iter: int = 10
+) -> tuple[int, ...]:
+    """Let every client join or leave a group by its own alignment with it, until it settles."""
+    current = tuple(sorted(group))
+    for _ in range(max_iter):
+        following = tuple(
+            k for k in clients if alignment(levels, k, current).ratio >= LONER_RATIO
+        )
+        if following == current or len(following) < 3:
+            break
+        current = following
+    return current

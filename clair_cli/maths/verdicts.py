@@ -1,0 +1,193 @@
+"""Verdicts with reasons: one documented rule joins alignment and decomposition.
+
+For a distinct client, in this order:
+
+    group apart      member of another coherent group                          contaminated
+    opposite         alignment ratio below 0 by two standard errors            contaminated
+    unlike           alignment ratio < LONER_RATIO, S_k != 0, and the ratio
+                     stays below DOUBT_RATIO within two standard errors        contaminated
+    disagreement     only one of the two says that it does not share, or both
+                     do within the band of doubt                               suspicious
+    one module       aligned as a whole, unlike the others in single modules   contaminated
+    size             norm (whole, or in a module) far from the set's median    contaminated
+                                                                               or suspicious
+    spread           energy over far more directions than the others': noise   contaminated
+                     (suspicious if its alignment does not suffer)             or suspicious
+    place            core U' D V far from the others', or all but their mean   suspicious
+    else                                                                       benign
+
+A duplicate takes no vote; an empty update has nothing to merge. No fraction is asked for, and
+every line is an absolute one: it can be crossed by nobody or by most.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from clair_cli.maths.groups import LONER_RATIO, N_SE
+from clair_cli.maths.scores import Scores
+
+# An honest client whose data overlaps the others' by half can come down to 0.44 (measured).
+DOUBT_RATIO = 0.5
+# Norms over the set's median. Clients of one round differ by tens of percent; at 5 a client of
+# ten outweighs half of the others.
+NORM_SUSPICIOUS, NORM_CONTAMINATED = 2.5, 5.0
+MODULE_NORM_SUSPICIOUS, MODULE_NORM_CONTAMINATED = 5.0, 10.0
+NORM_VANISHING = 1e-3
+# Distance of the core over the members' median distance; honest clients measured 0.75 to 1.35,
+# data overlapping by half up to 1.7. Far out is bounded, far in is what a copied mean looks like.
+CORE_FAR, CORE_NEAR = 2.0, 0.5
+# Directions the energy is spread over, over the members' median; honest 0.83 to 1.19 measured.
+SPREAD_RATIO = 2.0
+# A spread-out client at least this well aligned is only suspicious.
+SPREAD_ALIGNED = 0.9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A reason: a stable code and a phrase with the numbers."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One client's verdict ("benign", "suspicious" or "contaminated") and its reasons.
+
+    Attributes:
+        influence: factor on its weight, 0 to 1; 1 for a benign client.
+    """
+
+    verdict: str
+    findings: tuple[Finding, ...]
+    influence: float
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def alignment_findings(scores: Scores, kept: bool, apart: str) -> tuple[str, list[Finding]]:
+    """Verdict of alignment and decomposition together.
+
+    Args:
+        kept: whether the decomposition left the client's block at zero.
+        apart: names of the other members of its own coherent group, "" if it has none.
+    """
+    ratio, high = scores.alignment.ratio, scores.alignment.high
+    level = f"similarity to the others {_share(ratio)} of their own level"
+    if apart:
+        finding = Finding("in_a_group", f"in a group with {apart}, apart from the others ({level})")
+        opposite = [Finding("opposite", f"opposite to the others ({_share(ratio)})")]
+        return "contaminated", [finding, *(opposite if high < 0 else [])]
+    if high < 0:  # inside the subspace or not: the decomposition can't see a sign
+        return "contaminated", [
+            Finding("opposite", f"opposite to the others (similarity {_share(ratio)} of their own)")
+        ]
+    below = not ratio >= LONER_RATIO  # also catches NaN
+    if below and not kept and not high >= DOUBT_RATIO:
+        return "contaminated", [Finding("unlike_the_others", f"unlike the others: {level}")]
+    if below and not kept:
+        return "suspicious", [
+            Finding("weakly_alike", f"{level}, within {N_SE:g} standard errors of belonging")
+        ]
+    if below:
+        return "suspicious", [
+            Finding("weakly_alike", f"{level}, though the decomposition keeps it")
+        ]
+    if not kept:
+        return "suspicious", [
+            Finding(
+                "off_subspace",
+                f"off the shared subspace ({_share(scores.captured_ratio)} of the typical share "
+                f"inside), though {level}",
+            )
+        ]
+    return "benign", []
+
+
+def size_findings(scores: Scores) -> tuple[str, list[Finding]]:
+    """Verdict of the norms alone."""
+    ratio, module = scores.norm_ratio, scores.module_norm_ratio
+    text = f"norm {ratio:.3g} x the median"
+    if not ratio < NORM_CONTAMINATED:  # also catches NaN
+        return "contaminated", [Finding("norm", text)]
+    if not module < MODULE_NORM_CONTAMINATED:
+        return "contaminated", [
+            Finding("module_norm", f"norm {module:.3g} x the median in one module")
+        ]
+    if ratio > NORM_SUSPICIOUS:
+        return "suspicious", [Finding("norm", text)]
+    if module > MODULE_NORM_SUSPICIOUS:
+        return "suspicious", [
+            Finding("module_norm", f"norm {module:.3g} x the median in one module")
+        ]
+    if ratio < NORM_VANISHING:
+        return "suspicious", [Finding("no_update", f"almost no update: {text}")]
+    return "benign", []
+
+
+def shape_findings(scores: Scores) -> tuple[str, list[Finding]]:
+    """Verdict of where and how widely the update lies, for a client without other findings."""
+    spread, distance = scores.effective_rank_ratio, scores.core_distance
+    if spread > SPREAD_RATIO:
+        low = scores.alignment.high < SPREAD_ALIGNED
+        return "contaminated" if low else "suspicious", [
+            Finding(
+                "noise",
+                f"like noise: spread over {spread:.3g} x as many directions as the others, "
+                f"similarity {_share(scores.alignment.ratio)} of their own level",
+            )
+        ]
+    if distance > CORE_FAR:
+        return "suspicious", [
+            Finding(
+                "far_inside",
+                f"far out inside the shared subspace ({distance:.3g} x the typical distance)",
+            )
+        ]
+    if distance < CORE_NEAR:
+        return "suspicious", [
+            Finding(
+                "near_mean",
+                f"unnaturally close to the others' mean ({distance:.3g} x the typical distance)",
+            )
+        ]
+    return "benign", []
+
+
+_ORDER = ("benign", "suspicious", "contaminated")
+
+
+def decide(scores: Scores, kept: bool, apart: str, module_names: tuple[str, ...]) -> Verdict:
+    """The rule of this module's text, for one distinct client.
+
+    Args:
+        kept: the decomposition's word. apart: see `alignment_findings`.
+        module_names: for the reason that names single modules.
+    """
+    verdict, findings = alignment_findings(scores, kept, apart)
+    sized, more = size_findings(scores)
+    verdict, findings = max(verdict, sized, key=_ORDER.index), findings + more
+    if scores.odd_modules and not findings:
+        verdict = "contaminated"
+        named = ", ".join(module_names[m] for m in scores.odd_modules[:3])
+        findings.append(Finding("odd_module", f"unlike the others in {named}"))
+    if verdict == "benign":
+        verdict, findings = shape_findings(scores)
+    return Verdict(verdict, tuple(findings), _influence(verdict, scores))
+
+
+def _influence(verdict: str, scores: Scores) -> float:
+    """A suspicious client moves the merge at most as much as a typical one would."""
+    if verdict == "contaminated":
+        return 0.0
+    if verdict == "benign":
+        return 1.0
+    largest = max(
+        x for x in (1.0, scores.norm_ratio, scores.module_norm_ratio / 2.0,
+                    scores.core_distance / CORE_FAR) if not math.isnan(x)
+    )  # fmt: skip
+    return 1.0 / largest

@@ -1,0 +1,305 @@
+"""What a run found, as plain numbers and words: `clair.report/1`. Standard library only.
+
+Every float here is finite or None: a number that can't be known is None, never NaN.
+Shares and ratios lie in 0 to 1 unless said otherwise; norms are in weight units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+SCHEMA = "clair.report/1"
+
+# In the order a reader wants them: who was left out first.
+VERDICTS = ("contaminated", "suspicious", "duplicate", "rejected", "undetermined", "benign")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a verdict was given.
+
+    Attributes:
+        code: stable and machine readable, e.g. "unlike_the_others", "in_a_group",
+            "opposite", "norm", "duplicate", "no_update", "unreadable".
+        text: a short phrase for a person, with the numbers.
+    """
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class ClientScores:
+    """The numbers behind a verdict; None where a number does not exist.
+
+    Attributes:
+        alignment: similarity to the collaborative set over the set's own internal level
+            (leave-one-out); about 1 for a member, about 0 for an unrelated client.
+        alignment_se: its standard error over modules.
+        similarity: the similarity itself (above the value for unrelated clients).
+        off_subspace_ratio: share of the delta weight's norm outside the subspace that the
+            *other* members share.
+        captured_ratio: energy inside that subspace over the set's typical one.
+        norm: of the whole update. `norm_ratio`: over the median of the comparable clients.
+        block_norm: ||S_k|| of the decomposition; 0 means the decomposition keeps the client.
+        core_distance: distance of the core U' D V to the members' typical core, over the
+            members' typical distance.
+    """
+
+    alignment: float | None = None
+    alignment_se: float | None = None
+    similarity: float | None = None
+    off_subspace_ratio: float | None = None
+    captured_ratio: float | None = None
+    norm: float | None = None
+    norm_ratio: float | None = None
+    block_norm: float | None = None
+    core_distance: float | None = None
+
+
+@dataclass(frozen=True)
+class ModuleScores:
+    """One client in one module.
+
+    Attributes:
+        norm: of its delta weight (0: no update there).
+        similarity: mean similarity to the collaborative set in this module.
+        off_subspace_ratio: as in `ClientScores`, in this module.
+        rank: LoRA rank of the client's factors here (0: the module is absent).
+        scaling: what the reader multiplied B @ A with.
+    """
+
+    norm: float
+    similarity: float | None
+    off_subspace_ratio: float | None
+    rank: int
+    scaling: float | None
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """One client's verdict.
+
+    Attributes:
+        weight: its share in the merged mean; 0 when left out; all weights sum to 1.
+        ranks, scales: the distinct ones over its modules, ascending.
+        modules: by module name.
+    """
+
+    name: str
+    verdict: str
+    reasons: tuple[Reason, ...]
+    scores: ClientScores
+    weight: float
+    sha256: str | None
+    path: str
+    ranks: tuple[int, ...] = ()
+    scales: tuple[float, ...] = ()
+    modules: Mapping[str, ModuleScores] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How strongly a stacking's largest coherent group shares.
+
+    Attributes:
+        stacking: "matrix", "output" or "input".
+        level: mean similarity inside the group above the value for unrelated clients.
+        se: standard error of `level`.
+        members: names.
+    """
+
+    stacking: str
+    level: float | None
+    se: float | None
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A coherent group that the pairwise similarities suggest.
+
+    Attributes:
+        members: names, sorted.
+        level: mean similarity inside, None for a single client.
+        role: "collaborative", "other" or "loner".
+    """
+
+    members: tuple[str, ...]
+    level: float | None
+    role: str
+
+
+@dataclass(frozen=True)
+class DecompositionReport:
+    """How the low-rank plus block-sparse decomposition went.
+
+    Attributes:
+        kept: names of the clients with S_k = 0.
+        left_out: names of the clients with S_k != 0.
+        gap: relative duality gap. converged: whether it reached the tolerance.
+        cut: largest singular value left out by the compressed cores, over the penalty.
+        agrees: whether it and the pairwise similarities suggest the same set.
+    """
+
+    program: str
+    low_rank_penalty: float
+    block_penalty: float
+    gap: float
+    n_iter: int
+    converged: bool
+    cut: float
+    kept: tuple[str, ...]
+    left_out: tuple[str, ...]
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class CohortReport:
+    """The cohort as a whole.
+
+    Attributes:
+        outcome: "judged", "undetermined" or "refused"; `outcome_text` says why, in a sentence,
+            and `remedy` what to do about it ("" when judged).
+        n_clients: found; n_comparable: left after rejections, duplicates included.
+        stacking: where sharing was found, or None.
+        sharing: all three stackings.
+        subspace_dim: largest shared dimension over modules (per module: `ModuleReport`).
+        contaminated_ratio: contaminated over judged clients, or None.
+        names: order of rows and columns of `similarity`.
+        similarity: of each pair in `stacking` (in "matrix" when none), None where unknown.
+    """
+
+    outcome: str
+    outcome_text: str
+    remedy: str
+    n_clients: int
+    n_comparable: int
+    stacking: str | None
+    sharing: tuple[Sharing, ...]
+    subspace_dim: int | None
+    contaminated_ratio: float | None
+    groups: tuple[Group, ...]
+    decomposition: DecompositionReport | None
+    names: tuple[str, ...]
+    similarity: tuple[tuple[float | None, ...], ...]
+    similarity_se: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """One module over all clients.
+
+    Attributes:
+        shape: (out_features, in_features).
+        n_updates: comparable clients with a nonzero update here.
+        absent: names of comparable clients without the module.
+        subspace_dim: dimension of the shared subspace here, or None.
+        similarity_inside, similarity_outside: mean similarity within the collaborative set,
+            and between it and the clients left out.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    n_updates: int
+    absent: tuple[str, ...]
+    subspace_dim: int | None
+    similarity_inside: float | None
+    similarity_outside: float | None
+
+
+@dataclass(frozen=True)
+class MergedReport:
+    """The merged adapter.
+
+    Attributes:
+        path: as given. sha256: of the file (a folder's `adapter_model.safetensors`).
+        rank, alpha, scaling, dtype: as written, one for all modules.
+        error: norm of (written - exact mean) over the norm of the exact mean, rank and dtype
+            both counted.
+        error_by_rank: the same for truncation alone, at every serving rank and at the full rank.
+        module_error_by_rank: the same per module (None where the mean is zero).
+        norm: of the exact mean.
+        plain_mean_distance: distance to the plain mean of all comparable clients, over the
+            latter's norm.
+        influence: largest share of the merged norm that one suspicious client has.
+    """
+
+    path: str
+    sha256: str | None
+    rank: int
+    full_rank: int
+    alpha: float
+    scaling: float
+    dtype: str
+    error: float | None
+    error_by_rank: Mapping[str, float | None]
+    module_error_by_rank: Mapping[str, Mapping[str, float | None]]
+    norm: float
+    plain_mean_distance: float | None
+
+
+@dataclass(frozen=True)
+class RefinedClient:
+    """One refined adapter.
+
+    Attributes:
+        changed: distance to the client's local adapter over the latter's norm.
+        local_error, refined_error: estimated squared error, weight units squared; None when
+            not identifiable. gain: 1 - refined_error / local_error.
+        kept_local: refinement was estimated to hurt, so the local adapter is written.
+    """
+
+    name: str
+    path: str
+    sha256: str | None
+    rank: int
+    error: float | None
+    changed: float | None
+    local_error: float | None
+    refined_error: float | None
+    gain: float | None
+    kept_local: bool
+
+
+@dataclass(frozen=True)
+class RefinedReport:
+    """All refined adapters.
+
+    Attributes:
+        side: "output", "input" or "both"; why: a sentence.
+        noise_from: "option", "weights" or "not identifiable".
+        noise: estimated or given standard deviation per entry of a delta weight, or None.
+        heterogeneity: estimated squared norm of the benign clients' true differences off the
+            subspace, per client, or None.
+    """
+
+    path: str
+    side: str
+    why: str
+    noise_from: str
+    noise: float | None
+    heterogeneity: float | None
+    clients: tuple[RefinedClient, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything one run found: what the JSON report holds, key by key."""
+
+    version: str
+    command: str
+    options: Mapping[str, object]
+    cohort: CohortReport
+    clients: tuple[ClientReport, ...]
+    modules: tuple[ModuleReport, ...]
+    merged: MergedReport | None
+    refined: RefinedReport | None
+    warnings: tuple[str, ...]
+    exit_code: int
+    schema: str = SCHEMA
+
+    def with_verdict(self, verdict: str) -> tuple[ClientReport, ...]:
+        """The clients of one verdict, in the report's order."""
+        return tuple(c for c in self.clients if c.verdict == verdict)

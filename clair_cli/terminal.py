@@ -1,0 +1,140 @@
+"""The two streams of the command line: what they can show, and writing to them for certain.
+
+A reader that went away (`| head`) is no failure. A full device is: exit code 6.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from clair_cli.errors import OutputError
+from clair_cli.escape import printable
+
+if TYPE_CHECKING:
+    from clair_cli.render import View
+
+WIDEST = 120  # longer lines are hard to read
+
+ProgressCallback = Callable[[str, int, int], None]
+
+
+class PipeSafe(io.TextIOWrapper):
+    """A text stream that takes a closed pipe in silence: what follows goes nowhere."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            discard(self)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            discard(self)
+
+
+def prepare_streams() -> None:
+    """Make stdout and stderr fit for hostile names, odd locales and closed pipes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            safe = PipeSafe(
+                stream.detach(),
+                encoding=stream.encoding,
+                errors="backslashreplace",
+                line_buffering=stream.line_buffering,
+            )
+            setattr(sys, name, safe)
+
+
+def discard(stream: TextIO) -> None:
+    """Send the stream's buffered and further output nowhere, so that closing it can't fail."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):  # a stream in memory
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
+def write_out(text: str) -> None:
+    """Write to stdout, all of it.
+
+    Raises:
+        OutputError: stdout is closed or full (a closed pipe is neither).
+    """
+    stream: TextIO | None = sys.stdout
+    if stream is None:
+        raise OutputError("standard output is closed, so the result can't be shown")
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        discard(stream)
+    except OSError as error:
+        discard(stream)
+        raise OutputError(f"can't write to standard output: {error.strerror}") from None
+
+
+def write_err(text: str) -> None:
+    """Write words to stderr. If that fails there is nobody left to tell."""
+    stream: TextIO | None = sys.stderr
+    if stream is None:
+        return
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        discard(stream)
+
+
+def view_of(stream: TextIO | None) -> View:
+    """What `stream` can show. NO_COLOR and TERM=dumb mean no ANSI at all."""
+    from clair_cli.render import View
+
+    encoding = (getattr(stream, "encoding", None) or "").lower()
+    unicode = encoding.startswith("utf")
+    if not _is_terminal(stream):
+        return View(unicode=unicode)
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    return View(width=width, colour=_takes_ansi(), unicode=unicode)
+
+
+@contextmanager
+def progress_shown(*, quiet: bool) -> Iterator[ProgressCallback | None]:
+    """Yield a callback that draws a transient bar on stderr; None where nobody would see it."""
+    if quiet or not _is_terminal(sys.stderr) or not _takes_ansi():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    bar = Progress(
+        *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+    )
+    with bar:
+        task = bar.add_task("loading torch", total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=printable(stage), completed=done, total=total)
+
+        yield show
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def _takes_ansi() -> bool:
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") != "dumb"

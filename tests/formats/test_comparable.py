@@ -1,0 +1,146 @@
+"""The majority decides: shapes, bases, flags, module sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from clair_cli.errors import InputRefused
+from clair_cli.formats.cohort import Cohort
+from clair_cli.formats.comparable import check_comparable
+from clair_cli.formats.memory import adapters_from_memory
+
+from .hostile import config, pair
+
+Shapes = Mapping[str, tuple[int, int]]
+
+
+def state(shapes: Shapes) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for module, shape in shapes.items():
+        tensors |= pair(module, shape=shape)
+    return tensors
+
+
+def cohort(**clients: tuple[Shapes, dict[str, Any]]) -> Cohort:
+    return adapters_from_memory(
+        {name: (state(shapes), config(**more)) for name, (shapes, more) in clients.items()}
+    )
+
+
+Q: Shapes = {"q": (6, 8)}
+QK: Shapes = {"q": (6, 8), "k": (4, 8)}
+
+
+def names(found: Any) -> list[str]:
+    return [adapter.name for adapter in found.adapters]
+
+
+def test_equal_clients_pass_without_a_word() -> None:
+    found = check_comparable(cohort(a=(QK, BASE), b=(QK, BASE), c=(QK, BASE)))
+    assert names(found) == ["a", "b", "c"]
+    assert list(found.module_shapes.items()) == [("k", (4, 8)), ("q", (6, 8))]
+    assert (found.rejected, found.notes) == ((), ())
+
+
+BASE = {"base_model_name_or_path": "org/base"}
+
+
+def test_a_minority_shape_is_rejected_by_name() -> None:
+    found = check_comparable(cohort(a=(QK, {}), b=(QK, {}), c=({"q": (6, 9), "k": (4, 8)}, {})))
+    assert names(found) == ["a", "b"]
+    assert [entry.message for entry in found.rejected] == [
+        "client 'c', module 'q': delta weight has shape (6, 9), 2 of 3 clients have (6, 8)"
+    ]
+
+
+def test_shapes_without_a_majority_end_the_round() -> None:
+    with pytest.raises(InputRefused, match=r"module 'q': \(6, 8\) \('a'\); \(6, 9\) \('b'\)"):
+        check_comparable(cohort(a=(Q, {}), b=({"q": (6, 9)}, {})))
+
+
+def test_a_tie_in_a_module_of_few_clients_leaves_it_out() -> None:
+    odd = {"x": (3, 3)}
+    other = {"x": (3, 4)}
+    found = check_comparable(
+        cohort(a=(Q, {}), b=(Q, {}), c=(Q, {}), d=({**Q, **odd}, {}), e=({**Q, **other}, {}))
+    )
+    assert list(found.module_shapes) == ["q"]
+    assert len(found.adapters) == 5
+    assert any("module 'x' left out" in note for note in found.notes)
+
+
+def test_a_client_without_a_shared_module_is_rejected() -> None:
+    found = check_comparable(cohort(a=(QK, {}), b=(Q, {}), c=({"z": (3, 3)}, {})))
+    assert names(found) == ["a", "b"]
+    assert "client 'c': shares no module with the majority" in found.rejected[0].message
+    with pytest.raises(InputRefused, match="no module is shared"):
+        check_comparable(cohort(a=({"x": (3, 3)}, {}), b=({"y": (3, 3)}, {})))
+
+
+def test_module_sets() -> None:
+    clients = cohort(a=(QK, BASE), b=(QK, BASE), c=(Q, BASE))
+    union = check_comparable(clients, "union")
+    assert list(union.module_shapes) == ["k", "q"]
+    assert union.notes == ("1 module ('k') absent from 1 client ('c'): a zero update there",)
+    shared = check_comparable(clients, "intersection")
+    assert list(shared.module_shapes) == ["q"]
+    assert shared.notes == ("1 module ('k') absent from 1 client ('c'): left out",)
+    strict = check_comparable(clients, "strict")
+    assert names(strict) == ["a", "b"]
+    assert "client 'c': lacks 1 module ('k') that most clients have" in strict.rejected[0].message
+    with pytest.raises(ValueError, match="union, intersection or strict"):
+        check_comparable(clients, "all")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "words"),
+    [
+        (BASE, {"base_model_name_or_path": "org/other"}, "is 'org/other', 2 of 3 clients have"),
+        ({}, {"fan_in_fan_out": True}, "fan_in_fan_out is true, 2 of 3 clients have false"),
+        ({}, {"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', 2 of 3 clients have"),
+    ],
+)
+def test_config_minorities(ours: dict[str, Any], other: dict[str, Any], words: str) -> None:
+    found = check_comparable(cohort(a=(Q, ours), b=(Q, ours), c=(Q, other)))
+    assert names(found) == ["a", "b"]
+    assert words in found.rejected[0].message
+    with pytest.raises(
+        InputRefused, match=r"no majority for .*\('[ac]'\); 1 client has .*\('[ac]'\)"
+    ):
+        check_comparable(cohort(a=(Q, ours), c=(Q, other)))
+
+
+def test_local_and_missing_bases_are_notes() -> None:
+    local = {"base_model_name_or_path": "/data/models/base/"}
+    found = check_comparable(cohort(a=(Q, BASE), b=(Q, BASE), c=(Q, local), d=(Q, {})))
+    assert names(found) == ["a", "b", "c", "d"]
+    assert found.notes == ("base model not named by 1 clients: 'd'",)
+    odd = {"base_model_name_or_path": "/data/models/other"}
+    found = check_comparable(cohort(a=(Q, BASE), b=(Q, BASE), c=(Q, odd)))
+    assert names(found) == ["a", "b", "c"]
+    assert "local path that can't be compared: 1 client has '/data/models/other'" in found.notes[0]
+
+
+def test_two_named_clients_of_many_do_not_end_the_round() -> None:
+    other = {"base_model_name_or_path": "org/other"}
+    clients: dict[str, Any] = {f"c{i}": (Q, {}) for i in range(5)}
+    found = check_comparable(cohort(a=(Q, BASE), b=(Q, other), **clients))
+    assert len(found.adapters) == 7
+    assert any("base_model_name_or_path differs" in note for note in found.notes)
+
+
+def test_a_shared_init_is_a_warning() -> None:
+    pissa = {"init_lora_weights": "pissa", "revision": "v1"}
+    found = check_comparable(cohort(a=(Q, pissa), b=(Q, pissa | {"revision": "v2"})))
+    assert names(found) == ["a", "b"]
+    assert any("all clients used init_lora_weights 'pissa'" in note for note in found.notes)
+    assert any("revisions differ" in note for note in found.notes)
+
+
+def test_no_client_is_left() -> None:
+    with pytest.raises(InputRefused, match="no usable client"):
+        check_comparable(Cohort(adapters=()))

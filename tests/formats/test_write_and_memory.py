@@ -1,0 +1,222 @@
+"""Canonical bytes, merged configs, adapters in memory, the weights file."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from clair_cli.errors import InputRefused, RejectedClient, UsageError
+from clair_cli.formats.cohort import load_cohort
+from clair_cli.formats.memory import adapters_from_memory
+from clair_cli.formats.weights_file import read_weights
+from clair_cli.formats.write_adapter import (
+    config_json,
+    merged_config,
+    merged_prefix,
+    safetensors_bytes,
+    tensor_names,
+)
+
+from .hostile import PREFIX, client, config, pair
+
+
+def test_bytes_are_canonical_and_readable() -> None:
+    tensors = {
+        "b": torch.randn(3, 2).t(),  # not contiguous
+        "a": torch.randn(3).half(),
+        "ü": torch.randn(2, 2, dtype=torch.float64),
+        "c": torch.randn(5).bfloat16(),
+    }
+    metadata = {str(i): str(i) for i in range(10)}
+    data = safetensors_bytes(tensors, metadata)
+    shuffled = dict(reversed(tensors.items()))
+    assert safetensors_bytes(shuffled, dict(reversed(metadata.items()))) == data
+    assert struct.unpack("<Q", data[:8])[0] % 8 == 0
+    loaded = safetensors.torch.load(data)
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    with pytest.raises(ValueError, match=r"dtype torch\.int64"):
+        safetensors_bytes({"a": torch.arange(3)}, {})
+
+
+def test_written_adapters_are_read_back(tmp_path: Path) -> None:
+    key_A, key_B = tensor_names(PREFIX, "m.q")
+    tensors = {key_A: torch.randn(3, 8), key_B: torch.randn(6, 3)}
+    client(tmp_path, "one", tensors, config(r=3, lora_alpha=3))
+    (adapter,) = load_cohort(tmp_path).adapters
+    lora_A, lora_B = adapter.factors("m.q")
+    assert torch.equal(lora_A, tensors[key_A])
+    assert torch.equal(lora_B, tensors[key_B])
+    assert adapter.modules["m.q"].scaling == 1.0
+
+
+def adapters(*fields: dict[str, Any], modules: tuple[str, ...] = ("l.0.q", "l.0.k")) -> Any:
+    state: dict[str, torch.Tensor] = {}
+    for module in modules:
+        state |= pair(module)
+    clients = {f"c{i}": (state, config(**more)) for i, more in enumerate(fields)}
+    return adapters_from_memory(clients).adapters
+
+
+MODULES = ["l.0.q", "l.0.k"]
+
+
+def test_merged_config_keeps_what_clients_agree_on() -> None:
+    common = {
+        "base_model_name_or_path": "org/base",
+        "task_type": "CAUSAL_LM",
+        "target_modules": ["q", "k"],
+        "use_rslora": True,
+        "rank_pattern": {"none": 3},
+        "lora_dropout": 0.1,
+        "auto_mapping": {"base_model_class": "M", "parent_library": "m"},
+    }
+    found = adapters(common, common, common | {"lora_dropout": 0.2})
+    merged = merged_config(found, MODULES, 6, 6.0)
+    assert merged == merged_config(found[::-1], MODULES[::-1], 6, 6.0)
+    assert merged["target_modules"] == ["k", "q"]
+    assert (merged["r"], merged["lora_alpha"], merged["lora_dropout"]) == (6, 6, 0.1)
+    assert isinstance(merged["lora_alpha"], int)
+    assert (merged["use_rslora"], merged["rank_pattern"], merged["bias"]) == (False, {}, "none")
+    assert merged["base_model_name_or_path"] == "org/base"
+    assert merged["auto_mapping"] == common["auto_mapping"]
+    assert config_json(merged) == config_json(dict(reversed(merged.items())))
+    assert config_json(merged).endswith("}\n")
+    assert merged_config(found, MODULES, 6, 1.5)["lora_alpha"] == 1.5
+    other = adapters(common, common | {"auto_mapping": None})
+    assert merged_config(other, MODULES, 6, 6.0)["auto_mapping"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "modules"),
+    [
+        ({"target_modules": ["q"]}, MODULES),
+        ({"target_modules": "l.*"}, MODULES),
+        ({"target_modules": ["q", "k"]}, ["l.0.q"]),
+        ({"target_modules": ["q", "k"], "layers_to_transform": [0]}, MODULES),
+        ({"target_modules": ["q", "k"], "exclude_modules": ["x"]}, MODULES),
+        ({}, MODULES),
+    ],
+)
+def test_full_paths_where_a_list_is_not_exact(fields: dict[str, Any], modules: list[str]) -> None:
+    merged = merged_config(adapters(fields), modules, 2, 2.0)
+    assert merged["target_modules"] == sorted(modules)
+
+
+def test_a_merged_folder_loads_in_peft(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l = torch.nn.ModuleList([torch.nn.ModuleDict({"q": torch.nn.Linear(8, 6)})])
+
+    tensors = pair("l.0.q", rank=3)
+    found = adapters_from_memory({"c": (tensors, config(r=3, target_modules=["q"]))}).adapters
+    merged = merged_config(found, ["l.0.q"], 3, 3.0)
+    client(tmp_path, "merged", tensors, merged)
+    model = peft.PeftModel.from_pretrained(Model(), tmp_path / "merged")
+    layer = model.base_model.model.l[0]["q"]
+    key_A, key_B = tensors
+    torch.testing.assert_close(layer.get_delta_weight("default"), tensors[key_B] @ tensors[key_A])
+    assert merged_prefix(found) == PREFIX
+
+
+def test_memory_is_checked_like_files() -> None:
+    good = pair()
+    key = next(iter(good))
+    clients: dict[str, Any] = {
+        "good": (good, config()),
+        "empty": ({}, config()),
+        "ints": ({key: torch.ones(2, 8, dtype=torch.int8)}, config()),
+        "nan": (good | {key: torch.full((2, 8), torch.inf)}, config()),
+        "meta": (good | {key: torch.ones(2, 8, device="meta")}, config()),
+        "dora": (good, config(use_dora=True)),
+        "zero": (good | {key: torch.ones(0, 8)}, config()),
+        "list": (good | {key: [1.0]}, config()),
+        "rank": (good, config(r=9)),
+        "json": (good, config(lora_dropout=object())),
+    }
+    cohort = adapters_from_memory(clients)
+    assert [a.name for a in cohort.adapters] == ["good"]
+    words = {
+        "empty": "holds no tensors",
+        "ints": "dtype torch.int8",
+        "nan": "16 NaN or Inf",
+        "meta": "not a dense tensor",
+        "dora": "DoRA",
+        "zero": "axis of length 0",
+        "list": "not a dense tensor",
+        "rank": "config says rank 9",
+        "json": "can't be written as JSON",
+    }
+    assert {r.name for r in cohort.rejected} == words.keys()
+    for entry in cohort.rejected:
+        assert words[entry.name] in entry.message
+    (adapter,) = cohort.adapters
+    expected = safetensors_bytes(good, {}) + config_json(config()).encode()
+    assert adapter.sha256 == hashlib.sha256(expected).hexdigest()
+    assert adapter.factors("layers.0.q_proj")[0].data_ptr() == good[key].data_ptr()
+    good[key][0, 0] += 1
+    with pytest.raises(RejectedClient, match="changed while reading"):
+        adapter.factors("layers.0.q_proj")
+    with pytest.raises(InputRefused):
+        adapters_from_memory({})
+
+
+def test_peft_configs_are_accepted_from_memory() -> None:
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=2, lora_alpha=5, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    (adapter,) = adapters_from_memory({"c": (pair(), lora)}).adapters
+    assert adapter.modules["layers.0.q_proj"].scaling == 2.5
+    assert adapter.config.target_modules == ("q_proj",)
+    assert adapter.config.task_type == "CAUSAL_LM"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"b": 2, "a": 0.5}', "a,0.5\nb,2\n", "name,weight\r\nb,2\r\n\r\na,0.5", '"a", 0.5\nb,2'],
+)
+def test_weights(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "w"
+    path.write_text(text)
+    assert list(read_weights(path, ["a", "b"]).items()) == [("a", 0.5), ("b", 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a": 1}', "gives no weight for 'b'"),
+        ('{"a": 1, "b": 1, "c": 1}', "unknown clients: 'c'"),
+        ('{"a": 1, "a": 1}', "gives the key 'a' twice"),
+        ("a,1\na,2\nb,1", "gives client 'a' twice"),
+        ('{"a": 0, "b": 1}', "weight of client 'a' is 0"),
+        ('{"a": true, "b": 1}', "weight of client 'a' is True"),
+        ('{"a": "1", "b": 1}', "weight of client 'a' is '1'"),
+        ('{"a": NaN, "b": 1}', "holds NaN"),
+        ("a,nan\nb,1", "weight of client 'a' is nan"),
+        ("a,1\nb,x", "weight of client 'b' is 'x'"),
+        ("a,-1\nb,1", "weight of client 'a' is -1.0"),
+        ("a,1,2\nb,1", "line 1: 3 columns"),
+        ("[1]", "is not a JSON object"),
+    ],
+)
+def test_bad_weights(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "w"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_weights(path, ["a", "b"])
+    assert words in caught.value.message
+
+
+def test_weights_that_are_absent(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        read_weights(tmp_path / "none", ["a"])
+    with pytest.raises(UsageError, match="a folder"):
+        read_weights(tmp_path, ["a"])

@@ -1,0 +1,229 @@
+"""`clair` as a process of its own: imports, signals, closed and full streams, terminals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["merge", "--help"], 0),
+        ([], 2),
+        (["merge", "--bogus"], 2),
+        (["merge", "not-there", "-o", "out"], 2),
+        (["inspect", "."], 1),  # gets as far as the workflow: shows that the check can fail
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_cheap_answers_import_no_torch(tmp_path: Path, args: list[str], code: int) -> None:
+    found = process(
+        "inspect = merge = refine = lambda *a, **k: __import__('sys').modules.update(torch=1)",
+        *args,
+        after="heavy = {'torch', 'numpy', 'scipy', 'safetensors', 'rich', 'peft'}\n"
+        "sys.stderr.write(f'heavy={sorted(heavy & set(sys.modules))}')",
+        cwd=tmp_path,
+    )
+    assert found.returncode == code
+    heavy = found.stderr.rsplit("heavy=", 1)[1]
+    assert (heavy == "[]") == (code != 1), found.stderr
+
+
+STOPPED = """
+def merge(*args, **kwargs):
+    import time
+    from pathlib import Path
+    Path("temporary").touch()
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        Path("temporary").unlink()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)], ids=str
+)
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_signals_clean_up(tmp_path: Path, name: str, code: int) -> None:
+    (tmp_path / "clients").mkdir()
+    child = start(STOPPED, "merge", "clients", "-o", "out", cwd=tmp_path)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    number = getattr(signal, name)
+    child.send_signal(number)
+    time.sleep(0.01)
+    child.send_signal(number)  # twice: an impatient user
+    stdout, stderr = child.communicate(timeout=20)
+    assert (child.returncode, stdout) == (code, "")
+    assert stderr == "clair: interrupted, nothing written\n"
+    assert os.listdir(tmp_path) == ["clients"]
+
+
+FAKE = """
+from types import SimpleNamespace
+from tests.fake_report import fake_report, renamed
+def inspect(*args, **kwargs):
+    report = renamed(fake_report(command="inspect"), {"amber": "caf\\u00e9\\udcff\\x1b[31m"})
+    return SimpleNamespace(report=report)
+def merge(*args, **kwargs):
+    return SimpleNamespace(report=fake_report())
+"""
+
+
+@pytest.mark.parametrize("args", [["inspect", "clients"], ["inspect", "clients", "--format=json"]])
+def test_a_reader_that_goes_away_does_not_change_the_code(tmp_path: Path, args: list[str]) -> None:
+    (tmp_path / "clients").mkdir()
+    read, write = os.pipe()
+    os.close(read)
+    child = start(FAKE, *args, cwd=tmp_path, stdout=write)
+    os.close(write)
+    _, stderr = child.communicate(timeout=20)
+    assert child.returncode == 3
+    assert "Broken" not in stderr
+    assert "Exception" not in stderr
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"]])
+def test_help_into_a_closed_pipe(tmp_path: Path, args: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    child = start(FAKE, *args, cwd=tmp_path, stdout=write)
+    os.close(write)
+    assert child.communicate(timeout=20)[1] == ""
+    assert child.returncode == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize(
+    "args", [["inspect", "clients"], ["inspect", "clients", "--format", "json"], ["--help"]]
+)
+def test_stdout_on_a_full_device(tmp_path: Path, args: list[str]) -> None:
+    (tmp_path / "clients").mkdir()
+    with open("/dev/full", "w") as full:
+        found = process(FAKE, *args, cwd=tmp_path, stdout=full)
+    assert found.returncode == 6
+    assert found.stderr == "clair: can't write to standard output: No space left on device\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closing a descriptor by shell")
+def test_stdout_closed_from_the_start(tmp_path: Path) -> None:
+    (tmp_path / "clients").mkdir()
+    command = [*arguments(FAKE, "inspect", "clients")]
+    found = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert found.returncode == 6
+    assert found.stderr == "clair: standard output is closed, so the result can't be shown\n"
+
+
+def test_an_ascii_locale_shows_escapes(tmp_path: Path) -> None:
+    (tmp_path / "clients").mkdir()
+    env = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    found = process(FAKE, "inspect", "clients", cwd=tmp_path, env=env)
+    assert (found.returncode, found.stderr) == (3, "")
+    assert "caf\\xe9\\xff\\x1b[31m" in found.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals of POSIX")
+@pytest.mark.parametrize(
+    ("env", "ansi"),
+    [({}, True), ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+    ids=["colour", "NO_COLOR", "dumb"],
+)
+def test_on_a_terminal(tmp_path: Path, env: dict[str, str], ansi: bool) -> None:
+    (tmp_path / "clients").mkdir()
+    env = {"TERM": "xterm", "COLUMNS": "80", "PYTHONIOENCODING": "utf-8", **env}
+    ours, theirs = os.openpty()
+    child = start(FAKE, "merge", "clients", "-o", "out", cwd=tmp_path, env=env, stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(ours, 4096)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.close(ours)
+    stdout, _ = child.communicate(timeout=20)
+    text = seen.decode()
+    assert (child.returncode, stdout) == (0, "")
+    assert "\u2500\u2500\u2500" in text
+    assert ("\x1b" in text) == ansi
+    assert "3 of 12 clients contaminated: amber, mallory, zoe" in text
+
+
+def arguments(workflow: str, *args: str, after: str = "") -> list[str]:
+    """A Python that runs `clair ARGS` with `workflow` as the source of the workflow."""
+    source = (
+        "import sys, types, importlib.abc, importlib.util\n"
+        "class Loader(importlib.abc.Loader, importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'clair_cli.workflow':\n"
+        "            return importlib.util.spec_from_loader(name, self)\n"
+        "    def create_module(self, spec): return None\n"
+        f"    def exec_module(self, module): exec({workflow!r}, vars(module))\n"
+        "sys.meta_path.insert(0, Loader())\n"
+        f"sys.argv = ['clair', *{args!r}]\n"
+        "from clair_cli.cli import main\n"
+        "try:\n    main()\n"
+        f"finally:\n    pass\n{_indented(after)}\n"
+    )
+    return [sys.executable, "-c", source]
+
+
+def _indented(source: str) -> str:
+    return "".join(f"    {line}\n" for line in source.splitlines())
+
+
+def environment(**changes: str) -> dict[str, str]:
+    keep = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
+    return {**keep, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **changes}
+
+
+def start(
+    workflow: str, *args: str, cwd: Path, env: dict[str, str] | None = None, **streams: Any
+) -> subprocess.Popen[str]:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    return subprocess.Popen(
+        arguments(workflow, *args), cwd=cwd, env=environment(**(env or {})), text=True, **streams
+    )
+
+
+def process(
+    workflow: str,
+    *args: str,
+    cwd: Path,
+    after: str = "",
+    env: dict[str, str] | None = None,
+    stdout: Any = subprocess.PIPE,
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        arguments(workflow, *args, after=after),
+        cwd=cwd,
+        env=environment(**(env or {})),
+        text=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        timeout=60,
+    )
