@@ -45,6 +45,7 @@ class ClientScores:
         block_norm: ||S_k|| of the decomposition; 0 means the decomposition keeps the client.
         core_distance: distance of the core U' D V to the members' typical core, over the
             members' typical distance.
+        effective_rank_ratio: directions the energy is spread over, over the members' median.
     """
 
     alignment: float | None = None
@@ -56,6 +57,7 @@ class ClientScores:
     norm_ratio: float | None = None
     block_norm: float | None = None
     core_distance: float | None = None
+    effective_rank_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,14 @@ class Sharing:
         level: mean similarity inside the group above the value for unrelated clients.
         se: standard error of `level`.
         members: names.
+        accepted: whether that is sharing rather than chance.
     """
 
     stacking: str
     level: float | None
     se: float | None
     members: tuple[str, ...]
+    accepted: bool
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,6 @@ class DecompositionReport:
         kept: names of the clients with S_k = 0.
         left_out: names of the clients with S_k != 0.
         gap: relative duality gap. converged: whether it reached the tolerance.
-        cut: largest singular value left out by the compressed cores, over the penalty.
         agrees: whether it and the pairwise similarities suggest the same set.
     """
 
@@ -149,7 +152,6 @@ class DecompositionReport:
     gap: float
     n_iter: int
     converged: bool
-    cut: float
     kept: tuple[str, ...]
     left_out: tuple[str, ...]
     agrees: bool
@@ -168,7 +170,8 @@ class CohortReport:
         subspace_dim: largest shared dimension over modules (per module: `ModuleReport`).
         contaminated_ratio: contaminated over judged clients, or None.
         names: order of rows and columns of `similarity`.
-        similarity: of each pair in `stacking` (in "matrix" when none), None where unknown.
+        similarity: of each pair in `stacking` (in "matrix" when none), above the value for
+            unrelated clients; None where unknown. similarity_se: its standard errors.
     """
 
     outcome: str
@@ -223,7 +226,6 @@ class MergedReport:
         norm: of the exact mean.
         plain_mean_distance: distance to the plain mean of all comparable clients, over the
             latter's norm.
-        influence: largest share of the merged norm that one suspicious client has.
     """
 
     path: str

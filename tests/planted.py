@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from clair_cli.maths.evidence import concatenate, gather, unit_core
+from clair_cli.maths.judge import Judgement, joint_stack, judge, needs_cores
+from clair_cli.maths.stack import Factors, stack_factors
+from clair_cli.maths.structure import find_structure
 
 
 @dataclass(frozen=True)
@@ -86,3 +92,91 @@ def subspace_error(estimate: Tensor, truth: Tensor) -> float:
     """Sine of the largest principal angle between two column spaces of equal dimension."""
     outside = truth - estimate @ (estimate.T @ truth)
     return float(torch.linalg.matrix_norm(outside, ord=2))
+
+
+# (out, in) of the modules of a planted cohort: two batches of non-square modules, mixed.
+SHAPES = ((48, 32), (32, 48), (48, 32), (32, 48), (48, 32), (32, 48))
+
+
+def low_rank(out: int, in_: int, rank: int, generator: torch.Generator) -> Tensor:
+    """A random delta weight of norm one with a decaying spectrum."""
+    left, right = orthonormal(out, rank, generator), orthonormal(in_, rank, generator)
+    delta = left * spectrum(rank, decaying=True) @ right.T
+    return delta / delta.norm()
+
+
+def aligned(
+    cosines: Sequence[float],
+    groups: Sequence[int] | None = None,
+    *,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    rank: int = 4,
+    seed: int = 0,
+) -> list[Tensor]:
+    """Clients as trained adapters behave: D_k = a_k D_0 + noise_k, of norm one.
+
+    Args:
+        cosines: a_k^2 per client, the cosine with an equal one of its group; 0 is unrelated.
+        groups: which D_0 each client has a share of; all the same one by default.
+        rank: of D_0 and of every noise_k; a client has twice as much.
+
+    Returns:
+        Per module (n_clients, out, in), float64.
+    """
+    g = torch.Generator().manual_seed(seed)
+    groups = [0] * len(cosines) if groups is None else groups
+    deltas = []
+    for out, in_ in shapes:
+        common = {i: low_rank(out, in_, rank, g) for i in sorted(set(groups))}
+        deltas.append(
+            torch.stack([
+                c**0.5 * common[i] + (1 - c) ** 0.5 * low_rank(out, in_, rank, g)
+                for c, i in zip(cosines, groups, strict=True)
+            ])
+        )  # fmt: skip
+    return deltas
+
+
+def factor_all(deltas: Sequence[Tensor], rank: int, seed: int = 0) -> list[list[Factors]]:
+    """Factors of every client in every module, each in its own random gauge."""
+    g = torch.Generator().manual_seed(seed + 10_000)
+    return [[factor(delta, rank, g) for delta in module] for module in deltas]
+
+
+def judge_factors(
+    modules: Sequence[Sequence[Factors]],
+    shapes: Sequence[tuple[int, int]],
+    names: Sequence[str] | None = None,
+) -> Judgement:
+    """Factors to verdicts, in batches of one shape, as a caller of the maths would do it."""
+    names = [f"c{k}" for k in range(len(modules[0]))] if names is None else names
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for m, shape in enumerate(shapes):
+        by_shape.setdefault(shape, []).append(m)
+    stacks = [stack_factors([modules[m] for m in ms], s) for s, ms in by_shape.items()]
+    given = [m for ms in by_shape.values() for m in ms]
+    order = sorted(range(len(given)), key=given.__getitem__)
+    evidence = concatenate([gather(stack) for stack in stacks], order)
+    structure = find_structure(evidence)
+    side = needs_cores(structure)
+    cores = None if side is None else joint_stack([unit_core(s, side) for s in stacks])[order]
+    return judge(
+        evidence, names, [f"m{m}" for m in range(len(modules))], structure=structure,
+        stack=cores, ranks=None if cores is None else stacks[0].ranks,
+    )  # fmt: skip
+
+
+def judge_deltas(deltas: Sequence[Tensor], rank: int, seed: int = 0) -> Judgement:
+    """Dense planted deltas to verdicts; see `judge_factors`."""
+    shapes = [(module.shape[1], module.shape[2]) for module in deltas]
+    return judge_factors(factor_all(deltas, rank, seed), shapes)
+
+
+def words(judgement: Judgement) -> list[str]:
+    """Every client's verdict."""
+    return [verdict.verdict for verdict in judgement.verdicts]
+
+
+def codes(judgement: Judgement, client: int) -> set[str]:
+    """Codes of one client's reasons."""
+    return {finding.code for finding in judgement.verdicts[client].findings}

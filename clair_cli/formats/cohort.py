@@ -140,6 +140,37 @@ def load_cohort(
     )
 
 
+def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
+    """Read one adapter: a PEFT folder, or a `.safetensors` file with its config beside it.
+
+    Returns:
+        A cohort of one adapter, or of one rejection.
+
+    Raises:
+        UsageError: nothing there, or neither of the two.
+    """
+    shown = quoted(path.as_posix())
+    if not os.path.lexists(path):
+        raise UsageError(f"adapter {shown} does not exist", hint=_did_you_mean(path))
+    weights = path / WEIGHTS if path.is_dir() else path
+    if not weights.name.endswith(SUFFIX) or not weights.is_file():
+        raise UsageError(
+            f"{shown} is no adapter", hint=f"give a PEFT folder (with {WEIGHTS}) or a {SUFFIX} file"
+        )
+    beside = () if path.is_dir() else (weights.with_suffix(".json"),)
+    candidate = Candidate(
+        entry=path.name,
+        name=path.name.removesuffix(SUFFIX),
+        shown=weights.as_posix(),
+        weights=weights,
+        configs=(*beside, weights.parent / CONFIG),
+    )
+    result = _load_one(candidate, Path(os.path.realpath(weights.parent)), None, limits or Limits())
+    if isinstance(result, Adapter):
+        return Cohort((result,))
+    return Cohort((), (result,))
+
+
 def similar_names(names: Iterable[str]) -> list[str]:
     """One note for each group of names that differ only in case or Unicode form."""
     groups: dict[str, list[str]] = defaultdict(list)

@@ -17,13 +17,16 @@ from clair_cli.formats.strict_json import parse_strict, quoted
 MAX_BYTES = 4_000_000
 
 
-def read_weights(path: Path, names: Sequence[str]) -> dict[str, float]:
+def read_weights(
+    path: Path, names: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, float]:
     """Read one positive weight for each client.
 
     Args:
         path: a JSON object `{"name": weight}`, or lines `name,weight` (UTF-8; the first line
             may be a heading). A file that begins with `{` is JSON.
-        names: the clients; each must be there, and no others.
+        names: the clients; each must be there.
+        optional: clients that may be there as well (excluded ones). No other name may.
 
     Returns:
         Name to finite weight above 0, in the order of `names`.
@@ -44,7 +47,7 @@ def read_weights(path: Path, names: Sequence[str]) -> dict[str, float]:
         if name in weights:
             raise UsageError(f"weights file {shown} gives client {quoted(name)} twice")
         weights[name] = _weight(name, value, shown)
-    unknown = sorted(set(weights) - set(names))
+    unknown = sorted(set(weights) - set(names) - set(optional))
     if unknown:
         close = difflib.get_close_matches(unknown[0], names, n=1)
         raise UsageError(

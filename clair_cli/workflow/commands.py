@@ -1,0 +1,340 @@
+"""`merge`, `inspect` and `refine`: the Python twins of the commands.
+
+They print nothing and never exit. A wrong call raises `UsageError`, an output that can't be
+written `OutputError`; everything else is in the report, its exit code included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from clair_cli import __version__
+from clair_cli.errors import UsageError
+from clair_cli.formats.cohort import Rejection
+from clair_cli.report import MergedReport, RefinedClient, RefinedReport, Report
+from clair_cli.workflow.describe import (
+    describe_clients,
+    describe_cohort,
+    describe_modules,
+    number,
+)
+from clair_cli.workflow.judging import Judged, judge_round
+from clair_cli.workflow.merging import Merged, merge_round
+from clair_cli.workflow.outputs import (
+    AdapterFiles,
+    adapter_files,
+    check_outputs,
+    write_merged,
+    write_refined,
+    write_report_only,
+)
+from clair_cli.workflow.passes import ClientLost, choose_device, one_thread
+from clair_cli.workflow.refining import Refined, refine_round
+from clair_cli.workflow.round import load_round, rejection_of
+from clair_cli.workflow.settings import Progress, Settings, make_settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Clients = str | Path | Mapping[str, tuple[Mapping[str, "Tensor"], Any]]
+PathLike = str | Path
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What `merge` found and made.
+
+    Attributes:
+        report: everything, `exit_code` included.
+        tensors, config: the merged adapter, or None when there is none.
+        report_path: where the report was written, as given, or None.
+    """
+
+    report: Report
+    tensors: Mapping[str, Tensor] | None
+    config: Mapping[str, object] | None
+    report_path: str | None
+
+
+@dataclass(frozen=True)
+class InspectResult:
+    """What `inspect` found. `report_path`: where the report was written, or None."""
+
+    report: Report
+    report_path: str | None
+
+
+@dataclass(frozen=True)
+class RefineResult:
+    """What `refine` found and made.
+
+    Attributes:
+        adapters: client name to (tensors, config); empty when nothing was refined.
+    """
+
+    report: Report
+    adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, object]]]
+    report_path: str | None
+
+
+def merge(
+    clients: Clients,
+    output: PathLike | None = None,
+    *,
+    report: PathLike | None = None,
+    rank: str | int = "auto",
+    error_target: float = 0.1,
+    keep_alpha: bool = False,
+    dtype: str = "auto",
+    weights: PathLike | Mapping[str, float] | None = None,
+    previous: PathLike | tuple[Mapping[str, Tensor], Any] | None = None,
+    exclude: Sequence[str] = (),
+    min_clients: int = 3,
+    allow_undetermined: bool = False,
+    device: str = "auto",
+    fail_on: str = "never",
+    force: bool = False,
+    modules: str = "union",
+    assume_alpha: float | str | None = None,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> MergeResult:
+    """Judge the clients and merge the benign ones into one adapter.
+
+    Args:
+        clients: a folder, or name to (state dict, config) with a PEFT LoraConfig or its fields.
+        output: `NAME.safetensors`, a folder to be, or None to write nothing.
+        report: where the JSON report goes besides its usual place.
+        rank: "auto" (smallest serving rank within `error_target`), "same" (the clients' most
+            common one), "full" (exact) or a number.
+        error_target: relative error that "auto" accepts, 0 to 1.
+        keep_alpha: write the clients' alpha instead of a scale of exactly 1.
+        dtype: "auto" (the clients' own), "float32", "bfloat16" or "float16".
+        weights: name to positive number, or a JSON or CSV file of them; equal if None.
+        previous: the adapter that all clients started this round from.
+        exclude: clients left out unread.
+        min_clients: fewer usable ones after rejections are refused (exit code 4).
+        allow_undetermined: merge everybody not rejected when no verdict is possible.
+        device: "auto", "cpu", "cuda" or "mps".
+        fail_on: "never", "suspicious" or "contaminated": exit code 3, and no adapter.
+        force: replace existing outputs.
+        modules: "union" (a missing module is a zero update), "intersection" or "strict".
+        assume_alpha: alpha of files without any config, or "rank".
+        strict: one rejected client refuses the round.
+        progress: called as `progress(stage, done, total)`.
+
+    Raises:
+        UsageError, OutputError: nothing was written.
+    """
+    options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
+    settings = make_settings("merge", clients, output, options)
+    check_outputs(settings)
+    judged, merged = _run(settings, merge_round)
+    files = None if merged is None else adapter_files(merged.adapter, one_file=settings.one_file)
+    result = _report(settings, judged, merged=merged, files=files)
+    if merged is None or files is None:
+        path = write_report_only(result, settings)
+        return MergeResult(result, None, None, _text(path))
+    path = write_merged(result, files, settings)
+    return MergeResult(result, merged.adapter.tensors, merged.adapter.config, _text(path))
+
+
+def inspect(
+    clients: Clients,
+    output: PathLike | None = None,
+    *,
+    weights: PathLike | Mapping[str, float] | None = None,
+    previous: PathLike | tuple[Mapping[str, Tensor], Any] | None = None,
+    exclude: Sequence[str] = (),
+    min_clients: int = 3,
+    device: str = "auto",
+    fail_on: str = "contaminated",
+    force: bool = False,
+    modules: str = "union",
+    assume_alpha: float | str | None = None,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> InspectResult:
+    """Judge the clients and merge nothing; parameters as in `merge`.
+
+    Args:
+        output: where the JSON report goes, or None.
+    """
+    options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
+    settings = make_settings("inspect", clients, output, options)
+    check_outputs(settings)
+    judged, _ = _run(settings, None)
+    report = _report(settings, judged)
+    return InspectResult(report, _text(write_report_only(report, settings)))
+
+
+def refine(
+    clients: Clients,
+    output: PathLike | None = None,
+    *,
+    noise: float | None = None,
+    report: PathLike | None = None,
+    rank: str | int = "auto",
+    error_target: float = 0.1,
+    keep_alpha: bool = False,
+    dtype: str = "auto",
+    weights: PathLike | Mapping[str, float] | None = None,
+    previous: PathLike | tuple[Mapping[str, Tensor], Any] | None = None,
+    exclude: Sequence[str] = (),
+    min_clients: int = 3,
+    allow_undetermined: bool = False,
+    device: str = "auto",
+    fail_on: str = "never",
+    force: bool = False,
+    modules: str = "union",
+    assume_alpha: float | str | None = None,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> RefineResult:
+    """Judge the clients and refine each benign one; parameters as in `merge`.
+
+    Args:
+        output: a folder to be, or None to write nothing.
+        noise: standard deviation per entry of a delta weight, where it is known: then the gain
+            is estimated, and a client that would lose keeps its local adapter.
+        weights: as in `merge`; unequal ones are read as sample counts and identify the noise.
+    """
+    options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
+    settings = make_settings("refine", clients, output, options)
+    check_outputs(settings)
+    judged, refined = _run(settings, refine_round)
+    if refined is None:
+        result = _report(settings, judged)
+        return RefineResult(result, {}, _text(write_report_only(result, settings)))
+    files = {r.name: adapter_files(r.adapter, one_file=False) for r in refined.clients}
+    result = _report(settings, judged, refined=refined, refined_files=files)
+    path = write_refined(result, files, settings)
+    adapters = {r.name: (r.adapter.tensors, r.adapter.config) for r in refined.clients}
+    return RefineResult(result, adapters, _text(path))
+
+
+Made = TypeVar("Made")
+
+
+def _run(
+    settings: Settings, make: Callable[[Judged, Settings], Made] | None
+) -> tuple[Judged, Made | None]:
+    """Read, judge and make; a client whose file changes on the way is rejected and the round
+    starts again without it, so that what is judged is what is merged."""
+    device = choose_device(settings.device)
+    dropped: list[Rejection] = []
+    with one_thread():
+        while True:
+            round_ = load_round(settings, dropped)
+            try:
+                judged = judge_round(
+                    round_, device, settings.tell, allow_undetermined=settings.allow_undetermined
+                )
+                wanted = make is not None and _exit_code(settings, judged) == 0
+                made = make(judged, settings) if make is not None and wanted else None
+            except ClientLost as lost:
+                if lost.adapter is round_.previous:
+                    raise UsageError(f"--previous: {lost.error.message}") from None
+                dropped.append(rejection_of(lost.error, lost.adapter))
+                continue
+            return judged, made
+
+
+def _exit_code(settings: Settings, judged: Judged) -> int:
+    """The code of table "Exit codes": 4 before 5 before 3 before 0."""
+    if judged.outcome == "refused":
+        return 4
+    if judged.outcome == "undetermined" and not settings.allow_undetermined:
+        return 5
+    if settings.fail_on == "never":
+        return 0
+    verdicts = {c.verdict for c in describe_clients(judged)}
+    tripping = {"contaminated", "rejected"}
+    if settings.fail_on == "suspicious":
+        tripping.add("suspicious")
+    return 3 if verdicts & tripping else 0
+
+
+def _report(
+    settings: Settings,
+    judged: Judged,
+    *,
+    merged: Merged | None = None,
+    files: AdapterFiles | None = None,
+    refined: Refined | None = None,
+    refined_files: Mapping[str, AdapterFiles] | None = None,
+) -> Report:
+    warnings = judged.warnings
+    if merged is not None:
+        warnings += merged.adapter.warnings
+    return Report(
+        version=__version__,
+        command=settings.command,
+        options=settings.shown(),
+        cohort=describe_cohort(judged),
+        clients=describe_clients(judged),
+        modules=describe_modules(judged),
+        merged=None if merged is None else _merged_report(settings, merged, files),
+        refined=None if refined is None else _refined_report(settings, refined, refined_files or {}),
+        warnings=warnings,
+        exit_code=_exit_code(settings, judged),
+    )
+
+
+def _merged_report(
+    settings: Settings, merged: Merged, files: AdapterFiles | None
+) -> MergedReport:
+    adapter = merged.adapter
+    return MergedReport(
+        path="" if settings.output is None else settings.output.as_posix(),
+        sha256=None if files is None else files.sha256,
+        rank=adapter.rank,
+        full_rank=adapter.full_rank,
+        alpha=adapter.alpha,
+        scaling=adapter.scaling,
+        dtype=adapter.dtype,
+        error=adapter.error,
+        error_by_rank=adapter.error_by_rank,
+        module_error_by_rank=adapter.module_error_by_rank,
+        norm=adapter.norm,
+        plain_mean_distance=number(merged.plain_mean_distance),
+    )
+
+
+def _refined_report(
+    settings: Settings, refined: Refined, files: Mapping[str, AdapterFiles]
+) -> RefinedReport:
+    folder = "" if settings.output is None else settings.output.as_posix()
+    model = refined.model
+    average = sum(model.variances) / len(model.variances) if model.known else None
+    clients = tuple(
+        RefinedClient(
+            name=r.name,
+            path=f"{folder}/{r.name}" if folder else "",
+            sha256=files[r.name].sha256,
+            rank=r.adapter.rank,
+            error=r.adapter.error,
+            changed=number(r.changed),
+            local_error=None if r.gain is None else number(r.gain.local),
+            refined_error=None if r.gain is None else number(r.gain.refined),
+            gain=None if r.gain is None else number(r.gain.gain),
+            kept_local=r.kept_local,
+        )
+        for r in refined.clients
+    )
+    return RefinedReport(
+        path=folder,
+        side=refined.side,
+        why=refined.why,
+        noise_from=model.source,
+        noise=None if average is None else number(average**0.5),
+        heterogeneity=number(model.heterogeneity),
+        clients=clients,
+    )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else path.as_posix()

@@ -1,0 +1,232 @@
+"""A judged round as the report's plain numbers and words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from clair_cli.formats.cohort import Rejection
+from clair_cli.maths.evidence import Evidence
+from clair_cli.maths.judge import Judgement
+from clair_cli.maths.scores import Scores
+from clair_cli.maths.structure import Structure, pair_levels
+from clair_cli.report import (
+    ClientReport,
+    ClientScores,
+    CohortReport,
+    DecompositionReport,
+    Group,
+    ModuleReport,
+    ModuleScores,
+    Reason,
+    Sharing,
+)
+from clair_cli.workflow.judging import Judged
+from clair_cli.workflow.round import Round
+
+
+def number(value: float | None) -> float | None:
+    """A finite float, or None: NaN and infinity never reach a report."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _share(value: float) -> float | None:
+    """A ratio of norms or energies, kept inside 0 to 1 against rounding."""
+    return None if not math.isfinite(value) else min(1.0, max(0.0, float(value)))
+
+
+def describe_clients(judged: Judged) -> tuple[ClientReport, ...]:
+    """All clients, rejected ones too, sorted by name."""
+    clients = [_client(judged, k) for k in range(len(judged.round.adapters))]
+    clients += [_rejected(r) for r in judged.round.rejected]
+    return tuple(sorted(clients, key=lambda c: c.name))
+
+
+def _rejected(rejection: Rejection) -> ClientReport:
+    return ClientReport(
+        rejection.name, "rejected", (Reason("rejected", rejection.message),), ClientScores(), 0.0,
+        rejection.sha256, rejection.path,
+    )  # fmt: skip
+
+
+def _client(judged: Judged, k: int) -> ClientReport:
+    adapter, judgement = judged.round.adapters[k], judged.judgement
+    verdict, reasons = "undetermined", (Reason("undetermined", "not judged"),)
+    if judgement is not None and judgement.outcome == "judged":
+        verdict = judgement.verdicts[k].verdict
+        reasons = tuple(Reason(f.code, f.text) for f in judgement.verdicts[k].findings)
+    elif judgement is not None:
+        reasons = (Reason(judgement.code, judgement.text),)
+    modules = adapter.modules.values()
+    return ClientReport(
+        adapter.name, verdict, reasons, _scores(judged, k), judged.weights[k], adapter.sha256,
+        adapter.path,
+        tuple(sorted({m.rank for m in modules})), tuple(sorted({m.scaling for m in modules})),
+        {m: _module_scores(judged, k, i) for i, m in enumerate(judged.round.module_shapes)},
+    )  # fmt: skip
+
+
+def _own(judged: Judged, k: int) -> Scores | None:
+    judgement = judged.judgement
+    return None if judgement is None or judgement.scores is None else judgement.scores[k]
+
+
+def _scores(judged: Judged, k: int) -> ClientScores:
+    scores, judgement = _own(judged, k), judged.judgement
+    if scores is None or judgement is None:
+        return ClientScores()
+    block = None
+    if judgement.collaborative is not None and k in judgement.collaborative.clients:
+        index = judgement.collaborative.clients.index(k)
+        block = float(judgement.collaborative.solution.block_norms[index])
+    return ClientScores(
+        alignment=number(scores.alignment.ratio),
+        alignment_se=number(scores.alignment.se),
+        similarity=number(scores.alignment.similarity),
+        off_subspace_ratio=_share(math.sqrt(max(0.0, 1.0 - scores.captured))),
+        captured_ratio=number(scores.captured_ratio),
+        norm=number(scores.norm),
+        norm_ratio=number(scores.norm_ratio),
+        block_norm=number(block),
+        core_distance=number(scores.core_distance),
+        effective_rank_ratio=number(scores.effective_rank_ratio),
+    )
+
+
+def _module_scores(judged: Judged, k: int, index: int) -> ModuleScores:
+    name = list(judged.round.module_shapes)[index]
+    entry = judged.round.adapters[k].modules.get(name)
+    scores = _own(judged, k)
+    norm = 0.0 if judged.evidence is None else float(judged.evidence.norms[index, k])
+    similarity = off = None
+    if scores is not None:
+        similarity = number(float(scores.module_similarity[index]))
+        if len(scores.module_captured) > 1 and norm > 0:
+            off = _share(math.sqrt(max(0.0, 1.0 - float(scores.module_captured[index]))))
+    return ModuleScores(
+        number(norm) or 0.0, similarity, off,
+        0 if entry is None else entry.rank, None if entry is None else entry.scaling,
+    )  # fmt: skip
+
+
+def describe_cohort(judged: Judged) -> CohortReport:
+    """Outcome, sharing, groups, decomposition and the similarity matrix."""
+    round_, judgement = judged.round, judged.judgement
+    n_comparable = 0 if judgement is None else len(round_.adapters)
+    n_clients = len(round_.adapters) + len(round_.rejected)
+    if judgement is None or judged.evidence is None:
+        refusal = round_.refusal
+        text, remedy = ("", "") if refusal is None else (refusal.message, refusal.hint)
+        return CohortReport(
+            "refused", text, remedy, n_clients, n_comparable, None, (), None, None, (), None,
+            (), (), (),
+        )  # fmt: skip
+    structure = judgement.structure
+    names, order = _sorted_names(round_)
+    table = judged.evidence.table(structure.stacking or "matrix")
+    mean, se = _mean_and_se(table.value - table.null)
+    judged_now = judgement.outcome == "judged"
+    votes = [judgement.verdicts[k].verdict for k in structure.distinct] if judged_now else []
+    dims = _dims(judgement)
+    return CohortReport(
+        judgement.outcome, judgement.text, judgement.remedy, n_clients, n_comparable,
+        structure.stacking,
+        tuple(_sharing(s, round_) for s in structure.sharings),
+        max(dims, default=None) if dims else None,
+        votes.count("contaminated") / len(votes) if votes else None,
+        _groups(judged.evidence, structure, round_),
+        _decomposition(judgement, round_),
+        names, _matrix(mean, order), _matrix(se, order),
+    )  # fmt: skip
+
+
+def _sorted_names(round_: Round) -> tuple[tuple[str, ...], list[int]]:
+    order = sorted(range(len(round_.adapters)), key=lambda k: round_.adapters[k].name)
+    return tuple(round_.adapters[k].name for k in order), order
+
+
+def _mean_and_se(table: Tensor) -> tuple[Tensor, Tensor]:
+    known = (~table.isnan()).sum(0)
+    centred = table - table.nanmean(0)
+    variance = centred.square().nansum(0) / (known - 1).clamp_min(1)
+    se = (variance / known.clamp_min(1)).sqrt()
+    se[known < 2] = float("nan")
+    return table.nanmean(0), se
+
+
+def _matrix(values: Tensor, order: Sequence[int]) -> tuple[tuple[float | None, ...], ...]:
+    return tuple(tuple(number(float(values[j, k])) for k in order) for j in order)
+
+
+def _named(group: Sequence[int], round_: Round) -> tuple[str, ...]:
+    return tuple(sorted(round_.adapters[k].name for k in group))
+
+
+def _sharing(sharing: object, round_: Round) -> Sharing:
+    from clair_cli.maths.structure import Sharing as Found
+
+    assert isinstance(sharing, Found)
+    group = sharing.groups[0] if sharing.groups else ()
+    return Sharing(
+        sharing.stacking, number(sharing.level.mean), number(sharing.level.se),
+        _named(group, round_) if len(group) > 1 else (), sharing.accepted,
+    )  # fmt: skip
+
+
+def _groups(evidence: Evidence, structure: Structure, round_: Round) -> tuple[Group, ...]:
+    if structure.stacking is None:
+        return ()
+    levels = pair_levels(evidence, structure.stacking)
+    found = [Group(_named(structure.group, round_), number(levels.level(structure.group).mean),
+                   "collaborative")]  # fmt: skip
+    found += [
+        Group(_named(g, round_), number(levels.level(g).mean), "other") for g in structure.others
+    ]
+    loners = sorted(round_.adapters[k].name for k in structure.loners)
+    return (*found, *(Group((name,), None, "loner") for name in loners))
+
+
+def _dims(judgement: Judgement) -> tuple[int, ...]:
+    if judgement.collaborative is None:
+        return ()
+    return judgement.collaborative.penalties.subspace_dims
+
+
+def _decomposition(judgement: Judgement, round_: Round) -> DecompositionReport | None:
+    result = judgement.collaborative
+    if result is None:
+        return None
+    solution = result.solution
+    kept = _named(result.kept, round_)
+    left = _named([k for k in result.clients if k not in result.kept], round_)
+    return DecompositionReport(
+        "stable", solution.low_rank_penalty, solution.block_penalty, solution.gap,
+        solution.n_iter, solution.outcome == "converged", kept, left,
+        set(result.kept) == set(judgement.structure.group),
+    )  # fmt: skip
+
+
+def describe_modules(judged: Judged) -> tuple[ModuleReport, ...]:
+    """One entry per module, sorted by name."""
+    round_, judgement, evidence = judged.round, judged.judgement, judged.evidence
+    result = []
+    for i, (name, shape) in enumerate(round_.module_shapes.items()):
+        absent = tuple(sorted(a.name for a in round_.adapters if name not in a.modules))
+        inside = outside = dim = None
+        updates = 0
+        if judgement is not None and evidence is not None:
+            updates = int((evidence.norms[i] > 0).sum())
+            if judgement.structure.stacking is not None:
+                levels = pair_levels(evidence, judgement.structure.stacking)
+                group = judgement.structure.group
+                rest = [k for k in judgement.structure.distinct if k not in group]
+                inside = number(float(levels.within(group)[i]))
+                outside = number(float(levels.between(group, rest)[i])) if rest else None
+            dims = _dims(judgement)
+            dim = None if not dims else dims[i] if len(dims) > 1 else dims[0]
+        result.append(ModuleReport(name, shape, updates, absent, dim, inside, outside))
+    return tuple(result)

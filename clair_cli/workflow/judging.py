@@ -1,0 +1,87 @@
+"""Judge a round: the outcome, a verdict and a weight for every client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clair_cli.maths.evidence import Evidence
+from clair_cli.maths.judge import Judgement, judge, needs_cores
+from clair_cli.maths.structure import find_structure, joint_cosine
+from clair_cli.workflow.passes import Device, Tell, gather_cores, gather_evidence
+from clair_cli.workflow.round import Round
+
+# Unrelated updates on top of a common adapter three times their size have cosine 0.9.
+ALIKE = 0.85
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A round with its judgement.
+
+    Attributes:
+        weights: of every adapter in the merged mean, summing to 1; all 0 if nothing is merged.
+        plain_weights: what the plain mean of all comparable clients would use.
+    """
+
+    round: Round
+    evidence: Evidence | None
+    judgement: Judgement | None
+    weights: tuple[float, ...]
+    plain_weights: tuple[float, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def outcome(self) -> str:
+        return "refused" if self.judgement is None else self.judgement.outcome
+
+    @property
+    def merged(self) -> tuple[int, ...]:
+        """Indices of the clients with a weight."""
+        return tuple(k for k, w in enumerate(self.weights) if w > 0)
+
+
+def judge_round(round_: Round, device: Device, tell: Tell, *, allow_undetermined: bool) -> Judged:
+    """First pass and judgement; nothing is merged yet."""
+    zeros = tuple(0.0 for _ in round_.adapters)
+    if round_.refusal is not None:
+        return Judged(round_, None, None, zeros, zeros, round_.warnings)
+    evidence = gather_evidence(round_, device, tell)
+    structure = find_structure(evidence)
+    side = needs_cores(structure)
+    stack, ranks = (None, None) if side is None else gather_cores(round_, side, device, tell)
+    judgement = judge(
+        evidence, round_.names, tuple(round_.module_shapes),
+        structure=structure, stack=stack, ranks=ranks,
+    )  # fmt: skip
+    given = round_.weights or tuple(1.0 for _ in round_.adapters)
+    if judgement.outcome == "judged":
+        raw = [w * v.influence for w, v in zip(given, judgement.verdicts, strict=True)]
+    else:
+        raw = list(given) if allow_undetermined else [0.0 for _ in given]
+    return Judged(
+        round_, evidence, judgement, _normalised(raw), _normalised(given),
+        round_.warnings + _previous_warning(round_, evidence),
+    )  # fmt: skip
+
+
+def _normalised(weights: tuple[float, ...] | list[float]) -> tuple[float, ...]:
+    largest = max(weights, default=0.0)
+    if largest <= 0:
+        return tuple(0.0 for _ in weights)
+    scaled = [w / largest for w in weights]
+    total = sum(scaled)
+    return tuple(w / total for w in scaled)
+
+
+def _previous_warning(round_: Round, evidence: Evidence) -> tuple[str, ...]:
+    if round_.previous is not None or len(round_.adapters) < 3:
+        return ()
+    cosine = joint_cosine(evidence)
+    n = len(round_.adapters)
+    pairs = [float(cosine[j, k]) for j in range(n) for k in range(j)]
+    if sum(c >= ALIKE for c in pairs) < 0.9 * len(pairs):
+        return ()
+    return (
+        "nearly all clients are almost the same (cosine above "
+        f"{ALIKE}): if they all started from the last merged adapter, give it with --previous",
+    )

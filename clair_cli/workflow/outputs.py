@@ -1,0 +1,131 @@
+"""Results as files: the report before the adapter, each written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from clair_cli.formats.find_clients import CONFIG, WEIGHTS
+from clair_cli.formats.publish import check_target, publish_file, publish_folder
+from clair_cli.formats.report_json import report_json
+from clair_cli.formats.write_adapter import config_json, safetensors_bytes
+from clair_cli.report import Report
+from clair_cli.workflow.merging import WrittenAdapter
+from clair_cli.workflow.settings import Settings
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter's bytes.
+
+    Attributes:
+        weights: of the safetensors file. config: of adapter_config.json (also in the header).
+        sha256: of `weights`, hex.
+    """
+
+    weights: bytes
+    config: bytes
+    sha256: str
+
+
+def adapter_files(adapter: WrittenAdapter, *, one_file: bool) -> AdapterFiles:
+    """Bytes of an adapter; the header of a single file also holds the config."""
+    metadata = {"format": "pt"}
+    if one_file:
+        metadata["lora_adapter_metadata"] = json.dumps(
+            adapter.config, sort_keys=True, allow_nan=False
+        )
+    weights = safetensors_bytes(adapter.tensors, metadata)
+    config = config_json(adapter.config).encode("utf-8")
+    return AdapterFiles(weights, config, hashlib.sha256(weights).hexdigest())
+
+
+def default_report(settings: Settings, *, adapter: bool) -> Path | None:
+    """Where the report goes when `--report` does not say.
+
+    Beside a single file (`merged.report.json`), inside a folder; when no adapter is written,
+    beside the folder too, so that what stands there is untouched.
+    """
+    output = settings.output
+    if output is None or settings.command == "inspect":
+        return output
+    if settings.one_file:
+        return output.with_name(output.name.removesuffix(".safetensors") + ".report.json")
+    return output / REPORT if adapter else output.with_name(output.name + ".report.json")
+
+
+def check_outputs(settings: Settings) -> None:
+    """Refuse every unusable target before any work is done.
+
+    Raises:
+        UsageError, OutputError: see `check_target`.
+    """
+    inputs = [p for p in (settings.clients, settings.weights, settings.previous)
+              if isinstance(p, Path)]  # fmt: skip
+    output, report = settings.output, settings.report
+    if output is not None:
+        file = settings.one_file or settings.command == "inspect"
+        kind = "file" if file else "folder"
+        check_target(output, force=settings.force, kind=kind, inputs=inputs)  # type: ignore[arg-type]
+    if report is None and settings.one_file and settings.command == "merge":
+        report = default_report(settings, adapter=True)
+    if report is not None:
+        check_target(report, force=settings.force, kind="file", inputs=inputs)
+
+
+def write_report_only(report: Report, settings: Settings) -> Path | None:
+    """Publish the report of a run without an adapter; returns where, or None for nowhere."""
+    path = settings.report or default_report(settings, adapter=False)
+    if path is not None:
+        publish_file(path, _text(report), force=settings.force)
+    return path
+
+
+def write_merged(report: Report, files: AdapterFiles, settings: Settings) -> Path | None:
+    """Publish a merged adapter and its report; returns the report's path."""
+    output = settings.output
+    if output is None:
+        return _write_asked(report, settings)
+    path = settings.report or default_report(settings, adapter=True)
+    if settings.one_file:
+        assert path is not None
+        publish_file(path, _text(report), force=settings.force)
+        publish_file(output, files.weights, force=settings.force)
+        return path
+    _write_asked(report, settings)
+    publish_folder(
+        output,
+        {WEIGHTS: files.weights, CONFIG: files.config, REPORT: _text(report)},
+        force=settings.force,
+    )
+    return path
+
+
+def write_refined(
+    report: Report, clients: Mapping[str, AdapterFiles], settings: Settings
+) -> Path | None:
+    """Publish one PEFT folder per client and the report, as one folder."""
+    if settings.output is None:
+        return _write_asked(report, settings)
+    files = {REPORT: _text(report)}
+    for folder, adapter in clients.items():
+        files[f"{folder}/{WEIGHTS}"] = adapter.weights
+        files[f"{folder}/{CONFIG}"] = adapter.config
+    _write_asked(report, settings)
+    publish_folder(settings.output, files, force=settings.force)
+    return settings.report or default_report(settings, adapter=True)
+
+
+def _write_asked(report: Report, settings: Settings) -> Path | None:
+    if settings.report is not None:
+        publish_file(settings.report, _text(report), force=settings.force)
+    return settings.report
+
+
+def _text(report: Report) -> bytes:
+    return report_json(report).encode("utf-8")

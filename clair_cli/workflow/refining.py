@@ -1,0 +1,189 @@
+"""One refined adapter per benign client: noise off the shared subspace averaged away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from clair_cli.maths.gain import Gain, NoiseModel, estimate_gain, noise_from_counts
+from clair_cli.maths.gain import noise_from_option as given_noise
+from clair_cli.maths.lowrank import Product, Spectrum, norm, spectrum
+from clair_cli.maths.merge import weighted_sum
+from clair_cli.maths.refine import (
+    OffSubspace,
+    SharedSubspace,
+    off_subspace,
+    refine_module,
+    shared_subspace,
+)
+from clair_cli.workflow.judging import Judged
+from clair_cli.workflow.merging import WrittenAdapter, as_product, write_adapter
+from clair_cli.workflow.passes import previous_of, updates_of
+from clair_cli.workflow.settings import Settings
+
+
+@dataclass(frozen=True)
+class RefinedAdapter:
+    """One client's result.
+
+    Attributes:
+        adapter: as written: refined, or the local one where refinement is estimated to hurt.
+        changed: distance of what is written to the local update over the latter's norm.
+        gain: estimated errors, or None when they can't be known.
+    """
+
+    name: str
+    adapter: WrittenAdapter
+    changed: float | None
+    gain: Gain | None
+    kept_local: bool
+
+
+@dataclass(frozen=True)
+class Refined:
+    """All refined adapters and what was assumed.
+
+    Attributes:
+        side, why: on which side the subspace was taken.
+        model: noise and heterogeneity.
+    """
+
+    clients: tuple[RefinedAdapter, ...]
+    side: str
+    why: str
+    model: NoiseModel
+
+
+def choose_side(judged: Judged) -> tuple[str, str]:
+    """The side with the stronger sharing above its null; `both` where only vec(D) shows any."""
+    judgement = judged.judgement
+    assert judgement is not None
+    stacking = judgement.structure.stacking
+    if stacking in ("output", "input"):
+        return stacking, f"sharing is strongest in the {stacking} subspace"
+    if stacking is None:
+        return "both", "no sharing was found, so the leading directions of the mean are used"
+    return "both", (
+        "sharing shows in the direction of the whole update (matrix stacking); both sides are "
+        "projected, with dimensions from the spectrum of the members' mean"
+    )
+
+
+class _Module:
+    """One module of the benign clients: their updates, mean and subspace."""
+
+    def __init__(self, judged: Judged, module: str, shape: tuple[int, int], side: str) -> None:
+        self.previous = previous_of(judged.round, module)
+        updates = updates_of(judged.round, module, self.previous)
+        chosen = [updates[k] for k in judged.merged]
+        self.shape = shape
+        self.weights = [judged.weights[k] for k in judged.merged]
+        self.local = [as_product(f, shape) for f in chosen]
+        self.mean = weighted_sum(chosen, self.weights, shape)
+        sizes = [norm(p) for p in self.local]
+        alive = [i for i, s in enumerate(sizes) if s > 0]
+        dim = _dim(judged, module, self.mean)
+        if alive:
+            members, scales = [self.local[i] for i in alive], [1.0 / sizes[i] for i in alive]
+            self.subspace = shared_subspace(members, scales, side, dim)
+        else:
+            self.subspace = shared_subspace([self.mean], [0.0], side, 0)
+
+    def off(self) -> OffSubspace:
+        return off_subspace(self.local, self.weights, self.mean, self.subspace)
+
+    def on_top(self, update: Product) -> Product:
+        if self.previous is None:
+            return update
+        return update + as_product(self.previous, self.shape)
+
+    @property
+    def subspace_entries(self) -> float:
+        return float(_entries(self.subspace, self.shape))
+
+
+def _entries(subspace: SharedSubspace, shape: tuple[int, int]) -> int:
+    sides = [s for s, basis in zip(shape, (subspace.U, subspace.V), strict=True) if basis is not None]
+    return sum((side - subspace.dim) * subspace.dim for side in sides)
+
+
+def _dim(judged: Judged, module: str, mean: Product) -> int:
+    """Shared dimensions of a module: the decomposition's, or the mean's effective rank."""
+    judgement = judged.judgement
+    index = list(judged.round.module_shapes).index(module)
+    if judgement is not None and judgement.structure.stacking in ("output", "input"):
+        assert judgement.collaborative is not None
+        return judgement.collaborative.penalties.subspace_dims[index]
+    values = spectrum(mean).values
+    energy = values.square().cumsum(0)
+    if not len(values) or float(energy[-1]) == 0.0:
+        return 0
+    return int((energy < 0.9 * energy[-1]).sum()) + 1
+
+
+def refine_round(judged: Judged, settings: Settings) -> Refined:
+    """Refine every client with a weight.
+
+    The first look at all modules estimates noise and gain; then client after client is built
+    module by module, so that no more than one client is held.
+    """
+    side, why = choose_side(judged)
+    shapes = judged.round.module_shapes
+    offs: list[OffSubspace] = []
+    entries = 0.0
+    for done, (module, shape) in enumerate(shapes.items()):
+        settings.tell("measuring", done, len(shapes))
+        state = _Module(judged, module, shape, side)
+        offs.append(state.off())
+        entries += state.subspace_entries
+    model = _noise_model(judged, settings, offs)
+    n_inside, n_off = sum(o.n_inside for o in offs), sum(o.n_entries for o in offs)
+    weights = [judged.weights[k] for k in judged.merged]
+    gains = [
+        estimate_gain(model, i, weights, n_inside, n_off, entries) if model.known else None
+        for i in range(len(weights))
+    ]
+    results = []
+    for i, k in enumerate(judged.merged):
+        settings.tell("refining", i, len(weights))
+        results.append(_refine_client(judged, settings, side, i, gains[i]))
+        assert results[-1].name == judged.round.adapters[k].name
+    return Refined(tuple(sorted(results, key=lambda r: r.name)), side, why, model)
+
+
+def _noise_model(judged: Judged, settings: Settings, offs: list[OffSubspace]) -> NoiseModel:
+    energies = [sum(column) for column in zip(*(o.energy for o in offs), strict=True)]
+    n_off = sum(o.n_entries for o in offs)
+    if settings.noise is not None:
+        return given_noise(settings.noise, energies, n_off)
+    if judged.round.weights is not None:
+        counts = [judged.round.weights[k] for k in judged.merged]
+        return noise_from_counts(energies, counts, n_off)
+    unknown = tuple(float("nan") for _ in energies)
+    return NoiseModel(unknown, float("nan"), "not identifiable")
+
+
+def _refine_client(
+    judged: Judged, settings: Settings, side: str, i: int, gain: Gain | None
+) -> RefinedAdapter:
+    adapter = judged.round.adapters[judged.merged[i]]
+    keep = gain is not None and gain.refined > gain.local
+    spectra: dict[str, Spectrum] = {}
+    moved = size = 0.0
+    for module, shape in judged.round.module_shapes.items():
+        state = _Module(judged, module, shape, side)
+        local = state.local[i]
+        result = local if keep else refine_module(local, state.mean, state.subspace)
+        moved += norm(result - local) ** 2 if not keep else 0.0
+        size += norm(local) ** 2
+        spectra[module] = spectrum(state.on_top(result))
+    written = write_adapter(spectra, [adapter], settings)
+    changed = float(torch.tensor(moved / size).sqrt()) if size > 0 else None
+    return RefinedAdapter(adapter.name, written, changed, gain, keep)
+
+
+def as_mapping(refined: Refined) -> Mapping[str, RefinedAdapter]:
+    """The refined adapters by client name."""
+    return {client.name: client for client in refined.clients}

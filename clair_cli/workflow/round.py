@@ -1,0 +1,183 @@
+"""Everything read before the first tensor: clients, their weights, the previous adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clair_cli.errors import InputRefused, RejectedClient, UsageError
+from clair_cli.formats.adapter import Adapter
+from clair_cli.formats.cohort import Cohort, Rejection, load_cohort
+from clair_cli.formats.comparable import check_comparable
+from clair_cli.formats.memory import adapters_from_memory
+from clair_cli.formats.weights_file import read_weights
+from clair_cli.workflow.settings import Settings
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round's comparable clients, in order of content (sha256, then name).
+
+    The order makes every sum independent of names and of the folder's order.
+
+    Attributes:
+        adapters: comparable clients.
+        rejected: everybody else, sorted by name.
+        module_shapes: (out, in) of every module, sorted by name.
+        weights: one positive number per adapter, or None for equal ones.
+        previous: the adapter all started from, or None.
+        refusal: why no judgement is possible at all, or None.
+        warnings: remarks for the report.
+    """
+
+    adapters: tuple[Adapter, ...]
+    rejected: tuple[Rejection, ...]
+    module_shapes: Mapping[str, tuple[int, int]]
+    weights: tuple[float, ...] | None
+    previous: Adapter | None
+    refusal: InputRefused | None
+    warnings: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(a.name for a in self.adapters)
+
+
+def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
+    """Read the clients' headers and configs and find those that can be compared.
+
+    Args:
+        dropped: clients found unreadable later ("changed while reading"), left out here.
+
+    Raises:
+        UsageError: a wrong path or option value.
+    """
+    try:
+        cohort = _load_cohort(settings)
+    except InputRefused as error:
+        return Round((), (), {}, None, None, error, ())
+    gone = {r.name for r in dropped}
+    cohort = replace(
+        cohort,
+        adapters=tuple(a for a in cohort.adapters if a.name not in gone),
+        rejected=cohort.rejected + tuple(dropped),
+    )
+    weights = _read_weights(settings, cohort)
+    warnings = list(cohort.notes)
+    for adapter in cohort.adapters:
+        warnings += [f"client {adapter.name!r}: {note}" for note in adapter.notes]
+    rejected = list(cohort.rejected)
+    refusal: InputRefused | None = None
+    adapters: tuple[Adapter, ...] = ()
+    shapes: Mapping[str, tuple[int, int]] = {}
+    if cohort.adapters:
+        try:
+            comparable = check_comparable(cohort, settings.modules)  # type: ignore[arg-type]
+            adapters, shapes = comparable.adapters, comparable.module_shapes
+            rejected += comparable.rejected
+            warnings += comparable.notes
+        except InputRefused as error:
+            refusal, adapters = error, cohort.adapters
+    adapters = tuple(sorted(adapters, key=lambda a: (a.sha256, a.name)))
+    previous = _load_previous(settings)
+    if previous is not None:
+        shapes = _with_previous(shapes, previous)
+    return Round(
+        adapters,
+        tuple(sorted(rejected, key=lambda r: r.name)),
+        shapes,
+        None if weights is None else tuple(weights[a.name] for a in adapters),
+        previous,
+        refusal or _too_few(settings, len(adapters), len(rejected)),
+        tuple(warnings),
+    )
+
+
+def _load_cohort(settings: Settings) -> Cohort:
+    if not settings.in_memory:
+        return load_cohort(
+            settings.clients, assume_alpha=settings.assume_alpha, exclude=settings.exclude
+        )
+    unknown = [name for name in settings.exclude if name not in settings.clients]
+    if unknown:
+        raise UsageError(f"no client is called {unknown[0]!r}, so it can't be excluded")
+    return adapters_from_memory(
+        {name: pair for name, pair in settings.clients.items() if name not in settings.exclude}
+    )
+
+
+def _read_weights(settings: Settings, cohort: Cohort) -> dict[str, float] | None:
+    """Weights by name; names are those of all clients found, rejected or not."""
+    if settings.weights is None:
+        return None
+    found = [a.name for a in cohort.adapters] + [r.name for r in cohort.rejected]
+    names = sorted(set(found) - set(settings.exclude))
+    if not isinstance(settings.weights, Mapping):
+        return read_weights(settings.weights, names, optional=settings.exclude)
+    given = dict(settings.weights)
+    if missing := sorted(set(names) - set(given)):
+        raise UsageError(f"weights: no weight for client {missing[0]!r}")
+    if unknown := sorted(set(given) - set(names) - set(settings.exclude)):
+        raise UsageError(f"weights: unknown client {unknown[0]!r}")
+    for name, value in given.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise UsageError(f"weights: {value} for {name!r} is not a positive number")
+    return given
+
+
+def _load_previous(settings: Settings) -> Adapter | None:
+    """The previous round's adapter: a PEFT folder, a file, or (state dict, config)."""
+    given = settings.previous
+    if given is None:
+        return None
+    if isinstance(given, Path):
+        cohort = _cohort_of_one(given)
+    else:
+        cohort = adapters_from_memory({"previous": given})
+    if cohort.rejected:
+        raise UsageError(f"--previous: {cohort.rejected[0].message}", hint=cohort.rejected[0].hint)
+    return cohort.adapters[0]
+
+
+def _cohort_of_one(path: Path) -> Cohort:
+    from clair_cli.formats.cohort import load_one
+
+    return load_one(path)
+
+
+def _with_previous(
+    shapes: Mapping[str, tuple[int, int]], previous: Adapter
+) -> dict[str, tuple[int, int]]:
+    """Modules of the clients and of the previous adapter, which must agree in shape."""
+    joined = dict(shapes)
+    for name, module in previous.modules.items():
+        if joined.setdefault(name, module.shape) != module.shape:
+            raise UsageError(
+                f"--previous: module {name!r} has shape {module.shape}, the clients have "
+                f"{joined[name]}"
+            )
+    return dict(sorted(joined.items()))
+
+
+def _too_few(settings: Settings, usable: int, rejected: int) -> InputRefused | None:
+    if settings.strict and rejected:
+        return InputRefused(
+            f"{rejected} clients rejected, and --strict allows none",
+            hint="mend or remove them, or run without --strict",
+        )
+    small = usable < 3 and not rejected and settings.min_clients <= 3
+    if usable >= settings.min_clients or (small and usable):
+        return None
+    return InputRefused(
+        f"{usable} usable clients ({rejected} rejected), {settings.min_clients} needed",
+        hint="mend the rejected clients, or lower --min-clients",
+    )
+
+
+def rejection_of(error: RejectedClient, adapter: Adapter) -> Rejection:
+    """The listing of a client whose tensors turned out unreadable."""
+    from clair_cli.formats.cohort import rejection
+
+    return rejection(error, adapter.name, adapter.path, adapter.sha256)

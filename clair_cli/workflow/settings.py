@@ -1,0 +1,137 @@
+"""What a run was asked to do: one frozen record, checked once, shown in the report."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clair_cli.errors import UsageError
+
+Progress = Callable[[str, int, int], None]
+FAIL_ON = ("never", "suspicious", "contaminated")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+MODULES = ("union", "intersection", "strict")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of one run; the same names as the command line's.
+
+    Attributes:
+        clients: a folder, or adapters in memory: name to (state dict, config).
+        output: where the result goes, or None for nowhere.
+        report: where the JSON report goes, or None for its usual place.
+    """
+
+    command: str
+    clients: Any
+    output: Path | None = None
+    report: Path | None = None
+    rank: str | int = "auto"
+    error_target: float = 0.1
+    keep_alpha: bool = False
+    dtype: str = "auto"
+    weights: Path | Mapping[str, float] | None = None
+    previous: Any = None
+    exclude: tuple[str, ...] = ()
+    min_clients: int = 3
+    allow_undetermined: bool = False
+    device: str = "auto"
+    fail_on: str = "never"
+    force: bool = False
+    modules: str = "union"
+    assume_alpha: float | str | None = None
+    strict: bool = False
+    noise: float | None = None
+    progress: Progress | None = None
+
+    @property
+    def in_memory(self) -> bool:
+        return isinstance(self.clients, Mapping)
+
+    @property
+    def one_file(self) -> bool:
+        """Whether the merged adapter is one file rather than a PEFT folder."""
+        return (
+            self.command == "merge"
+            and self.output is not None
+            and self.output.name.endswith(".safetensors")
+        )
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(stage, done, total)
+
+    def shown(self) -> dict[str, object]:
+        """The options as the report holds them: plain values, paths as given, no clock."""
+        given = {
+            "clients": "(in memory)" if self.in_memory else _path(self.clients),
+            "output": _path(self.output),
+            "weights": "(in memory)" if isinstance(self.weights, Mapping) else _path(self.weights),
+            "previous": _path(self.previous)
+            if isinstance(self.previous, (str, os.PathLike, type(None)))
+            else "(in memory)",
+        }
+        names = (
+            "rank error_target keep_alpha dtype min_clients allow_undetermined fail_on modules "
+            "assume_alpha strict noise"
+        )
+        given.update({name: getattr(self, name) for name in names.split()})
+        given["exclude"] = sorted(self.exclude)
+        if self.command == "inspect":
+            for name in ("rank", "error_target", "keep_alpha", "dtype", "allow_undetermined"):
+                del given[name]
+        if self.command != "refine":
+            del given["noise"]
+        return given
+
+
+def _path(value: Any) -> str | None:
+    return None if value is None else Path(value).as_posix()
+
+
+def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        listed = ", ".join(str(a) for a in allowed)
+        raise UsageError(f"{name} is {value!r}, expected one of {listed}")
+
+
+def make_settings(command: str, clients: Any, output: Any, options: Mapping[str, Any]) -> Settings:
+    """Check the options of a call and freeze them.
+
+    Raises:
+        UsageError: naming the option, what was given and what is expected.
+    """
+    given = dict(options)
+    for name in ("report", "weights", "previous"):
+        if isinstance(given.get(name), (str, os.PathLike)):
+            given[name] = Path(given[name])
+    given["exclude"] = tuple(given.get("exclude") or ())
+    settings = Settings(
+        command,
+        clients if isinstance(clients, Mapping) else Path(clients),
+        None if output is None else Path(output),
+        **given,
+    )
+    _one_of("fail_on", settings.fail_on, FAIL_ON)
+    _one_of("dtype", settings.dtype, DTYPES)
+    _one_of("device", settings.device, DEVICES)
+    _one_of("modules", settings.modules, MODULES)
+    rank = settings.rank
+    if rank not in ("auto", "same", "full") and not (
+        isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+    ):
+        raise UsageError(f"rank is {rank!r}, expected auto, same, full or a number of at least 1")
+    if not 0 < settings.error_target < 1:
+        raise UsageError(f"error_target is {settings.error_target}, expected between 0 and 1")
+    if settings.min_clients < 1:
+        raise UsageError(f"min_clients is {settings.min_clients}, expected at least 1")
+    noise = settings.noise
+    if noise is not None and not (noise > 0 and math.isfinite(noise)):
+        raise UsageError(f"noise is {noise}, expected a positive number")
+    return settings
