@@ -150,4 +150,5 @@ def matrix_core(cosines: Tensor) -> Tensor:
     inverse = torch.where(present > 0, present.clamp_min(1e-300).rsqrt(), 0.0)
     gram = gram * inverse[:, None] * inverse[None, :]
     values, vectors = torch.linalg.eigh(gram)
-    return (values.clamp_min(0.0).sqrt()[:, None] * vectors.mT).flip(0)[None]
+    core: Tensor = (values.clamp_min(0.0).sqrt()[:, None] * vectors.mT).flip(0)
+    return core[None]

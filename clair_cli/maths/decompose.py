@@ -143,8 +143,16 @@ def solve_stable(
     outside = (residuals - block_penalty).clamp_min(0.0)
     gap = _gap(best)
     return Decomposition(
-        low_rank, outside, residuals, tuple(step.rank.tolist()), best[0], gap, n_iter,
-        "converged" if gap <= tol else "max_iter", low_rank_penalty, block_penalty,
+        low_rank,
+        outside,
+        residuals,
+        tuple(step.rank.tolist()),
+        best[0],
+        gap,
+        n_iter,
+        "converged" if gap <= tol else "max_iter",
+        low_rank_penalty,
+        block_penalty,
     )
 
 
@@ -225,7 +233,7 @@ def solve_noiseless(
     size = max(float(torch.linalg.vector_norm(stack)), torch.finfo(stack.dtype).tiny)
     rho = 1.0 / max(float(torch.linalg.matrix_norm(stack, ord=2).max()), 1e-300)
     bounds, n_iter = (float("inf"), -float("inf")), 0
-    for n_iter in range(1, max_iter + 1):  # noqa: B007
+    for n_iter in range(1, max_iter + 1):
         step = singular_value_threshold(stack - block_sparse + dual / rho, 1.0 / rho)
         low_rank, before = step.value, block_sparse
         block_sparse = group_soft_threshold(
@@ -248,8 +256,13 @@ def solve_noiseless(
         low_rank,
         block_norms(block_sparse, ranks, joint=joint),
         block_norms(stack - low_rank, ranks, joint=joint),
-        tuple(step.rank.tolist()), bounds[0], gap, n_iter,
-        "converged" if gap <= tol else "max_iter", 1.0, block_penalty,
+        tuple(step.rank.tolist()),
+        bounds[0],
+        gap,
+        n_iter,
+        "converged" if gap <= tol else "max_iter",
+        1.0,
+        block_penalty,
     )
 
 

@@ -80,7 +80,8 @@ def unit_core(stack: FactorStack, side: str) -> Tensor:
     outer, inner = (pair.B, pair.A) if side == "output" else (pair.A, pair.B)
     gram, _ = _unit_side(outer, inner, pair)
     values, vectors = torch.linalg.eigh(gram)
-    return (values.clamp_min(0.0).sqrt()[:, :, None] * vectors.mT).flip(1)
+    core: Tensor = (values.clamp_min(0.0).sqrt()[:, :, None] * vectors.mT).flip(1)
+    return core
 
 
 def _unit_side(outer: Tensor, inner: Tensor, pair: Grams) -> tuple[Tensor, Tensor]:

@@ -52,9 +52,7 @@ def noise_from_option(noise: float, energies: Sequence[float], n_off: int) -> No
     )
 
 
-def noise_from_counts(
-    energies: Sequence[float], counts: Sequence[float], n_off: int
-) -> NoiseModel:
+def noise_from_counts(energies: Sequence[float], counts: Sequence[float], n_off: int) -> NoiseModel:
     """Noise from sample counts: energy_k = H + tau n_off / n_k, least squares.
 
     Not identifiable with fewer than four clients, with counts within a factor of 1.5 of one

@@ -65,7 +65,8 @@ def joint_stack(cores: Sequence[Tensor]) -> Tensor:
     rows = max(core.shape[1] for core in cores)
     padded = [torch.nn.functional.pad(c, (0, 0, 0, rows - c.shape[1])) for c in cores]
     stacked = torch.cat(padded)
-    return stacked / len(stacked) ** 0.5
+    scaled: Tensor = stacked / len(stacked) ** 0.5
+    return scaled
 
 
 def judge(
@@ -150,9 +151,7 @@ def _duplicate(scores: Scores, of: Verdict, name: str) -> Verdict:
     return Verdict("duplicate", (finding,), 0.0)
 
 
-def _undetermined(
-    evidence: Evidence, structure: Structure, names: Sequence[str]
-) -> Blocked | None:
+def _undetermined(evidence: Evidence, structure: Structure, names: Sequence[str]) -> Blocked | None:
     n = len(structure.distinct)
     allow = "merge everybody who is not rejected with --allow-undetermined"
     if not n:

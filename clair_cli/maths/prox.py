@@ -68,7 +68,9 @@ def block_norms(stack: Tensor, ranks: Sequence[int], *, joint: bool) -> Tensor:
         Shape (n_clients,) if joint, else (n_modules, n_clients).
     """
     squares = (stack * stack).sum(1)
-    per_block = torch.stack([part.sum(-1) for part in squares.split(list(ranks), dim=-1)], dim=-1)
+    per_block = torch.stack(
+        [part.sum(-1) for part in torch.split(squares, list(ranks), dim=-1)], dim=-1
+    )
     return (per_block.sum(0) if joint else per_block).sqrt()
 
 

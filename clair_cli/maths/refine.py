@@ -63,15 +63,17 @@ def stacked_basis(
     columns = []
     for product, weight in zip(clients, weights, strict=True):
         long, other = (
-            (product.lora_B, product.lora_A.mT) if not transpose
+            (product.lora_B, product.lora_A.mT)
+            if not transpose
             else (product.lora_A.mT, product.lora_B)
         )
-        core = torch.linalg.qr(other, mode="r").R
-        columns.append(weight * long @ core.mT)
+        rotated: Tensor = torch.linalg.qr(other, mode="r").R
+        columns.append(weight * long @ rotated.mT)
     stack = torch.cat(columns, dim=1)
     basis, core = torch.linalg.qr(stack)
     u, _, _ = torch.linalg.svd(core, full_matrices=False)
-    return basis @ u[:, : min(dim, u.shape[1])]
+    leading: Tensor = basis @ u[:, : min(dim, u.shape[1])]
+    return leading
 
 
 def shared_subspace(

@@ -59,7 +59,8 @@ def whole_norms(norms: Tensor) -> Tensor:
     """Norm of each client's whole update from its modules', (n_clients,), without overflow."""
     largest = norms.amax(0)
     scaled = norms / torch.where(largest > 0, largest, 1.0)
-    return largest * torch.linalg.vector_norm(scaled, dim=0)
+    whole: Tensor = largest * torch.linalg.vector_norm(scaled, dim=0)
+    return whole
 
 
 def captured_energy(

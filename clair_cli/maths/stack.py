@@ -114,8 +114,10 @@ def stack_factors(
                 scale[i, k] = size
             start += ranks[k]
     return FactorStack(
-        stacked_A.to(device=device, dtype=dtype), stacked_B.to(device=device, dtype=dtype),
-        scale, ranks,
+        stacked_A.to(device=device, dtype=dtype),
+        stacked_B.to(device=device, dtype=dtype),
+        scale,
+        ranks,
     )
 
 

@@ -124,9 +124,7 @@ def find_sharing(evidence: Evidence, stacking: str, clients: Sequence[int]) -> S
     if len(largest) < 2:
         return Sharing(stacking, tuple(groups), Level(float("nan"), 0.0), False)
     level = levels.level(largest)
-    significant = level.mean > 0 and (
-        len(evidence.norms) < 4 or level.mean >= MIN_T * level.se
-    )
+    significant = level.mean > 0 and (len(evidence.norms) < 4 or level.mean >= MIN_T * level.se)
     accepted = len(largest) >= 3 and significant
     if accepted and stacking == "matrix":
         table = evidence.matrix
@@ -178,9 +176,7 @@ def settle(
     """Let every client join or leave a group by its own alignment with it, until it settles."""
     current = tuple(sorted(group))
     for _ in range(max_iter):
-        following = tuple(
-            k for k in clients if alignment(levels, k, current).ratio >= LONER_RATIO
-        )
+        following = tuple(k for k in clients if alignment(levels, k, current).ratio >= LONER_RATIO)
         if following == current or len(following) < 3:
             break
         current = following

@@ -278,15 +278,15 @@ def _report(
         clients=describe_clients(judged),
         modules=describe_modules(judged),
         merged=None if merged is None else _merged_report(settings, merged, files),
-        refined=None if refined is None else _refined_report(settings, refined, refined_files or {}),
+        refined=None
+        if refined is None
+        else _refined_report(settings, refined, refined_files or {}),
         warnings=warnings,
         exit_code=_exit_code(settings, judged),
     )
 
 
-def _merged_report(
-    settings: Settings, merged: Merged, files: AdapterFiles | None
-) -> MergedReport:
+def _merged_report(settings: Settings, merged: Merged, files: AdapterFiles | None) -> MergedReport:
     adapter = merged.adapter
     return MergedReport(
         path="" if settings.output is None else settings.output.as_posix(),

@@ -55,7 +55,8 @@ def _rejected(rejection: Rejection) -> ClientReport:
 
 def _client(judged: Judged, k: int) -> ClientReport:
     adapter, judgement = judged.round.adapters[k], judged.judgement
-    verdict, reasons = "undetermined", (Reason("undetermined", "not judged"),)
+    verdict = "undetermined"
+    reasons: tuple[Reason, ...] = (Reason("undetermined", "not judged"),)
     if judgement is not None and judgement.outcome == "judged":
         verdict = judgement.verdicts[k].verdict
         reasons = tuple(Reason(f.code, f.text) for f in judgement.verdicts[k].findings)

@@ -116,9 +116,7 @@ def write_adapter(
     norm = math.hypot(*norms.values()) if norms else 0.0
     full_rank = max(1, max((s.rank for s in spectra.values()), default=1))
     ranks = sorted({*SERVING_RANKS, full_rank})
-    by_module = {
-        m: {str(r): _over(s.tail(r), norms[m]) for r in ranks} for m, s in spectra.items()
-    }
+    by_module = {m: {str(r): _over(s.tail(r), norms[m]) for r in ranks} for m, s in spectra.items()}
     tails = {r: math.hypot(*(s.tail(r) for s in spectra.values())) for r in ranks}
     errors = {r: (_over(tails[r], norm) or 0.0) for r in SERVING_RANKS}
     rank, capped = _rank(settings, adapters, errors, full_rank)
@@ -177,7 +175,9 @@ def _cast(
     auto = "float32" if auto == "float64" else auto
     wanted = auto if settings.dtype == "auto" else settings.dtype
     for dtype in dict.fromkeys([wanted, "float32"] if settings.dtype == "auto" else [wanted]):
-        written = {m: write_module(s, rank, scaling, TORCH_DTYPES[dtype]) for m, s in spectra.items()}
+        written = {
+            m: write_module(s, rank, scaling, TORCH_DTYPES[dtype]) for m, s in spectra.items()
+        }
         lost = [m for m, w in written.items() if w is None]
         if not lost:
             return {m: w for m, w in written.items() if w is not None}, dtype
@@ -188,9 +188,7 @@ def _cast(
     )
 
 
-def _warnings(
-    settings: Settings, rank: int, capped: bool, error: float | None
-) -> tuple[str, ...]:
+def _warnings(settings: Settings, rank: int, capped: bool, error: float | None) -> tuple[str, ...]:
     if not capped:
         return ()
     return (

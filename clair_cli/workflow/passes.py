@@ -164,15 +164,20 @@ def gather_cores(
     ranks = tuple(_largest_ranks(round_, list(round_.module_shapes)))
     for modules, stack in _stacks(round_, device, tell, "decomposing"):
         names += modules
-        cores += [_padded(core, stack.ranks, ranks) for core in unit_core(stack, side).split(1)]
+        cores += [
+            _padded(core, stack.ranks, ranks) for core in torch.split(unit_core(stack, side), 1)
+        ]
     order = sorted(range(len(names)), key=names.__getitem__)
     return joint_stack([cores[i] for i in order]), ranks
 
 
 def _padded(core: Tensor, ranks: Sequence[int], wanted: Sequence[int]) -> Tensor:
     """Widen every client's columns with zeros to the wanted number."""
-    parts = core.split(list(ranks), dim=-1)
+    parts = torch.split(core, list(ranks), dim=-1)
     return torch.cat(
-        [torch.nn.functional.pad(p, (0, w - p.shape[-1])) for p, w in zip(parts, wanted, strict=True)],
+        [
+            torch.nn.functional.pad(p, (0, w - p.shape[-1]))
+            for p, w in zip(parts, wanted, strict=True)
+        ],
         dim=-1,
     )

@@ -105,7 +105,9 @@ class _Module:
 
 
 def _entries(subspace: SharedSubspace, shape: tuple[int, int]) -> int:
-    sides = [s for s, basis in zip(shape, (subspace.U, subspace.V), strict=True) if basis is not None]
+    sides = [
+        s for s, basis in zip(shape, (subspace.U, subspace.V), strict=True) if basis is not None
+    ]
     return sum((side - subspace.dim) * subspace.dim for side in sides)
 
 

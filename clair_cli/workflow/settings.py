@@ -69,7 +69,7 @@ class Settings:
 
     def shown(self) -> dict[str, object]:
         """The options as the report holds them: plain values, paths as given, no clock."""
-        given = {
+        given: dict[str, object] = {
             "clients": "(in memory)" if self.in_memory else _path(self.clients),
             "output": _path(self.output),
             "weights": "(in memory)" if isinstance(self.weights, Mapping) else _path(self.weights),
