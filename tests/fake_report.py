@@ -73,7 +73,7 @@ def all_benign(n_clients: int = 6, *, prefix: str = "client-") -> Report:
         n_clients=n_clients,
         contaminated_ratio=0.0,
         groups=(Group(names, 0.3, "collaborative"),),
-        sharing=(Sharing("matrix", 0.31, 0.02, names),),
+        sharing=(Sharing("matrix", 0.31, 0.02, names, True),),
     )
     return replace(report, clients=clients, cohort=cohort, warnings=())
 
@@ -125,6 +125,7 @@ def _client(name: str) -> ClientReport:
         norm_ratio=1.0,
         block_norm=0.0 if benign else 2.4,
         core_distance=1.0 if benign else 3.0,
+        effective_rank_ratio=1.1,
     )
     return ClientReport(
         name=name,
@@ -152,9 +153,9 @@ def _cohort(names: tuple[str, ...]) -> CohortReport:
         n_comparable=len(names),
         stacking="matrix",
         sharing=(
-            Sharing("matrix", 0.31, 0.02, inside),
-            Sharing("output", 0.2, 0.03, inside),
-            Sharing("input", None, None, ()),
+            Sharing("matrix", 0.31, 0.02, inside, True),
+            Sharing("output", 0.2, 0.03, inside, True),
+            Sharing("input", None, None, (), False),
         ),
         subspace_dim=4,
         contaminated_ratio=3 / 11,
@@ -164,7 +165,7 @@ def _cohort(names: tuple[str, ...]) -> CohortReport:
             Group(("amber",), None, "loner"),
         ),
         decomposition=DecompositionReport(
-            "stable", 0.4, 1.2, 3e-5, 120, True, 0.01, inside, left_out, True
+            "stable", 0.4, 1.2, 3e-5, 120, True, inside, left_out, True
         ),
         names=names,
         similarity=square,

@@ -25,7 +25,7 @@ def find_config(
     assume_alpha: float | str | None,
     limits: Limits,
 ) -> tuple[AdapterConfig, tuple[str, ...]]:
-    """The config of one client, and notes on where it was found if not beside the weights.
+    """The config of one client, and a note if it had to be assumed.
 
     Args:
         paths: files to try, in order; the first that exists is the one.
@@ -37,7 +37,7 @@ def find_config(
         RejectedClient: none found, or the one found is bad; `path` is the config file.
     """
     tried = tuple(paths)
-    for index, path in enumerate(tried):
+    for path in tried:
         if os.path.lexists(path):
             shown = path.as_posix()
             try:
@@ -45,10 +45,10 @@ def find_config(
             except RejectedClient as error:
                 error.path = error.path or shown
                 raise
-            return config, (f"config from {quoted(shown)}",) if index else ()
+            return config, ()
     if HEADER_FIELD in metadata:
         raw = _from_header(metadata[HEADER_FIELD], limits)
-        return parse_config(raw), (f"config from the header's {HEADER_FIELD}",)
+        return parse_config(raw), ()
     if assume_alpha is not None:
         text = "alpha = rank" if assume_alpha == "rank" else f"alpha = {assume_alpha}"
         return assumed_config(assume_alpha), (f"no config: {text} assumed",)

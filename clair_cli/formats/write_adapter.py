@@ -156,9 +156,11 @@ def _target_modules(adapters: Sequence[Adapter], modules: Sequence[str]) -> list
     """The clients' own list where it gives exactly `modules`, else the full paths.
 
     A short list is exact only if some client used it, without further filters, and has these
-    very modules: on the same base model PEFT then finds them and no others.
+    very modules: on the same base model PEFT then finds them and no others. It must not reach
+    a module that another client shows the base to have.
     """
     wanted = set(modules)
+    others = {module for adapter in adapters for module in adapter.modules} - wanted
     filters = ("exclude_modules", "layers_to_transform", "layers_pattern")
     lists = {
         adapter.config.target_modules
@@ -168,7 +170,8 @@ def _target_modules(adapters: Sequence[Adapter], modules: Sequence[str]) -> list
         and not any(adapter.config.raw.get(name) not in (None, [], "") for name in filters)
     }
     for targets in sorted(lists, key=lambda names: (len(names or ()), names)):
-        if all(_targeted(module, targets or ()) for module in wanted):
+        reached = any(_targeted(module, targets or ()) for module in others)
+        if not reached and all(_targeted(module, targets or ()) for module in wanted):
             return sorted(targets or ())
     return sorted(wanted)
 

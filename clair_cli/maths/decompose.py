@@ -243,7 +243,7 @@ def solve_noiseless(
         dual = dual + rho * slack
         primal_residual = float(torch.linalg.vector_norm(slack)) / size
         dual_residual = rho * float(torch.linalg.vector_norm(block_sparse - before)) / size
-        if n_iter % 10 == 0:
+        if n_iter % 10 == 0 or n_iter == max_iter:
             bounds = _noiseless_bounds(stack, low_rank, dual, ranks, block_penalty, joint)
             if _gap(bounds) <= tol and primal_residual <= tol:
                 break

@@ -113,7 +113,8 @@ def judge(
             verdicts.append(Verdict("suspicious", (_NO_UPDATE,), 0.0))
             continue
         k_apart = ", ".join(sorted(names[j] for j in apart.get(k, ()) if j != k))
-        verdicts.append(decide(scores[k], k in result.kept, k_apart, tuple(module_names)))
+        signed = structure.stacking == "matrix"
+        verdicts.append(decide(scores[k], k in result.kept, k_apart, signed, tuple(module_names)))
     for k, first in structure.duplicates.items():
         verdicts[k] = _duplicate(scores[k], verdicts[first], names[first])
     members = tuple(k for k in structure.distinct if verdicts[k].verdict != "contaminated")

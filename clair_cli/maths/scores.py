@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clair_cli.maths.collaborate import columns_of
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.groups import Alignment, PairLevels, alignment
+from clair_cli.maths.groups import MIN_MODULES, Alignment, PairLevels, alignment
 
 # Below this many members a module's spread is not known well enough to single one out.
 MIN_MEMBERS = 6
@@ -29,12 +29,15 @@ class Scores:
 
     Attributes:
         alignment: similarity to the set over the set's own level, with its standard error.
+        separation: share of comparisons in which a pair inside the set is more similar than
+            the client is to a member; 1 when it is clearly outside.
         captured: energy of the client's unit-norm update inside the subspace that the other
             members share, 0 to 1.
         captured_ratio: the same over the members' median.
         norm: of the whole update, weight units. norm_ratio: over the set's median.
         module_norm_ratio: largest norm in one module over the set's median there.
-        core_distance: distance of U' D V from the members' mean core over their median one.
+        core_distance: distance of U' D V from the members' mean core over their median one;
+            NaN with few modules.
         effective_rank_ratio: directions its energy is spread over, over the members' median
             (the median over modules of that ratio).
         odd_modules: indices of modules in which an otherwise aligned client is not.
@@ -43,6 +46,7 @@ class Scores:
     """
 
     alignment: Alignment
+    separation: float
     captured: float
     captured_ratio: float
     norm: float
@@ -184,12 +188,13 @@ def score_clients(
         result.append(
             Scores(
                 alignment(levels, k, members),
+                levels.separation([j for j in members if j != k], [k]),
                 float(mean_captured[k]),
                 float(captured_ratio[k]),
                 float(whole[k]),
                 float(norm_ratio[k]),
                 float(in_module.max()) if len(in_module) else float("nan"),
-                float(distances[k]),
+                float(distances[k]) if len(similarities) >= MIN_MODULES else float("nan"),
                 float(directions[:, k].nanmedian()),
                 odd_modules(similarities, k, members),
                 similarities[:, k],

@@ -1,10 +1,10 @@
 """How alike two clients' delta weights are, in the three stackings, from the Grams alone.
 
-| stacking | shared object | similarity of j and k | value for unrelated ones |
-|---|---|---|---|
-| output | column space | <D_j D_j', D_k D_k'> / (|D_j D_j'| |D_k D_k'|) | |D_j|^2 |D_k|^2 / (out |..| |..|) |
-| input | row space | the same with D' | the same with in |
-| matrix | direction of vec(D) | <D_j, D_k> / (|D_j| |D_k|) | 0 |
+    output   column space         <D_j D_j', D_k D_k'> / (|D_j D_j'| |D_k D_k'|)
+             unrelated clients:   |D_j|^2 |D_k|^2 / (out |D_j D_j'| |D_k D_k'|)
+    input    row space            the same with D' for D and in for out
+    matrix   direction of vec(D)  <D_j, D_k> / (|D_j| |D_k|)
+             unrelated clients:   0
 
 All are invariant to gauge and to positive scale. Modules are repeated measurements of one
 pair, which gives each mean a standard error.

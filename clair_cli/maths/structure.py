@@ -11,17 +11,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.groups import (
     LONER_RATIO,
+    SEPARATION,
     Level,
     PairLevels,
     alignment,
     coherent_groups,
     excess_table,
+    over_modules,
 )
 
 # Delta weights this alike are one vote (any gauge, any positive factor).
@@ -35,6 +39,8 @@ SECOND_GROUP_SHARE = 0.7
 CHANCE_FACTOR = 2.0
 # Least significant level, in standard errors over modules (with 4 modules or more).
 MIN_T = 3.0
+# The same that stands in for the eigenvalue test among fewer than 8 clients.
+STRONG_T = 6.0
 
 
 @dataclass(frozen=True)
@@ -124,16 +130,54 @@ def find_sharing(evidence: Evidence, stacking: str, clients: Sequence[int]) -> S
     if len(largest) < 2:
         return Sharing(stacking, tuple(groups), Level(float("nan"), 0.0), False)
     level = levels.level(largest)
-    significant = level.mean > 0 and (len(evidence.norms) < 4 or level.mean >= MIN_T * level.se)
+    significant = level.mean > 0 and (levels.few or level.mean >= MIN_T * level.se)
     accepted = len(largest) >= 3 and significant
     if accepted and stacking == "matrix":
-        table = evidence.matrix
-        flipped = PairLevels(excess_table([-table.value], [table.null]))
-        chance = coherent_groups(flipped, clients)[0]
-        if len(chance) >= 3:  # a client and its opposite are a pair, not chance
-            by_chance = (len(chance) - 1) * flipped.level(chance).mean
-            accepted = (len(largest) - 1) * level.mean >= CHANCE_FACTOR * by_chance
+        accepted = _beyond_chance(evidence, levels, clients, largest)
     return Sharing(stacking, tuple(groups), level, accepted)
+
+
+def _beyond_chance(
+    evidence: Evidence, levels: PairLevels, clients: Sequence[int], group: Sequence[int]
+) -> bool:
+    """Whether cosines show a common direction rather than luck in picking a group.
+
+    Cosines of unrelated clients are as often negative as positive. So their matrix's largest
+    eigenvalue stands out above the others about as far as its smallest below, and a group
+    as coherent is found with all signs flipped. A few clients can be lucky in the first: then
+    a level of STRONG_T standard errors over modules will do. Clients opposite to the group are
+    left out: minus the mean is tied to everybody, and that is no chance.
+    """
+    level = levels.level(group)
+    table = evidence.matrix
+    flipped = PairLevels(excess_table([-table.value], [table.null]))
+    chance = coherent_groups(flipped, clients)[0]
+    if len(chance) >= 3:  # a client and its opposite are a pair, not chance
+        by_chance = (len(chance) - 1) * flipped.level(chance).mean
+        if (len(group) - 1) * level.mean < CHANCE_FACTOR * by_chance:
+            return False
+    kept = [k for k in clients if k in group or not _opposite(levels, k, group, level)]
+    n = len(kept)
+    if standing_out(levels.mean[np.ix_(kept, kept)]) >= 1 + 30 / n**2 + 5 / n:
+        return True
+    return n < 8 and not levels.few and level.mean >= STRONG_T * level.se
+
+
+def _opposite(levels: PairLevels, client: int, group: Sequence[int], level: Level) -> bool:
+    to_group = over_modules(levels.between([client], group))
+    return to_group.mean < -LONER_RATIO * level.mean and to_group.mean < -MIN_T * to_group.se
+
+
+def standing_out(similarity: NDArray[np.float64]) -> float:
+    """How far the largest eigenvalue stands above the mean of the others, over how far the
+    smallest lies below it. About 1 for symmetric noise in large matrices; its 99th percentile
+    there is 3.8 for 5 clients, 2.2 for 8, 1.8 for 12 and 1.3 for 40 (simulated)."""
+    matrix = np.nan_to_num(similarity, nan=0.0)
+    np.fill_diagonal(matrix, 1.0)
+    values = np.linalg.eigvalsh(matrix)
+    centre = values[:-1].mean()
+    below = max(float(centre - values[0]), float(np.finfo(np.float64).tiny))
+    return float(values[-1] - centre) / below
 
 
 def _choose(sharings: Sequence[Sharing]) -> Sharing | None:
@@ -170,13 +214,21 @@ def find_structure(evidence: Evidence) -> Structure:
     return Structure(duplicates, empty, distinct, sharings, chosen.stacking, group, others)
 
 
+def _belongs(levels: PairLevels, client: int, group: Sequence[int]) -> bool:
+    found = alignment(levels, client, group)
+    if (found.high if levels.few else found.ratio) >= LONER_RATIO:
+        return True
+    separation = levels.separation([k for k in group if k != client], [client])
+    return found.ratio > 0 and separation < SEPARATION
+
+
 def settle(
     levels: PairLevels, group: Sequence[int], clients: Sequence[int], max_iter: int = 10
 ) -> tuple[int, ...]:
     """Let every client join or leave a group by its own alignment with it, until it settles."""
     current = tuple(sorted(group))
     for _ in range(max_iter):
-        following = tuple(k for k in clients if alignment(levels, k, current).ratio >= LONER_RATIO)
+        following = tuple(k for k in clients if _belongs(levels, k, current))
         if following == current or len(following) < 3:
             break
         current = following

@@ -3,9 +3,12 @@
 For a distinct client, in this order:
 
     group apart      member of another coherent group                          contaminated
-    opposite         alignment ratio below 0 by two standard errors            contaminated
-    unlike           alignment ratio < LONER_RATIO, S_k != 0, and the ratio
-                     stays below DOUBT_RATIO within two standard errors        contaminated
+    opposite         alignment ratio below -OPPOSITE_RATIO and, by two standard
+                     errors, below 0 (matrix stacking: others have no sign)    contaminated
+    unlike           alignment ratio < LONER_RATIO, S_k != 0, pairs separated
+                     from those inside (SEPARATION), and the ratio
+                     stays below DOUBT_RATIO within two standard errors, or
+                     is below DOUBT_FLOOR                                      contaminated
     disagreement     only one of the two says that it does not share, or both
                      do within the band of doubt                               suspicious
     one module       aligned as a whole, unlike the others in single modules   contaminated
@@ -25,11 +28,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from clair_cli.maths.groups import LONER_RATIO, N_SE
+from clair_cli.maths.groups import LONER_RATIO, N_SE, SEPARATION
 from clair_cli.maths.scores import Scores
 
+# Unrelated clients come out within a few hundredths of 0.
+OPPOSITE_RATIO = 0.1
 # An honest client whose data overlaps the others' by half can come down to 0.44 (measured).
 DOUBT_RATIO = 0.5
+# Below this no standard error makes a client doubtful: mislabelled ones reach 0.41.
+DOUBT_FLOOR = 0.3
 # Norms over the set's median. Clients of one round differ by tens of percent; at 5 a client of
 # ten outweighs half of the others.
 NORM_SUSPICIOUS, NORM_CONTAMINATED = 2.5, 5.0
@@ -69,31 +76,39 @@ def _share(value: float) -> str:
     return f"{value:.2f}"
 
 
-def alignment_findings(scores: Scores, kept: bool, apart: str) -> tuple[str, list[Finding]]:
+def alignment_findings(
+    scores: Scores, kept: bool, apart: str, signed: bool
+) -> tuple[str, list[Finding]]:
     """Verdict of alignment and decomposition together.
 
     Args:
         kept: whether the decomposition left the client's block at zero.
         apart: names of the other members of its own coherent group, "" if it has none.
+        signed: whether the stacking's similarities have a sign (`matrix`).
     """
     ratio, high = scores.alignment.ratio, scores.alignment.high
+    turned = signed and high < 0 and ratio < -OPPOSITE_RATIO
     level = f"similarity to the others {_share(ratio)} of their own level"
     if apart:
         finding = Finding("in_a_group", f"in a group with {apart}, apart from the others ({level})")
         opposite = [Finding("opposite", f"opposite to the others ({_share(ratio)})")]
-        return "contaminated", [finding, *(opposite if high < 0 else [])]
-    if high < 0:  # inside the subspace or not: the decomposition can't see a sign
+        return "contaminated", [finding, *(opposite if turned else [])]
+    if turned:  # inside the subspace or not: the decomposition can't see a sign
         return "contaminated", [
             Finding("opposite", f"opposite to the others (similarity {_share(ratio)} of their own)")
         ]
     below = not ratio >= LONER_RATIO  # also catches NaN
-    if below and not kept and not high >= DOUBT_RATIO:
+    doubtful = high >= DOUBT_RATIO and ratio >= DOUBT_FLOOR
+    if below and not kept and not doubtful and not scores.separation < SEPARATION:
         return "contaminated", [Finding("unlike_the_others", f"unlike the others: {level}")]
     if below and not kept:
-        return "suspicious", [
-            Finding("weakly_alike", f"{level}, within {N_SE:g} standard errors of belonging")
-        ]
-    if below:
+        why = (
+            f"within {N_SE:g} standard errors of belonging"
+            if doubtful
+            else "as some others are to each other"
+        )
+        return "suspicious", [Finding("weakly_alike", f"{level}, {why}")]
+    if below and (math.isnan(ratio) or not scores.separation < SEPARATION):
         return "suspicious", [
             Finding("weakly_alike", f"{level}, though the decomposition keeps it")
         ]
@@ -161,14 +176,16 @@ def shape_findings(scores: Scores) -> tuple[str, list[Finding]]:
 _ORDER = ("benign", "suspicious", "contaminated")
 
 
-def decide(scores: Scores, kept: bool, apart: str, module_names: tuple[str, ...]) -> Verdict:
+def decide(
+    scores: Scores, kept: bool, apart: str, signed: bool, module_names: tuple[str, ...]
+) -> Verdict:
     """The rule of this module's text, for one distinct client.
 
     Args:
-        kept: the decomposition's word. apart: see `alignment_findings`.
+        kept: the decomposition's word. apart, signed: see `alignment_findings`.
         module_names: for the reason that names single modules.
     """
-    verdict, findings = alignment_findings(scores, kept, apart)
+    verdict, findings = alignment_findings(scores, kept, apart, signed)
     sized, more = size_findings(scores)
     verdict, findings = max(verdict, sized, key=_ORDER.index), findings + more
     if scores.odd_modules and not findings:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from clair_cli.formats.cohort import Rejection
+from clair_cli.formats.strict_json import quoted
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.judge import Judgement
 from clair_cli.maths.scores import Scores
@@ -47,8 +48,11 @@ def describe_clients(judged: Judged) -> tuple[ClientReport, ...]:
 
 
 def _rejected(rejection: Rejection) -> ClientReport:
+    text = rejection.message.removeprefix(f"client {quoted(rejection.name)}").lstrip(":, ")
+    if rejection.hint:
+        text += f"; {rejection.hint}"
     return ClientReport(
-        rejection.name, "rejected", (Reason("rejected", rejection.message),), ClientScores(), 0.0,
+        rejection.name, "rejected", (Reason("rejected", text),), ClientScores(), 0.0,
         rejection.sha256, rejection.path,
     )  # fmt: skip
 

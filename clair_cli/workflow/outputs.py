@@ -72,8 +72,9 @@ def check_outputs(settings: Settings) -> None:
         file = settings.one_file or settings.command == "inspect"
         kind = "file" if file else "folder"
         check_target(output, force=settings.force, kind=kind, inputs=inputs)  # type: ignore[arg-type]
-    if report is None and settings.one_file and settings.command == "merge":
-        report = default_report(settings, adapter=True)
+    if report is None and settings.command != "inspect":
+        # a folder's own report lies inside it; without an adapter it goes beside
+        report = default_report(settings, adapter=settings.one_file)
     if report is not None:
         check_target(report, force=settings.force, kind="file", inputs=inputs)
 

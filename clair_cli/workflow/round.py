@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.formats.adapter import Adapter
@@ -18,7 +21,7 @@ from clair_cli.workflow.settings import Settings
 
 @dataclass(frozen=True)
 class Round:
-    """One round's comparable clients, in order of content (sha256, then name).
+    """One round's comparable clients, in order of content (weights, then config, then name).
 
     The order makes every sum independent of names and of the folder's order.
 
@@ -62,7 +65,7 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
     cohort = replace(
         cohort,
         adapters=tuple(a for a in cohort.adapters if a.name not in gone),
-        rejected=cohort.rejected + tuple(dropped),
+        rejected=tuple(r for r in cohort.rejected if r.name not in gone) + tuple(dropped),
     )
     weights = _read_weights(settings, cohort)
     warnings = list(cohort.notes)
@@ -80,7 +83,7 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
             warnings += comparable.notes
         except InputRefused as error:
             refusal, adapters = error, cohort.adapters
-    adapters = tuple(sorted(adapters, key=lambda a: (a.sha256, a.name)))
+    adapters = tuple(sorted(adapters, key=_content))
     previous = _load_previous(settings)
     if previous is not None:
         shapes = _with_previous(shapes, previous)
@@ -93,6 +96,12 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
         refusal or _too_few(settings, len(adapters), len(rejected)),
         tuple(warnings),
     )
+
+
+def _content(adapter: Adapter) -> tuple[str, str, str]:
+    """Equal weights may have unequal scales, so the config counts before the name does."""
+    config = json.dumps(adapter.config.raw, sort_keys=True, default=str)
+    return adapter.sha256, config, adapter.name
 
 
 def _load_cohort(settings: Settings) -> Cohort:
@@ -116,13 +125,14 @@ def _read_weights(settings: Settings, cohort: Cohort) -> dict[str, float] | None
     names = sorted(set(found) - set(settings.exclude))
     if not isinstance(settings.weights, Mapping):
         return read_weights(settings.weights, names, optional=settings.exclude)
-    given = dict(settings.weights)
+    given: dict[str, Any] = dict(settings.weights)
     if missing := sorted(set(names) - set(given)):
         raise UsageError(f"weights: no weight for client {missing[0]!r}")
     if unknown := sorted(set(given) - set(names) - set(settings.exclude)):
         raise UsageError(f"weights: unknown client {unknown[0]!r}")
     for name, value in given.items():
-        if not (value > 0 and math.isfinite(value)):
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not (number and value > 0 and math.isfinite(value)):
             raise UsageError(f"weights: {value} for {name!r} is not a positive number")
     return given
 
@@ -180,4 +190,6 @@ def rejection_of(error: RejectedClient, adapter: Adapter) -> Rejection:
     """The listing of a client whose tensors turned out unreadable."""
     from clair_cli.formats.cohort import rejection
 
+    if "changed while reading" not in error.message:  # vanished, say: it was there before
+        error.message = f"changed while reading: {error.message}"
     return rejection(error, adapter.name, adapter.path, adapter.sha256)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -38,7 +40,7 @@ def clip_blocks(full: NDArray[np.float64], bound: float, joint: bool) -> NDArray
     ends = np.cumsum((0, *RANKS))
     clipped = full.copy()
     groups = [slice(None)] if joint else [slice(m, m + 1) for m in range(len(full))]
-    for start, end in zip(ends, ends[1:], strict=False):
+    for start, end in pairwise(ends):
         for modules in groups:
             size = np.sqrt((full[modules, :, start:end] ** 2).sum())
             if size > bound:

@@ -96,9 +96,7 @@ def test_sign_shows_in_the_matrix_stacking_only() -> None:
     expected = before["matrix"].value.clone()
     expected[:, 0, 1:] *= -1
     expected[:, 1:, 0] *= -1
-    torch.testing.assert_close(
-        after["matrix"].value, expected, rtol=0, atol=1e-12, equal_nan=True
-    )
+    torch.testing.assert_close(after["matrix"].value, expected, rtol=0, atol=1e-12, equal_nan=True)
     for side in ("output", "input"):
         torch.testing.assert_close(
             after[side].value, before[side].value, rtol=0, atol=1e-12, equal_nan=True

@@ -1,0 +1,161 @@
+"""The same bytes in give the same bytes out: order, names, threads and folders play no part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import clair_cli
+from tests import cohorts
+from tests.cohorts import clair
+
+
+def cohort() -> cohorts.Clients:
+    clients = cohorts.honest(6)
+    return {
+        **clients,
+        "odd": cohorts.unrelated(),
+        **dict(zip("xy", cohorts.colluders(2), strict=True)),
+    }
+
+
+def renamed(report: Any, back: Mapping[str, str], folder: str) -> Any:
+    """A report with the clients' names put back, and lists of names sorted anew."""
+    report = json.loads(json.dumps(report))
+    index = {n: k for k, n in enumerate(report["cohort"]["names"])}
+    order = sorted(index, key=lambda n: back[n])
+    for key in ("similarity", "similarity_se"):
+        table = report["cohort"][key]
+        report["cohort"][key] = [[table[index[j]][index[k]] for k in order] for j in order]
+    for client in report["clients"]:
+        for reason in client["reasons"]:
+            for old, new in back.items():  # new names look like no other word
+                reason["text"] = reason["text"].replace(old, new)
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: walk(item) for key, item in value.items()}
+        if isinstance(value, list):
+            if value and all(isinstance(v, str) and v in back for v in value):
+                return sorted(back[v] for v in value)
+            return [walk(item) for item in value]
+        return back.get(value, value) if isinstance(value, str) else value
+
+    report = walk(report)
+    report["clients"].sort(key=lambda c: c["name"])
+    for client in report["clients"]:
+        client["path"] = ""
+    groups = report["cohort"]["groups"]
+    report["cohort"]["groups"] = sorted(groups, key=lambda g: (g["role"], g["members"]))
+    report["options"]["clients"] = folder
+    return report
+
+
+def run(folder: Path, clients: cohorts.Clients) -> tuple[bytes, dict[str, Any]]:
+    cohorts.save(folder, clients)
+    before = Path.cwd()
+    os.chdir(folder.parent)
+    try:
+        result = clair("merge", folder.name, "-o", "m.safetensors", "--force")
+    finally:
+        os.chdir(before)
+    assert result.exit_code == 0, result.stderr
+    out = folder.parent
+    return (out / "m.safetensors").read_bytes(), cohorts.read_report(out / "m.report.json")
+
+
+@pytest.mark.parametrize("seed", [7, 13])
+def test_names_order_and_folder_change_no_byte(tmp_path: Path, seed: int) -> None:
+    clients = cohort()
+    adapter, report = run(tmp_path / "a" / "clients", clients)
+    names = {n: f"site-{seed * (k + 1) % 17:02d}" for k, n in enumerate(clients)}
+    assert len(set(names.values())) == len(clients)
+    shuffled = {names[n]: clients[n] for n in sorted(clients, key=lambda n: names[n])}
+    other, other_report = run(tmp_path / "b" / "another name", shuffled)
+    assert other == adapter
+    back = {new: old for old, new in names.items()}
+    same = {n: n for n in clients}
+    assert renamed(other_report, back, "x") == renamed(report, same, "x")
+
+
+def test_a_second_run_and_the_number_of_threads_change_no_byte(tmp_path: Path) -> None:
+    folder = tmp_path / "clients"
+    first = run(folder, cohort())
+    report = (tmp_path / "m.report.json").read_bytes()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        assert run(folder, cohort())[0] == first[0]
+        assert (tmp_path / "m.report.json").read_bytes() == report
+        assert torch.get_num_threads() == threads  # the caller's setting is put back
+
+
+def test_another_process_gives_the_same_bytes(tmp_path: Path) -> None:
+    adapter, _ = run(tmp_path / "clients", cohort())
+    report = (tmp_path / "m.report.json").read_bytes()
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "2"}
+    command = [sys.executable, "-m", "clair_cli", "merge", "clients", "-o", "m.safetensors"]
+    done = subprocess.run(
+        [*command, "--force"], cwd=tmp_path, env=environment, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert (tmp_path / "m.safetensors").read_bytes() == adapter
+    assert (tmp_path / "m.report.json").read_bytes() == report
+
+
+def test_threads_change_no_byte_where_products_would(tmp_path: Path) -> None:
+    """Shapes and ranks large enough that two threads give other last bits (where any do)."""
+    g = torch.Generator().manual_seed(0)
+    clients = {}
+    for k in range(3):
+        state = {
+            "layer.q.lora_A.weight": torch.randn(32, 512, generator=g),
+            "layer.q.lora_B.weight": torch.randn(2048, 32, generator=g),
+        }
+        clients[f"c{k}"] = (state, {"r": 32, "lora_alpha": 32})
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        tensors = clair_cli.merge(clients, allow_undetermined=True).tensors
+        assert tensors is not None
+        found.append(
+            {k: hashlib.sha256(t.numpy().tobytes()).hexdigest() for k, t in tensors.items()}
+        )
+    assert found[0] == found[1]
+
+
+def test_copies_that_differ_in_their_config_only_are_ordered_by_content(tmp_path: Path) -> None:
+    """The weights files are equal byte by byte; names must not decide who keeps the vote."""
+    honest = cohorts.honest(7)
+    small = honest.pop("c0")
+    large = cohorts.Client(small.A, small.B, {**small.config, "lora_alpha": 36})
+    one, report = run(tmp_path / "one" / "clients", {**honest, "a": small, "b": large})
+    two, other = run(tmp_path / "two" / "clients", {**honest, "a": large, "b": small})
+    assert one == two
+    verdicts, swapped = cohorts.verdicts(report), cohorts.verdicts(other)
+    assert (verdicts["a"], verdicts["b"]) == (swapped["b"], swapped["a"])
+
+
+def test_the_header_is_canonical(tmp_path: Path) -> None:
+    adapter, report = run(tmp_path / "clients", cohort())
+    size = int.from_bytes(adapter[:8], "little")
+    header = json.loads(adapter[8 : 8 + size])
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
+    assert header["__metadata__"]["format"] == "pt"
+    assert report["merged"]["sha256"] == hashlib.sha256(adapter).hexdigest()
+
+
+def test_no_absolute_path_and_no_clock_in_the_report(tmp_path: Path) -> None:
+    run(tmp_path / "clients", cohort())
+    text = (tmp_path / "m.report.json").read_text()
+    assert str(tmp_path) not in text and "thread" not in text
+    assert not re.search(r"\d{4}-\d\d|\d\d:\d\d", text)
