@@ -102,12 +102,12 @@ class PairLevels:
     def separation(self, group: Sequence[int], others: Sequence[int]) -> float:
         """Share of comparisons in which a pair inside `group` is more similar than a pair
         between it and `others`: 0.5 when they are alike, 1 when the blocks are clean; NaN
-        with fewer than two members."""
+        with fewer than three members, whose one pair says nothing about a spread."""
         members = [k for k in group if k not in others]
         inside = self.mean[np.ix_(members, members)][np.triu_indices(len(members), 1)]
         across = self.mean[np.ix_(members, list(others))].ravel()
         inside, across = inside[~np.isnan(inside)], across[~np.isnan(across)]
-        if not len(inside) or not len(across):
+        if len(members) < 3 or not len(inside) or not len(across):
             return float("nan")
         return float((inside[:, None] > across[None, :]).mean())
 

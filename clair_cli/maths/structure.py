@@ -219,7 +219,7 @@ def _belongs(levels: PairLevels, client: int, group: Sequence[int]) -> bool:
     if (found.high if levels.few else found.ratio) >= LONER_RATIO:
         return True
     separation = levels.separation([k for k in group if k != client], [client])
-    return found.ratio > 0 and separation < SEPARATION
+    return found.ratio > 0 and not separation >= SEPARATION
 
 
 def settle(
