@@ -140,8 +140,9 @@ class DecompositionReport:
     """How the low-rank plus block-sparse decomposition went.
 
     Attributes:
-        kept: names of the clients with S_k = 0.
-        left_out: names of the clients with S_k != 0.
+        kept: names of the clients that it keeps: refitted on the members, leaving each one
+            out, the shared subspace holds enough of their energy. left_out: the others that
+            took part. (`ClientScores.block_norm` has S itself.)
         gap: relative duality gap. converged: whether it reached the tolerance.
         agrees: whether it and the pairwise similarities suggest the same set.
     """

@@ -7,10 +7,11 @@ so a direction of the stack with a singular value above 1 is one that no client 
     lam2 = sqrt(1 - LONER_RATIO^2 * captured)       captured: energy that L takes of a typical
                                                     member's block at this lam1
 
-lam2 <= 1 <= lam1 holds by construction, which is the window of method and theory: an unrelated
-block, whatever its size, never enters L, while a member's residual sqrt(1 - captured) stays
-below lam2. The group that the similarities suggest is only the starting point: the program is
-convex, and is solved over every client that is not in another coherent group.
+lam2 <= 1 <= lam1 holds by construction, which is the window of theory: one unrelated block can't
+enter L, while a member's residual sqrt(1 - captured) stays below lam2. Many unrelated blocks in
+little room can add up, which is why the set is filtered by a refit (judge.py). The group that
+the similarities suggest is only the starting point: the program is convex, and is solved over
+every client that is not in another coherent group.
 """
 
 from __future__ import annotations
@@ -68,13 +69,17 @@ def estimate_penalties(stack: Tensor, ranks: Sequence[int], group: Sequence[int]
 
     Args:
         stack: cores of all clients scaled to joint norm one, (n_modules, rows, sum(ranks)).
-        group: at least two clients.
+        group: at least two clients. In the matrix stacking (one column each) the line of their
+            mean counts as shared even where two of them make a stronger direction.
     """
     members = stack[:, :, columns_of(ranks, group)]
     bar = 1.0 / len(stack) ** 0.5  # one client's whole block in one module
     dims, above, below = [], [], []
-    for singular in torch.linalg.svdvals(members):
+    left, values, _ = torch.linalg.svd(members, full_matrices=False)
+    for basis, singular, stacked in zip(left, values, members, strict=True):
         dim = shared_dim(singular, bar)
+        if len(stacked) and stacked.shape[1] == len(group):  # matrix stacking: one common line
+            dim = max(dim, int((basis.mT @ stacked.sum(-1)).abs().argmax()) + 1)
         dims.append(dim)
         if dim:
             above.append(float(singular[dim - 1]))
@@ -83,7 +88,7 @@ def estimate_penalties(stack: Tensor, ranks: Sequence[int], group: Sequence[int]
         return Penalties(bar, 1.0, tuple(dims), 0.0)
     low_rank = float(torch.tensor(above).median() * torch.tensor(below).median()) ** 0.5
     energy = 0.0
-    for singular in torch.linalg.svdvals(members):
+    for singular in values:
         energy += float((singular**2 - low_rank**2).clamp_min(0.0).sum())
     captured = min(1.0, energy / len(group))
     block = (1.0 - LONER_RATIO**2 * captured) ** 0.5
@@ -98,8 +103,9 @@ class Collaborative:
         solution: of the stable program over `clients`.
         penalties: how it was set up.
         clients: who took part, in the order of the solution's blocks.
-        kept: those with S_k = 0 who also reach LONER_RATIO^2 of the typical energy inside a
-            subspace refitted on the *other* such clients (a client is a large part of L).
+        kept: those with S_k = 0; after the refit in judge.py, those with LONER_RATIO^2 of the
+            typical energy inside the subspace of the *other* members (a client is a large
+            part of L, and of its own residual).
     """
 
     solution: Decomposition

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.collaborate import Collaborative, collaborate, matrix_core
+from clair_cli.maths.decompose import Decomposition, core_from_gram
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.groups import LONER_RATIO
-from clair_cli.maths.scores import Scores, captured_energy, score_clients
+from clair_cli.maths.scores import Scores, captured_by_mean, captured_energy, score_clients
 from clair_cli.maths.structure import (
     SECOND_GROUP_SHARE,
     Structure,
@@ -22,6 +23,8 @@ from clair_cli.maths.verdicts import Finding, Verdict, decide
 
 # Below this level, a cohort in which nobody stands out shares too little to vouch for anybody.
 MIN_LEVEL = 0.05
+# And below this one even if somebody does.
+LEAST_LEVEL = 0.03
 # A relative duality gap above this is "did not converge".
 MAX_GAP = 1e-3
 
@@ -96,44 +99,79 @@ def judge(
         stack, ranks = matrix_core(evidence.matrix.value), [1] * len(names)
     if stack is None or ranks is None:
         raise ValueError(f"stacking {structure.stacking!r} needs the cores of that side")
-    apart = {k: g for g in structure.others for k in g}
+    result, scores = _weigh(evidence, structure, stack, ranks)
+    verdicts = _verdicts(structure, result, scores, names, tuple(module_names))
+    members = tuple(k for k in structure.distinct if verdicts[k].verdict != "contaminated")
+    contrast = len(members) < len(structure.distinct) or bool(structure.duplicates)
+    blocked = blocked or _weak(structure, contrast) or _unsolved(result.solution)
+    if blocked is None and len([k for k in members if verdicts[k].influence > 0]) < 3:
+        blocked = _NOTHING
+    code, text, remedy = blocked or ("judged", "", "")
+    outcome = "undetermined" if blocked else "judged"
+    return Judgement(outcome, code, text, remedy, structure, result, members, scores, verdicts)
+
+
+def _weigh(
+    evidence: Evidence, structure: Structure, stack: Tensor, ranks: Sequence[int]
+) -> tuple[Collaborative, tuple[Scores, ...]]:
+    """The decomposition of everybody but duplicates and other groups, and all scores."""
+    apart = {k for g in structure.others for k in g}
     taking_part = [k for k in structure.distinct if k not in apart]
     result = collaborate(stack, ranks, structure.group, taking_part)
-    levels = pair_levels(evidence, structure.stacking)
-    basis = result.kept if len(result.kept) >= 3 else structure.group
-    captured = captured_energy(stack, ranks, basis, result.penalties.subspace_dims)
-    scores = tuple(score_clients(evidence, levels, structure.group, captured))
-    result = replace(
-        result,
-        kept=tuple(k for k in result.kept if scores[k].captured_ratio >= LONER_RATIO**2),
-    )
+    levels = pair_levels(evidence, structure.stacking or "")
+    basis = structure.group
+    for _ in range(2):
+        captured = _captured(evidence, structure, stack, ranks, basis, result)
+        by_module = captured
+        if structure.stacking == "matrix":  # one direction per module instead of one for all
+            cosines = torch.nan_to_num(evidence.matrix.value, nan=0.0)
+            by_module = captured_by_mean(core_from_gram(cosines)[0], basis)
+        scores = tuple(score_clients(evidence, levels, structure.group, captured, by_module))
+        inside = {k for k in taking_part if scores[k].captured_ratio >= LONER_RATIO**2}
+        # the second refit is on the members whom the program or the first one keeps
+        cleaned = tuple(k for k in structure.group if k in inside or k in result.kept)
+        basis = cleaned if len(cleaned) >= 3 else structure.group
+    return replace(result, kept=tuple(sorted(inside))), scores
+
+
+def _verdicts(
+    structure: Structure,
+    result: Collaborative,
+    scores: Sequence[Scores],
+    names: Sequence[str],
+    module_names: tuple[str, ...],
+) -> tuple[Verdict, ...]:
+    apart = {k: g for g in structure.others for k in g}
+    signed = structure.stacking == "matrix"
     verdicts = []
     for k in range(len(names)):
         if k in structure.empty:
             verdicts.append(Verdict("suspicious", (_NO_UPDATE,), 0.0))
             continue
-        k_apart = ", ".join(sorted(names[j] for j in apart.get(k, ()) if j != k))
-        signed = structure.stacking == "matrix"
-        verdicts.append(decide(scores[k], k in result.kept, k_apart, signed, tuple(module_names)))
+        others = ", ".join(sorted(names[j] for j in apart.get(k, ()) if j != k))
+        verdicts.append(decide(scores[k], k in result.kept, others, signed, module_names))
     for k, first in structure.duplicates.items():
         verdicts[k] = _duplicate(scores[k], verdicts[first], names[first])
-    members = tuple(k for k in structure.distinct if verdicts[k].verdict != "contaminated")
-    contrast = len(members) < len(structure.distinct) or bool(structure.duplicates)
-    blocked = blocked or _weak(evidence, structure, contrast)
-    if blocked is None and result.solution.gap > MAX_GAP:
-        blocked = (
-            "not_converged",
-            f"the decomposition did not converge (duality gap {result.solution.gap:.1e})",
-            "report this cohort: it should not happen",
-        )
-    if blocked is None and len([k for k in members if verdicts[k].influence > 0]) < 3:
-        blocked = _NOTHING
-    outcome, (code, text, remedy) = (
-        ("judged", ("judged", "", "")) if blocked is None else ("undetermined", blocked)
-    )
-    return Judgement(
-        outcome, code, text, remedy, structure, result, members, scores, tuple(verdicts)
-    )
+    return tuple(verdicts)
+
+
+def _captured(
+    evidence: Evidence,
+    structure: Structure,
+    stack: Tensor,
+    ranks: Sequence[int],
+    basis: Sequence[int],
+    result: Collaborative,
+) -> Tensor:
+    """Energy inside the others' subspace, less what an unrelated client has there by chance."""
+    dims = result.penalties.subspace_dims
+    if structure.stacking == "matrix":
+        return captured_by_mean(stack, basis)
+    captured = captured_energy(stack, ranks, basis, dims)
+    null = evidence.table(structure.stacking or "").null.diagonal(dim1=1, dim2=2)
+    width = (evidence.effective_ranks / null).nanmedian(1).values
+    chance = torch.tensor(dims, dtype=width.dtype) / width
+    return ((captured - chance[:, None]) / (1.0 - chance[:, None]).clamp_min(1e-12)).clamp_min(0.0)
 
 
 Blocked = tuple[str, str, str]
@@ -175,15 +213,25 @@ def _undetermined(evidence: Evidence, structure: Structure, names: Sequence[str]
     return None
 
 
-def _weak(evidence: Evidence, structure: Structure, contrast: bool) -> Blocked | None:
-    """Too little in common to call everybody benign."""
+def _unsolved(solution: Decomposition) -> Blocked | None:
+    if solution.gap <= MAX_GAP:
+        return None
+    return (
+        "not_converged",
+        f"the decomposition did not converge (duality gap {solution.gap:.1e})",
+        "report this cohort: it should not happen",
+    )
+
+
+def _weak(structure: Structure, contrast: bool) -> Blocked | None:
+    """Too little in common to vouch for anybody."""
     chosen = next(s for s in structure.sharings if s.stacking == structure.stacking)
-    if contrast or chosen.level.mean >= MIN_LEVEL:
+    if chosen.level.mean >= (LEAST_LEVEL if contrast else MIN_LEVEL):
         return None
     return (
         "little_shared",
-        f"the clients have almost nothing in common (similarity {chosen.level.mean:.3f}), and "
-        "nobody stands out",
+        f"the clients have almost nothing in common (similarity {chosen.level.mean:.3f})"
+        f"{'' if contrast else ', and nobody stands out'}",
         _NOTHING[2],
     )
 

@@ -30,7 +30,8 @@ class Scores:
     Attributes:
         alignment: similarity to the set over the set's own level, with its standard error.
         separation: share of comparisons in which a pair inside the set is more similar than
-            the client is to a member; 1 when it is clearly outside.
+            the client is to a member; 1 when it is clearly outside, 0.5 (nothing shown) with
+            fewer than three other members.
         captured: energy of the client's unit-norm update inside the subspace that the other
             members share, 0 to 1.
         captured_ratio: the same over the members' median.
@@ -94,6 +95,29 @@ def captured_energy(
     return result
 
 
+def captured_by_mean(columns: Tensor, members: Sequence[int]) -> Tensor:
+    """Share of each client's energy along the mean of the *other* members (matrix stacking).
+
+    The shared subspace is a line there. Its leading singular vector would do but for two
+    clients that are much alike, who make a stronger one between them.
+
+    Args:
+        columns: one unit column (or a zero one) per client, (n_modules, rows, n_clients).
+
+    Returns:
+        Shape (n_modules, n_clients), 0 to 1; 0 for a client opposite to the mean.
+    """
+    index = list(members)
+    total = columns[:, :, index].sum(-1, keepdim=True)
+    own = torch.zeros(columns.shape[-1], dtype=columns.dtype)
+    own[index] = 1.0
+    others = total - columns * own
+    inner = (others * columns).sum(1).clamp_min(0.0)
+    sizes = others.square().sum(1) * columns.square().sum(1)
+    captured: Tensor = torch.where(sizes > 0, inner.square() / sizes.clamp_min(1e-300), 0.0)
+    return captured.clamp_max(1.0)
+
+
 def _median_ratio(values: Tensor, members: Sequence[int]) -> Tensor:
     """Values over the members' median (NaN where that is zero)."""
     median = values[..., list(members)].median(dim=-1, keepdim=True).values
@@ -135,6 +159,11 @@ def module_similarities(levels: PairLevels, client: int, members: Sequence[int])
     return torch.from_numpy(levels.between([client], others))
 
 
+def _separation(levels: PairLevels, client: int, members: Sequence[int]) -> float:
+    others = [j for j in members if j != client]
+    return levels.separation(others, [client]) if len(others) > 2 else 0.5
+
+
 def odd_modules(similarities: Tensor, client: int, members: Sequence[int]) -> tuple[int, ...]:
     """Modules in which one client is unlike the others although it is like them elsewhere.
 
@@ -163,13 +192,14 @@ def score_clients(
     levels: PairLevels,
     members: Sequence[int],
     captured: Tensor,
+    module_captured: Tensor,
 ) -> list[Scores]:
     """All scores of all clients against a collaborative set.
 
     Args:
         members: the set.
         captured: from `captured_energy`, (n_modules, n_clients); one row if the modules were
-            stacked on top of each other.
+            stacked on top of each other. module_captured: the same module by module.
     """
     n_clients = evidence.norms.shape[1]
     similarities = torch.stack(
@@ -188,7 +218,7 @@ def score_clients(
         result.append(
             Scores(
                 alignment(levels, k, members),
-                levels.separation([j for j in members if j != k], [k]),
+                _separation(levels, k, members),
                 float(mean_captured[k]),
                 float(captured_ratio[k]),
                 float(whole[k]),
@@ -198,7 +228,7 @@ def score_clients(
                 float(directions[:, k].nanmedian()),
                 odd_modules(similarities, k, members),
                 similarities[:, k],
-                captured[:, k],
+                module_captured[:, k],
             )
         )
     return result

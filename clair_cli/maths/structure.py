@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from clair_cli.maths.evidence import Evidence
@@ -25,7 +23,6 @@ from clair_cli.maths.groups import (
     alignment,
     coherent_groups,
     excess_table,
-    over_modules,
 )
 
 # Delta weights this alike are one vote (any gauge, any positive factor).
@@ -35,12 +32,8 @@ DUPLICATE_COSINE = 0.999
 PAIR_LEVEL = 0.9
 # A second coherent group larger than this share of the largest leaves no majority.
 SECOND_GROUP_SHARE = 0.7
-# Sharing must be this many times what the sign-flipped similarities show by chance.
-CHANCE_FACTOR = 2.0
 # Least significant level, in standard errors over modules (with 4 modules or more).
 MIN_T = 3.0
-# The same that stands in for the eigenvalue test among fewer than 8 clients.
-STRONG_T = 6.0
 
 
 @dataclass(frozen=True)
@@ -140,44 +133,31 @@ def find_sharing(evidence: Evidence, stacking: str, clients: Sequence[int]) -> S
 def _beyond_chance(
     evidence: Evidence, levels: PairLevels, clients: Sequence[int], group: Sequence[int]
 ) -> bool:
-    """Whether cosines show a common direction rather than luck in picking a group.
+    """Whether cosines show a common direction rather than luck in picking a group: no choice
+    of a group from unrelated clients can beat the largest eigenvalue of their cosines."""
+    return (len(group) - 1) * levels.level(group).mean >= chance_edge(evidence, clients)
 
-    Cosines of unrelated clients are as often negative as positive. So their matrix's largest
-    eigenvalue stands out above the others about as far as its smallest below, and a group
-    as coherent is found with all signs flipped. A few clients can be lucky in the first: then
-    a level of STRONG_T standard errors over modules will do. Clients opposite to the group are
-    left out: minus the mean is tied to everybody, and that is no chance.
+
+def chance_edge(evidence: Evidence, clients: Sequence[int]) -> float:
+    """Largest eigenvalue that the cosines of unrelated clients have, besides their ones.
+
+    Turned at random on the right, two unit updates keep their column spaces and have a cosine
+    of variance <D_j D_j', D_k D_k'> / in (on the left: <D_j' D_j, D_k' D_k> / out); that covers
+    clients that share a subspace and nothing else. A mean over modules divides it by their
+    number, and n such columns have their largest eigenvalue at (1 + sqrt(n variance))^2.
+
+    Source: V. Marchenko, L. Pastur, Math. USSR-Sbornik 1(4), 1967.
     """
-    level = levels.level(group)
-    table = evidence.matrix
-    flipped = PairLevels(excess_table([-table.value], [table.null]))
-    chance = coherent_groups(flipped, clients)[0]
-    if len(chance) >= 3:  # a client and its opposite are a pair, not chance
-        by_chance = (len(chance) - 1) * flipped.level(chance).mean
-        if (len(group) - 1) * level.mean < CHANCE_FACTOR * by_chance:
-            return False
-    kept = [k for k in clients if k in group or not _opposite(levels, k, group, level)]
-    n = len(kept)
-    if standing_out(levels.mean[np.ix_(kept, kept)]) >= 1 + 30 / n**2 + 5 / n:
-        return True
-    return n < 8 and not levels.few and level.mean >= STRONG_T * level.se
-
-
-def _opposite(levels: PairLevels, client: int, group: Sequence[int], level: Level) -> bool:
-    to_group = over_modules(levels.between([client], group))
-    return to_group.mean < -LONER_RATIO * level.mean and to_group.mean < -MIN_T * to_group.se
-
-
-def standing_out(similarity: NDArray[np.float64]) -> float:
-    """How far the largest eigenvalue stands above the mean of the others, over how far the
-    smallest lies below it. About 1 for symmetric noise in large matrices; its 99th percentile
-    there is 3.8 for 5 clients, 2.2 for 8, 1.8 for 12 and 1.3 for 40 (simulated)."""
-    matrix = np.nan_to_num(similarity, nan=0.0)
-    np.fill_diagonal(matrix, 1.0)
-    values = np.linalg.eigvalsh(matrix)
-    centre = values[:-1].mean()
-    below = max(float(centre - values[0]), float(np.finfo(np.float64).tiny))
-    return float(values[-1] - centre) / below
+    energy = evidence.effective_ranks[:, :, None] * evidence.effective_ranks[:, None, :]
+    output = evidence.output.value * evidence.input.null / energy
+    input_ = evidence.input.value * evidence.output.null / energy
+    index = torch.tensor(list(clients))
+    variance = torch.maximum(output, input_)[:, index][:, :, index]
+    variance = variance[:, ~torch.eye(len(index), dtype=torch.bool)]
+    count = (~torch.isnan(variance)).sum(0).clamp_min(1)
+    mean: float = float((torch.nan_to_num(variance, nan=0.0).sum(0) / count**2).mean())
+    edge: float = (1.0 + (len(index) * mean) ** 0.5) ** 2 - 1.0
+    return edge
 
 
 def _choose(sharings: Sequence[Sharing]) -> Sharing | None:

@@ -5,7 +5,8 @@ For a distinct client, in this order:
     group apart      member of another coherent group                          contaminated
     opposite         alignment ratio below -OPPOSITE_RATIO and, by two standard
                      errors, below 0 (matrix stacking: others have no sign)    contaminated
-    unlike           alignment ratio < LONER_RATIO, S_k != 0, pairs separated
+    unlike           alignment ratio < LONER_RATIO, not kept by the decomposition
+                     (energy inside the shared subspace), pairs separated
                      from those inside (SEPARATION), and the ratio
                      stays below DOUBT_RATIO within two standard errors, or
                      is below DOUBT_FLOOR                                      contaminated
@@ -44,7 +45,7 @@ MODULE_NORM_SUSPICIOUS, MODULE_NORM_CONTAMINATED = 5.0, 10.0
 NORM_VANISHING = 1e-3
 # Distance of the core over the members' median distance; honest clients measured 0.75 to 1.35,
 # data overlapping by half up to 1.7. Far out is bounded, far in is what a copied mean looks like.
-CORE_FAR, CORE_NEAR = 2.0, 0.5
+CORE_FAR, CORE_NEAR = 3.0, 0.25
 # Directions the energy is spread over, over the members' median; honest 0.83 to 1.19 measured.
 SPREAD_RATIO = 2.0
 # A spread-out client at least this well aligned is only suspicious.

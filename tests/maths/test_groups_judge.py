@@ -51,10 +51,7 @@ def verdicts_of(result: Judgement, bad: set[int]) -> None:
 
 
 # Not strict: which cohorts are hit changes with every threshold of the grouping.
-BY_CHANCE = pytest.mark.xfail(
-    strict=False, reason="chance cosines of clients in one subspace pass for sharing in `matrix`"
-)
-STACKINGS = ["matrix", pytest.param("output", marks=BY_CHANCE)]
+STACKINGS = ["matrix", "output"]
 
 
 # Planted tables
@@ -305,9 +302,6 @@ def test_a_copy_with_the_other_sign_is_opposite_and_no_duplicate() -> None:
     assert "opposite" in codes(result, 8)
 
 
-@pytest.mark.xfail(
-    strict=False, reason="its eigenvalue of -1 passes for chance, and hides what is shared"
-)
 @pytest.mark.parametrize("attack", ["copy", "difference"])
 def test_one_client_made_of_others_does_not_hide_what_they_share(attack: str) -> None:
     """-D_2, or D_0 - D_1: it makes the matrix of cosines singular."""
@@ -397,7 +391,6 @@ def test_where_nothing_is_shared_nobody_is_judged(seed: int) -> None:
     assert result.code in ("nothing_shared", "little_shared")
 
 
-@BY_CHANCE
 def test_where_nothing_is_shared_abstaining_is_the_rule() -> None:
     judged_ones = [
         seed for seed in range(40)
@@ -441,7 +434,6 @@ def paper_model(
     return [p.deltas for p in problems]
 
 
-@BY_CHANCE
 @pytest.mark.parametrize("decaying", [False, True])
 @pytest.mark.parametrize("outlier_norm", [1.0, 10.0])
 @pytest.mark.parametrize(("n_clients", "n_bad"), [(12, 0), (12, 3), (20, 8), (20, 12)])
@@ -456,7 +448,6 @@ def test_a_shared_output_subspace_is_found(
     assert result.collaborative.penalties.subspace_dims == (4,) * 5
 
 
-@BY_CHANCE
 def test_a_shared_input_subspace_is_found() -> None:
     deltas = [m.mT.contiguous() for m in paper_model(12, 3, 5, seed=2)]
     result = judged(deltas, 4)
@@ -477,7 +468,6 @@ def single_module_outcomes(n_clients: int, n_bad: int, seeds: Sequence[int]) -> 
     return outcomes
 
 
-@BY_CHANCE
 @pytest.mark.parametrize(("n_clients", "n_bad"), [(12, 0), (12, 3), (20, 8)])
 def test_a_single_module_of_the_papers_model_is_exact_in_the_output_stacking(
     n_clients: int, n_bad: int
@@ -486,7 +476,6 @@ def test_a_single_module_of_the_papers_model_is_exact_in_the_output_stacking(
     assert outcomes == ["right"] * 8
 
 
-@BY_CHANCE
 def test_no_cohort_of_the_papers_model_is_judged_wrongly() -> None:
     """Abstaining is allowed; naming benign clients for chance cosines is not."""
     wrong = 0
@@ -593,7 +582,6 @@ def test_names_are_words_only() -> None:
     np.testing.assert_array_equal(scores_of(after), scores_of(before))
 
 
-@BY_CHANCE
 def test_cores_are_asked_for_in_the_output_stacking() -> None:
     from clair_cli.maths.evidence import concatenate, gather
     from clair_cli.maths.judge import judge, needs_cores
