@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clair_cli.maths.decompose import core_from_gram
 from clair_cli.maths.similarity import (
     PairTable,
-    half_factors,
     matrix_similarity,
     subspace_similarity,
+    unit_side,
 )
 from clair_cli.maths.stack import FactorStack, Grams, block_sums, grams
 
@@ -51,15 +52,15 @@ class Evidence:
 def gather(stack: FactorStack) -> Evidence:
     """Reduce a batch of modules of one shape to what the judgement needs of it."""
     pair = grams(stack)
-    output, output_basis = _unit_side(pair.B, pair.A, pair)
-    input_, input_basis = _unit_side(pair.A, pair.B, pair)
+    output, output_root = unit_side(pair.B, pair.A, pair)
+    input_, input_root = unit_side(pair.A, pair.B, pair)
     out_features, in_features = stack.shape
     return Evidence(
         pair.delta_norms,
         matrix_similarity(pair),
         subspace_similarity(output, pair.ranks, out_features),
         subspace_similarity(input_, pair.ranks, in_features),
-        _two_sided_cores(pair, output_basis, input_basis),
+        _two_sided_cores(pair, _leading(output, output_root), _leading(input_, input_root)),
         _effective_ranks(output, pair),
     )
 
@@ -78,25 +79,19 @@ def unit_core(stack: FactorStack, side: str) -> Tensor:
     """
     pair = grams(stack)
     outer, inner = (pair.B, pair.A) if side == "output" else (pair.A, pair.B)
-    gram, _ = _unit_side(outer, inner, pair)
-    values, vectors = torch.linalg.eigh(gram)
-    core: Tensor = (values.clamp_min(0.0).sqrt()[:, :, None] * vectors.mT).flip(1)
-    return core
+    return core_from_gram(unit_side(outer, inner, pair)[0])[0]
 
 
-def _unit_side(outer: Tensor, inner: Tensor, pair: Grams) -> tuple[Tensor, Tensor]:
-    """Compressed Gram of the unit-norm stack seen from one side, and coordinates of its
-    leading orthonormal directions on that side's factors, (n_modules, sum_rank, CORE_DIM)."""
-    inverse = torch.where(pair.norms > 0, 1.0 / pair.norms, 0.0)
-    columns = torch.repeat_interleave(inverse, torch.tensor(list(pair.ranks)), dim=1)
-    root = half_factors(inner, pair.ranks) * columns[:, None, :]
-    gram = root.mT @ outer @ root
+def _leading(gram: Tensor, root: Tensor) -> Tensor:
+    """Coordinates of a side's leading orthonormal directions on its factors,
+    (n_modules, sum_rank, CORE_DIM or less)."""
     values, vectors = torch.linalg.eigh(gram)
     top = min(CORE_DIM, gram.shape[1])
     values, vectors = values[:, -top:].flip(-1), vectors[:, :, -top:].flip(-1)
     alive = values > 1e-12 * values[:, :1].clamp_min(1e-300)
     scale = torch.where(alive, values.clamp_min(1e-300).rsqrt(), 0.0)
-    return gram, root @ (vectors * scale[:, None, :])
+    coordinates: Tensor = root @ (vectors * scale[:, None, :])
+    return coordinates
 
 
 def _two_sided_cores(pair: Grams, output_basis: Tensor, input_basis: Tensor) -> Tensor:

@@ -55,29 +55,26 @@ def half_factors(gram: Tensor, ranks: Sequence[int]) -> Tensor:
     return roots
 
 
-def compressed_gram(outer: Tensor, inner: Tensor, ranks: Sequence[int]) -> Tensor:
-    """Gram of the clients' delta weights seen from one side, R x R.
+def unit_side(outer: Tensor, inner: Tensor, grams: Grams) -> tuple[Tensor, Tensor]:
+    """Gram of the delta weights scaled to norm one and seen from one side, R x R.
 
-    With `outer` = B'B and `inner` = AA' this is H = T' (B'B) T with T_k T_k' = A_k A_k':
+    With `outer` = B'B and `inner` = AA' it is H = T' (B'B) T with T_k T_k' = A_k A_k' / |D_k|^2:
     block (j, k) of H is W_j' D_j' D_k W_k for orthonormal W, so the horizontal stack
     [D_1 ... D_K] has the singular values of H's square root (`output` stacking). With the
     arguments swapped, the same for the stack of the D_k' (`input` stacking).
-    """
-    root = half_factors(inner, ranks)
-    return root.mT @ outer @ root
 
-
-def unit_grams(grams: Grams) -> tuple[Tensor, Tensor]:
-    """The compressed Grams of the delta weights scaled to norm one: (output, input) stacking.
-
-    A zero update has zero rows and columns.
+    Returns:
+        H and T, both (n_modules, sum_rank, sum_rank); zero for a zero update.
     """
     inverse = torch.where(grams.norms > 0, 1.0 / grams.norms, 0.0)
     columns = torch.repeat_interleave(inverse, torch.tensor(list(grams.ranks)), dim=1)
-    weight = columns[:, :, None] * columns[:, None, :]
-    output = compressed_gram(grams.B, grams.A, grams.ranks) * weight
-    input_ = compressed_gram(grams.A, grams.B, grams.ranks) * weight
-    return output, input_
+    root = half_factors(inner, grams.ranks) * columns[:, None, :]
+    return root.mT @ outer @ root, root
+
+
+def unit_grams(grams: Grams) -> tuple[Tensor, Tensor]:
+    """`unit_side` of the (output, input) stacking, without the roots."""
+    return unit_side(grams.B, grams.A, grams)[0], unit_side(grams.A, grams.B, grams)[0]
 
 
 def matrix_similarity(grams: Grams) -> PairTable:
@@ -123,7 +120,7 @@ class Similarity:
     n: Tensor
 
 
-def over_modules(stacking: str, tables: Sequence[PairTable]) -> Similarity:
+def mean_similarity(stacking: str, tables: Sequence[PairTable]) -> Similarity:
     """Average one stacking's similarity over all modules, with standard errors.
 
     Modules are taken in the order given (fixed by the caller: same sums, same bytes).

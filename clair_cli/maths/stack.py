@@ -46,11 +46,6 @@ class FactorStack:
         """(out_features, in_features)."""
         return self.lora_B.shape[1], self.lora_A.shape[2]
 
-    def blocks(self) -> list[slice]:
-        """Where each client's columns lie, in the order of the clients."""
-        ends = [sum(self.ranks[: k + 1]) for k in range(len(self.ranks))]
-        return [slice(end - rank, end) for end, rank in zip(ends, self.ranks, strict=True)]
-
 
 def _balanced(lora_A: Tensor, lora_B: Tensor, scaling: float) -> tuple[Tensor, Tensor, float]:
     """The same product with each rank-one term split evenly and the largest of norm one."""

@@ -11,20 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from clair_cli import __version__
 from clair_cli.errors import UsageError
 from clair_cli.formats.cohort import Rejection
-from clair_cli.report import MergedReport, RefinedClient, RefinedReport, Report
-from clair_cli.workflow.describe import (
-    describe_clients,
-    describe_cohort,
-    describe_modules,
-    number,
-)
+from clair_cli.report import Report
 from clair_cli.workflow.judging import Judged, judge_round
-from clair_cli.workflow.merging import Merged, merge_round
+from clair_cli.workflow.merging import merge_round
 from clair_cli.workflow.outputs import (
-    AdapterFiles,
     adapter_files,
     check_outputs,
     write_merged,
@@ -32,7 +24,8 @@ from clair_cli.workflow.outputs import (
     write_report_only,
 )
 from clair_cli.workflow.passes import ClientLost, choose_device, one_thread
-from clair_cli.workflow.refining import Refined, refine_round
+from clair_cli.workflow.refining import refine_round
+from clair_cli.workflow.reporting import exit_code, make_report
 from clair_cli.workflow.round import load_round, rejection_of
 from clair_cli.workflow.settings import Progress, Settings, make_settings
 
@@ -134,7 +127,7 @@ def merge(
     check_outputs(settings)
     judged, merged = _run(settings, merge_round)
     files = None if merged is None else adapter_files(merged.adapter, one_file=settings.one_file)
-    result = _report(settings, judged, merged=merged, files=files)
+    result = make_report(settings, judged, merged=merged, files=files)
     if merged is None or files is None:
         path = write_report_only(result, settings)
         return MergeResult(result, None, None, _text(path))
@@ -167,7 +160,7 @@ def inspect(
     settings = make_settings("inspect", clients, output, options)
     check_outputs(settings)
     judged, _ = _run(settings, None)
-    report = _report(settings, judged)
+    report = make_report(settings, judged)
     return InspectResult(report, _text(write_report_only(report, settings)))
 
 
@@ -207,10 +200,10 @@ def refine(
     check_outputs(settings)
     judged, refined = _run(settings, refine_round)
     if refined is None:
-        result = _report(settings, judged)
+        result = make_report(settings, judged)
         return RefineResult(result, {}, _text(write_report_only(result, settings)))
     files = {r.name: adapter_files(r.adapter, one_file=False) for r in refined.clients}
-    result = _report(settings, judged, refined=refined, refined_files=files)
+    result = make_report(settings, judged, refined=refined, refined_files=files)
     path = write_refined(result, files, settings)
     adapters = {r.name: (r.adapter.tensors, r.adapter.config) for r in refined.clients}
     return RefineResult(result, adapters, _text(path))
@@ -233,7 +226,7 @@ def _run(
                 judged = judge_round(
                     round_, device, settings.tell, allow_undetermined=settings.allow_undetermined
                 )
-                wanted = make is not None and _exit_code(settings, judged) == 0
+                wanted = make is not None and exit_code(settings, judged) == 0
                 made = make(judged, settings) if make is not None and wanted else None
             except ClientLost as lost:
                 if lost.adapter is round_.previous:
@@ -241,99 +234,6 @@ def _run(
                 dropped.append(rejection_of(lost.error, lost.adapter))
                 continue
             return judged, made
-
-
-def _exit_code(settings: Settings, judged: Judged) -> int:
-    """The code of table "Exit codes": 4 before 5 before 3 before 0."""
-    if judged.outcome == "refused":
-        return 4
-    if judged.outcome == "undetermined" and not settings.allow_undetermined:
-        return 5
-    if settings.fail_on == "never":
-        return 0
-    verdicts = {c.verdict for c in describe_clients(judged)}
-    tripping = {"contaminated", "rejected"}
-    if settings.fail_on == "suspicious":
-        tripping.add("suspicious")
-    return 3 if verdicts & tripping else 0
-
-
-def _report(
-    settings: Settings,
-    judged: Judged,
-    *,
-    merged: Merged | None = None,
-    files: AdapterFiles | None = None,
-    refined: Refined | None = None,
-    refined_files: Mapping[str, AdapterFiles] | None = None,
-) -> Report:
-    warnings = judged.warnings
-    if merged is not None:
-        warnings += merged.adapter.warnings
-    return Report(
-        version=__version__,
-        command=settings.command,
-        options=settings.shown(),
-        cohort=describe_cohort(judged),
-        clients=describe_clients(judged),
-        modules=describe_modules(judged),
-        merged=None if merged is None else _merged_report(settings, merged, files),
-        refined=None
-        if refined is None
-        else _refined_report(settings, refined, refined_files or {}),
-        warnings=warnings,
-        exit_code=_exit_code(settings, judged),
-    )
-
-
-def _merged_report(settings: Settings, merged: Merged, files: AdapterFiles | None) -> MergedReport:
-    adapter = merged.adapter
-    return MergedReport(
-        path="" if settings.output is None else settings.output.as_posix(),
-        sha256=None if files is None else files.sha256,
-        rank=adapter.rank,
-        full_rank=adapter.full_rank,
-        alpha=adapter.alpha,
-        scaling=adapter.scaling,
-        dtype=adapter.dtype,
-        error=adapter.error,
-        error_by_rank=adapter.error_by_rank,
-        module_error_by_rank=adapter.module_error_by_rank,
-        norm=adapter.norm,
-        plain_mean_distance=number(merged.plain_mean_distance),
-    )
-
-
-def _refined_report(
-    settings: Settings, refined: Refined, files: Mapping[str, AdapterFiles]
-) -> RefinedReport:
-    folder = "" if settings.output is None else settings.output.as_posix()
-    model = refined.model
-    average = sum(model.variances) / len(model.variances) if model.known else None
-    clients = tuple(
-        RefinedClient(
-            name=r.name,
-            path=f"{folder}/{r.name}" if folder else "",
-            sha256=files[r.name].sha256,
-            rank=r.adapter.rank,
-            error=r.adapter.error,
-            changed=number(r.changed),
-            local_error=None if r.gain is None else number(r.gain.local),
-            refined_error=None if r.gain is None else number(r.gain.refined),
-            gain=None if r.gain is None else number(r.gain.gain),
-            kept_local=r.kept_local,
-        )
-        for r in refined.clients
-    )
-    return RefinedReport(
-        path=folder,
-        side=refined.side,
-        why=refined.why,
-        noise_from=model.source,
-        noise=None if average is None else number(average**0.5),
-        heterogeneity=number(model.heterogeneity),
-        clients=clients,
-    )
 
 
 def _text(path: Path | None) -> str | None:

@@ -12,6 +12,7 @@ from clair_cli.formats.strict_json import quoted
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.judge import Judgement
 from clair_cli.maths.scores import Scores
+from clair_cli.maths.similarity import mean_similarity
 from clair_cli.maths.structure import Structure, pair_levels
 from clair_cli.report import (
     ClientReport,
@@ -132,8 +133,8 @@ def describe_cohort(judged: Judged) -> CohortReport:
         )  # fmt: skip
     structure = judgement.structure
     names, order = _sorted_names(round_)
-    table = judged.evidence.table(structure.stacking or "matrix")
-    mean, se = _mean_and_se(table.value - table.null)
+    stacking = structure.stacking or "matrix"
+    similarity = mean_similarity(stacking, [judged.evidence.table(stacking)])
     judged_now = judgement.outcome == "judged"
     votes = [judgement.verdicts[k].verdict for k in structure.distinct] if judged_now else []
     dims = _dims(judgement)
@@ -145,22 +146,13 @@ def describe_cohort(judged: Judged) -> CohortReport:
         votes.count("contaminated") / len(votes) if votes else None,
         _groups(judged.evidence, structure, round_),
         _decomposition(judgement, round_),
-        names, _matrix(mean, order), _matrix(se, order),
+        names, _matrix(similarity.excess, order), _matrix(similarity.se, order),
     )  # fmt: skip
 
 
 def _sorted_names(round_: Round) -> tuple[tuple[str, ...], list[int]]:
     order = sorted(range(len(round_.adapters)), key=lambda k: round_.adapters[k].name)
     return tuple(round_.adapters[k].name for k in order), order
-
-
-def _mean_and_se(table: Tensor) -> tuple[Tensor, Tensor]:
-    known = (~table.isnan()).sum(0)
-    centred = table - table.nanmean(0)
-    variance = centred.square().nansum(0) / (known - 1).clamp_min(1)
-    se = (variance / known.clamp_min(1)).sqrt()
-    se[known < 2] = float("nan")
-    return table.nanmean(0), se
 
 
 def _matrix(values: Tensor, order: Sequence[int]) -> tuple[tuple[float | None, ...], ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -184,8 +183,3 @@ def _refine_client(
     written = write_adapter(spectra, [adapter], settings)
     changed = float(torch.tensor(moved / size).sqrt()) if size > 0 else None
     return RefinedAdapter(adapter.name, written, changed, gain, keep)
-
-
-def as_mapping(refined: Refined) -> Mapping[str, RefinedAdapter]:
-    """The refined adapters by client name."""
-    return {client.name: client for client in refined.clients}

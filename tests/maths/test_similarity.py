@@ -10,12 +10,12 @@ from scipy.stats import ortho_group
 
 from clair_cli.maths.similarity import (
     PairTable,
-    compressed_gram,
     half_factors,
     matrix_similarity,
-    over_modules,
+    mean_similarity,
     subspace_similarity,
     unit_grams,
+    unit_side,
 )
 from clair_cli.maths.stack import Factors, Grams, grams, stack_factors
 from tests.maths.test_stack import IN, OUT, cohort, dense, regauged, scaled
@@ -114,7 +114,7 @@ def test_transposed_delta_weights_swap_the_sides() -> None:
     torch.testing.assert_close(here.null, there.null, rtol=0, atol=1e-12, equal_nan=True)
 
 
-def test_compressed_gram_has_the_singular_values_of_the_stack() -> None:
+def test_unit_gram_has_the_singular_values_of_the_stack() -> None:
     modules = cohort()
     pair = of(modules)
     output, input_ = unit_grams(pair)
@@ -138,7 +138,11 @@ def test_half_factors_are_square_roots_of_the_diagonal_blocks_only() -> None:
         inside[block, block] = True
         start += rank
     assert not root[:, ~inside].any()
-    torch.testing.assert_close(compressed_gram(pair.B, pair.A, pair.ranks), root.mT @ pair.B @ root)
+    gram, scaled_root = unit_side(pair.B, pair.A, pair)
+    torch.testing.assert_close(gram, scaled_root.mT @ pair.B @ scaled_root)
+    inverse = torch.where(pair.norms > 0, 1.0 / pair.norms, 0.0)
+    columns = torch.repeat_interleave(inverse, torch.tensor(list(pair.ranks)), dim=1)
+    torch.testing.assert_close(scaled_root, root * columns[:, None, :])
 
 
 def test_mean_and_standard_error_over_modules() -> None:
@@ -153,7 +157,7 @@ def test_mean_and_standard_error_over_modules() -> None:
         PairTable(torch.from_numpy(value[s]), torch.from_numpy(null[s]))
         for s in (slice(0, 2), slice(2, 5))
     ]
-    result = over_modules("output", parts)
+    result = mean_similarity("output", parts)
     excess = (value - 0.1) / 0.9
     known = excess[1:, 0, 1]
     assert float(result.excess[0, 1]) == pytest.approx(known.mean(), rel=1e-12)

@@ -1,0 +1,113 @@
+"""A finished run as a report, and its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from clair_cli import __version__
+from clair_cli.report import MergedReport, RefinedClient, RefinedReport, Report
+from clair_cli.workflow.describe import (
+    describe_clients,
+    describe_cohort,
+    describe_modules,
+    number,
+)
+from clair_cli.workflow.judging import Judged
+from clair_cli.workflow.merging import Merged
+from clair_cli.workflow.outputs import AdapterFiles
+from clair_cli.workflow.refining import Refined
+from clair_cli.workflow.settings import Settings
+
+
+def exit_code(settings: Settings, judged: Judged) -> int:
+    """The code of table "Exit codes": 4 before 5 before 3 before 0."""
+    if judged.outcome == "refused":
+        return 4
+    if judged.outcome == "undetermined" and not settings.allow_undetermined:
+        return 5
+    if settings.fail_on == "never":
+        return 0
+    verdicts = {c.verdict for c in describe_clients(judged)}
+    tripping = {"contaminated", "rejected"}
+    if settings.fail_on == "suspicious":
+        tripping.add("suspicious")
+    return 3 if verdicts & tripping else 0
+
+
+def make_report(
+    settings: Settings,
+    judged: Judged,
+    *,
+    merged: Merged | None = None,
+    files: AdapterFiles | None = None,
+    refined: Refined | None = None,
+    refined_files: Mapping[str, AdapterFiles] | None = None,
+) -> Report:
+    """Everything the run found, as the report holds it."""
+    warnings = judged.warnings
+    if merged is not None:
+        warnings += merged.adapter.warnings
+    return Report(
+        version=__version__,
+        command=settings.command,
+        options=settings.shown(),
+        cohort=describe_cohort(judged),
+        clients=describe_clients(judged),
+        modules=describe_modules(judged),
+        merged=None if merged is None else _merged_report(settings, merged, files),
+        refined=None
+        if refined is None
+        else _refined_report(settings, refined, refined_files or {}),
+        warnings=warnings,
+        exit_code=exit_code(settings, judged),
+    )
+
+
+def _merged_report(settings: Settings, merged: Merged, files: AdapterFiles | None) -> MergedReport:
+    adapter = merged.adapter
+    return MergedReport(
+        path="" if settings.output is None else settings.output.as_posix(),
+        sha256=None if files is None else files.sha256,
+        rank=adapter.rank,
+        full_rank=adapter.full_rank,
+        alpha=adapter.alpha,
+        scaling=adapter.scaling,
+        dtype=adapter.dtype,
+        error=adapter.error,
+        error_by_rank=adapter.error_by_rank,
+        module_error_by_rank=adapter.module_error_by_rank,
+        norm=adapter.norm,
+        plain_mean_distance=number(merged.plain_mean_distance),
+    )
+
+
+def _refined_report(
+    settings: Settings, refined: Refined, files: Mapping[str, AdapterFiles]
+) -> RefinedReport:
+    folder = "" if settings.output is None else settings.output.as_posix()
+    model = refined.model
+    average = sum(model.variances) / len(model.variances) if model.known else None
+    clients = tuple(
+        RefinedClient(
+            name=r.name,
+            path=f"{folder}/{r.name}" if folder else "",
+            sha256=files[r.name].sha256,
+            rank=r.adapter.rank,
+            error=r.adapter.error,
+            changed=number(r.changed),
+            local_error=None if r.gain is None else number(r.gain.local),
+            refined_error=None if r.gain is None else number(r.gain.refined),
+            gain=None if r.gain is None else number(r.gain.gain),
+            kept_local=r.kept_local,
+        )
+        for r in refined.clients
+    )
+    return RefinedReport(
+        path=folder,
+        side=refined.side,
+        why=refined.why,
+        noise_from=model.source,
+        noise=None if average is None else number(average**0.5),
+        heterogeneity=number(model.heterogeneity),
+        clients=clients,
+    )
