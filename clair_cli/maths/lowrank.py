@@ -47,17 +47,6 @@ class Spectrum:
     values: Tensor
     right: Tensor
 
-    @property
-    def rank(self) -> int:
-        """Number of singular values above rounding error (1e-10 of the largest)."""
-        if not len(self.values):
-            return 0
-        return int((self.values > 1e-10 * self.values[0]).sum() if self.values[0] > 0 else 0)
-
-    def tail(self, rank: int) -> float:
-        """Frobenius norm of what cutting to `rank` leaves out."""
-        return float(torch.linalg.vector_norm(self.values[rank:]))
-
     def truncated(self, rank: int) -> Product:
         """The best approximation of that rank, singular values split evenly, zero padded.
 
@@ -70,6 +59,26 @@ class Spectrum:
         lora_B[:, :kept] = self.left[:, :kept] * half
         lora_A[:kept] = half[:, None] * self.right[:kept]
         return Product(lora_B, lora_A)
+
+
+def numerical_rank(values: Tensor) -> int:
+    """Number of singular values (descending) above rounding error: 1e-10 of the largest."""
+    if not len(values) or not float(values[0]) > 0:
+        return 0
+    return int((values > 1e-10 * values[0]).sum())
+
+
+def tail_norm(values: Tensor, rank: int) -> float:
+    """Frobenius norm of what cutting to `rank` leaves out; the whole norm for rank 0."""
+    return float(torch.linalg.vector_norm(values[rank:]))
+
+
+def singular_values(product: Product) -> Tensor:
+    """Those of a product, descending, without its singular vectors; as `spectrum` gives them."""
+    left_core = torch.linalg.qr(product.lora_B, mode="r").R
+    right_core = torch.linalg.qr(product.lora_A.mT, mode="r").R
+    values: Tensor = torch.linalg.svdvals(left_core @ right_core.mT)
+    return values
 
 
 def spectrum(product: Product) -> Spectrum:

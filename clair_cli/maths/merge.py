@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from clair_cli.maths.lowrank import Product, Spectrum, norm, spectrum
+from clair_cli.maths.lowrank import Product, Spectrum, norm
 from clair_cli.maths.stack import Factors
 
 # Ranks that serving engines accept for a LoRA adapter.
@@ -50,38 +50,18 @@ def weighted_sum(
     return Product(torch.cat(columns, dim=1), torch.cat(rows, dim=0))
 
 
-@dataclass(frozen=True)
-class MergedModule:
-    """One module's merged update before it is cut to a rank.
-
-    Attributes:
-        spectrum: of the exact merged delta weight.
-        norm: its Frobenius norm.
-        plain_distance: norm of its difference to the plain mean of all comparable clients.
-        plain_norm: norm of that plain mean.
-    """
-
-    spectrum: Spectrum
-    norm: float
-    plain_distance: float
-    plain_norm: float
-
-
-def merge_module(
+def plain_distance(
     clients: Sequence[Factors],
     weights: Sequence[float],
     plain_weights: Sequence[float],
     shape: tuple[int, int],
-) -> MergedModule:
-    """Merge one module; a pure function of its tensors and K numbers."""
-    exact = weighted_sum(clients, weights, shape)
-    plain = weighted_sum(clients, plain_weights, shape)
-    decomposed = spectrum(exact)
-    return MergedModule(
-        decomposed,
-        float(torch.linalg.vector_norm(decomposed.values)),
-        norm(exact - plain),
-        norm(plain),
+) -> tuple[float, float]:
+    """Norm of the merged delta weight less the plain mean of all comparable clients, and norm
+    of that plain mean."""
+    difference = [w - p for w, p in zip(weights, plain_weights, strict=True)]
+    return (
+        norm(weighted_sum(clients, difference, shape)),
+        norm(weighted_sum(clients, plain_weights, shape)),
     )
 
 
@@ -121,7 +101,7 @@ def write_module(
 
 
 def choose_rank(
-    errors: dict[int, float], error_target: float, largest: int = SERVING_RANKS[-1]
+    errors: Mapping[int, float], error_target: float, largest: int = SERVING_RANKS[-1]
 ) -> tuple[int, bool]:
     """The smallest serving rank whose error is at most the target.
 

@@ -13,8 +13,8 @@ from clair_cli.formats.publish import check_target, publish_file, publish_folder
 from clair_cli.formats.report_json import report_json
 from clair_cli.formats.write_adapter import config_json, safetensors_bytes
 from clair_cli.report import Report
-from clair_cli.workflow.merging import WrittenAdapter
 from clair_cli.workflow.settings import Settings
+from clair_cli.workflow.writing import WrittenAdapter
 
 REPORT = "report.json"
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-
-import torch
 
 from clair_cli.maths.gain import Gain, NoiseModel, estimate_gain, noise_from_counts
 from clair_cli.maths.gain import noise_from_option as given_noise
-from clair_cli.maths.lowrank import Product, Spectrum, norm, spectrum
+from clair_cli.maths.lowrank import Product, norm, singular_values
 from clair_cli.maths.merge import weighted_sum
 from clair_cli.maths.refine import (
     OffSubspace,
@@ -18,9 +17,9 @@ from clair_cli.maths.refine import (
     shared_subspace,
 )
 from clair_cli.workflow.judging import Judged
-from clair_cli.workflow.merging import WrittenAdapter, as_product, write_adapter
 from clair_cli.workflow.passes import previous_of, updates_of
 from clair_cli.workflow.settings import Settings
+from clair_cli.workflow.writing import WrittenAdapter, write_adapter
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class _Module:
         chosen = [updates[k] for k in judged.merged]
         self.shape = shape
         self.weights = [judged.weights[k] for k in judged.merged]
-        self.local = [as_product(f, shape) for f in chosen]
+        self.local = [weighted_sum([f], [1.0], shape) for f in chosen]
         self.mean = weighted_sum(chosen, self.weights, shape)
         sizes = [norm(p) for p in self.local]
         alive = [i for i, s in enumerate(sizes) if s > 0]
@@ -96,7 +95,7 @@ class _Module:
     def on_top(self, update: Product) -> Product:
         if self.previous is None:
             return update
-        return update + as_product(self.previous, self.shape)
+        return update + weighted_sum([self.previous], [1.0], self.shape)
 
     @property
     def subspace_entries(self) -> float:
@@ -117,7 +116,7 @@ def _dim(judged: Judged, module: str, mean: Product) -> int:
     if judgement is not None and judgement.structure.stacking in ("output", "input"):
         assert judgement.collaborative is not None
         return judgement.collaborative.penalties.subspace_dims[index]
-    values = spectrum(mean).values
+    values = singular_values(mean)
     energy = values.square().cumsum(0)
     if not len(values) or float(energy[-1]) == 0.0:
         return 0
@@ -171,15 +170,17 @@ def _refine_client(
 ) -> RefinedAdapter:
     adapter = judged.round.adapters[judged.merged[i]]
     keep = gain is not None and gain.refined > gain.local
-    spectra: dict[str, Spectrum] = {}
-    moved = size = 0.0
-    for module, shape in judged.round.module_shapes.items():
-        state = _Module(judged, module, shape, side)
+    moved: dict[str, tuple[float, float]] = {}
+
+    def produce(module: str) -> Product:
+        state = _Module(judged, module, judged.round.module_shapes[module], side)
         local = state.local[i]
         result = local if keep else refine_module(local, state.mean, state.subspace)
-        moved += norm(result - local) ** 2 if not keep else 0.0
-        size += norm(local) ** 2
-        spectra[module] = spectrum(state.on_top(result))
-    written = write_adapter(spectra, [adapter], settings)
-    changed = float(torch.tensor(moved / size).sqrt()) if size > 0 else None
+        moved[module] = (0.0 if keep else norm(result - local), norm(local))
+        return state.on_top(result)
+
+    written = write_adapter(produce, list(judged.round.module_shapes), [adapter], settings)
+    size = math.hypot(*(s for _, s in moved.values()))
+    distance = math.hypot(*(d for d, _ in moved.values()))
+    changed = distance / size if size > 0 else None
     return RefinedAdapter(adapter.name, written, changed, gain, keep)
