@@ -10,6 +10,7 @@ A pool is the folder ``<cache>/<arch>-<init>-s<seed>`` with one PEFT folder per 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -59,16 +60,26 @@ def load_base(arch: str, seed: int, cache: Path = CACHE) -> torch.nn.Module:
     return model.eval()
 
 
-def train_pool(arch: str, init: str, seed: int, cache: Path = CACHE) -> int:
-    """Train and save the clients that are missing from a pool; returns how many."""
-    pool, trained = pool_path(arch, init, seed, cache), 0
+def train_pool(
+    arch: str, init: str, seed: int, cache: Path = CACHE, weak: tuple[int, int] | None = None
+) -> int:
+    """Train and save the clients that are missing from a pool; returns how many.
+
+    ``weak`` is (words per client, steps): fewer words overlap less, so that honest clients have
+    little in common and not all of them equally; such a pool's name says so.
+    """
+    pool, trained, settings = pool_path(arch, init, seed, cache), 0, copying.DEFAULT
+    if weak is not None:
+        words, steps = weak
+        settings = dataclasses.replace(settings, words_per_client=words, steps=steps)
+        pool = cache / f"{arch}-{init}-w{words}k{steps}-s{seed}"
     base = load_base(arch, seed, cache)
     for kind, count in COUNTS.items():
         for index in range(count):
             folder = pool / f"{kind}-{index:02d}"
             if (folder / "adapter_model.safetensors").exists():
                 continue
-            model = copying.train_client(base, arch, kind, index, init, seed)
+            model = copying.train_client(base, arch, kind, index, init, seed, settings)
             partial = pool / f".{folder.name}.part"
             shutil.rmtree(partial, ignore_errors=True)
             model.save_pretrained(str(partial), save_embedding_layers=False)
@@ -212,6 +223,7 @@ def main() -> None:
     parser.add_argument("--arches", nargs="+", default=copying.ARCHES, choices=copying.ARCHES)
     parser.add_argument("--inits", nargs="+", default=copying.INITS, choices=copying.INITS)
     parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--weak", type=int, nargs=2, metavar=("WORDS", "STEPS"))
     parser.add_argument("--draws", type=int, default=10, help="cohorts per row of the table")
     parser.add_argument("--pairs", action="store_true", help="list every pair of the table")
     options = parser.parse_args()
@@ -226,7 +238,7 @@ def main() -> None:
         for arch in options.arches:
             for init in options.inits:
                 start = time.perf_counter()
-                count = train_pool(arch, init, seed, options.cache)
+                count = train_pool(arch, init, seed, options.cache, options.weak)
                 spent = time.perf_counter() - start
                 print(f"{arch}-{init}-s{seed}: {count} trained, {spent:.0f} s", flush=True)
 

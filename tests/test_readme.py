@@ -79,3 +79,16 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
         )
         assert done.stdout.startswith(start)
         assert len(done.stdout.splitlines()) == 1
+
+
+def test_the_sample_output_is_what_the_program_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = ROOT / "sample_adapters" / "clients"
+    monkeypatch.chdir(tmp_path)
+    result = typer.testing.CliRunner().invoke(
+        app, ["merge", str(clients), "-o", "merged.safetensors"], catch_exceptions=False
+    )
+    assert result.exit_code == 0
+    assert between("sample") == f"```text\n{result.stderr.strip()}\n```\n"
+    assert (tmp_path / "merged.report.json").exists()
