@@ -41,11 +41,13 @@ class ClientScores:
         off_subspace_ratio: share of the delta weight's norm outside the subspace that the
             *other* members share.
         captured_ratio: energy inside that subspace over the set's typical one.
-        norm: of the whole update. `norm_ratio`: over the median of the comparable clients.
         block_norm: ||S_k|| of the decomposition; 0 means the decomposition keeps the client.
-        core_distance: distance of the core U' D V to the members' typical core, over the
-            members' typical distance.
-        effective_rank_ratio: directions the energy is spread over, over the members' median.
+        separation: share of comparisons in which a pair inside the set is more similar than
+            the client is to a member; 1 is clearly outside.
+        measures: further numbers by name: `norm` of the whole update and `norm_ratio` to the
+            members' median, `module_norm_ratio` (the largest in one module), `core_distance`
+            (of U' D V from the members' mean core, over their median distance),
+            `effective_rank_ratio` (directions the energy is spread over, over their median).
     """
 
     alignment: float | None = None
@@ -53,11 +55,9 @@ class ClientScores:
     similarity: float | None = None
     off_subspace_ratio: float | None = None
     captured_ratio: float | None = None
-    norm: float | None = None
-    norm_ratio: float | None = None
+    separation: float | None = None
     block_norm: float | None = None
-    core_distance: float | None = None
-    effective_rank_ratio: float | None = None
+    measures: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -121,11 +121,9 @@ def _client(name: str) -> ClientReport:
         similarity=0.31 if benign else 0.01,
         off_subspace_ratio=0.4 if benign else 0.95,
         captured_ratio=1.1,
-        norm=2.5,
-        norm_ratio=1.0,
+        separation=0.5 if benign else 1.0,
         block_norm=0.0 if benign else 2.4,
-        core_distance=1.0 if benign else 3.0,
-        effective_rank_ratio=1.1,
+        measures={"norm": 2.5, "norm_ratio": 1.0, "core_distance": None},
     )
     return ClientReport(
         name=name,

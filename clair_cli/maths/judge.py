@@ -19,7 +19,7 @@ from clair_cli.maths.structure import (
     find_structure,
     pair_levels,
 )
-from clair_cli.maths.verdicts import Finding, Verdict, decide
+from clair_cli.maths.verdicts import NORM_SUSPICIOUS, Finding, Verdict, decide
 
 # Below this level, a cohort in which nobody stands out shares too little to vouch for anybody.
 MIN_LEVEL = 0.05
@@ -184,7 +184,8 @@ _NOTHING: Blocked = (
 
 
 def _duplicate(scores: Scores, of: Verdict, name: str) -> Verdict:
-    size = f", norm {scores.norm_ratio:.3g} x the median" if scores.norm_ratio > 2.5 else ""
+    ratio = scores["norm_ratio"]
+    size = f", norm {ratio:.3g} x the median" if ratio > NORM_SUSPICIOUS else ""
     bad = f", which is {of.verdict}" if of.verdict != "benign" else ""
     finding = Finding("duplicate", f"the same update as {name}{bad}; one vote for both{size}")
     return Verdict("duplicate", (finding,), 0.0)

@@ -7,15 +7,17 @@ against the *other* members.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from clair_cli.maths.client_scores import CLIENT_SCORES
 from clair_cli.maths.collaborate import columns_of
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.groups import MIN_MODULES, Alignment, PairLevels, alignment
+from clair_cli.maths.groups import Alignment, PairLevels, alignment
+from clair_cli.maths.size_scores import median_ratio
 
 # Below this many members a module's spread is not known well enough to single one out.
 MIN_MEMBERS = 6
@@ -35,12 +37,7 @@ class Scores:
         captured: energy of the client's unit-norm update inside the subspace that the other
             members share, 0 to 1.
         captured_ratio: the same over the members' median.
-        norm: of the whole update, weight units. norm_ratio: over the set's median.
-        module_norm_ratio: largest norm in one module over the set's median there.
-        core_distance: distance of U' D V from the members' mean core over their median one;
-            NaN with few modules.
-        effective_rank_ratio: directions its energy is spread over, over the members' median
-            (the median over modules of that ratio).
+        values: the scores of `client_scores.CLIENT_SCORES` by name; also `scores["norm"]`.
         odd_modules: indices of modules in which an otherwise aligned client is not.
         module_similarity: to the other members in each module, (n_modules,).
         module_captured: as `captured`, per module, (n_modules,).
@@ -50,22 +47,13 @@ class Scores:
     separation: float
     captured: float
     captured_ratio: float
-    norm: float
-    norm_ratio: float
-    module_norm_ratio: float
-    core_distance: float
-    effective_rank_ratio: float
+    values: Mapping[str, float]
     odd_modules: tuple[int, ...]
     module_similarity: Tensor
     module_captured: Tensor
 
-
-def whole_norms(norms: Tensor) -> Tensor:
-    """Norm of each client's whole update from its modules', (n_clients,), without overflow."""
-    largest = norms.amax(0)
-    scaled = norms / torch.where(largest > 0, largest, 1.0)
-    whole: Tensor = largest * torch.linalg.vector_norm(scaled, dim=0)
-    return whole
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
 
 
 def captured_energy(
@@ -116,42 +104,6 @@ def captured_by_mean(columns: Tensor, members: Sequence[int]) -> Tensor:
     sizes = others.square().sum(1) * columns.square().sum(1)
     captured: Tensor = torch.where(sizes > 0, inner.square() / sizes.clamp_min(1e-300), 0.0)
     return captured.clamp_max(1.0)
-
-
-def _median_ratio(values: Tensor, members: Sequence[int]) -> Tensor:
-    """Values over the members' median (NaN where that is zero)."""
-    median = values[..., list(members)].median(dim=-1, keepdim=True).values
-    return torch.where(median > 0, values / torch.where(median > 0, median, 1.0), torch.nan)
-
-
-def core_distances(evidence: Evidence, members: Sequence[int]) -> Tensor:
-    """Distance of each client's core U' D V to the other members' mean, over their median.
-
-    Norms are in units of the members' median norm per module, so that size counts. U and V
-    are the leading directions of the members' mean core that hold 90 % of its energy.
-
-    Returns:
-        Shape (n_clients,); NaN with fewer than two members.
-    """
-    n_clients = evidence.norms.shape[1]
-    if len(members) < 3:
-        return torch.full((n_clients,), torch.nan, dtype=torch.float64)
-    ratio = torch.nan_to_num(_median_ratio(evidence.norms, members), nan=0.0)
-    cores = evidence.cores * ratio[:, :, None, None]
-    index = list(members)
-    mean = cores[:, index].mean(1)
-    left, singular, right = torch.linalg.svd(mean)
-    energy = singular.square().cumsum(-1)
-    inside = (energy - singular.square() < 0.9 * energy[:, -1:]).to(cores.dtype)
-    left, right = left * inside[:, None, :], right * inside[:, :, None]
-    cores = left.mT[:, None] @ cores @ right.mT[:, None]
-    total = cores[:, index].sum(1)
-    distances = torch.empty(n_clients, dtype=torch.float64)
-    for k in range(n_clients):
-        own = len(index) - 1 if k in members else len(index)
-        others = (total - cores[:, k] if k in members else total) / own
-        distances[k] = torch.linalg.vector_norm(cores[:, k] - others)
-    return _median_ratio(distances, members)
 
 
 def module_similarities(levels: PairLevels, client: int, members: Sequence[int]) -> Tensor:
@@ -205,27 +157,18 @@ def score_clients(
     similarities = torch.stack(
         [module_similarities(levels, k, members) for k in range(n_clients)], dim=1
     )
-    whole = whole_norms(evidence.norms)
-    norm_ratio = _median_ratio(whole, members)
-    per_module = _median_ratio(evidence.norms, members)
-    distances = core_distances(evidence, members)
-    directions = _median_ratio(evidence.effective_ranks, members)
+    values = {name: score(evidence, members) for name, score in CLIENT_SCORES.items()}
     mean_captured = captured.mean(0)
-    captured_ratio = _median_ratio(mean_captured, members)
+    captured_ratio = median_ratio(mean_captured, members)
     result = []
     for k in range(n_clients):
-        in_module = per_module[:, k][~torch.isnan(per_module[:, k])]
         result.append(
             Scores(
                 alignment(levels, k, members),
                 _separation(levels, k, members),
                 float(mean_captured[k]),
                 float(captured_ratio[k]),
-                float(whole[k]),
-                float(norm_ratio[k]),
-                float(in_module.max()) if len(in_module) else float("nan"),
-                float(distances[k]) if len(similarities) >= MIN_MODULES else float("nan"),
-                float(directions[:, k].nanmedian()),
+                {name: float(value[k]) for name, value in values.items()},
                 odd_modules(similarities, k, members),
                 similarities[:, k],
                 module_captured[:, k],

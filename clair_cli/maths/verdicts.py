@@ -126,7 +126,7 @@ def alignment_findings(
 
 def size_findings(scores: Scores) -> tuple[str, list[Finding]]:
     """Verdict of the norms alone."""
-    ratio, module = scores.norm_ratio, scores.module_norm_ratio
+    ratio, module = scores["norm_ratio"], scores["module_norm_ratio"]
     text = f"norm {ratio:.3g} x the median"
     if not ratio < NORM_CONTAMINATED:  # also catches NaN
         return "contaminated", [Finding("norm", text)]
@@ -147,7 +147,7 @@ def size_findings(scores: Scores) -> tuple[str, list[Finding]]:
 
 def shape_findings(scores: Scores) -> tuple[str, list[Finding]]:
     """Verdict of where and how widely the update lies, for a client without other findings."""
-    spread, distance = scores.effective_rank_ratio, scores.core_distance
+    spread, distance = scores["effective_rank_ratio"], scores["core_distance"]
     if spread > SPREAD_RATIO:
         low = scores.alignment.high < SPREAD_ALIGNED
         return "contaminated" if low else "suspicious", [
@@ -205,7 +205,7 @@ def _influence(verdict: str, scores: Scores) -> float:
     if verdict == "benign":
         return 1.0
     largest = max(
-        x for x in (1.0, scores.norm_ratio, scores.module_norm_ratio / 2.0,
-                    scores.core_distance / CORE_FAR) if not math.isnan(x)
+        x for x in (1.0, scores["norm_ratio"], scores["module_norm_ratio"] / 2.0,
+                    scores["core_distance"] / CORE_FAR) if not math.isnan(x)
     )  # fmt: skip
     return 1.0 / largest

@@ -95,11 +95,9 @@ def _scores(judged: Judged, k: int) -> ClientScores:
         similarity=number(scores.alignment.similarity),
         off_subspace_ratio=_share(math.sqrt(max(0.0, 1.0 - scores.captured))),
         captured_ratio=number(scores.captured_ratio),
-        norm=number(scores.norm),
-        norm_ratio=number(scores.norm_ratio),
+        separation=number(scores.separation),
         block_norm=number(block),
-        core_distance=number(scores.core_distance),
-        effective_rank_ratio=number(scores.effective_rank_ratio),
+        measures={name: number(value) for name, value in scores.values.items()},
     )
 
 

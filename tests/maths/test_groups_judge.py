@@ -258,7 +258,7 @@ def test_ten_times_the_norm_is_named() -> None:
     assert codes(result, 8) == {"norm"}
     assert "norm 10 x the median" in result.verdicts[8].findings[0].text
     assert result.scores is not None
-    assert result.scores[8].norm_ratio == pytest.approx(10, rel=0.01)
+    assert result.scores[8]["norm_ratio"] == pytest.approx(10, rel=0.01)
 
 
 @pytest.mark.parametrize("size", [3.0, 0.25])
@@ -502,8 +502,8 @@ def scores_of(result: Judgement) -> np.ndarray[tuple[int, int], np.dtype[np.floa
         [
             number(x) for x in (
                 s.alignment.similarity, s.alignment.ratio, s.alignment.se, s.captured,
-                s.captured_ratio, s.norm_ratio, s.module_norm_ratio, s.core_distance,
-                s.effective_rank_ratio, *s.module_similarity.tolist(),
+                s.captured_ratio, s["norm_ratio"], s["module_norm_ratio"], s["core_distance"],
+                s["effective_rank_ratio"], *s.module_similarity.tolist(),
             )
         ]
         for s in result.scores
@@ -554,7 +554,7 @@ def test_gauge_and_common_scale_change_no_score_and_no_verdict(stacking: str, sc
     assert before.scores is not None
     assert after.scores is not None
     for one, other in zip(before.scores, after.scores, strict=True):
-        assert other.norm == pytest.approx(scale * one.norm, rel=1e-9)
+        assert other["norm"] == pytest.approx(scale * one["norm"], rel=1e-9)
 
 
 @pytest.mark.parametrize("stacking", STACKINGS)
@@ -613,8 +613,8 @@ def test_nan_is_never_benign() -> None:
         replace(fine, alignment=replace(fine.alignment, ratio=nan)),
         replace(fine, alignment=replace(fine.alignment, ratio=nan, se=nan)),
         replace(fine, alignment=replace(fine.alignment, ratio=0.2), separation=nan),
-        replace(fine, norm_ratio=nan),
-        replace(fine, module_norm_ratio=nan),
+        replace(fine, values={**fine.values, "norm_ratio": nan}),
+        replace(fine, values={**fine.values, "module_norm_ratio": nan}),
     ]
     for scores in broken:
         for kept in (True, False):
