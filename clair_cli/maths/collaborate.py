@@ -16,7 +16,7 @@ every client that is not in another coherent group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,9 @@ from torch import Tensor
 
 from clair_cli.maths.decompose import Decomposition, solve_stable
 from clair_cli.maths.groups import LONER_RATIO
+
+# Up to this many clients the program is solved once more without each of them.
+LEAVE_ONE_OUT = 64
 
 
 @dataclass(frozen=True)
@@ -103,15 +106,17 @@ class Collaborative:
         solution: of the stable program over `clients`.
         penalties: how it was set up.
         clients: who took part, in the order of the solution's blocks.
-        kept: those with S_k = 0; after the refit in judge.py, those with LONER_RATIO^2 of the
-            typical energy inside the subspace of the *other* members (a client is a large
-            part of L, and of its own residual).
+        kept: those with S_k = 0.
+        captured: share of each client's energy inside the low-rank part of the *others*, 0 to
+            1; (n_modules, n_clients), one row in the matrix stacking, where all modules are
+            one. 0 for a client opposite to it there.
     """
 
     solution: Decomposition
     penalties: Penalties
     clients: tuple[int, ...]
     kept: tuple[int, ...]
+    captured: Tensor
 
 
 def collaborate(
@@ -126,18 +131,85 @@ def collaborate(
     """Solve the stable program over `clients` with penalties estimated from `group`.
 
     Args:
-        stack: cores, (n_modules, rows, sum(ranks)); joint norm of each client's block one.
+        stack: cores of everybody, (n_modules, rows, sum(ranks)); joint norm of each client's
+            block one. One column per client is the matrix stacking.
         clients: who takes part: everybody but duplicates and other coherent groups.
     """
-    penalties = estimate_penalties(stack, ranks, group)
-    part = stack[:, :, columns_of(ranks, clients)]
-    part_ranks = [ranks[k] for k in clients]
-    solution = solve_stable(
-        part, part_ranks, penalties.low_rank, penalties.block, joint=True,
-        max_iter=max_iter, tol=tol,
-    )  # fmt: skip
+
+    def solve(part: Sequence[int]) -> tuple[Penalties, Decomposition]:
+        penalties = estimate_penalties(stack, ranks, [k for k in group if k in part])
+        return penalties, solve_stable(
+            stack[:, :, columns_of(ranks, part)], [ranks[k] for k in part],
+            penalties.low_rank, penalties.block, max_iter=max_iter, tol=tol,
+        )  # fmt: skip
+
+    penalties, solution = solve(clients)
     kept = tuple(k for k, s in zip(clients, solution.block_norms.tolist(), strict=True) if s == 0.0)
-    return Collaborative(solution, penalties, tuple(clients), kept)
+    if all(rank == 1 for rank in ranks):
+        captured = _captured_by_line(stack, group, clients, solution, solve)
+    else:
+        basis = kept if len(kept) >= 3 else group
+        captured = captured_by_space(stack, ranks, basis, penalties.subspace_dims)
+        typical = LONER_RATIO**2 * captured.mean(0)[list(group)].median()
+        cleaned = tuple(k for k in basis if float(captured.mean(0)[k]) >= typical)
+        if len(cleaned) >= 3:  # many outliers may have slipped into L together: refit without
+            captured = captured_by_space(stack, ranks, cleaned, penalties.subspace_dims)
+    return Collaborative(solution, penalties, tuple(clients), kept, captured)
+
+
+def _captured_by_line(
+    stack: Tensor,
+    group: Sequence[int],
+    clients: Sequence[int],
+    solution: Decomposition,
+    solve: Callable[[Sequence[int]], tuple[Penalties, Decomposition]],
+) -> Tensor:
+    """Matrix stacking: energy along the mean column of the low-rank part without the client.
+
+    L is what the clients share with every outlier's column moved to S, so its mean column is
+    their robust consensus. Up to LEAVE_ONE_OUT clients the program is solved again without
+    each of them, who would else be a large part of the L that it is held against.
+    """
+    captured = torch.zeros(1, stack.shape[-1], dtype=stack.dtype)
+    for k in range(stack.shape[-1]):
+        others = [j for j in clients if j != k]
+        low_rank = solution.low_rank[0][:, [i for i, j in enumerate(clients) if j != k]]
+        if k in clients and len(clients) <= LEAVE_ONE_OUT and len(set(group) - {k}) > 1:
+            low_rank = solve(others)[1].low_rank[0]
+        line = low_rank[:, [i for i, j in enumerate(others) if j in group]].sum(-1)
+        column = stack[0, :, k]
+        size = float(line.square().sum() * column.square().sum())
+        if size > 0:
+            captured[0, k] = min(1.0, max(0.0, float(line @ column)) ** 2 / size)
+    return captured
+
+
+def captured_by_space(
+    stack: Tensor, ranks: Sequence[int], members: Sequence[int], dims: Sequence[int]
+) -> Tensor:
+    """Other stackings: share of each client's energy inside the subspace of the other members.
+
+    Args:
+        members: clients with S_k = 0; the subspace is refitted on them (L's own is tilted by
+            what outliers with decaying spectra leave in it), and without the client itself.
+        dims: shared dimensions per module.
+
+    Returns:
+        Shape (n_modules, n_clients), 0 to 1; 0 for a zero block.
+    """
+    captured = torch.zeros(len(stack), len(ranks), dtype=stack.dtype)
+    for k in range(len(ranks)):
+        others = [j for j in members if j != k]
+        if not others:
+            continue
+        basis, _, _ = torch.linalg.svd(stack[:, :, columns_of(ranks, others)], full_matrices=False)
+        block = stack[:, :, columns_of(ranks, [k])]
+        inside = (basis.mT @ block).square().sum(-1)
+        energy = block.square().sum((1, 2))
+        for m, dim in enumerate(dims):
+            if float(energy[m]) > 0:
+                captured[m, k] = float((inside[m, :dim].sum() / energy[m]).clamp(0.0, 1.0))
+    return captured
 
 
 def matrix_core(cosines: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from clair_cli.maths.collaborate import Collaborative, collaborate, matrix_core
 from clair_cli.maths.decompose import Decomposition, core_from_gram
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.groups import LONER_RATIO
-from clair_cli.maths.scores import Scores, captured_by_mean, captured_energy, score_clients
+from clair_cli.maths.scores import Scores, captured_by_mean, score_clients
 from clair_cli.maths.structure import (
     SECOND_GROUP_SHARE,
     Structure,
@@ -119,19 +119,14 @@ def _weigh(
     taking_part = [k for k in structure.distinct if k not in apart]
     result = collaborate(stack, ranks, structure.group, taking_part)
     levels = pair_levels(evidence, structure.stacking or "")
-    basis = structure.group
-    for _ in range(2):
-        captured = _captured(evidence, structure, stack, ranks, basis, result)
-        by_module = captured
-        if structure.stacking == "matrix":  # one direction per module instead of one for all
-            cosines = torch.nan_to_num(evidence.matrix.value, nan=0.0)
-            by_module = captured_by_mean(core_from_gram(cosines)[0], basis)
-        scores = tuple(score_clients(evidence, levels, structure.group, captured, by_module))
-        inside = {k for k in taking_part if scores[k].captured_ratio >= LONER_RATIO**2}
-        # the second refit is on the members whom the program or the first one keeps
-        cleaned = tuple(k for k in structure.group if k in inside or k in result.kept)
-        basis = cleaned if len(cleaned) >= 3 else structure.group
-    return replace(result, kept=tuple(sorted(inside))), scores
+    captured = _above_chance(evidence, structure, result)
+    by_module = captured
+    if structure.stacking == "matrix":  # one direction per module instead of one for all
+        cosines = torch.nan_to_num(evidence.matrix.value, nan=0.0)
+        by_module = captured_by_mean(core_from_gram(cosines)[0], structure.group)
+    scores = tuple(score_clients(evidence, levels, structure.group, captured, by_module))
+    kept = tuple(k for k in taking_part if scores[k].captured_ratio >= LONER_RATIO**2)
+    return replace(result, kept=kept), scores
 
 
 def _verdicts(
@@ -155,23 +150,14 @@ def _verdicts(
     return tuple(verdicts)
 
 
-def _captured(
-    evidence: Evidence,
-    structure: Structure,
-    stack: Tensor,
-    ranks: Sequence[int],
-    basis: Sequence[int],
-    result: Collaborative,
-) -> Tensor:
+def _above_chance(evidence: Evidence, structure: Structure, result: Collaborative) -> Tensor:
     """Energy inside the others' subspace, less what an unrelated client has there by chance."""
-    dims = result.penalties.subspace_dims
     if structure.stacking == "matrix":
-        return captured_by_mean(stack, basis)
-    captured = captured_energy(stack, ranks, basis, dims)
+        return result.captured
     null = evidence.table(structure.stacking or "").null.diagonal(dim1=1, dim2=2)
     width = (evidence.effective_ranks / null).nanmedian(1).values
-    chance = torch.tensor(dims, dtype=width.dtype) / width
-    return ((captured - chance[:, None]) / (1.0 - chance[:, None]).clamp_min(1e-12)).clamp_min(0.0)
+    chance = (torch.tensor(result.penalties.subspace_dims, dtype=width.dtype) / width)[:, None]
+    return ((result.captured - chance) / (1.0 - chance).clamp_min(1e-12)).clamp_min(0.0)
 
 
 Blocked = tuple[str, str, str]

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.client_scores import CLIENT_SCORES
-from clair_cli.maths.collaborate import columns_of
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.groups import Alignment, PairLevels, alignment
 from clair_cli.maths.size_scores import median_ratio
@@ -54,33 +53,6 @@ class Scores:
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
-
-
-def captured_energy(
-    stack: Tensor, ranks: Sequence[int], members: Sequence[int], dims: Sequence[int]
-) -> Tensor:
-    """Share of each client's unit-norm block inside the subspace of the *other* members.
-
-    Args:
-        stack: cores, (n_modules, rows, sum(ranks)), any common scale of the blocks.
-        dims: shared dimensions per module, refitted on the members without the client.
-
-    Returns:
-        Shape (n_modules, n_clients), 0 to 1; 0 for a zero block.
-    """
-    result = torch.zeros(len(stack), len(ranks), dtype=stack.dtype)
-    for k in range(len(ranks)):
-        others = [j for j in members if j != k]
-        if not others:
-            continue
-        basis, _, _ = torch.linalg.svd(stack[:, :, columns_of(ranks, others)], full_matrices=False)
-        block = stack[:, :, columns_of(ranks, [k])]
-        inside = (basis.mT @ block).square().sum(-1)
-        energy = block.square().sum((1, 2))
-        for m, dim in enumerate(dims):
-            if float(energy[m]) > 0:
-                result[m, k] = float((inside[m, :dim].sum() / energy[m]).clamp(0.0, 1.0))
-    return result
 
 
 def captured_by_mean(columns: Tensor, members: Sequence[int]) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from clair_cli.maths.lowrank import Product
 from clair_cli.maths.merge import plain_distance, weighted_sum
+from clair_cli.maths.stack import Factors
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.passes import previous_of, updates_of
 from clair_cli.workflow.settings import Settings
-from clair_cli.workflow.writing import WrittenAdapter, write_adapter
+from clair_cli.workflow.writing import AdapterWriter, WrittenAdapter
 
 
 @dataclass(frozen=True)
@@ -29,24 +29,29 @@ def merge_round(judged: Judged, settings: Settings) -> Merged:
         OutputError: the result does not fit the dtype asked for.
     """
     shapes = judged.round.module_shapes
-    distances: dict[str, tuple[float, float]] = {}
-    steps = 0
+    writer = AdapterWriter([judged.round.adapters[k] for k in judged.merged], settings)
+    distance = size = 0.0
+    for done, (module, shape) in enumerate(shapes.items()):
+        settings.tell("merging", done, 2 * len(shapes))
+        clients, weights, plain = _parts(judged, module)
+        writer.observe(module, weighted_sum(clients, weights, shape))
+        moved, norm = plain_distance(clients, weights, plain, shape)
+        distance, size = math.hypot(distance, moved), math.hypot(size, norm)
+    writer.plan()
+    for done, (module, shape) in enumerate(shapes.items()):
+        settings.tell("merging", len(shapes) + done, 2 * len(shapes))
+        clients, weights, _ = _parts(judged, module)
+        writer.put(module, weighted_sum(clients, weights, shape))
+    return Merged(writer.finish(), distance / size if size > 0 else None)
 
-    def produce(module: str) -> Product:
-        nonlocal steps
-        steps += 1
-        settings.tell("merging", min(steps, 2 * len(shapes)), 2 * len(shapes))
-        previous = previous_of(judged.round, module)
-        clients = updates_of(judged.round, module, previous)
-        weights, plain = judged.weights, judged.plain_weights
-        if previous is not None:  # the mean update goes on top of it
-            clients, weights, plain = [*clients, previous], (*weights, 1.0), (*plain, 1.0)
-        if module not in distances:
-            distances[module] = plain_distance(clients, weights, plain, shapes[module])
-        return weighted_sum(clients, weights, shapes[module])
 
-    adapters = [judged.round.adapters[k] for k in judged.merged]
-    adapter = write_adapter(produce, list(shapes), adapters, settings)
-    distance = math.hypot(*(d for d, _ in distances.values()))
-    size = math.hypot(*(n for _, n in distances.values()))
-    return Merged(adapter, distance / size if size > 0 else None)
+def _parts(
+    judged: Judged, module: str
+) -> tuple[list[Factors], tuple[float, ...], tuple[float, ...]]:
+    """One module's updates with their weights, merged and plain; the previous adapter, if
+    given, is one more with weight 1: the mean update goes on top of it."""
+    previous = previous_of(judged.round, module)
+    clients = updates_of(judged.round, module, previous)
+    if previous is None:
+        return clients, judged.weights, judged.plain_weights
+    return [*clients, previous], (*judged.weights, 1.0), (*judged.plain_weights, 1.0)

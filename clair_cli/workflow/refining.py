@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from clair_cli.maths.gain import Gain, NoiseModel, estimate_gain, noise_from_counts
@@ -19,7 +20,7 @@ from clair_cli.maths.refine import (
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.passes import previous_of, updates_of
 from clair_cli.workflow.settings import Settings
-from clair_cli.workflow.writing import WrittenAdapter, write_adapter
+from clair_cli.workflow.writing import AdapterWriter, WrittenAdapter
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ def choose_side(judged: Judged) -> tuple[str, str]:
 class _Module:
     """One module of the benign clients: their updates, mean and subspace."""
 
-    def __init__(self, judged: Judged, module: str, shape: tuple[int, int], side: str) -> None:
+    def __init__(self, judged: Judged, module: str, side: str) -> None:
+        shape = judged.round.module_shapes[module]
+        self.module = module
         self.previous = previous_of(judged.round, module)
         updates = updates_of(judged.round, module, self.previous)
         chosen = [updates[k] for k in judged.merged]
@@ -91,6 +94,10 @@ class _Module:
 
     def off(self) -> OffSubspace:
         return off_subspace(self.local, self.weights, self.mean, self.subspace)
+
+    def result(self, i: int, keep: bool) -> Product:
+        """The i-th client's refined update, or its local one."""
+        return self.local[i] if keep else refine_module(self.local[i], self.mean, self.subspace)
 
     def on_top(self, update: Product) -> Product:
         if self.previous is None:
@@ -124,33 +131,61 @@ def _dim(judged: Judged, module: str, mean: Product) -> int:
 
 
 def refine_round(judged: Judged, settings: Settings) -> Refined:
-    """Refine every client with a weight.
+    """Refine every client with a weight, module by module in three looks.
 
-    The first look at all modules estimates noise and gain; then client after client is built
-    module by module, so that no more than one client is held.
+    The first estimates noise and gain, the second gives every client's singular values, the
+    third its factors; what is held is one module of all clients and the adapters to write.
     """
     side, why = choose_side(judged)
-    shapes = judged.round.module_shapes
-    offs: list[OffSubspace] = []
-    entries = 0.0
-    for done, (module, shape) in enumerate(shapes.items()):
-        settings.tell("measuring", done, len(shapes))
-        state = _Module(judged, module, shape, side)
+    modules = list(judged.round.module_shapes)
+    states = _States(judged, side, settings)
+    offs, entries = [], 0.0
+    for state in states.each(modules, "measuring"):
         offs.append(state.off())
         entries += state.subspace_entries
     model = _noise_model(judged, settings, offs)
-    n_inside, n_off = sum(o.n_inside for o in offs), sum(o.n_entries for o in offs)
     weights = [judged.weights[k] for k in judged.merged]
+    n_inside, n_off = sum(o.n_inside for o in offs), sum(o.n_entries for o in offs)
     gains = [
         estimate_gain(model, i, weights, n_inside, n_off, entries) if model.known else None
         for i in range(len(weights))
     ]
-    results = []
-    for i, k in enumerate(judged.merged):
-        settings.tell("refining", i, len(weights))
-        results.append(_refine_client(judged, settings, side, i, gains[i]))
-        assert results[-1].name == judged.round.adapters[k].name
+    keep = [gain is not None and gain.refined > gain.local for gain in gains]
+    writers = [AdapterWriter([judged.round.adapters[k]], settings) for k in judged.merged]
+    moved, size = [0.0] * len(writers), [0.0] * len(writers)
+    for state in states.each(modules, "refining"):
+        for i, writer in enumerate(writers):
+            update = state.result(i, keep[i])
+            writer.observe(state.module, state.on_top(update))
+            moved[i] = math.hypot(moved[i], 0.0 if keep[i] else norm(update - state.local[i]))
+            size[i] = math.hypot(size[i], norm(state.local[i]))
+    for writer in writers:
+        writer.plan()
+    for state in states.each(modules, "writing"):
+        for i, writer in enumerate(writers):
+            writer.put(state.module, state.on_top(state.result(i, keep[i])))
+    results = [
+        RefinedAdapter(
+            judged.round.adapters[k].name, writers[i].finish(),
+            moved[i] / size[i] if size[i] > 0 else None, gains[i], keep[i],
+        )
+        for i, k in enumerate(judged.merged)
+    ]  # fmt: skip
     return Refined(tuple(sorted(results, key=lambda r: r.name)), side, why, model)
+
+
+@dataclass(frozen=True)
+class _States:
+    """The modules of a judged round, one at a time."""
+
+    judged: Judged
+    side: str
+    settings: Settings
+
+    def each(self, modules: Sequence[str], stage: str) -> Iterator[_Module]:
+        for done, module in enumerate(modules):
+            self.settings.tell(stage, done, len(modules))
+            yield _Module(self.judged, module, self.side)
 
 
 def _noise_model(judged: Judged, settings: Settings, offs: list[OffSubspace]) -> NoiseModel:
@@ -163,24 +198,3 @@ def _noise_model(judged: Judged, settings: Settings, offs: list[OffSubspace]) ->
         return noise_from_counts(energies, counts, n_off)
     unknown = tuple(float("nan") for _ in energies)
     return NoiseModel(unknown, float("nan"), "not identifiable")
-
-
-def _refine_client(
-    judged: Judged, settings: Settings, side: str, i: int, gain: Gain | None
-) -> RefinedAdapter:
-    adapter = judged.round.adapters[judged.merged[i]]
-    keep = gain is not None and gain.refined > gain.local
-    moved: dict[str, tuple[float, float]] = {}
-
-    def produce(module: str) -> Product:
-        state = _Module(judged, module, judged.round.module_shapes[module], side)
-        local = state.local[i]
-        result = local if keep else refine_module(local, state.mean, state.subspace)
-        moved[module] = (0.0 if keep else norm(result - local), norm(local))
-        return state.on_top(result)
-
-    written = write_adapter(produce, list(judged.round.module_shapes), [adapter], settings)
-    size = math.hypot(*(s for _, s in moved.values()))
-    distance = math.hypot(*(d for d, _ in moved.values()))
-    changed = distance / size if size > 0 else None
-    return RefinedAdapter(adapter.name, written, changed, gain, keep)

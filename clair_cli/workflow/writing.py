@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,55 +57,85 @@ class WrittenAdapter:
     warnings: tuple[str, ...]
 
 
-# Gives one module's exact update, the same one whenever asked.
-Produce = Callable[[str], Product]
+class AdapterWriter:
+    """Turns exact updates into an adapter in two looks at each module.
 
-
-def write_adapter(
-    produce: Produce, modules: Sequence[str], adapters: Sequence[Adapter], settings: Settings
-) -> WrittenAdapter:
-    """Choose rank, scale and dtype for exact updates, cut them and measure the error.
+    `observe` takes every module's update for its singular values, `plan` then chooses rank,
+    scale and dtype, `put` takes the updates again and keeps the factors at that rank only.
 
     Args:
-        produce: the update of a module.
-        modules: sorted names.
         adapters: the clients whose names, prefix, dtype and config fields are followed.
-
-    Raises:
-        OutputError: the update does not fit the dtype asked for.
     """
-    values = {m: singular_values(produce(m)) for m in modules}
-    norms = {m: tail_norm(v, 0) for m, v in values.items()}
-    norm = math.hypot(*norms.values())
-    full_rank = max(1, max((numerical_rank(v) for v in values.values()), default=1))
-    ranks = sorted({*SERVING_RANKS, full_rank})
-    tails = {r: math.hypot(*(tail_norm(v, r) for v in values.values())) for r in ranks}
-    errors = {r: _over(tails[r], norm) or 0.0 for r in SERVING_RANKS}
-    rank, capped = _rank(settings, adapters, errors, full_rank)
-    alpha, scaling, rslora = _scale(settings, adapters, rank)
-    written, dtype = _written(produce, modules, rank, scaling, settings, adapters)
-    prefix = merged_prefix(adapters)
-    tensors: dict[str, Tensor] = {}
-    for module, pair in written.items():
-        key_A, key_B = tensor_names(prefix, module)
-        tensors[key_A], tensors[key_B] = pair.lora_A, pair.lora_B
-    return WrittenAdapter(
-        tensors=tensors,
-        config={**merged_config(adapters, modules, rank, alpha), "use_rslora": rslora},
-        rank=rank,
-        alpha=alpha,
-        scaling=scaling,
-        dtype=dtype,
-        full_rank=full_rank,
-        norm=norm,
-        error=_over(math.hypot(*(w.error for w in written.values())), norm),
-        error_by_rank={str(r): _over(tails[r], norm) for r in ranks},
-        module_error_by_rank={
-            m: {str(r): _over(tail_norm(v, r), norms[m]) for r in ranks} for m, v in values.items()
-        },
-        capped=capped,
-        warnings=_warnings(settings, rank, capped, _over(tails.get(rank, 0.0), norm)),
-    )
+
+    def __init__(self, adapters: Sequence[Adapter], settings: Settings) -> None:
+        self._adapters, self._settings = adapters, settings
+        self._values: dict[str, Tensor] = {}
+        self._written: dict[str, WrittenModule] = {}
+
+    def observe(self, module: str, update: Product) -> None:
+        self._values[module] = singular_values(update)
+
+    def plan(self) -> None:
+        """Choose rank, scale and dtype from all modules observed."""
+        values = self._values.values()
+        self._norm = math.hypot(*(tail_norm(v, 0) for v in values))
+        self._full = max(1, max((numerical_rank(v) for v in values), default=1))
+        self._ranks = sorted({*SERVING_RANKS, self._full})
+        tails = {r: math.hypot(*(tail_norm(v, r) for v in values)) for r in self._ranks}
+        self._errors = {r: _over(tails[r], self._norm) for r in self._ranks}
+        errors = {r: self._errors[r] or 0.0 for r in SERVING_RANKS}
+        self._rank, self._capped = _rank(self._settings, self._adapters, errors, self._full)
+        self._scale = _scale(self._settings, self._adapters, self._rank)
+        largest = max((float(v[0]) for v in values if len(v)), default=0.0)
+        self._dtype = _dtype(self._settings, self._adapters, largest / self._scale.scaling)
+
+    def put(self, module: str, update: Product) -> None:
+        """Keep one module's factors.
+
+        Raises:
+            OutputError: they do not fit the dtype.
+        """
+        exact, dtype = spectrum(update), TORCH_DTYPES[self._dtype]
+        written = write_module(exact, self._rank, self._scale.scaling, dtype)
+        if written is None:
+            raise OutputError(
+                f"module {module!r} does not fit {self._dtype}: its largest singular value is "
+                f"{float(exact.values[0]):.3g}",
+                hint="choose a wider --dtype",
+            )
+        self._written[module] = written
+
+    def finish(self) -> WrittenAdapter:
+        """The adapter, once every module was put."""
+        modules = sorted(self._written)
+        prefix = merged_prefix(self._adapters)
+        tensors: dict[str, Tensor] = {}
+        for module in modules:
+            key_A, key_B = tensor_names(prefix, module)
+            tensors[key_A] = self._written[module].lora_A
+            tensors[key_B] = self._written[module].lora_B
+        config = merged_config(self._adapters, modules, self._rank, self._scale.alpha)
+        error = math.hypot(*(w.error for w in self._written.values()))
+        return WrittenAdapter(
+            tensors=tensors,
+            config={**config, "use_rslora": self._scale.use_rslora},
+            rank=self._rank,
+            alpha=self._scale.alpha,
+            scaling=self._scale.scaling,
+            dtype=self._dtype,
+            full_rank=self._full,
+            norm=self._norm,
+            error=_over(error, self._norm),
+            error_by_rank={str(r): e for r, e in self._errors.items()},
+            module_error_by_rank={
+                m: {str(r): _over(tail_norm(v, r), tail_norm(v, 0)) for r in self._ranks}
+                for m, v in self._values.items()
+            },
+            capped=self._capped,
+            warnings=_warnings(
+                self._settings, self._rank, self._capped, self._errors.get(self._rank)
+            ),
+        )
 
 
 def _over(value: float, norm: float) -> float | None:
@@ -126,45 +156,38 @@ def _rank(
     return choose_rank(errors, settings.error_target)
 
 
-def _scale(settings: Settings, adapters: Sequence[Adapter], rank: int) -> tuple[float, float, bool]:
-    """(alpha, scaling, use_rslora) to write: scale exactly 1, or the clients' own alpha."""
-    if not settings.keep_alpha:
-        return float(rank), 1.0, False
+@dataclass(frozen=True)
+class _Scale:
+    """What is written for the scale: scaling = alpha / rank, or alpha / sqrt(rank)."""
+
+    alpha: float
+    scaling: float
+    use_rslora: bool
+
+
+def _scale(settings: Settings, adapters: Sequence[Adapter], rank: int) -> _Scale:
+    """A scale of exactly 1, or the clients' own alpha (positive ones only) if asked for."""
     alphas = Counter(m.alpha for a in adapters for m in a.modules.values() if m.alpha > 0)
-    if not alphas:
-        return float(rank), 1.0, False
+    if not settings.keep_alpha or not alphas:
+        return _Scale(float(rank), 1.0, False)
     alpha = min(alphas, key=lambda a: (-alphas[a], a))
     rslora = all(a.config.use_rslora for a in adapters)
-    return alpha, alpha / (math.sqrt(rank) if rslora else rank), rslora
+    return _Scale(alpha, alpha / (math.sqrt(rank) if rslora else rank), rslora)
 
 
-def _written(
-    produce: Produce,
-    modules: Sequence[str],
-    rank: int,
-    scaling: float,
-    settings: Settings,
-    adapters: Sequence[Adapter],
-) -> tuple[dict[str, WrittenModule], str]:
-    """Write every module in the dtype asked for; `auto` widens when one overflows."""
+def _dtype(settings: Settings, adapters: Sequence[Adapter], largest: float) -> str:
+    """The dtype to write; `auto` takes the clients' own unless it might overflow.
+
+    Args:
+        largest: singular value over the scaling; no entry of a factor exceeds its root.
+    """
+    if settings.dtype != "auto":
+        return settings.dtype
     dtypes = {m.dtype for a in adapters for m in a.modules.values()}
-    auto = dtypes.pop() if len(dtypes) == 1 else "float32"
-    wanted = (auto if auto in TORCH_DTYPES else "float32", "float32")
-    for dtype in dict.fromkeys(wanted) if settings.dtype == "auto" else (settings.dtype,):
-        written: dict[str, WrittenModule] = {}
-        for module in modules:
-            exact = spectrum(produce(module))
-            cut = write_module(exact, rank, scaling, TORCH_DTYPES[dtype])
-            if cut is None:
-                lost, largest = module, float(exact.values[0])
-                break
-            written[module] = cut
-        else:
-            return written, dtype
-    raise OutputError(
-        f"module {lost!r} does not fit {dtype}: its largest singular value is {largest:.3g}",
-        hint="choose a wider --dtype",
-    )
+    own = dtypes.pop() if len(dtypes) == 1 else "float32"
+    if own not in TORCH_DTYPES or largest**0.5 > torch.finfo(TORCH_DTYPES[own]).max:
+        return "float32"
+    return own
 
 
 def _warnings(settings: Settings, rank: int, capped: bool, error: float | None) -> tuple[str, ...]:

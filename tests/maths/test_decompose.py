@@ -20,7 +20,6 @@ from clair_cli.maths.groups import LONER_RATIO
 from clair_cli.maths.lowrank import Product
 from clair_cli.maths.prox import block_norms
 from clair_cli.maths.refine import stacked_basis
-from clair_cli.maths.scores import captured_energy
 from clair_cli.maths.similarity import unit_grams
 from clair_cli.maths.stack import grams, stack_factors
 from tests.planted import Planted, low_rank, planted, subspace_error
@@ -63,7 +62,7 @@ def benign(problem: Planted) -> set[int]:
 
 def found(stack: Tensor, ranks: list[int], got: Collaborative, group: list[int]) -> set[int]:
     """Kept by the program, and inside the subspace that the other kept clients share."""
-    inside = captured_energy(stack, ranks, got.kept, got.penalties.subspace_dims)[0]
+    inside = got.captured[0]
     typical = float(inside[group].median())
     return {k for k in got.kept if float(inside[k]) >= LONER_RATIO**2 * typical}
 

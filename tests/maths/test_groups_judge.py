@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -304,12 +305,16 @@ def test_a_copy_with_the_other_sign_is_opposite_and_no_duplicate() -> None:
 
 @pytest.mark.parametrize("attack", ["copy", "difference"])
 def test_one_client_made_of_others_does_not_hide_what_they_share(attack: str) -> None:
-    """-D_2, or D_0 - D_1: it makes the matrix of cosines singular."""
+    """-D_2, or D_0 - D_1: it makes the matrix of cosines singular. The difference ties the
+    two it is made of to itself, so that they may be doubted; nobody honest is left out."""
     deltas = aligned([0.1] * 9, shapes=WIDE, seed=1)
     made = [-m[2] if attack == "copy" else m[0] - m[1] for m in deltas]
     result = judged([torch.cat([m, d[None]]) for m, d in zip(deltas, made, strict=True)], 16)
     assert result.structure.stacking == "matrix"
-    assert words(result)[:9] == ["benign"] * 9
+    doubted = [] if attack == "copy" else [0, 1]
+    honest = words(result)[:9]
+    assert [w for k, w in enumerate(honest) if k not in doubted] == ["benign"] * (9 - len(doubted))
+    assert all(honest[k] in ("benign", "suspicious") for k in doubted)
     assert words(result)[9] != "benign"
 
 
@@ -634,3 +639,26 @@ def test_a_client_alone_in_its_modules_is_not_benign() -> None:
     result = judge_factors(modules, SHAPES * 2)
     assert result.outcome != "judged" or words(result)[8] != "benign"
     assert words(result)[:8] == ["benign"] * 8
+
+
+def test_the_decomposition_decides_who_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its low-rank part nobody is benign; with it the outliers are not kept."""
+    from dataclasses import replace
+
+    from clair_cli.maths import collaborate
+
+    deltas = aligned([0.3] * 7 + [0.0] * 3, seed=2)
+    real = judged(deltas)
+    assert words(real) == ["benign"] * 7 + ["contaminated"] * 3
+    assert real.collaborative is not None
+    assert real.collaborative.kept == tuple(range(7))
+    assert min(real.collaborative.solution.block_norms[7:].tolist()) > 0.0
+
+    solve = collaborate.solve_stable
+
+    def emptied(*args: Any, **options: Any) -> Any:
+        solution = solve(*args, **options)
+        return replace(solution, low_rank=torch.zeros_like(solution.low_rank))
+
+    monkeypatch.setattr(collaborate, "solve_stable", emptied)
+    assert "benign" not in words(judged(deltas))
