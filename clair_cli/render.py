@@ -20,7 +20,7 @@ from rich.text import Text
 from clair_cli.escape import printable
 from clair_cli.report import VERDICTS, ClientReport, MergedReport, RefinedReport, Report
 
-MAX_BENIGN = 12  # more benign clients than this are summarised at a terminal
+MAX_BENIGN = 8  # more benign clients than this are summarised at a terminal
 MAX_NAMES = 20  # in one sentence
 NARROWEST = 60  # columns; a table needs them
 
@@ -39,9 +39,9 @@ _WEIGHT_WIDTH = 6
 _REASON_WIDTH = 18  # at least
 
 _AGREE = {
-    "matrix": "their updates point the same way",
-    "output": "their updates share an output subspace",
-    "input": "their updates share an input subspace",
+    "matrix": "the updates of {} point the same way",
+    "output": "the updates of {} share an output subspace",
+    "input": "the updates of {} share an input subspace",
 }
 
 
@@ -118,9 +118,11 @@ def _written(report: Report) -> str:
         n_merged = sum(client.weight > 0 for client in report.clients)
         merged = report.merged
         error = "" if merged.error is None else f", error {merged.error:.2g}"
-        return f"merged {n_merged} into {printable(merged.path)} (rank {merged.rank}{error})"
+        into = f" into {printable(merged.path)}" if merged.path else ""
+        return f"merged {n_merged}{into} (rank {merged.rank}{error})"
     if report.refined is not None:
-        return f"refined {len(report.refined.clients)} into {printable(report.refined.path)}"
+        into = f" into {printable(report.refined.path)}" if report.refined.path else ""
+        return f"refined {len(report.refined.clients)}{into}"
     if report.command == "inspect":
         return ""
     verb = "merged" if report.command == "merge" else "refined"
@@ -134,6 +136,8 @@ def _above(report: Report) -> list[str]:
     clients = _count(cohort.n_clients, "client")
     if cohort.n_comparable != cohort.n_clients:
         clients += f" ({cohort.n_comparable} comparable)"
+    if cohort.outcome == "refused":
+        return [f"{clients}: not compared"]
     sharing = next((s for s in cohort.sharing if s.stacking == cohort.stacking), None)
     if sharing is None:
         lines = [f"{clients}: no agreement found among them"]
@@ -141,7 +145,7 @@ def _above(report: Report) -> list[str]:
         numbers = [] if sharing.level is None else [f"similarity {_plus_minus(sharing)}"]
         if cohort.subspace_dim is not None:
             numbers.append(f"shared dimension {cohort.subspace_dim}")
-        text = f"{clients}: {len(sharing.members)} agree, {_AGREE[sharing.stacking]}"
+        text = f"{clients}; {_AGREE[sharing.stacking].format(len(sharing.members))}"
         lines = [f"{text} ({', '.join(numbers)})" if numbers else text]
     for group in cohort.groups:
         if group.role == "other" and len(group.members) > 1:
@@ -163,9 +167,12 @@ def _below(report: Report) -> list[str]:
     if report.refined is not None:
         lines.append(_refined(report.refined))
     lines += [f"warning: {printable(warning)}" for warning in report.warnings]
-    if report.with_verdict("contaminated") and report.options.get("fail_on") == "never":
-        lines.append("note: --fail-on never, so findings do not fail this run")
-    if report.cohort.remedy:
+    left_out = report.with_verdict("contaminated") + report.with_verdict("rejected")
+    if left_out and report.exit_code == 0:
+        lines.append(
+            "note: exit code 0 although clients were left out; --fail-on contaminated makes it 3"
+        )
+    if report.cohort.remedy and report.merged is None and report.refined is None:
         lines.append(f"what to do: {printable(report.cohort.remedy)}")
     return lines
 
@@ -173,18 +180,31 @@ def _below(report: Report) -> list[str]:
 def _merged(merged: MergedReport) -> str:
     parts = [f"rank {merged.rank} of {merged.full_rank}"]
     if merged.error is not None:
-        parts.append(f"error {merged.error:.2g} of the exact mean's norm")
+        parts.append(f"writing it loses {_percent(merged.error)} of the exact mean")
     parts.append(f"alpha {merged.alpha:g}, {printable(merged.dtype)}")
     if merged.plain_mean_distance is not None:
-        parts.append(f"{merged.plain_mean_distance:.2g} away from the plain mean of all")
+        away = _percent(merged.plain_mean_distance)
+        parts.append(
+            "equal to the plain mean of all"
+            if away == "0 %"
+            else f"{away} away from the plain mean of all"
+        )
     return "merged: " + "; ".join(parts)
+
+
+def _percent(share: float) -> str:
+    """A share in percent, two digits; tiny ones are 0."""
+    return "0 %" if share < 5e-7 else f"{100 * share:.2g} %"
 
 
 def _refined(refined: RefinedReport) -> str:
     gains = [client.gain for client in refined.clients if client.gain is not None]
     n_local = sum(client.kept_local for client in refined.clients)
-    gain = f"median estimated gain {median(gains):.0%}" if gains else "gain not identifiable"
-    kept = f"; {n_local} kept local" if n_local else ""
+    better = [gain for gain in gains if gain > 0]
+    gain = "gain not identifiable" if not gains else "no gain expected"
+    if better:
+        gain = f"median estimated gain {median(better):.0%}"
+    kept = f"; {n_local} kept as they are: refinement would hurt" if n_local else ""
     return f"refined: {refined.side} side, {gain}{kept} ({printable(refined.why)})"
 
 

@@ -140,8 +140,9 @@ def numbers(report: Mapping[str, Any], back: Mapping[str, str], scale: float) ->
     found: dict[str, Any] = {}
     for client in report["clients"]:
         name = back.get(client["name"], client["name"])
-        for key, value in client["scores"].items():
-            found[name, key] = value / scale if key == "norm" else value
+        measures = {f"measures.{k}": v for k, v in client["scores"].pop("measures").items()}
+        for key, value in {**client["scores"], **measures}.items():
+            found[name, key] = value / scale if key == "measures.norm" else value
         for module, scores in client["modules"].items():
             found[name, module, "norm"] = scores["norm"] / scale
             for key in ("similarity", "off_subspace_ratio"):

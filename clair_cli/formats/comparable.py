@@ -122,25 +122,27 @@ def _majority(
     If those compared (`adapters`) are fewer than half of all `n_clients`, no majority is only
     a note: a few clients never end a round.
     """
-    groups = _groups(adapters, key)
+    voters = [adapter for adapter in adapters if adapter.config.raw] or adapters
+    groups = _groups(voters, key)  # an assumed config knows nothing of the field
     if len(groups) < 2:
         return adapters
     top = max(groups, key=lambda value: len(groups[value]))
-    if 2 * len(groups[top]) <= len(adapters):
+    if 2 * len(groups[top]) <= len(voters):
         listed = describe_groups({str(value): names for value, names in groups.items()})
         if n_clients is not None and 2 * len(adapters) < n_clients:
             notes.append(f"{field} differs: {listed}")
             return adapters
         raise InputRefused(f"no majority for {field}: {listed}")
-    count, total = len(groups[top]), len(adapters)
+    count, total = len(groups[top]), len(voters)
+    wrong = {adapter.name for adapter in voters if key(adapter) != top}
     for adapter in adapters:
-        if key(adapter) != top:
+        if adapter.name in wrong:
             errors[adapter.name] = RejectedClient(
                 f"{field} is {key(adapter)}, {count} of {total} clients have {top}",
                 found=f"{field} {key(adapter)}",
                 expected=f"{field} {top}",
             )
-    return [adapter for adapter in adapters if key(adapter) == top]
+    return [adapter for adapter in adapters if adapter.name not in wrong]
 
 
 def describe_groups(groups: Mapping[str, Sequence[str]]) -> str:

@@ -104,8 +104,13 @@ def judge(
     members = tuple(k for k in structure.distinct if verdicts[k].verdict != "contaminated")
     contrast = len(members) < len(structure.distinct) or bool(structure.duplicates)
     blocked = blocked or _weak(structure, contrast) or _unsolved(result.solution)
-    if blocked is None and len([k for k in members if verdicts[k].influence > 0]) < 3:
-        blocked = _NOTHING
+    sound = [k for k in members if verdicts[k].influence > 0]
+    if blocked is None and len(sound) < 3:
+        blocked = (
+            "too_few_left",
+            f"only {len(sound)} clients agree and have no other finding; 3 are needed",
+            "mend or replace the clients left out, or collect more",
+        )
     code, text, remedy = blocked or ("judged", "", "")
     outcome = "undetermined" if blocked else "judged"
     return Judgement(outcome, code, text, remedy, structure, result, members, scores, verdicts)
@@ -195,7 +200,7 @@ def _undetermined(evidence: Evidence, structure: Structure, names: Sequence[str]
             "two_groups",
             f"two coherent groups of similar size: {_listed(structure.group, names)} and "
             f"{_listed(group, names)}",
-            "look at both groups, then leave one out with --exclude",
+            "look at both groups, then leave the members of one out with --exclude",
         )
     return None
 

@@ -89,15 +89,13 @@ def alignment_findings(
     """
     ratio, high = scores.alignment.ratio, scores.alignment.high
     turned = signed and high < 0 and ratio < -OPPOSITE_RATIO
-    level = f"similarity to the others {_share(ratio)} of their own level"
+    level = f"similarity to the others {_share(ratio)} of their own"
     if apart:
         finding = Finding("in_a_group", f"in a group with {apart}, apart from the others ({level})")
         opposite = [Finding("opposite", f"opposite to the others ({_share(ratio)})")]
         return "contaminated", [finding, *(opposite if turned else [])]
     if turned:  # inside the subspace or not: the decomposition can't see a sign
-        return "contaminated", [
-            Finding("opposite", f"opposite to the others (similarity {_share(ratio)} of their own)")
-        ]
+        return "contaminated", [Finding("opposite", f"opposite to the others: {level}")]
     below = not ratio >= LONER_RATIO  # also catches NaN
     doubtful = high >= DOUBT_RATIO and ratio >= DOUBT_FLOOR
     if below and not kept and not doubtful and not scores.separation < SEPARATION:
@@ -128,6 +126,8 @@ def size_findings(scores: Scores) -> tuple[str, list[Finding]]:
     """Verdict of the norms alone."""
     ratio, module = scores["norm_ratio"], scores["module_norm_ratio"]
     text = f"norm {ratio:.3g} x the median"
+    if scores.alignment.ratio >= LONER_RATIO and ratio >= NORM_SUSPICIOUS:
+        text += ", though its direction agrees"
     if not ratio < NORM_CONTAMINATED:  # also catches NaN
         return "contaminated", [Finding("norm", text)]
     if not module < MODULE_NORM_CONTAMINATED:
@@ -204,6 +204,8 @@ def _influence(verdict: str, scores: Scores) -> float:
         return 0.0
     if verdict == "benign":
         return 1.0
+    if scores["norm_ratio"] < NORM_VANISHING:
+        return 0.0  # as an empty update: it would only dilute the mean
     largest = max(
         x for x in (1.0, scores["norm_ratio"], scores["module_norm_ratio"] / 2.0,
                     scores["core_distance"] / CORE_FAR) if not math.isnan(x)

@@ -66,7 +66,7 @@ def _client(judged: Judged, k: int) -> ClientReport:
         verdict = judgement.verdicts[k].verdict
         reasons = tuple(Reason(f.code, f.text) for f in judgement.verdicts[k].findings)
     elif judgement is not None:
-        reasons = (Reason(judgement.code, judgement.text),)
+        reasons = (Reason(judgement.code, _NOT_JUDGED[judgement.code]),)
     modules = adapter.modules.values()
     return ClientReport(
         adapter.name, verdict, reasons, _scores(judged, k), judged.weights[k], adapter.sha256,
@@ -74,6 +74,17 @@ def _client(judged: Judged, k: int) -> ClientReport:
         tuple(sorted({m.rank for m in modules})), tuple(sorted({m.scaling for m in modules})),
         {m: _module_scores(judged, k, i) for i, m in enumerate(judged.round.module_shapes)},
     )  # fmt: skip
+
+
+_NOT_JUDGED = {
+    "no_updates": "every delta weight is zero",
+    "too_few": "too few clients to compare",
+    "too_few_left": "too few clients agree",
+    "nothing_shared": "nothing is shared",
+    "little_shared": "almost nothing is shared",
+    "two_groups": "two groups of similar size",
+    "not_converged": "the decomposition did not converge",
+}
 
 
 def _own(judged: Judged, k: int) -> Scores | None:

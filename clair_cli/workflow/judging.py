@@ -10,8 +10,9 @@ from clair_cli.maths.structure import find_structure, joint_cosine
 from clair_cli.workflow.passes import Device, Tell, gather_cores, gather_evidence
 from clair_cli.workflow.round import Round
 
-# Unrelated updates on top of a common adapter three times their size have cosine 0.9.
-ALIKE = 0.85
+# Unrelated updates on top of a common adapter three times their size have cosine 0.9, twice
+# their size 0.8. The median pair counts: some contaminated clients don't hide it.
+ALIKE = 0.75
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def judge_round(round_: Round, device: Device, tell: Tell, *, allow_undetermined
         raw = list(given) if allow_undetermined else [0.0 for _ in given]
     return Judged(
         round_, evidence, judgement, _normalised(raw), _normalised(given),
-        round_.warnings + _previous_warning(round_, evidence),
+        round_.warnings
+        + _previous_warning(round_, evidence)
+        + _remarks(judgement, allow_undetermined),
     )  # fmt: skip
 
 
@@ -73,15 +76,29 @@ def _normalised(weights: tuple[float, ...] | list[float]) -> tuple[float, ...]:
     return tuple(w / total for w in scaled)
 
 
+def _remarks(judgement: Judgement, allow_undetermined: bool) -> tuple[str, ...]:
+    """What a reader must know of the judgement besides the verdicts."""
+    if judgement.outcome != "judged":
+        text = "merged without a verdict (--allow-undetermined): everybody who is not rejected"
+        return (text,) if allow_undetermined else ()
+    if judgement.structure.stacking != "input":
+        return ()
+    return (
+        "sharing shows only in the input directions, which adapters that started from the same "
+        "lora_A share whatever they learnt: read the verdicts with care",
+    )
+
+
 def _previous_warning(round_: Round, evidence: Evidence) -> tuple[str, ...]:
     if round_.previous is not None or len(round_.adapters) < 3:
         return ()
     cosine = joint_cosine(evidence)
     n = len(round_.adapters)
-    pairs = [float(cosine[j, k]) for j in range(n) for k in range(j)]
-    if sum(c >= ALIKE for c in pairs) < 0.9 * len(pairs):
+    pairs = sorted(float(cosine[j, k]) for j in range(n) for k in range(j))
+    typical = pairs[len(pairs) // 2]
+    if typical < ALIKE:
         return ()
     return (
-        "nearly all clients are almost the same (cosine above "
-        f"{ALIKE}): if they all started from the last merged adapter, give it with --previous",
+        f"the clients are nearly the same (median cosine {typical:.2f}): if they all started from "
+        "the last merged adapter, give it with --previous, else the verdicts are about that one",
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from clair_cli.formats.find_clients import CONFIG, WEIGHTS
 from clair_cli.formats.publish import check_target, publish_file, publish_folder
 from clair_cli.formats.report_json import report_json
 from clair_cli.formats.write_adapter import config_json, safetensors_bytes
-from clair_cli.report import Report
+from clair_cli.report import SCHEMA, Report
 from clair_cli.workflow.settings import Settings
 from clair_cli.workflow.writing import WrittenAdapter
 
 REPORT = "report.json"
+# A larger file is no report of ours to look into.
+MAX_REPORT = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,15 @@ def check_outputs(settings: Settings) -> None:
         # a folder's own report lies inside it; without an adapter it goes beside
         report = default_report(settings, adapter=settings.one_file)
     if report is not None:
-        check_target(report, force=settings.force, kind="file", inputs=inputs)
+        force = settings.force or _records_nothing(report)
+        check_target(report, force=force, kind="file", inputs=inputs)
 
 
 def write_report_only(report: Report, settings: Settings) -> Path | None:
     """Publish the report of a run without an adapter; returns where, or None for nowhere."""
     path = settings.report or default_report(settings, adapter=False)
     if path is not None:
-        publish_file(path, _text(report), force=settings.force)
+        publish_file(path, _text(report), force=settings.force or _records_nothing(path))
     return path
 
 
@@ -95,14 +99,13 @@ def write_merged(report: Report, files: AdapterFiles, settings: Settings) -> Pat
     path = settings.report or default_report(settings, adapter=True)
     if settings.one_file:
         assert path is not None
-        publish_file(path, _text(report), force=settings.force)
-        publish_file(output, files.weights, force=settings.force)
+        with _undone(path):  # a report of an adapter that could not be written would be a lie
+            force = settings.force or _records_nothing(path)
+            publish_file(path, _text(report), force=force)
+            publish_file(output, files.weights, force=settings.force)
         return path
-    _write_asked(report, settings)
-    publish_folder(
-        output,
-        {WEIGHTS: files.weights, CONFIG: files.config, REPORT: _text(report)},
-        force=settings.force,
+    _write_folder(
+        report, {WEIGHTS: files.weights, CONFIG: files.config, REPORT: _text(report)}, settings
     )
     return path
 
@@ -117,9 +120,51 @@ def write_refined(
     for folder, adapter in clients.items():
         files[f"{folder}/{WEIGHTS}"] = adapter.weights
         files[f"{folder}/{CONFIG}"] = adapter.config
-    _write_asked(report, settings)
-    publish_folder(settings.output, files, force=settings.force)
+    _write_folder(report, files, settings)
     return settings.report or default_report(settings, adapter=True)
+
+
+def _write_folder(report: Report, files: Mapping[str, bytes], settings: Settings) -> None:
+    """Publish a folder, after the report that `--report` asked for; a report beside it that an
+    earlier run without an adapter left there goes."""
+    assert settings.output is not None
+    with _undone(settings.report):
+        _write_asked(report, settings)
+        publish_folder(settings.output, files, force=settings.force)
+    beside = default_report(settings, adapter=False)
+    if beside is not None and beside != settings.report and _records_nothing(beside):
+        beside.unlink(missing_ok=True)
+
+
+def _records_nothing(path: Path) -> bool:
+    """Whether a file is the report of a run that wrote no adapter, which a later run of the
+    same round may replace without `--force`."""
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_REPORT:
+            return False
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return (
+        isinstance(found, dict)
+        and found.get("schema") == SCHEMA
+        and found.get("merged", 0) is None
+        and found.get("refined", 0) is None
+    )
+
+
+@contextlib.contextmanager
+def _undone(path: Path | None) -> Iterator[None]:
+    """Put back what stood at `path` if what follows it fails."""
+    before = path.read_bytes() if path is not None and path.is_file() else None
+    try:
+        yield
+    except BaseException:
+        if path is not None and before is not None:
+            publish_file(path, before, force=True)
+        elif path is not None and not path.is_symlink():
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _write_asked(report: Report, settings: Settings) -> Path | None:

@@ -181,8 +181,11 @@ def _too_few(settings: Settings, usable: int, rejected: int) -> InputRefused | N
     if usable >= settings.min_clients or (small and usable):
         return None
     return InputRefused(
-        f"{usable} usable clients ({rejected} rejected), {settings.min_clients} needed",
-        hint="mend the rejected clients, or lower --min-clients",
+        f"{usable} usable client{'' if usable == 1 else 's'} ({rejected} rejected), "
+        f"{settings.min_clients} needed",
+        hint="mend the rejected clients, or lower --min-clients"
+        if rejected
+        else "collect more clients, or lower --min-clients",
     )
 
 

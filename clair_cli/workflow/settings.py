@@ -14,6 +14,7 @@ from clair_cli.errors import UsageError
 Progress = Callable[[str, int, int], None]
 FAIL_ON = ("never", "suspicious", "contaminated")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MAX_RANK = 1024  # the reader accepts no more
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MODULES = ("union", "intersection", "strict")
 
@@ -79,7 +80,7 @@ class Settings:
         }
         names = (
             "rank error_target keep_alpha dtype min_clients allow_undetermined fail_on modules "
-            "assume_alpha strict noise"
+            "assume_alpha strict noise device"
         )
         given.update({name: getattr(self, name) for name in names.split()})
         given["exclude"] = sorted(self.exclude)
@@ -101,6 +102,19 @@ def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
         raise UsageError(f"{name} is {value!r}, expected one of {listed}")
 
 
+def _check_types(clients: Any, given: Mapping[str, Any]) -> None:
+    """The types a wrong call gets wrong, before anything trips over them."""
+    if not isinstance(clients, (str, os.PathLike, Mapping)):
+        raise UsageError(f"clients is a {type(clients).__name__}, expected a path or a mapping")
+    weights = given.get("weights")
+    if weights is not None and not isinstance(weights, (Path, Mapping)):
+        raise UsageError(f"weights is a {type(weights).__name__}, expected a path or a mapping")
+    for name in ("min_clients", "error_target", "noise"):
+        value = given.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise UsageError(f"{name} is {value!r}, expected a number")
+
+
 def make_settings(command: str, clients: Any, output: Any, options: Mapping[str, Any]) -> Settings:
     """Check the options of a call and freeze them.
 
@@ -111,7 +125,9 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
     for name in ("report", "weights", "previous"):
         if isinstance(given.get(name), (str, os.PathLike)):
             given[name] = Path(given[name])
-    given["exclude"] = tuple(given.get("exclude") or ())
+    exclude = given.get("exclude") or ()
+    given["exclude"] = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    _check_types(clients, given)
     settings = Settings(
         command,
         clients if isinstance(clients, Mapping) else Path(clients),
@@ -127,6 +143,8 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
         isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
     ):
         raise UsageError(f"rank is {rank!r}, expected auto, same, full or a number of at least 1")
+    if isinstance(rank, int) and rank > MAX_RANK:
+        raise UsageError(f"rank is {rank}, above the limit of {MAX_RANK}")
     if not 0 < settings.error_target < 1:
         raise UsageError(f"error_target is {settings.error_target}, expected between 0 and 1")
     if settings.min_clients < 1:

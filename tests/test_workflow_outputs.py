@@ -1,0 +1,66 @@
+"""Reports and adapters stay together: no report of an adapter that is not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import clair_cli
+from clair_cli.errors import ClairError, OutputError
+from clair_cli.workflow import outputs
+from tests import cohorts
+
+
+def saved(tmp_path: Path, n_clients: int) -> Path:
+    folder = tmp_path / "clients"
+    cohorts.save(folder, cohorts.honest(n_clients))
+    return folder
+
+
+def test_a_failed_adapter_takes_its_report_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients, merged = saved(tmp_path, 5), tmp_path / "m.safetensors"
+    publish = outputs.publish_file
+
+    def full(path: Path, data: bytes, *, force: bool) -> None:
+        if path.suffix == ".safetensors":
+            raise OutputError("no space left")
+        publish(path, data, force=force)
+
+    monkeypatch.setattr(outputs, "publish_file", full)
+    with pytest.raises(OutputError):
+        clair_cli.merge(clients, merged)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clients"]
+
+    (tmp_path / "m.report.json").write_text("an older report")
+    with pytest.raises(OutputError):
+        clair_cli.merge(clients, merged, force=True)
+    assert (tmp_path / "m.report.json").read_text() == "an older report"
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m"])
+def test_a_report_without_an_adapter_does_not_block_the_remedy(tmp_path: Path, name: str) -> None:
+    clients, merged = saved(tmp_path, 2), tmp_path / name
+    beside = tmp_path / "m.report.json"
+    assert clair_cli.merge(clients, merged).report.exit_code == 5
+    assert json.loads(beside.read_text())["merged"] is None
+    result = clair_cli.merge(clients, merged, allow_undetermined=True)
+    assert result.report.exit_code == 0
+    assert any("without a verdict" in warning for warning in result.report.warnings)
+    report: dict[str, Any] = json.loads(Path(result.report_path or "").read_text())
+    assert report["merged"]["sha256"]
+    assert beside.exists() == (name == "m.safetensors")
+    with pytest.raises(ClairError, match="exists|not empty"):  # an adapter's is not replaced
+        clair_cli.merge(clients, merged, allow_undetermined=True)
+
+
+def test_another_file_in_the_reports_place_is_kept(tmp_path: Path) -> None:
+    clients = saved(tmp_path, 2)
+    (tmp_path / "m.report.json").write_text('{"merged": null}')
+    with pytest.raises(OutputError, match="exists"):
+        clair_cli.merge(clients, tmp_path / "m.safetensors")
+    assert (tmp_path / "m.report.json").read_text() == '{"merged": null}'
