@@ -54,7 +54,7 @@ def test_a_report_without_an_adapter_does_not_block_the_remedy(tmp_path: Path, n
     report: dict[str, Any] = json.loads(Path(result.report_path or "").read_text())
     assert report["merged"]["sha256"]
     assert beside.exists() == (name == "m.safetensors")
-    with pytest.raises(ClairError, match="exists|not empty"):  # an adapter's is not replaced
+    with pytest.raises(ClairError, match=r"exists|not empty"):  # an adapter's is not replaced
         clair_cli.merge(clients, merged, allow_undetermined=True)
 
 

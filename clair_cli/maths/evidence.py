@@ -50,7 +50,14 @@ class Evidence:
 
 
 def gather(stack: FactorStack) -> Evidence:
-    """Reduce a batch of modules of one shape to what the judgement needs of it."""
+    """Reduce a batch of modules of one shape to what the judgement needs of it.
+
+    Args:
+        stack: any dtype and device; everything after the two products is float64 on the CPU.
+
+    Returns:
+        Numbers that depend on the delta weights only, not on the factors' gauge.
+    """
     pair = grams(stack)
     output, output_root = unit_side(pair.B, pair.A, pair)
     input_, input_root = unit_side(pair.A, pair.B, pair)

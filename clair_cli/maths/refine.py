@@ -95,7 +95,14 @@ def shared_subspace(
 
 
 def refine_module(local: Product, mean: Product, subspace: SharedSubspace) -> Product:
-    """Dbar + P(D_k - Dbar) for one client and module, as a product."""
+    """Dbar + P(D_k - Dbar) for one client and module.
+
+    Args:
+        local: D_k. mean: Dbar, the weighted mean of the benign clients. Same (out, in).
+
+    Returns:
+        A product of stacked factors, rank at most that of the mean plus `subspace.dim`.
+    """
     return mean + subspace.project(local - mean)
 
 

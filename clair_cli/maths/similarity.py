@@ -78,7 +78,11 @@ def unit_grams(grams: Grams) -> tuple[Tensor, Tensor]:
 
 
 def matrix_similarity(grams: Grams) -> PairTable:
-    """Cosine of the delta weights, from the Grams; the diagonal is 1."""
+    """Cosine of the delta weights of each pair, from the Grams.
+
+    Returns:
+        Values in -1 to 1, the diagonal 1, NaN where a client has no update; nulls are 0.
+    """
     inner = block_sums(grams.B * grams.A, grams.ranks)
     denominator = grams.norms[:, :, None] * grams.norms[:, None, :]
     value = torch.where(denominator > 0, inner / denominator, torch.nan).clamp(-1.0, 1.0)

@@ -82,7 +82,11 @@ class Structure:
 
 
 def joint_cosine(evidence: Evidence) -> Tensor:
-    """Cosine of the clients' whole updates, all modules together, (n_clients, n_clients)."""
+    """Cosine of the clients' whole updates, all modules together and by their own sizes.
+
+    Returns:
+        Shape (n_clients, n_clients), -1 to 1 up to rounding; 0 for a client without an update.
+    """
     share = _unit_columns(evidence.norms)
     cosines = torch.nan_to_num(evidence.matrix.value, nan=0.0)
     return (cosines * share[:, :, None] * share[:, None, :]).sum(0)
@@ -97,7 +101,14 @@ def _unit_columns(norms: Tensor) -> Tensor:
 
 
 def find_duplicates(evidence: Evidence, clients: Sequence[int]) -> dict[int, int]:
-    """Client -> the first client of its group of equals; the first ones are not keys."""
+    """Clients that are the same update up to a positive factor, in whatever gauge.
+
+    Args:
+        clients: in order of content: the first of each group of equals keeps its vote.
+
+    Returns:
+        Client -> the first of its group; the first ones themselves are no keys.
+    """
     cosine = joint_cosine(evidence)
     first: dict[int, int] = {}
     kept: list[int] = []
@@ -116,7 +127,15 @@ def pair_levels(evidence: Evidence, stacking: str) -> PairLevels:
 
 
 def find_sharing(evidence: Evidence, stacking: str, clients: Sequence[int]) -> Sharing:
-    """The coherent groups of one stacking, and whether the largest is more than chance."""
+    """The coherent groups of one stacking, and whether the largest is more than chance.
+
+    Args:
+        clients: the distinct ones, with an update.
+
+    Returns:
+        `accepted` with three members or more whose level is significant (MIN_T standard errors
+        with four modules or more) and, in `matrix`, beyond chance.
+    """
     levels = pair_levels(evidence, stacking)
     groups = coherent_groups(levels, clients)
     largest = groups[0] if groups else ()
@@ -169,7 +188,11 @@ def _choose(sharings: Sequence[Sharing]) -> Sharing | None:
 
 
 def find_structure(evidence: Evidence) -> Structure:
-    """Duplicates, empty updates, and coherent groups, in the stacking that shows sharing."""
+    """Duplicates, empty updates, and coherent groups, in the stacking that shows sharing.
+
+    Returns:
+        `stacking` None and no groups where no stacking shows sharing beyond chance.
+    """
     alive = evidence.norms.amax(0) > 0
     empty = tuple(k for k in range(len(alive)) if not bool(alive[k]))
     present = [k for k in range(len(alive)) if bool(alive[k])]
@@ -205,7 +228,14 @@ def _belongs(levels: PairLevels, client: int, group: Sequence[int]) -> bool:
 def settle(
     levels: PairLevels, group: Sequence[int], clients: Sequence[int], max_iter: int = 10
 ) -> tuple[int, ...]:
-    """Let every client join or leave a group by its own alignment with it, until it settles."""
+    """Let every client join or leave a group by its own alignment with it, until it settles.
+
+    Args:
+        clients: who may be a member; those of other coherent groups are not among them.
+
+    Returns:
+        Sorted members; the group as given if fewer than three would be left.
+    """
     current = tuple(sorted(group))
     for _ in range(max_iter):
         following = tuple(k for k in clients if _belongs(levels, k, current))
