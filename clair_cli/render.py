@@ -241,7 +241,9 @@ def _plain_table(report: Report) -> list[str]:
 def _worth_a_row(report: Report) -> tuple[list[ClientReport], int]:
     """The clients to show on a terminal, and how many benign ones that leaves."""
     clients = _ordered(report)
-    n_hidden = max(0, len(report.with_verdict("benign")) - MAX_BENIGN)
+    n_hidden = len(report.with_verdict("benign")) - MAX_BENIGN
+    if n_hidden < 2:  # a line that says "1 more" could as well be that one
+        return clients, 0
     return clients[: len(clients) - n_hidden], n_hidden
 
 

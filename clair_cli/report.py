@@ -199,7 +199,8 @@ class ModuleReport:
         shape: (out_features, in_features).
         n_updates: comparable clients with a nonzero update here.
         absent: names of comparable clients without the module.
-        subspace_dim: dimension of the shared subspace here, or None.
+        subspace_dim: dimension of the shared subspace here; None in the matrix stacking, where
+            all modules share one line together.
         similarity_inside, similarity_outside: mean similarity within the collaborative set,
             and between it and the clients left out.
     """

@@ -219,20 +219,36 @@ def _decomposition(judgement: Judgement, round_: Round) -> DecompositionReport |
 def describe_modules(judged: Judged) -> tuple[ModuleReport, ...]:
     """One entry per module, sorted by name."""
     round_, judgement, evidence = judged.round, judged.judgement, judged.evidence
-    result = []
-    for i, (name, shape) in enumerate(round_.module_shapes.items()):
-        absent = tuple(sorted(a.name for a in round_.adapters if name not in a.modules))
-        inside = outside = dim = None
-        updates = 0
-        if judgement is not None and evidence is not None:
-            updates = int((evidence.norms[i] > 0).sum())
-            if judgement.structure.stacking is not None:
-                levels = pair_levels(evidence, judgement.structure.stacking)
-                group = judgement.structure.group
-                rest = [k for k in judgement.structure.distinct if k not in group]
-                inside = number(float(levels.within(group)[i]))
-                outside = number(float(levels.between(group, rest)[i])) if rest else None
-            dims = _dims(judgement)
-            dim = None if not dims else dims[i] if len(dims) > 1 else dims[0]
-        result.append(ModuleReport(name, shape, updates, absent, dim, inside, outside))
-    return tuple(result)
+    n = len(round_.module_shapes)
+    updates: list[int] = [0] * n
+    inside: list[float | None] = [None] * n
+    outside: list[float | None] = [None] * n
+    dims: Sequence[int | None] = [None] * n
+    if judgement is not None and evidence is not None:
+        updates = (evidence.norms > 0).sum(1).tolist()
+        inside, outside = _module_levels(evidence, judgement.structure)
+        found = _dims(judgement)
+        dims = found if len(found) == n and judgement.structure.stacking != "matrix" else dims
+    return tuple(
+        ModuleReport(
+            name, shape, updates[i],
+            tuple(sorted(a.name for a in round_.adapters if name not in a.modules)),
+            dims[i], inside[i], outside[i],
+        )
+        for i, (name, shape) in enumerate(round_.module_shapes.items())
+    )  # fmt: skip
+
+
+def _module_levels(
+    evidence: Evidence, structure: Structure
+) -> tuple[list[float | None], list[float | None]]:
+    """Similarity within the set, and between it and those left out, in every module."""
+    nothing: list[float | None] = [None] * len(evidence.norms)
+    if structure.stacking is None:
+        return nothing, nothing
+    levels = pair_levels(evidence, structure.stacking)
+    rest = [k for k in structure.distinct if k not in structure.group]
+    inside = [number(float(value)) for value in levels.within(structure.group)]
+    if not rest:
+        return inside, nothing
+    return inside, [number(float(value)) for value in levels.between(structure.group, rest)]
