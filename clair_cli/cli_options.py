@@ -136,8 +136,8 @@ Rank = Annotated[
         panel=OUTPUT,
         metavar="auto|same|full|N",
         parser=parse_rank,
-        help="Rank to write: the smallest that meets --error-target, the clients' most common"
-        " one, one that loses nothing, or N.",
+        help="Rank to write: the smallest serving rank (8, 16, 32, ...) that meets"
+        " --error-target, the clients' most common one, one that loses nothing, or N.",
     ),
 ]
 ErrorTarget = Annotated[

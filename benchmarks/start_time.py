@@ -1,0 +1,42 @@
+"""Median time of `clair --help` as a whole process, beside Python alone and `import torch`.
+
+python benchmarks/start_time.py [--runs 9]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+
+COMMANDS = {
+    "python -c pass": ["-c", "pass"],
+    "clair --help": ["-m", "clair_cli", "--help"],
+    "clair --version": ["-m", "clair_cli", "--version"],
+    "import torch": ["-c", "import torch"],
+}
+
+
+def seconds(arguments: list[str]) -> float:
+    """Wall-clock time of one run."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=9)
+    runs = parser.parse_args().runs
+    for name, arguments in COMMANDS.items():
+        seconds(arguments)  # warm the page cache
+        times = [seconds(arguments) for _ in range(runs)]
+        low, middle, high = min(times), statistics.median(times), max(times)
+        print(f"{name:16} median {middle:.3f} s, {low:.3f} to {high:.3f}")
+
+
+if __name__ == "__main__":
+    main()
