@@ -136,7 +136,7 @@ Rank = Annotated[
         panel=OUTPUT,
         metavar="auto|same|full|N",
         parser=parse_rank,
-        help="Rank to write: the smallest serving rank (8, 16, 32, ...) that meets"
+        help="Rank to write: the smallest serving rank (8, 16, 32 and so on) that meets"
         " --error-target, the clients' most common one, one that loses nothing, or N.",
     ),
 ]
