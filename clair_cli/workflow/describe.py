@@ -50,8 +50,7 @@ def describe_clients(judged: Judged) -> tuple[ClientReport, ...]:
 
 def _rejected(rejection: Rejection) -> ClientReport:
     text = rejection.message.removeprefix(f"client {quoted(rejection.name)}").lstrip(":, ")
-    if rejection.hint:
-        text += f"; {rejection.hint}"
+    text += f"; {rejection.hint or 'ask for it again, or leave it out with --exclude'}"
     return ClientReport(
         rejection.name, "rejected", (Reason("rejected", text),), ClientScores(), 0.0,
         rejection.sha256, rejection.path,
