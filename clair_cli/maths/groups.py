@@ -34,6 +34,9 @@ GROUP_RATIO = 0.7
 # Measured: contaminated groups and clients 0.98 to 1, parts of heterogeneous honest cohorts at
 # most 0.93.
 SEPARATION = 0.95
+# A group this many times as coherent as another is another thing. Parts of heterogeneous honest
+# cohorts reach 1.2.
+TIGHTER = 2.0
 # Standard errors in a band of doubt.
 N_SE = 2.0
 # Modules below which there is no standard error over them.
@@ -161,7 +164,7 @@ def coherent(levels: PairLevels, first: Sequence[int], second: Sequence[int]) ->
     if len(larger) < 3:  # too few pairs to tell levels apart: all must be positive
         return bool((levels.mean[np.ix_(list(first), list(second))] > 0).all())
     smaller = first if larger is second else second
-    if levels.separation(larger, smaller) < SEPARATION:
+    if levels.separation(larger, smaller) < SEPARATION and not tighter(levels, smaller, larger):
         return True
     if len(larger) == 3 and not levels.few and not levels.clear(larger, smaller):
         return True  # three pairs are easily all above the others by chance
@@ -175,6 +178,14 @@ def coherent(levels: PairLevels, first: Sequence[int], second: Sequence[int]) ->
     if len(inside) == 2 and not reaches(inside[0], GROUP_RATIO):
         return False
     return reaches(inside[-1], LONER_RATIO)
+
+
+def tighter(levels: PairLevels, group: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether a group of three or more is clearly apart from another that shares far less:
+    what the other has inside may then be no more than what all have in common."""
+    if len(group) < 3 or not levels.separation(group, other) >= SEPARATION:
+        return False
+    return levels.level(group).mean >= TIGHTER * levels.level(other).mean
 
 
 def coherent_groups(levels: PairLevels, clients: Sequence[int]) -> list[tuple[int, ...]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from clair_cli.maths.collaborate import Collaborative, collaborate, matrix_core
 from clair_cli.maths.decompose import Decomposition, core_from_gram
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.groups import LONER_RATIO
+from clair_cli.maths.groups import LONER_RATIO, SEPARATION, tighter
 from clair_cli.maths.scores import Scores, captured_by_mean, score_clients
 from clair_cli.maths.structure import (
     SECOND_GROUP_SHARE,
@@ -158,11 +158,25 @@ def _verdicts(
 def _above_chance(evidence: Evidence, structure: Structure, result: Collaborative) -> Tensor:
     """Energy inside the others' subspace, less what an unrelated client has there by chance."""
     if structure.stacking == "matrix":
-        return result.captured
+        return _held_against_as_many(evidence, structure, result.captured)
     null = evidence.table(structure.stacking or "").null.diagonal(dim1=1, dim2=2)
     width = (evidence.effective_ranks / null).nanmedian(1).values
     chance = (torch.tensor(result.penalties.subspace_dims, dtype=width.dtype) / width)[:, None]
     return ((result.captured - chance) / (1.0 - chance).clamp_min(1e-12)).clamp_min(0.0)
+
+
+def _held_against_as_many(evidence: Evidence, structure: Structure, captured: Tensor) -> Tensor:
+    """Make members and others comparable: a member is held against one client fewer.
+
+    The mean of n clients of mutual similarity rho captures n / (1 + (n - 1) rho) times the
+    squared similarity to one of them.
+    """
+    n = len(structure.group)
+    rho = min(1.0, max(0.0, pair_levels(evidence, "matrix").level(structure.group).mean))
+    fewer, more = (n - 1) / (1 + (n - 2) * rho), n / (1 + (n - 1) * rho)
+    factor = torch.full((captured.shape[1],), fewer / more, dtype=captured.dtype)
+    factor[list(structure.group)] = 1.0
+    return captured * factor
 
 
 Blocked = tuple[str, str, str]
@@ -193,6 +207,16 @@ def _undetermined(evidence: Evidence, structure: Structure, names: Sequence[str]
         return "too_few", "2 clients: can't tell which is wrong", allow
     if structure.stacking is None:
         return _NOTHING
+    levels = pair_levels(evidence, structure.stacking)
+    for group in structure.others:
+        apart = levels.separation(structure.group, group) >= SEPARATION
+        if not apart and tighter(levels, group, structure.group):
+            return (
+                "two_groups",
+                f"the largest group, {_listed(structure.group, names)}, shares far less than "
+                f"{_listed(group, names)}, and does not stand apart from it",
+                "look at both groups, then leave the members of one out with --exclude",
+            )
     second = max((len(g) for g in structure.others), default=0)
     if second > SECOND_GROUP_SHARE * len(structure.group):
         group = next(g for g in structure.others if len(g) == second)

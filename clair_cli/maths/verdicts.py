@@ -36,7 +36,7 @@ from clair_cli.maths.scores import Scores
 OPPOSITE_RATIO = 0.1
 # An honest client whose data overlaps the others' by half can come down to 0.44 (measured).
 DOUBT_RATIO = 0.5
-# Below this no standard error makes a client doubtful: mislabelled ones reach 0.41.
+# Below this no standard error makes a client doubtful: mislabelled ones reach 0.41 (measured).
 DOUBT_FLOOR = 0.3
 # Norms over the set's median. Clients of one round differ by tens of percent; at 5 a client of
 # ten outweighs half of the others.
