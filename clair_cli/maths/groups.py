@@ -192,7 +192,7 @@ def coherent_groups(levels: PairLevels, clients: Sequence[int]) -> list[tuple[in
     """Partition clients into the largest groups that stay coherent, largest first.
 
     Average linkage gives the order of joining; a join that is not coherent, and everything
-    above it, is undone, and what is left joins the largest group if coherent with it.
+    above it, is undone, and what is left is joined where it is coherent all the same.
     Ties in size go to the higher level, then to the first client.
     """
     clients = list(clients)
@@ -223,7 +223,8 @@ def coherent_groups(levels: PairLevels, clients: Sequence[int]) -> list[tuple[in
 
 
 def _joined(levels: PairLevels, groups: set[tuple[int, ...]]) -> set[tuple[int, ...]]:
-    """Join to the largest group whatever is coherent with it, the most similar first."""
+    """Join what is coherent: anything with the largest group, and parts of three or more with
+    one another (a join undone above them left them apart), the most similar first."""
 
     def size(group: tuple[int, ...]) -> tuple[float, float, int]:
         return len(group), levels.level(group).mean if len(group) > 1 else 0.0, -group[0]
@@ -231,12 +232,17 @@ def _joined(levels: PairLevels, groups: set[tuple[int, ...]]) -> set[tuple[int, 
     left = sorted(groups)
     while True:
         largest = max(left, key=size)
-        others = [g for g in left if g != largest]
-        others.sort(key=lambda g: over_modules(levels.between(largest, g)).mean, reverse=True)
-        found = next((g for g in others if coherent(levels, largest, g)), None)
-        if found is None or len(largest) < 2:
+        pairs = [
+            (over_modules(levels.between(g, h)).mean, g, h)
+            for i, g in enumerate(left)
+            for h in left[i + 1 :]
+            if (largest in (g, h) and len(largest) > 1) or min(len(g), len(h)) > 2
+        ]
+        pairs.sort(key=lambda pair: (-np.nan_to_num(pair[0], nan=-2.0), pair[1], pair[2]))
+        found = next(((g, h) for _, g, h in pairs if coherent(levels, g, h)), None)
+        if found is None:
             return set(left)
-        left = sorted([g for g in others if g != found] + [tuple(sorted(largest + found))])
+        left = sorted([g for g in left if g not in found] + [tuple(sorted(found[0] + found[1]))])
 
 
 @dataclass(frozen=True)
