@@ -66,6 +66,9 @@ def _client(judged: Judged, k: int) -> ClientReport:
         reasons = tuple(Reason(f.code, f.text) for f in judgement.verdicts[k].findings)
     elif judgement is not None:
         reasons = (Reason(judgement.code, _NOT_JUDGED[judgement.code]),)
+        if judgement.code == "too_few_left":  # what stands against each of the others helps
+            found = tuple(Reason(f.code, f.text) for f in judgement.verdicts[k].findings)
+            reasons = found or reasons
     modules = adapter.modules.values()
     return ClientReport(
         adapter.name, verdict, reasons, _scores(judged, k), judged.weights[k], adapter.sha256,
