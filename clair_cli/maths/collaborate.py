@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.decompose import Decomposition, solve_stable
+from clair_cli.maths.decompose import Decomposition, core_from_gram, solve_stable
 from clair_cli.maths.groups import LONER_RATIO
 
 # Up to this many clients the program is solved once more without each of them.
@@ -67,13 +67,16 @@ def shared_dim(singular: Tensor, bar: float) -> int:
     return int(falls.argmax()) + 1
 
 
-def estimate_penalties(stack: Tensor, ranks: Sequence[int], group: Sequence[int]) -> Penalties:
+def estimate_penalties(
+    stack: Tensor, ranks: Sequence[int], group: Sequence[int], *, one_line: bool = False
+) -> Penalties:
     """Penalties for a stack from the group that the pairwise similarities suggest.
 
     Args:
         stack: cores of all clients scaled to joint norm one, (n_modules, rows, sum(ranks)).
-        group: at least two clients. In the matrix stacking (one column each) the line of their
-            mean counts as shared even where two of them make a stronger direction.
+        group: at least two clients.
+        one_line: matrix stacking: the line of the group's mean counts as shared even where two
+            of its members make a stronger direction between them.
     """
     members = stack[:, :, columns_of(ranks, group)]
     bar = 1.0 / len(stack) ** 0.5  # one client's whole block in one module
@@ -81,7 +84,7 @@ def estimate_penalties(stack: Tensor, ranks: Sequence[int], group: Sequence[int]
     left, values, _ = torch.linalg.svd(members, full_matrices=False)
     for basis, singular, stacked in zip(left, values, members, strict=True):
         dim = shared_dim(singular, bar)
-        if len(stacked) and stacked.shape[1] == len(group):  # matrix stacking: one common line
+        if one_line:
             dim = max(dim, int((basis.mT @ stacked.sum(-1)).abs().argmax()) + 1)
         dims.append(dim)
         if dim:
@@ -90,9 +93,7 @@ def estimate_penalties(stack: Tensor, ranks: Sequence[int], group: Sequence[int]
     if not above:
         return Penalties(bar, 1.0, tuple(dims), 0.0)
     low_rank = float(torch.tensor(above).median() * torch.tensor(below).median()) ** 0.5
-    energy = 0.0
-    for singular in values:
-        energy += float((singular**2 - low_rank**2).clamp_min(0.0).sum())
+    energy = float((values**2 - low_rank**2).clamp_min(0.0).sum())
     captured = min(1.0, energy / len(group))
     block = (1.0 - LONER_RATIO**2 * captured) ** 0.5
     return Penalties(low_rank, block, tuple(dims), captured)
@@ -125,6 +126,7 @@ def collaborate(
     group: Sequence[int],
     clients: Sequence[int],
     *,
+    one_line: bool = False,
     tol: float = 1e-6,
     max_iter: int = 300,
 ) -> Collaborative:
@@ -132,12 +134,15 @@ def collaborate(
 
     Args:
         stack: cores of everybody, (n_modules, rows, sum(ranks)); joint norm of each client's
-            block one. One column per client is the matrix stacking.
+            block one.
         clients: who takes part: everybody but duplicates and other coherent groups.
+        one_line: matrix stacking: `stack` is a `matrix_core`, one column per client.
     """
 
     def solve(part: Sequence[int]) -> tuple[Penalties, Decomposition]:
-        penalties = estimate_penalties(stack, ranks, [k for k in group if k in part])
+        penalties = estimate_penalties(
+            stack, ranks, [k for k in group if k in part], one_line=one_line
+        )
         return penalties, solve_stable(
             stack[:, :, columns_of(ranks, part)], [ranks[k] for k in part],
             penalties.low_rank, penalties.block, max_iter=max_iter, tol=tol,
@@ -145,7 +150,7 @@ def collaborate(
 
     penalties, solution = solve(clients)
     kept = tuple(k for k, s in zip(clients, solution.block_norms.tolist(), strict=True) if s == 0.0)
-    if all(rank == 1 for rank in ranks):
+    if one_line:
         captured = _captured_by_line(stack, group, clients, solution, solve)
     else:
         basis = kept if len(kept) >= 3 else group
@@ -222,11 +227,7 @@ def matrix_core(cosines: Tensor) -> Tensor:
     Returns:
         Shape (1, n_clients, n_clients); a client without any update has a zero column.
     """
-    filled = torch.nan_to_num(cosines, nan=0.0)
-    gram = filled.sum(0)
+    gram = torch.nan_to_num(cosines, nan=0.0).sum(0)
     present = gram.diagonal()
     inverse = torch.where(present > 0, present.clamp_min(1e-300).rsqrt(), 0.0)
-    gram = gram * inverse[:, None] * inverse[None, :]
-    values, vectors = torch.linalg.eigh(gram)
-    core: Tensor = (values.clamp_min(0.0).sqrt()[:, None] * vectors.mT).flip(0)
-    return core[None]
+    return core_from_gram((gram * inverse[:, None] * inverse[None, :])[None])[0]

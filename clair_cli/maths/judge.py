@@ -11,7 +11,7 @@ from torch import Tensor
 from clair_cli.maths.collaborate import Collaborative, collaborate, matrix_core
 from clair_cli.maths.decompose import Decomposition, core_from_gram
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.groups import LONER_RATIO, SEPARATION, tighter
+from clair_cli.maths.groups import LONER_RATIO, SEPARATION, PairLevels, tighter
 from clair_cli.maths.scores import Scores, captured_by_mean, score_clients
 from clair_cli.maths.structure import (
     SECOND_GROUP_SHARE,
@@ -91,7 +91,8 @@ def judge(
         stack, ranks: joint cores of the side that `needs_cores` names.
     """
     structure = find_structure(evidence) if structure is None else structure
-    blocked = _undetermined(evidence, structure, names)
+    levels = pair_levels(evidence, structure.stacking or "matrix")
+    blocked = _undetermined(levels, structure, names)
     if structure.stacking is None or len(structure.group) < 3:
         code, text, remedy = blocked or _NOTHING
         return Judgement("undetermined", code, text, remedy, structure, None, (), None, ())
@@ -99,7 +100,7 @@ def judge(
         stack, ranks = matrix_core(evidence.matrix.value), [1] * len(names)
     if stack is None or ranks is None:
         raise ValueError(f"stacking {structure.stacking!r} needs the cores of that side")
-    result, scores = _weigh(evidence, structure, stack, ranks)
+    result, scores = _weigh(evidence, structure, levels, stack, ranks)
     verdicts = _verdicts(structure, result, scores, names, tuple(module_names))
     members = tuple(k for k in structure.distinct if verdicts[k].verdict != "contaminated")
     contrast = len(members) < len(structure.distinct) or bool(structure.duplicates)
@@ -117,18 +118,24 @@ def judge(
 
 
 def _weigh(
-    evidence: Evidence, structure: Structure, stack: Tensor, ranks: Sequence[int]
+    evidence: Evidence,
+    structure: Structure,
+    levels: PairLevels,
+    stack: Tensor,
+    ranks: Sequence[int],
 ) -> tuple[Collaborative, tuple[Scores, ...]]:
     """The decomposition of everybody but duplicates and other groups, and all scores."""
     apart = {k for g in structure.others for k in g}
     taking_part = [k for k in structure.distinct if k not in apart]
-    result = collaborate(stack, ranks, structure.group, taking_part)
-    levels = pair_levels(evidence, structure.stacking or "")
-    captured = _above_chance(evidence, structure, result)
-    by_module = captured
-    if structure.stacking == "matrix":  # one direction per module instead of one for all
+    one_line = structure.stacking == "matrix"
+    result = collaborate(stack, ranks, structure.group, taking_part, one_line=one_line)
+    if one_line:
+        captured = _held_against_as_many(levels, structure.group, result.captured)
+        # for the report, one direction per module instead of one for all
         cosines = torch.nan_to_num(evidence.matrix.value, nan=0.0)
         by_module = captured_by_mean(core_from_gram(cosines)[0], structure.group)
+    else:
+        captured = by_module = _above_chance(evidence, structure, result)
     scores = tuple(score_clients(evidence, levels, structure.group, captured, by_module))
     kept = tuple(k for k in taking_part if scores[k].captured_ratio >= LONER_RATIO**2)
     return replace(result, kept=kept), scores
@@ -157,25 +164,23 @@ def _verdicts(
 
 def _above_chance(evidence: Evidence, structure: Structure, result: Collaborative) -> Tensor:
     """Energy inside the others' subspace, less what an unrelated client has there by chance."""
-    if structure.stacking == "matrix":
-        return _held_against_as_many(evidence, structure, result.captured)
     null = evidence.table(structure.stacking or "").null.diagonal(dim1=1, dim2=2)
     width = (evidence.effective_ranks / null).nanmedian(1).values
     chance = (torch.tensor(result.penalties.subspace_dims, dtype=width.dtype) / width)[:, None]
     return ((result.captured - chance) / (1.0 - chance).clamp_min(1e-12)).clamp_min(0.0)
 
 
-def _held_against_as_many(evidence: Evidence, structure: Structure, captured: Tensor) -> Tensor:
+def _held_against_as_many(levels: PairLevels, group: Sequence[int], captured: Tensor) -> Tensor:
     """Make members and others comparable: a member is held against one client fewer.
 
     The mean of n clients of mutual similarity rho captures n / (1 + (n - 1) rho) times the
     squared similarity to one of them.
     """
-    n = len(structure.group)
-    rho = min(1.0, max(0.0, pair_levels(evidence, "matrix").level(structure.group).mean))
+    n = len(group)
+    rho = min(1.0, max(0.0, levels.level(group).mean))
     fewer, more = (n - 1) / (1 + (n - 2) * rho), n / (1 + (n - 1) * rho)
     factor = torch.full((captured.shape[1],), fewer / more, dtype=captured.dtype)
-    factor[list(structure.group)] = 1.0
+    factor[list(group)] = 1.0
     return captured * factor
 
 
@@ -196,7 +201,7 @@ def _duplicate(scores: Scores, of: Verdict, name: str) -> Verdict:
     return Verdict("duplicate", (finding,), 0.0)
 
 
-def _undetermined(evidence: Evidence, structure: Structure, names: Sequence[str]) -> Blocked | None:
+def _undetermined(levels: PairLevels, structure: Structure, names: Sequence[str]) -> Blocked | None:
     n = len(structure.distinct)
     allow = "merge everybody who is not rejected with --allow-undetermined"
     if not n:
@@ -207,7 +212,6 @@ def _undetermined(evidence: Evidence, structure: Structure, names: Sequence[str]
         return "too_few", "2 clients: can't tell which is wrong", allow
     if structure.stacking is None:
         return _NOTHING
-    levels = pair_levels(evidence, structure.stacking)
     for group in structure.others:
         apart = levels.separation(structure.group, group) >= SEPARATION
         if not apart and tighter(levels, group, structure.group):

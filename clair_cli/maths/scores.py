@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clair_cli.maths.client_scores import CLIENT_SCORES
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.groups import Alignment, PairLevels, alignment
+from clair_cli.maths.groups import MIN_MODULES, Alignment, PairLevels, alignment
 from clair_cli.maths.size_scores import median_ratio
 
 # Below this many members a module's spread is not known well enough to single one out.
@@ -100,7 +100,7 @@ def odd_modules(similarities: Tensor, client: int, members: Sequence[int]) -> tu
         similarities: of every client to the other members, (n_modules, n_clients).
     """
     others = [j for j in members if j != client]
-    if len(others) < MIN_MEMBERS or len(similarities) < 4:
+    if len(others) < MIN_MEMBERS or len(similarities) < MIN_MODULES:
         return ()
     mean, spread = similarities[:, others].mean(1), similarities[:, others].std(1)
     value = similarities[:, client]
@@ -122,8 +122,8 @@ def score_clients(
 
     Args:
         members: the set.
-        captured: from `captured_energy`, (n_modules, n_clients); one row if the modules were
-            stacked on top of each other. module_captured: the same module by module.
+        captured: of `collaborate`, (n_modules, n_clients); one row in the matrix stacking.
+            module_captured: the same module by module.
     """
     n_clients = evidence.norms.shape[1]
     similarities = torch.stack(

@@ -24,6 +24,7 @@ from clair_cli.maths.groups import (
     coherent_groups,
     excess_table,
 )
+from clair_cli.maths.similarity import STACKINGS
 
 # Delta weights this alike are one vote (any gauge, any positive factor).
 DUPLICATE_COSINE = 0.999
@@ -198,7 +199,7 @@ def find_structure(evidence: Evidence) -> Structure:
     present = [k for k in range(len(alive)) if bool(alive[k])]
     duplicates = find_duplicates(evidence, present)
     distinct = tuple(k for k in present if k not in duplicates)
-    sharings = tuple(find_sharing(evidence, s, distinct) for s in ("matrix", "output", "input"))
+    sharings = tuple(find_sharing(evidence, s, distinct) for s in STACKINGS)
     chosen = _choose(sharings)
     if chosen is None:
         return Structure(duplicates, empty, distinct, sharings, None, (), ())

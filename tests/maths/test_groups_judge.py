@@ -29,6 +29,7 @@ from tests.planted import (
     judge_deltas,
     judge_factors,
     low_rank,
+    orthonormal,
     planted,
     words,
 )
@@ -451,6 +452,22 @@ def test_a_shared_output_subspace_is_found(
     verdicts_of(result, set(range(n_clients - n_bad, n_clients)))
     assert result.collaborative is not None
     assert result.collaborative.penalties.subspace_dims == (4,) * 5
+
+
+def test_adapters_of_rank_one_are_judged_on_all_modules() -> None:
+    """One column per client does not make the output stacking the matrix one."""
+    g = torch.Generator().manual_seed(0)
+    deltas = []
+    for _ in range(5):
+        shared = orthonormal(48, 1, g)
+        own = [shared] * 7 + [orthonormal(48, 1, g) for _ in range(3)]
+        rows = torch.randn(10, 1, 32, generator=g, dtype=torch.float64)
+        deltas.append(torch.stack(own) @ rows)
+    result = judged(deltas, 1)
+    assert result.structure.stacking == "output"
+    verdicts_of(result, {7, 8, 9})
+    assert result.collaborative is not None
+    assert result.collaborative.captured.shape == (5, 10)
 
 
 def test_a_shared_input_subspace_is_found() -> None:
