@@ -13,11 +13,6 @@ from clair_cli.escape import printable
 from clair_cli.formats.publish import check_target
 
 
-def is_one_file(output: Path) -> bool:
-    """Whether the merged adapter is one file rather than a PEFT folder."""
-    return output.name.endswith(".safetensors")
-
-
 def check_inputs(clients: Path, *, weights: Path | None, previous: Path | None) -> None:
     """Refuse inputs that aren't there.
 

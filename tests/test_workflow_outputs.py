@@ -64,3 +64,20 @@ def test_another_file_in_the_reports_place_is_kept(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists"):
         clair_cli.merge(clients, tmp_path / "m.safetensors")
     assert (tmp_path / "m.report.json").read_text() == '{"merged": null}'
+
+
+def test_an_asked_for_report_without_an_adapter_is_replaced_but_no_inspection(
+    tmp_path: Path,
+) -> None:
+    clients, report = saved(tmp_path, 2), tmp_path / "r.json"
+    for name in ("a.safetensors", "b"):
+        assert clair_cli.merge(clients, tmp_path / name, report=report).report.exit_code == 5
+    clair_cli.merge(clients, tmp_path / "b", report=report, allow_undetermined=True)
+    assert json.loads(report.read_text())["merged"]["path"].endswith("b")
+    report.unlink()
+
+    clair_cli.inspect(clients, report)
+    before = report.read_bytes()
+    with pytest.raises(OutputError, match="exists"):
+        clair_cli.merge(clients, tmp_path / "c.safetensors", report=report)
+    assert report.read_bytes() == before

@@ -21,6 +21,11 @@ OWN_FILES |= {"README.md"}
 """What a run of clair may write into a folder; `--force` replaces folders of these only."""
 
 
+def is_one_file(output: Path) -> bool:
+    """Whether a merged adapter is to be one file rather than a PEFT folder."""
+    return output.name.endswith(".safetensors")
+
+
 def check_target(
     path: Path, *, force: bool, kind: Literal["file", "folder"], inputs: Sequence[Path]
 ) -> None:

@@ -13,6 +13,7 @@ from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.judge import Judgement
 from clair_cli.maths.scores import Scores
 from clair_cli.maths.similarity import mean_similarity
+from clair_cli.maths.structure import Sharing as FoundSharing
 from clair_cli.maths.structure import Structure, pair_levels
 from clair_cli.report import (
     ClientReport,
@@ -74,7 +75,7 @@ def _client(judged: Judged, k: int) -> ClientReport:
         adapter.name, verdict, reasons, _scores(judged, k), judged.weights[k], adapter.sha256,
         adapter.path,
         tuple(sorted({m.rank for m in modules})), tuple(sorted({m.scaling for m in modules})),
-        {m: _module_scores(judged, k, i) for i, m in enumerate(judged.round.module_shapes)},
+        {m: _module_scores(judged, k, i, m) for i, m in enumerate(judged.round.module_shapes)},
     )  # fmt: skip
 
 
@@ -114,8 +115,7 @@ def _scores(judged: Judged, k: int) -> ClientScores:
     )
 
 
-def _module_scores(judged: Judged, k: int, index: int) -> ModuleScores:
-    name = list(judged.round.module_shapes)[index]
+def _module_scores(judged: Judged, k: int, index: int, name: str) -> ModuleScores:
     entry = judged.round.adapters[k].modules.get(name)
     scores = _own(judged, k)
     norm = 0.0 if judged.evidence is None else float(judged.evidence.norms[index, k])
@@ -174,10 +174,7 @@ def _named(group: Sequence[int], round_: Round) -> tuple[str, ...]:
     return tuple(sorted(round_.adapters[k].name for k in group))
 
 
-def _sharing(sharing: object, round_: Round) -> Sharing:
-    from clair_cli.maths.structure import Sharing as Found
-
-    assert isinstance(sharing, Found)
+def _sharing(sharing: FoundSharing, round_: Round) -> Sharing:
     group = sharing.groups[0] if sharing.groups else ()
     return Sharing(
         sharing.stacking, number(sharing.level.mean), number(sharing.level.se),

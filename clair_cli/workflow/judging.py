@@ -36,6 +36,14 @@ class Judged:
         return "refused" if self.judgement is None else self.judgement.outcome
 
     @property
+    def verdicts(self) -> set[str]:
+        """The verdicts that occur."""
+        found = {"rejected"} if self.round.rejected else set()
+        if self.judgement is not None and self.judgement.outcome == "judged":
+            return found | {v.verdict for v in self.judgement.verdicts}
+        return found | ({"undetermined"} if self.round.adapters else set())
+
+    @property
     def merged(self) -> tuple[int, ...]:
         """Indices of the clients with a weight."""
         return tuple(k for k, w in enumerate(self.weights) if w > 0)

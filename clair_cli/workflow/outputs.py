@@ -79,15 +79,14 @@ def check_outputs(settings: Settings) -> None:
         # a folder's own report lies inside it; without an adapter it goes beside
         report = default_report(settings, adapter=settings.one_file)
     if report is not None:
-        force = settings.force or _records_nothing(report)
-        check_target(report, force=force, kind="file", inputs=inputs)
+        check_target(report, force=_may_replace(report, settings), kind="file", inputs=inputs)
 
 
 def write_report_only(report: Report, settings: Settings) -> Path | None:
     """Publish the report of a run without an adapter; returns where, or None for nowhere."""
     path = settings.report or default_report(settings, adapter=False)
     if path is not None:
-        publish_file(path, _text(report), force=settings.force or _records_nothing(path))
+        _publish_report(path, report, settings)
     return path
 
 
@@ -100,8 +99,7 @@ def write_merged(report: Report, files: AdapterFiles, settings: Settings) -> Pat
     if settings.one_file:
         assert path is not None
         with _undone(path):  # a report of an adapter that could not be written would be a lie
-            force = settings.force or _records_nothing(path)
-            publish_file(path, _text(report), force=force)
+            _publish_report(path, report, settings)
             publish_file(output, files.weights, force=settings.force)
         return path
     _write_folder(
@@ -136,9 +134,17 @@ def _write_folder(report: Report, files: Mapping[str, bytes], settings: Settings
         beside.unlink(missing_ok=True)
 
 
+def _publish_report(path: Path, report: Report, settings: Settings) -> None:
+    publish_file(path, _text(report), force=_may_replace(path, settings))
+
+
+def _may_replace(path: Path, settings: Settings) -> bool:
+    return settings.force or _records_nothing(path)
+
+
 def _records_nothing(path: Path) -> bool:
-    """Whether a file is the report of a run that wrote no adapter, which a later run of the
-    same round may replace without `--force`."""
+    """Whether a file is the report of a merge or refinement that wrote no adapter, which a later
+    run of the same round may replace without `--force`."""
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_REPORT:
             return False
@@ -148,6 +154,7 @@ def _records_nothing(path: Path) -> bool:
     return (
         isinstance(found, dict)
         and found.get("schema") == SCHEMA
+        and found.get("command") != "inspect"
         and found.get("merged", 0) is None
         and found.get("refined", 0) is None
     )
@@ -169,7 +176,7 @@ def _undone(path: Path | None) -> Iterator[None]:
 
 def _write_asked(report: Report, settings: Settings) -> Path | None:
     if settings.report is not None:
-        publish_file(settings.report, _text(report), force=settings.force)
+        _publish_report(settings.report, report, settings)
     return settings.report
 
 

@@ -6,8 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from clair_cli.maths.gain import Gain, NoiseModel, estimate_gain, noise_from_counts
-from clair_cli.maths.gain import noise_from_option as given_noise
+from clair_cli.maths.gain import (
+    Gain,
+    NoiseModel,
+    estimate_gain,
+    noise_from_counts,
+    noise_from_option,
+)
 from clair_cli.maths.lowrank import Product, norm, singular_values
 from clair_cli.maths.merge import weighted_sum
 from clair_cli.maths.refine import (
@@ -192,7 +197,7 @@ def _noise_model(judged: Judged, settings: Settings, offs: list[OffSubspace]) ->
     energies = [sum(column) for column in zip(*(o.energy for o in offs), strict=True)]
     n_off = sum(o.n_entries for o in offs)
     if settings.noise is not None:
-        return given_noise(settings.noise, energies, n_off)
+        return noise_from_option(settings.noise, energies, n_off)
     if judged.round.weights is not None:
         counts = [judged.round.weights[k] for k in judged.merged]
         return noise_from_counts(energies, counts, n_off)

@@ -27,11 +27,10 @@ def exit_code(settings: Settings, judged: Judged) -> int:
         return 5
     if settings.fail_on == "never":
         return 0
-    verdicts = {c.verdict for c in describe_clients(judged)}
     tripping = {"contaminated", "rejected"}
     if settings.fail_on == "suspicious":
         tripping.add("suspicious")
-    return 3 if verdicts & tripping else 0
+    return 3 if judged.verdicts & tripping else 0
 
 
 def make_report(

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from clair_cli.errors import UsageError
+from clair_cli.formats.limits import Limits
+from clair_cli.formats.publish import is_one_file
 
 Progress = Callable[[str, int, int], None]
 FAIL_ON = ("never", "suspicious", "contaminated")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-MAX_RANK = 1024  # the reader accepts no more
+MAX_RANK = Limits().max_rank  # the reader accepts no more
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MODULES = ("union", "intersection", "strict")
 
@@ -58,11 +60,7 @@ class Settings:
     @property
     def one_file(self) -> bool:
         """Whether the merged adapter is one file rather than a PEFT folder."""
-        return (
-            self.command == "merge"
-            and self.output is not None
-            and self.output.name.endswith(".safetensors")
-        )
+        return self.command == "merge" and self.output is not None and is_one_file(self.output)
 
     def tell(self, stage: str, done: int, total: int) -> None:
         if self.progress is not None:
