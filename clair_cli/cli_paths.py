@@ -11,6 +11,7 @@ from typing import Literal, cast
 from clair_cli.errors import UsageError
 from clair_cli.escape import printable
 from clair_cli.formats.publish import check_target
+from clair_cli.formats.report_json import records_nothing
 
 
 def check_inputs(clients: Path, *, weights: Path | None, previous: Path | None) -> None:
@@ -59,7 +60,8 @@ def check_outputs(
             raise UsageError(f"{seen[real]} and {option} name the same path {_shown(path)}")
         seen[real] = option
         literal = cast(Literal["file", "folder"], kind)
-        check_target(path, force=force, kind=literal, inputs=given)
+        may_replace = force or (option == "--report" and records_nothing(path))
+        check_target(path, force=may_replace, kind=literal, inputs=given)
 
 
 def _check_exists(path: Path, what: str) -> None:

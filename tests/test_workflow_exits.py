@@ -410,3 +410,12 @@ def test_a_linked_output_is_written_where_it_points(work: Path) -> None:
     Path(OUT).symlink_to("real/target.safetensors")
     assert clair("merge", "clients", "-o", OUT, "--force").exit_code == 0
     assert Path(OUT).is_symlink() and Path("real/target.safetensors").stat().st_size > 100
+
+
+def test_5_then_0_with_the_same_report_path(work: Path) -> None:
+    """The remedy that exit 5 names is not blocked by the report it wrote."""
+    cohorts.save(Path("clients"), cohorts.honest(2))
+    call = ("merge", "clients", "-o", OUT, "--report", "r.json")
+    assert clair(*call).exit_code == 5
+    assert clair(*call, "--allow-undetermined").exit_code == 0
+    assert clair(*call, "--allow-undetermined").exit_code == 6

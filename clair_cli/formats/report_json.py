@@ -6,10 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, cast
 
 from clair_cli.escape import whole_characters
-from clair_cli.report import Report
+from clair_cli.report import SCHEMA, Report
+
+# A larger file is no report of ours to look into.
+MAX_REPORT = 256 * 2**20
 
 
 def report_dict(report: Report) -> dict[str, Any]:
@@ -60,3 +64,21 @@ def _key(key: object) -> str:
     if not isinstance(key, str):
         raise TypeError(f"a report's keys are strings, got a {type(key).__name__}")
     return whole_characters(key)
+
+
+def records_nothing(path: Path) -> bool:
+    """Whether a file is the report of a merge or refinement that wrote no adapter, which a later
+    run of the same round may replace without `--force`."""
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_REPORT:
+            return False
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return (
+        isinstance(found, dict)
+        and found.get("schema") == SCHEMA
+        and found.get("command") != "inspect"
+        and found.get("merged", 0) is None
+        and found.get("refined", 0) is None
+    )

@@ -11,15 +11,13 @@ from pathlib import Path
 
 from clair_cli.formats.find_clients import CONFIG, WEIGHTS
 from clair_cli.formats.publish import check_target, publish_file, publish_folder
-from clair_cli.formats.report_json import report_json
+from clair_cli.formats.report_json import records_nothing, report_json
 from clair_cli.formats.write_adapter import config_json, safetensors_bytes
-from clair_cli.report import SCHEMA, Report
+from clair_cli.report import Report
 from clair_cli.workflow.settings import Settings
 from clair_cli.workflow.writing import WrittenAdapter
 
 REPORT = "report.json"
-# A larger file is no report of ours to look into.
-MAX_REPORT = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def _write_folder(report: Report, files: Mapping[str, bytes], settings: Settings
         _write_asked(report, settings)
         publish_folder(settings.output, files, force=settings.force)
     beside = default_report(settings, adapter=False)
-    if beside is not None and beside != settings.report and _records_nothing(beside):
+    if beside is not None and beside != settings.report and records_nothing(beside):
         beside.unlink(missing_ok=True)
 
 
@@ -139,25 +137,7 @@ def _publish_report(path: Path, report: Report, settings: Settings) -> None:
 
 
 def _may_replace(path: Path, settings: Settings) -> bool:
-    return settings.force or _records_nothing(path)
-
-
-def _records_nothing(path: Path) -> bool:
-    """Whether a file is the report of a merge or refinement that wrote no adapter, which a later
-    run of the same round may replace without `--force`."""
-    try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_REPORT:
-            return False
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return (
-        isinstance(found, dict)
-        and found.get("schema") == SCHEMA
-        and found.get("command") != "inspect"
-        and found.get("merged", 0) is None
-        and found.get("refined", 0) is None
-    )
+    return settings.force or records_nothing(path)
 
 
 @contextlib.contextmanager
