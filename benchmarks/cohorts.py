@@ -31,7 +31,9 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 CACHE = Path(__file__).resolve().parent / ".cache"
-COUNTS = {"benign": 40, "partial": 2, "wrong": 8, "random": 8, "backdoor": 8, "collude": 16}
+COUNTS = {
+    "benign": 64, "partial": 8, "wrong": 12, "random": 12, "backdoor": 12, "collude": 16,
+}  # fmt: skip
 HONEST = ("benign", "partial")
 
 State = dict[str, Tensor]

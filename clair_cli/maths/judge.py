@@ -12,6 +12,7 @@ from clair_cli.maths.collaborate import Collaborative, collaborate, matrix_core
 from clair_cli.maths.decompose import Decomposition, core_from_gram
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.groups import LONER_RATIO, SEPARATION, PairLevels, tighter
+from clair_cli.maths.loadings import stand_apart
 from clair_cli.maths.scores import Scores, captured_by_mean, score_clients
 from clair_cli.maths.structure import (
     SECOND_GROUP_SHARE,
@@ -213,7 +214,9 @@ def _undetermined(levels: PairLevels, structure: Structure, names: Sequence[str]
     if structure.stacking is None:
         return _NOTHING
     for group in structure.others:
-        apart = levels.separation(structure.group, group) >= SEPARATION
+        apart = levels.separation(structure.group, group) >= SEPARATION or stand_apart(
+            levels, group, structure.group
+        )
         if not apart and tighter(levels, group, structure.group):
             return (
                 "two_groups",

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 from clair_cli.maths.client_scores import CLIENT_SCORES
@@ -33,6 +34,8 @@ class Scores:
         separation: share of comparisons in which a pair inside the set is more similar than
             the client is to a member; 1 when it is clearly outside, 0.5 (nothing shown) with
             fewer than three other members.
+        member_p: probability that a member's alignment lies this low, from the other members'
+            (Student's t); 1 with fewer than three of them.
         captured: energy of the client's unit-norm update inside the subspace that the other
             members share, 0 to 1.
         captured_ratio: the same over the members' median.
@@ -44,6 +47,7 @@ class Scores:
 
     alignment: Alignment
     separation: float
+    member_p: float
     captured: float
     captured_ratio: float
     values: Mapping[str, float]
@@ -86,6 +90,20 @@ def module_similarities(levels: PairLevels, client: int, members: Sequence[int])
 def _separation(levels: PairLevels, client: int, members: Sequence[int]) -> float:
     others = [j for j in members if j != client]
     return levels.separation(others, [client]) if len(others) > 2 else 0.5
+
+
+def member_probability(ratios: Sequence[float], client: int, members: Sequence[int]) -> float:
+    """Chance of a further member with an alignment as low as this client's, 0 to 1.
+
+    Args:
+        ratios: alignment of every client.
+    """
+    others = torch.tensor([ratios[j] for j in members if j != client], dtype=torch.float64)
+    if len(others) < 3 or ratios[client] != ratios[client]:
+        return 1.0
+    spread = float(others.std()) * (1.0 + 1.0 / len(others)) ** 0.5
+    depth = (float(others.mean()) - ratios[client]) / max(spread, 1e-12)
+    return float(student.sf(depth, len(others) - 1))
 
 
 def odd_modules(similarities: Tensor, client: int, members: Sequence[int]) -> tuple[int, ...]:
@@ -132,12 +150,15 @@ def score_clients(
     values = {name: score(evidence, members) for name, score in CLIENT_SCORES.items()}
     mean_captured = captured.mean(0)
     captured_ratio = median_ratio(mean_captured, members)
+    aligned = [alignment(levels, k, members) for k in range(n_clients)]
+    ratios = [found.ratio for found in aligned]
     result = []
     for k in range(n_clients):
         result.append(
             Scores(
-                alignment(levels, k, members),
+                aligned[k],
                 _separation(levels, k, members),
+                member_probability(ratios, k, members),
                 float(mean_captured[k]),
                 float(captured_ratio[k]),
                 {name: float(value[k]) for name, value in values.items()},

@@ -24,6 +24,7 @@ from clair_cli.maths.groups import (
     coherent_groups,
     excess_table,
 )
+from clair_cli.maths.loadings import inner_group, trimmed
 from clair_cli.maths.similarity import STACKINGS
 
 # Delta weights this alike are one vote (any gauge, any positive factor).
@@ -214,7 +215,11 @@ def find_structure(evidence: Evidence) -> Structure:
     )  # fmt: skip
     apart = {k for g in others for k in g}
     free = [k for k in distinct if k not in apart]
-    group = settle(levels, group, free)
+    group = trimmed(levels, settle(levels, group, free))
+    inner = inner_group(levels, group)
+    if inner:
+        group = trimmed(levels, [k for k in group if k not in inner])
+        others = tuple(sorted((*others, inner), key=lambda g: (-len(g), g)))
     return Structure(duplicates, empty, distinct, sharings, chosen.stacking, group, others)
 
 

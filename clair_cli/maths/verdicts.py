@@ -27,6 +27,7 @@ every line is an absolute one: it can be crossed by nobody or by most.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clair_cli.maths.groups import LONER_RATIO, N_SE, SEPARATION
@@ -38,11 +39,16 @@ OPPOSITE_RATIO = 0.1
 DOUBT_RATIO = 0.5
 # Below this no standard error makes a client doubtful: mislabelled ones reach 0.41 (measured).
 DOUBT_FLOOR = 0.3
+# A member is hardly ever this much less aligned than the others (Student's t).
+MEMBER_P = 1e-3
 # Norms over the set's median. Clients of one round differ by tens of percent; at 5 a client of
 # ten outweighs half of the others.
 NORM_SUSPICIOUS, NORM_CONTAMINATED = 2.5, 5.0
 MODULE_NORM_SUSPICIOUS, MODULE_NORM_CONTAMINATED = 5.0, 10.0
 NORM_VANISHING = 1e-3
+# Beyond these, a client counts as if its norm were that, whatever its verdict: no direction is
+# free. Honest clients of one round measured at most 1.3 (whole) and 2.0 (a module).
+NORM_CAP, MODULE_NORM_CAP = 1.5, 2.5
 # Distance of the core over the members' median distance; honest clients measured 0.75 to 1.35,
 # data overlapping by half up to 1.7. Far out is bounded, far in is what a copied mean looks like.
 CORE_FAR, CORE_NEAR = 3.0, 0.25
@@ -98,7 +104,8 @@ def alignment_findings(
         return "contaminated", [Finding("opposite", f"opposite to the others: {level}")]
     below = not ratio >= LONER_RATIO  # also catches NaN
     doubtful = high >= DOUBT_RATIO and ratio >= DOUBT_FLOOR
-    if below and not kept and not doubtful and not scores.separation < SEPARATION:
+    outside = not scores.separation < SEPARATION or scores.member_p < MEMBER_P
+    if below and not kept and not doubtful and outside:
         return "contaminated", [Finding("unlike_the_others", f"unlike the others: {level}")]
     if below and not kept:
         why = (
@@ -107,7 +114,7 @@ def alignment_findings(
             else "as some others are to each other"
         )
         return "suspicious", [Finding("weakly_alike", f"{level}, {why}")]
-    if below and (math.isnan(ratio) or not scores.separation < SEPARATION):
+    if below and (math.isnan(ratio) or outside):
         return "suspicious", [
             Finding("weakly_alike", f"{level}, though the decomposition keeps it")
         ]
@@ -175,6 +182,7 @@ def shape_findings(scores: Scores) -> tuple[str, list[Finding]]:
 
 
 _ORDER = ("benign", "suspicious", "contaminated")
+_NOT_A_MEMBER = ("weakly_alike", "off_subspace")
 
 
 def decide(
@@ -195,19 +203,22 @@ def decide(
         findings.append(Finding("odd_module", f"unlike the others in {named}"))
     if verdict == "benign":
         verdict, findings = shape_findings(scores)
-    return Verdict(verdict, tuple(findings), _influence(verdict, scores))
+    return Verdict(verdict, tuple(findings), _influence(verdict, scores, findings))
 
 
-def _influence(verdict: str, scores: Scores) -> float:
-    """A suspicious client moves the merge at most as much as a typical one would."""
-    if verdict == "contaminated":
-        return 0.0
+def _influence(verdict: str, scores: Scores, findings: Sequence[Finding]) -> float:
+    """Nobody moves the merge much further than a typical client would; a suspicious one at
+    most as far, and one that is not clearly a member by what it shares with the others."""
+    if verdict == "contaminated" or scores["norm_ratio"] < NORM_VANISHING:
+        return 0.0  # an empty update would only dilute the mean
+    whole, module = scores["norm_ratio"], scores["module_norm_ratio"]
     if verdict == "benign":
-        return 1.0
-    if scores["norm_ratio"] < NORM_VANISHING:
-        return 0.0  # as an empty update: it would only dilute the mean
-    largest = max(
-        x for x in (1.0, scores["norm_ratio"], scores["module_norm_ratio"] / 2.0,
-                    scores["core_distance"] / CORE_FAR) if not math.isnan(x)
-    )  # fmt: skip
-    return 1.0 / largest
+        return _capped(whole / NORM_CAP, module / MODULE_NORM_CAP)
+    factor = _capped(whole, module / 2.0, scores["core_distance"] / CORE_FAR)
+    if any(f.code in _NOT_A_MEMBER for f in findings) and not math.isnan(scores.captured_ratio):
+        factor *= min(1.0, scores.captured_ratio)
+    return factor
+
+
+def _capped(*sizes: float) -> float:
+    return 1.0 / max(x for x in (1.0, *sizes) if not math.isnan(x))

@@ -1,0 +1,173 @@
+"""Single clients inside a coherent group: who has little of what the others share, and who
+shares something more.
+
+A pair of heterogeneous clients says little, since their data overlap by chance; the mean of a
+client's pairs says much more. Two looks at those means:
+
+    trimmed     the largest gap between the clients' loadings (mean similarity to the rest over
+                the rest's own level): those below it are no measure of what a member looks like.
+    inner group a minority, all of whom are more similar to one another than to the rest while
+                all the rest are more similar to one another than to them: they share something
+                besides, as clients with one backdoor do.
+
+Neither is a verdict on anybody; verdicts.py makes those. The bars are ours, measured on trained
+cohorts (benchmarks/README.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clair_cli.maths.groups import GROUP_RATIO, PairLevels
+
+Matrix = NDArray[np.float64]
+
+# Loading right below a gap over the one right above it. Clean cohorts 0.72 and more, mislabelled
+# clients at most 0.65.
+GAP_RATIO = 0.7
+# And the distance across, in standard deviations of the loadings above.
+GAP_DEVIATIONS = 2.5
+# Similarity between an inner group and the rest over the geometric mean of their levels.
+# Backdoored clients 0.34 to 0.62, parts of clean heterogeneous cohorts 0.57 and more.
+INNER_RATIO = 0.62
+# The least own level of an inner group's client over its similarity to the rest, and of the
+# rest's clients likewise. Backdoored 1.7 and more with 1.0 and more; in clean cohorts the one is
+# at most 1.5 where the other is at least 1.
+INNER_PREFERENCE, REST_PREFERENCE = 1.6, 1.0
+MIN_INNER = 3
+
+
+def _table(levels: PairLevels, group: Sequence[int]) -> Matrix:
+    table: Matrix = np.nan_to_num(levels.mean[np.ix_(list(group), list(group))], nan=0.0)
+    np.fill_diagonal(table, 0.0)
+    return table
+
+
+def loadings(table: Matrix, members: NDArray[np.bool_]) -> Matrix:
+    """Each client's mean similarity to the other members over those members' own level.
+
+    Args:
+        table: pairwise similarity, (n, n), zero diagonal.
+        members: mask of at least three, (n,).
+
+    Returns:
+        Shape (n,); NaN where the others have no positive level.
+    """
+    count = members.sum() - members  # of the others
+    to_members = table[:, members].sum(1)
+    total = table[np.ix_(members, members)].sum()
+    inside = (total - 2.0 * members * to_members) / (count * (count - 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(inside > 0, to_members / count / inside, np.nan)
+
+
+def trimmed(levels: PairLevels, group: Sequence[int]) -> tuple[int, ...]:
+    """The group without the clients below the largest gap in its loadings, if there is one.
+
+    At least half of the group, and three clients, stay.
+    """
+    current = tuple(group)
+    while len(current) > 3:
+        table = _table(levels, current)
+        order = np.argsort(table.sum(1), kind="stable")
+        best: tuple[float, int] | None = None
+        for cut in range(1, len(current) - max(3, (len(current) + 1) // 2) + 1):
+            members = np.ones(len(current), dtype=bool)
+            members[order[:cut]] = False
+            found = loadings(table, members)
+            above, below = found[members], found[~members]
+            if np.isnan(found).any():
+                continue
+            gap = float(above.min() - below.max())
+            wide = above.mean() - below.max() >= GAP_DEVIATIONS * above.std(ddof=1)
+            if wide and below.max() <= GAP_RATIO * above.min() and (not best or gap > best[0]):
+                best = gap, cut
+        if best is None:
+            break
+        dropped = {current[i] for i in order[: best[1]]}
+        current = tuple(k for k in current if k not in dropped)
+    return current
+
+
+def inner_group(levels: PairLevels, group: Sequence[int]) -> tuple[int, ...]:
+    """A minority of three or more that shares something besides what all have; () if none."""
+    members = list(group)
+    if len(members) < 2 * MIN_INNER:
+        return ()
+    table = _table(levels, members)
+    part = _best_split(table)
+    if part is None:
+        return ()
+    inner, rest = (part, ~part) if part.sum() <= (~part).sum() else (~part, part)
+    if part.sum() * 2 == len(members) and _level(table, part) < _level(table, ~part):
+        inner, rest = rest, inner
+    if not _apart(table, inner, rest) or _between(table, inner) > INNER_RATIO:
+        return ()
+    if table[np.ix_(inner, rest)].mean() > GROUP_RATIO * _level(table, rest):
+        return ()
+    return tuple(k for k, inside in zip(members, inner.tolist(), strict=True) if inside)
+
+
+def stand_apart(levels: PairLevels, inner: Sequence[int], rest: Sequence[int]) -> bool:
+    """Whether each client of two groups prefers its own, those of `inner` clearly so."""
+    table = _table(levels, [*inner, *rest])
+    part = np.arange(len(table)) < len(inner)
+    return bool(len(inner) > 1 and len(rest) > 1) and _apart(table, part, ~part)
+
+
+def _apart(table: Matrix, inner: NDArray[np.bool_], rest: NDArray[np.bool_]) -> bool:
+    own, other = _preference(table, inner, rest), _preference(table, rest, inner)
+    return own >= INNER_PREFERENCE and other >= REST_PREFERENCE
+
+
+def _level(table: Matrix, part: NDArray[np.bool_]) -> float:
+    n = int(part.sum())
+    return float(table[np.ix_(part, part)].sum() / (n * (n - 1)))
+
+
+def _between(table: Matrix, part: NDArray[np.bool_]) -> float:
+    """Similarity between a part and the rest over the geometric mean of their levels."""
+    first, second = _level(table, part), _level(table, ~part)
+    if not (first > 0 and second > 0):
+        return float("inf")
+    return float(table[np.ix_(part, ~part)].mean() / (first * second) ** 0.5)
+
+
+def _preference(table: Matrix, part: NDArray[np.bool_], rest: NDArray[np.bool_]) -> float:
+    """Least ratio, over the part's clients, of similarity to the part and to the rest."""
+    own = table[np.ix_(part, part)].sum(1) / (part.sum() - 1)
+    other = table[np.ix_(part, rest)].mean(1)
+    return float((own / np.maximum(other, 1e-12)).min()) if (own > 0).all() else 0.0
+
+
+def _best_split(table: Matrix) -> NDArray[np.bool_] | None:
+    """The two parts least similar for their own levels: spectral starts, then single moves."""
+    n = len(table)
+    degree = table.sum(1)
+    if not degree.sum() > 0:
+        return None
+    _, vectors = np.linalg.eigh(table - np.outer(degree, degree) / degree.sum())
+    best, value = None, float("inf")
+    for vector in vectors[:, -3:].T:
+        order = np.argsort(vector, kind="stable")
+        for size in range(MIN_INNER, n - MIN_INNER + 1):
+            part = np.zeros(n, dtype=bool)
+            part[order[:size]] = True
+            found = _between(table, part)
+            if found < value:
+                best, value = part, found
+    while best is not None:
+        moves = []
+        for k in range(n):
+            part = best.copy()
+            part[k] = not part[k]
+            if MIN_INNER <= part.sum() <= n - MIN_INNER:
+                moves.append((_between(table, part), k))
+        if not moves or min(moves)[0] >= value - 1e-12:
+            break
+        value, k = min(moves)
+        best[k] = not best[k]
+    return best
