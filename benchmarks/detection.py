@@ -16,7 +16,6 @@ in them is a false one.
 from __future__ import annotations
 
 import argparse
-import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -26,14 +25,16 @@ from pathlib import Path
 import attacks
 import cohorts
 import peers
+import rounds
 import torch
 from cohorts import Member
 
-import clair_cli
-
 TRAINED = ("wrong", "random", "backdoor", "collude")
-LEFT_OUT = ("contaminated", "duplicate")
 SHARES = (0.2, 0.4)
+RULES: dict[str, rounds.Rule] = {
+    "mean": lambda points, bad: peers.mean(points),
+    "geomed": lambda points, bad: peers.geometric_median(points),
+}
 
 
 @dataclass
@@ -54,55 +55,24 @@ class Tally:
     errors: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
-def is_clear(members: Sequence[Member]) -> bool:
-    """Whether the honest block stands out of all pairs by two standard errors."""
-    bad = torch.tensor([one[3] for one in members])
-    if not bool(bad.any()):
-        return True
-    tables = cohorts.cosines(cohorts.stack(members))
-    mean, error = tables.mean(0), tables.std(0) / math.sqrt(len(tables))
-    upper = torch.ones_like(mean, dtype=torch.bool).triu(1)
-    honest, mixed = ~bad[:, None] & ~bad & upper, ~bad[:, None] & bad
-    low, high = mean[honest].argmin(), mean[mixed].argmax()
-    gap = mean[honest][low] - mean[mixed][high]
-    return bool(gap > 2 * torch.hypot(error[honest][low], error[mixed][high]))
-
-
 def judge(members: Sequence[Member], rows: Sequence[Tally]) -> None:
     """Judge and merge one cohort and add it to its rows."""
-    clients = {name: (state, config) for name, state, config, _ in members}
-    result = clair_cli.merge(clients, rank="full", dtype="float32", allow_undetermined=True)
-    verdicts = {c.name: c.verdict for c in result.report.clients}
-    weights = {c.name: c.weight for c in result.report.clients}
-    good = [verdicts[name] for name, _, _, bad in members if not bad]
-    bad = [verdicts[name] for name, _, _, bad in members if bad]
-    points = peers.flatten(cohorts.stack(members))
-    target = points[torch.tensor([not one[3] for one in members])].mean(0)
-    share = torch.tensor([weights[one[0]] for one in members], dtype=points.dtype)
-    errors = {
-        "clair": peers.error(share @ points, target),
-        "mean": peers.error(points.mean(0), target),
-        "geomed": peers.error(peers.geometric_median(points), target),
-    }
-    if 0 < len(bad) < len(members) - 2:
-        errors["krum"] = peers.error(peers.multi_krum(points, len(bad)), target)
-    judged = result.report.cohort.outcome == "judged"
-    hits = sum(v in LEFT_OUT for v in bad)
-    exact = judged and hits == len(bad) and all(v == "benign" for v in good)
-    clear = is_clear(members)
+    count = sum(one[3] for one in members)
+    told = {"krum": peers.multi_krum} if 0 < count < len(members) - 2 else {}
+    found = rounds.judged(members, {**RULES, **told})
     for tally in rows:
         tally.cohorts += 1
-        tally.clear += clear
-        tally.exact += exact
-        tally.missed_clear += clear and not (exact and errors["clair"] <= 0.05)
-        tally.undetermined += not judged
-        tally.bad += len(bad)
-        tally.hits += hits
-        tally.suspicious_bad += bad.count("suspicious")
-        tally.honest += len(good)
-        tally.false_flags += sum(v in LEFT_OUT for v in good)
-        tally.suspicious_honest += good.count("suspicious")
-        for name, value in errors.items():
+        tally.clear += found.clear
+        tally.exact += found.exact
+        tally.missed_clear += found.clear and not (found.exact and found.error <= 0.05)
+        tally.undetermined += found.outcome != "judged"
+        tally.bad += found.bad
+        tally.hits += found.hits
+        tally.suspicious_bad += found.suspicious_bad
+        tally.honest += found.honest
+        tally.false_flags += found.false_flags
+        tally.suspicious_honest += found.suspicious_honest
+        for name, value in {"clair": found.error, **found.peer_errors}.items():
             tally.errors[name].append(value)
 
 
@@ -116,7 +86,7 @@ def cases(pool: Path, size: int, draws: int) -> Iterator[tuple[str, int, list[Me
             for kind in TRAINED:
                 bad = min(max(2, int(size * share)), cohorts.COUNTS[kind])
                 yield kind, bad, cohorts.cohort(pool, size - bad, {kind: bad}, draw=draw)
-            for name in attacks.ATTACKS:
+            for name in attacks.BASIC:
                 bad = max(1, int(size * share))
                 yield name, bad, attacks.attacked(clean, name, bad, seed=draw)
 

@@ -69,13 +69,15 @@ def error2(found: Deltas, truth: Deltas) -> float:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_formula_where_sharing_is_in_the_direction(work: Path, weighted: bool) -> None:
     clients = {**cohorts.honest(6), "odd": cohorts.unrelated()}
-    counts = {name: 100.0 + 10 * k for k, name in enumerate(clients)}
+    # unequal, but too much alike to tell noise from differences, so the formula applies
+    counts = {name: 100.0 + 8 * k for k, name in enumerate(clients)}
     Path("w.json").write_text(json.dumps(counts))
     found, report = refined(clients, *(("--weights", "w.json") if weighted else ()))
     honest = [n for n in clients if n != "odd"]
     deltas = [clients[n].deltas() for n in honest]
     weights = [counts[n] for n in honest] if weighted else None
     assert report["refined"]["side"] == "both" and "matrix" in report["refined"]["why"]
+    assert report["refined"]["noise_from"] == "not identifiable"
     wanted = refined_densely(deltas, "both", dims_of_mean(deltas, weights), weights)
     assert found.keys() == set(honest)
     for name, one, local in zip(honest, wanted, deltas, strict=True):
@@ -155,6 +157,22 @@ def test_a_known_noise_gives_the_gains_sign_and_size(work: Path, apart: float) -
         assert (client["changed"] == 0.0) == client["kept_local"]
 
 
+def test_one_client_unlike_the_others_keeps_its_own_and_they_are_refined(work: Path) -> None:
+    sigma = 0.03
+    truth, local = planted(10, noise=sigma)
+    rng = np.random.default_rng(5)
+    for m in MODULES:  # off the subspace, and spread out like noise
+        more = 2 * sigma * rng.standard_normal(MODULES[m])
+        truth[0][m], local[0][m] = truth[0][m] + more, local[0][m] + more
+    found, report = refined(as_clients(local), "--noise", sigma)
+    for client in report["refined"]["clients"]:
+        k = int(client["name"][1:])
+        assert client["kept_local"] is (k == 0)
+        assert (client["gain"] > 0.5) is (k != 0)
+        ratio = error2(found[client["name"]], truth[k]) / error2(local[k], truth[k])
+        assert ratio < 0.5 if k else ratio == pytest.approx(1.0, abs=1e-5)
+
+
 def test_a_kept_adapter_is_the_clients_own_at_any_rank(work: Path) -> None:
     _, local = planted(6, noise=0.03, apart=0.8)
     cohorts.save(Path("clients"), as_clients(local))
@@ -179,6 +197,22 @@ def test_unequal_sample_counts_identify_the_noise(work: Path) -> None:
     assert report["refined"]["noise_from"] == "weights"
     gains = {c["name"]: c["gain"] for c in report["refined"]["clients"]}
     assert gains["c0"] > 0.3  # few samples, much noise
+
+
+def test_counts_that_explain_no_distance_keep_everybody_local(work: Path) -> None:
+    """Clients of more samples lie further apart: that is no noise."""
+    counts = [20, 40, 80, 160, 320, 640, 1000, 2000]
+    rng = np.random.default_rng(1)
+    truth, _ = planted(8, noise=0.0)
+    for n, one in zip(counts, truth, strict=True):
+        for m in MODULES:
+            one[m] = one[m] + 0.01 * (n / 20) ** 0.25 * rng.standard_normal(MODULES[m])
+    Path("w.json").write_text(json.dumps({f"c{k}": n for k, n in enumerate(counts)}))
+    _, report = refined(as_clients(truth), "--weights", "w.json")
+    section = report["refined"]
+    assert (section["noise_from"], section["noise"]) == ("weights", 0.0)
+    assert section["heterogeneity"] > 0
+    assert all(c["kept_local"] and c["gain"] == 0.0 for c in section["clients"])
 
 
 def test_refined_folders_are_what_a_reader_expects(work: Path) -> None:

@@ -9,25 +9,19 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.collaborate import Collaborative, collaborate, matrix_core
-from clair_cli.maths.decompose import Decomposition, core_from_gram
+from clair_cli.maths.decompose import core_from_gram
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.groups import LONER_RATIO, SEPARATION, PairLevels, tighter
-from clair_cli.maths.loadings import stand_apart
+from clair_cli.maths.groups import LONER_RATIO, PairLevels
+from clair_cli.maths.outcome import NOTHING_SHARED, little_shared, unsolved, without_verdict
 from clair_cli.maths.scores import Scores, captured_by_mean, score_clients
+from clair_cli.maths.sharing import pair_levels
 from clair_cli.maths.structure import (
-    SECOND_GROUP_SHARE,
     Structure,
     find_structure,
-    pair_levels,
 )
 from clair_cli.maths.verdicts import NORM_SUSPICIOUS, Finding, Verdict, decide
 
-# Below this level, a cohort in which nobody stands out shares too little to vouch for anybody.
-MIN_LEVEL = 0.05
-# And below this one even if somebody does.
-LEAST_LEVEL = 0.03
-# A relative duality gap above this is "did not converge".
-MAX_GAP = 1e-3
+_NO_UPDATE = Finding("no_update", "no update: every delta weight is zero")
 
 
 @dataclass(frozen=True)
@@ -93,9 +87,9 @@ def judge(
     """
     structure = find_structure(evidence) if structure is None else structure
     levels = pair_levels(evidence, structure.stacking or "matrix")
-    blocked = _undetermined(levels, structure, names)
+    blocked = without_verdict(levels, structure, names)
     if structure.stacking is None or len(structure.group) < 3:
-        code, text, remedy = blocked or _NOTHING
+        code, text, remedy = blocked or NOTHING_SHARED
         return Judgement("undetermined", code, text, remedy, structure, None, (), None, ())
     if structure.stacking == "matrix":
         stack, ranks = matrix_core(evidence.matrix.value), [1] * len(names)
@@ -103,10 +97,11 @@ def judge(
         raise ValueError(f"stacking {structure.stacking!r} needs the cores of that side")
     result, scores = _weigh(evidence, structure, levels, stack, ranks)
     verdicts = _verdicts(structure, result, scores, names, tuple(module_names))
-    members = tuple(k for k in structure.distinct if verdicts[k].verdict != "contaminated")
-    contrast = len(members) < len(structure.distinct) or bool(structure.duplicates)
-    blocked = blocked or _weak(structure, contrast) or _unsolved(result.solution)
-    sound = [k for k in members if verdicts[k].influence > 0]
+    present = sorted((*structure.distinct, *structure.copies))
+    members = tuple(k for k in present if verdicts[k].verdict != "contaminated")
+    contrast = len(members) < len(present) or bool(structure.duplicates)
+    blocked = blocked or little_shared(levels, structure, contrast) or unsolved(result.solution)
+    sound = [k for k in members if verdicts[k].influence > 0 and k not in structure.copies]
     if blocked is None and len(sound) < 3:
         blocked = (
             "too_few_left",
@@ -137,8 +132,12 @@ def _weigh(
         by_module = captured_by_mean(core_from_gram(cosines)[0], structure.group)
     else:
         captured = by_module = _above_chance(evidence, structure, result)
-    scores = tuple(score_clients(evidence, levels, structure.group, captured, by_module))
-    kept = tuple(k for k in taking_part if scores[k].captured_ratio >= LONER_RATIO**2)
+    scores = tuple(
+        score_clients(evidence, levels, structure.group, captured, by_module, structure.copies)
+    )
+    bar = LONER_RATIO**2 if one_line else LONER_RATIO  # energy; similarities of sides are energies
+    voices = sorted((*taking_part, *structure.copies))
+    kept = tuple(k for k in voices if scores[k].captured_ratio >= bar)
     return replace(result, kept=kept), scores
 
 
@@ -150,6 +149,7 @@ def _verdicts(
     module_names: tuple[str, ...],
 ) -> tuple[Verdict, ...]:
     apart = {k: g for g in structure.others for k in g}
+    apart |= {k: apart[first] for k, first in structure.copies.items() if first in apart}
     signed = structure.stacking == "matrix"
     verdicts = []
     for k in range(len(names)):
@@ -158,9 +158,26 @@ def _verdicts(
             continue
         others = ", ".join(sorted(names[j] for j in apart.get(k, ()) if j != k))
         verdicts.append(decide(scores[k], k in result.kept, others, signed, module_names))
+    verdicts = _one_vote(structure, verdicts, names)
     for k, first in structure.duplicates.items():
         verdicts[k] = _duplicate(scores[k], verdicts[first], names[first])
     return tuple(verdicts)
+
+
+def _one_vote(
+    structure: Structure, verdicts: Sequence[Verdict], names: Sequence[str]
+) -> list[Verdict]:
+    """Clients that are nearly the same share the vote of one, and are doubtful for it."""
+    result = list(verdicts)
+    for first in sorted(set(structure.copies.values())):
+        same = [first, *sorted(k for k, j in structure.copies.items() if j == first)]
+        for k in same:
+            others = ", ".join(sorted(names[j] for j in same if j != k))
+            finding = Finding("near_copy", f"nearly the same as {others}; one vote for them all")
+            old = result[k]
+            verdict = "suspicious" if old.verdict == "benign" else old.verdict
+            result[k] = Verdict(verdict, (*old.findings, finding), old.influence / len(same))
+    return result
 
 
 def _above_chance(evidence: Evidence, structure: Structure, result: Collaborative) -> Tensor:
@@ -185,80 +202,9 @@ def _held_against_as_many(levels: PairLevels, group: Sequence[int], captured: Te
     return captured * factor
 
 
-Blocked = tuple[str, str, str]
-_NO_UPDATE = Finding("no_update", "no update: every delta weight is zero")
-_NOTHING: Blocked = (
-    "nothing_shared",
-    "nothing is shared: no three clients are more alike than chance",
-    "train fewer local steps per round, or merge by hand with --allow-undetermined",
-)
-
-
 def _duplicate(scores: Scores, of: Verdict, name: str) -> Verdict:
     ratio = scores["norm_ratio"]
     size = f", norm {ratio:.3g} x the median" if ratio > NORM_SUSPICIOUS else ""
     bad = f", which is {of.verdict}" if of.verdict != "benign" else ""
     finding = Finding("duplicate", f"the same update as {name}{bad}; one vote for both{size}")
     return Verdict("duplicate", (finding,), 0.0)
-
-
-def _undetermined(levels: PairLevels, structure: Structure, names: Sequence[str]) -> Blocked | None:
-    n = len(structure.distinct)
-    allow = "merge everybody who is not rejected with --allow-undetermined"
-    if not n:
-        return "no_updates", "no client has any update: every delta weight is zero", allow
-    if n == 1:
-        return "too_few", "1 client: nothing to compare with", allow
-    if n == 2:
-        return "too_few", "2 clients: can't tell which is wrong", allow
-    if structure.stacking is None:
-        return _NOTHING
-    for group in structure.others:
-        apart = levels.separation(structure.group, group) >= SEPARATION or stand_apart(
-            levels, group, structure.group
-        )
-        if not apart and tighter(levels, group, structure.group):
-            return (
-                "two_groups",
-                f"the largest group, {_listed(structure.group, names)}, shares far less than "
-                f"{_listed(group, names)}, and does not stand apart from it",
-                "look at both groups, then leave the members of one out with --exclude",
-            )
-    second = max((len(g) for g in structure.others), default=0)
-    if second > SECOND_GROUP_SHARE * len(structure.group):
-        group = next(g for g in structure.others if len(g) == second)
-        return (
-            "two_groups",
-            f"two coherent groups of similar size: {_listed(structure.group, names)} and "
-            f"{_listed(group, names)}",
-            "look at both groups, then leave the members of one out with --exclude",
-        )
-    return None
-
-
-def _unsolved(solution: Decomposition) -> Blocked | None:
-    if solution.gap <= MAX_GAP:
-        return None
-    return (
-        "not_converged",
-        f"the decomposition did not converge (duality gap {solution.gap:.1e})",
-        "report this cohort: it should not happen",
-    )
-
-
-def _weak(structure: Structure, contrast: bool) -> Blocked | None:
-    """Too little in common to vouch for anybody."""
-    chosen = next(s for s in structure.sharings if s.stacking == structure.stacking)
-    if chosen.level.mean >= (LEAST_LEVEL if contrast else MIN_LEVEL):
-        return None
-    return (
-        "little_shared",
-        f"the clients have almost nothing in common (similarity {chosen.level.mean:.3f})"
-        f"{'' if contrast else ', and nobody stands out'}",
-        _NOTHING[2],
-    )
-
-
-def _listed(group: Sequence[int], names: Sequence[str]) -> str:
-    shown = sorted(names[k] for k in group)
-    return f"{len(shown)} ({', '.join(shown[:4])}{', ...' if len(shown) > 4 else ''})"

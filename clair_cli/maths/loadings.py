@@ -38,6 +38,10 @@ INNER_RATIO = 0.62
 # at most 1.5 where the other is at least 1.
 INNER_PREFERENCE, REST_PREFERENCE = 1.6, 1.0
 MIN_INNER = 3
+# Two clients are nearly the same when no more of their distance (1 - similarity) is left than this
+# share of what their similarities to the others lead to expect.
+COPY_DISTANCE = 0.4
+MIN_WITH_COPIES = 5
 
 
 def _table(levels: PairLevels, group: Sequence[int]) -> Matrix:
@@ -90,6 +94,34 @@ def trimmed(levels: PairLevels, group: Sequence[int]) -> tuple[int, ...]:
         dropped = {current[i] for i in order[: best[1]]}
         current = tuple(k for k in current if k not in dropped)
     return current
+
+
+def near_copies(levels: PairLevels, clients: Sequence[int]) -> dict[int, int]:
+    """Clients that are far more alike than their similarities to the others explain.
+
+    With one thing shared, similarity(j, k) is the product of what j and k hold of it, and each of
+    these is seen in the median similarity to the others. Clients beyond that are one voice.
+
+    Returns:
+        Client -> the first (in the given order) of those it is nearly the same as.
+    """
+    members = list(clients)
+    if len(members) < MIN_WITH_COPIES:
+        return {}
+    table = np.nan_to_num(levels.mean[np.ix_(members, members)], nan=0.0)
+    off = ~np.eye(len(members), dtype=bool)
+    typical = np.array([np.median(row[keep]) for row, keep in zip(table, off, strict=True)])
+    middle = float(np.median(typical))
+    expected = np.zeros_like(table)
+    if middle > 0:
+        expected = np.clip(np.outer(typical, typical) / middle, 0.0, 1.0)
+    alike = 1.0 - table <= COPY_DISTANCE * (1.0 - expected)
+    first: dict[int, int] = {}
+    for i, k in enumerate(members):
+        same = [j for n, j in enumerate(members[:i]) if alike[i, n]]
+        if same:
+            first[k] = first.get(same[0], same[0])
+    return first
 
 
 def inner_group(levels: PairLevels, group: Sequence[int]) -> tuple[int, ...]:

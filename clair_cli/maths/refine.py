@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clair_cli.maths.gain import mixing
 from clair_cli.maths.lowrank import Product, norm
 
 SIDES = ("output", "input", "both")
@@ -40,6 +41,12 @@ class SharedSubspace:
     def dim(self) -> int:
         basis = self.U if self.U is not None else self.V
         return 0 if basis is None else basis.shape[1]
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers that fix the subspace: (side - dim) dim for each basis."""
+        bases = [basis for basis in (self.U, self.V) if basis is not None]
+        return sum((basis.shape[0] - basis.shape[1]) * basis.shape[1] for basis in bases)
 
     def project(self, product: Product) -> Product:
         """P(D) of a product, shape unchanged, rank at most `dim`."""
@@ -115,11 +122,14 @@ class OffSubspace:
             in the mean, weight units squared.
         n_entries: degrees of freedom off the subspace.
         n_inside: degrees of freedom inside.
+        n_fitted: degrees of freedom of the subspace itself that were fitted to the clients'
+            differences: all of them times the differences' share of the energy inside.
     """
 
     energy: tuple[float, ...]
     n_entries: int
     n_inside: int
+    n_fitted: float
 
 
 def off_subspace(
@@ -131,15 +141,18 @@ def off_subspace(
         clients: benign delta weights of one module.
         weights: their weights in `mean`, summing to 1.
     """
-    energy = []
-    for product, weight in zip(clients, weights, strict=True):
+    energy, apart, inside = [], 0.0, 0.0
+    for k, product in enumerate(clients):
         difference = product - mean
-        outside = norm(difference - subspace.project(difference)) ** 2
+        own = subspace.project(difference)
+        outside = norm(difference - own) ** 2
+        apart, inside = apart + norm(own) ** 2, inside + norm(subspace.project(product)) ** 2
         # Var(x_k - mean) = (1 - 2 w_k + sum w^2) Var(x) for equal variances.
-        shrink = 1.0 - 2.0 * weight + sum(w * w for w in weights)
+        shrink = mixing(weights, k)
         energy.append(outside / shrink if shrink > 1e-12 else 0.0)
     out_features, in_features = mean.lora_B.shape[0], mean.lora_A.shape[1]
-    inside = (subspace.dim if subspace.U is not None else out_features) * (
+    n_inside = (subspace.dim if subspace.U is not None else out_features) * (
         subspace.dim if subspace.V is not None else in_features
     )
-    return OffSubspace(tuple(energy), out_features * in_features - inside, inside)
+    fitted = subspace.n_parameters * apart / inside if inside > 0 else 0.0
+    return OffSubspace(tuple(energy), out_features * in_features - n_inside, n_inside, fitted)

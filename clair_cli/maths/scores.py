@@ -36,6 +36,8 @@ class Scores:
             fewer than three other members.
         member_p: probability that a member's alignment lies this low, from the other members'
             (Student's t); 1 with fewer than three of them.
+        clear: whether every pair of other members is more similar than the client is to any of
+            them, by two standard errors.
         captured: energy of the client's unit-norm update inside the subspace that the other
             members share, 0 to 1.
         captured_ratio: the same over the members' median.
@@ -48,6 +50,7 @@ class Scores:
     alignment: Alignment
     separation: float
     member_p: float
+    clear: bool
     captured: float
     captured_ratio: float
     values: Mapping[str, float]
@@ -135,30 +138,35 @@ def score_clients(
     members: Sequence[int],
     captured: Tensor,
     module_captured: Tensor,
+    copies: Mapping[int, int],
 ) -> list[Scores]:
     """All scores of all clients against a collaborative set.
 
     Args:
+        copies: client -> the first of those it is nearly the same as; it is not held against
+            that one.
         members: the set.
         captured: of `collaborate`, (n_modules, n_clients); one row in the matrix stacking.
             module_captured: the same module by module.
     """
     n_clients = evidence.norms.shape[1]
+    against = [[j for j in members if j != copies.get(k)] for k in range(n_clients)]
     similarities = torch.stack(
-        [module_similarities(levels, k, members) for k in range(n_clients)], dim=1
+        [module_similarities(levels, k, against[k]) for k in range(n_clients)], dim=1
     )
     values = {name: score(evidence, members) for name, score in CLIENT_SCORES.items()}
     mean_captured = captured.mean(0)
     captured_ratio = median_ratio(mean_captured, members)
-    aligned = [alignment(levels, k, members) for k in range(n_clients)]
+    aligned = [alignment(levels, k, against[k]) for k in range(n_clients)]
     ratios = [found.ratio for found in aligned]
     result = []
     for k in range(n_clients):
         result.append(
             Scores(
                 aligned[k],
-                _separation(levels, k, members),
+                _separation(levels, k, against[k]),
                 member_probability(ratios, k, members),
+                len(against[k]) > 2 and not levels.few and levels.clear(against[k], [k]),
                 float(mean_captured[k]),
                 float(captured_ratio[k]),
                 {name: float(value[k]) for name, value in values.items()},

@@ -1,30 +1,18 @@
-"""Where sharing is found, and which coherent groups there are.
-
-Three stackings of the same tensors are looked at (similarity.py). `matrix` comes first: on
-trained adapters it is the one that separates, while generic output directions are shared by
-everybody. `output` and `input` decide where the matrix stacking shows nothing, as in data
-whose clients share a subspace but not their coefficients in it.
-"""
+"""Which clients are one vote, and which coherent groups there are."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.groups import (
-    LONER_RATIO,
-    SEPARATION,
-    Level,
-    PairLevels,
-    alignment,
-    coherent_groups,
-    excess_table,
-)
-from clair_cli.maths.loadings import inner_group, trimmed
+from clair_cli.maths.groups import LONER_RATIO, SEPARATION, PairLevels, alignment
+from clair_cli.maths.loadings import inner_group, near_copies, trimmed
+from clair_cli.maths.sharing import Sharing, choose_stacking, find_sharing, pair_levels
 from clair_cli.maths.similarity import STACKINGS
 
 # Delta weights this alike are one vote (any gauge, any positive factor).
@@ -34,25 +22,13 @@ DUPLICATE_COSINE = 0.999
 PAIR_LEVEL = 0.9
 # A second coherent group larger than this share of the largest leaves no majority.
 SECOND_GROUP_SHARE = 0.7
-# Least significant level, in standard errors over modules (with 4 modules or more).
-MIN_T = 3.0
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """What one stacking shows.
-
-    Attributes:
-        stacking: "matrix", "output" or "input".
-        groups: coherent groups of the distinct clients, largest first.
-        level: inside the largest group; NaN with fewer than two members.
-        accepted: whether that is sharing rather than chance.
-    """
-
-    stacking: str
-    groups: tuple[tuple[int, ...], ...]
-    level: Level
-    accepted: bool
+# Below this level a cohort in which nobody stands out shares too little to vouch for anybody.
+MIN_LEVEL = 0.05
+# Such a group is no match for one that is this many times as coherent.
+FAR_TIGHTER = 4.0
+# A client this well aligned with the main group is judged alone, whatever company it has.
+# Members of contaminated groups measured at most 0.70.
+AT_HOME = 0.8
 
 
 @dataclass(frozen=True)
@@ -62,6 +38,7 @@ class Structure:
     Attributes:
         duplicates: client -> the first client (in the given order) it equals up to scale.
         empty: clients without any update.
+        copies: client -> the first of the clients it is nearly the same as; one vote for all.
         distinct: the clients left, one vote each.
         sharings: one per stacking.
         stacking: where sharing was found, or None.
@@ -71,11 +48,12 @@ class Structure:
 
     duplicates: dict[int, int]
     empty: tuple[int, ...]
+    copies: dict[int, int]
     distinct: tuple[int, ...]
-    sharings: tuple[Sharing, ...]
-    stacking: str | None
-    group: tuple[int, ...]
-    others: tuple[tuple[int, ...], ...]
+    sharings: tuple[Sharing, ...] = ()
+    stacking: str | None = None
+    group: tuple[int, ...] = ()
+    others: tuple[tuple[int, ...], ...] = ()
 
     @property
     def loners(self) -> tuple[int, ...]:
@@ -123,74 +101,12 @@ def find_duplicates(evidence: Evidence, clients: Sequence[int]) -> dict[int, int
     return first
 
 
-def pair_levels(evidence: Evidence, stacking: str) -> PairLevels:
-    table = evidence.table(stacking)
-    return PairLevels(excess_table([table.value], [table.null]))
-
-
-def find_sharing(evidence: Evidence, stacking: str, clients: Sequence[int]) -> Sharing:
-    """The coherent groups of one stacking, and whether the largest is more than chance.
-
-    Args:
-        clients: the distinct ones, with an update.
-
-    Returns:
-        `accepted` with three members or more whose level is significant (MIN_T standard errors
-        with four modules or more) and, in `matrix`, beyond chance.
-    """
-    levels = pair_levels(evidence, stacking)
-    groups = coherent_groups(levels, clients)
-    largest = groups[0] if groups else ()
-    if len(largest) < 2:
-        return Sharing(stacking, tuple(groups), Level(float("nan"), 0.0), False)
-    level = levels.level(largest)
-    significant = level.mean > 0 and (levels.few or level.mean >= MIN_T * level.se)
-    accepted = len(largest) >= 3 and significant
-    if accepted and stacking == "matrix":
-        accepted = _beyond_chance(evidence, levels, clients, largest)
-    return Sharing(stacking, tuple(groups), level, accepted)
-
-
-def _beyond_chance(
-    evidence: Evidence, levels: PairLevels, clients: Sequence[int], group: Sequence[int]
-) -> bool:
-    """Whether cosines show a common direction rather than luck in picking a group: no choice
-    of a group from unrelated clients can beat the largest eigenvalue of their cosines."""
-    return (len(group) - 1) * levels.level(group).mean >= chance_edge(evidence, clients)
-
-
-def chance_edge(evidence: Evidence, clients: Sequence[int]) -> float:
-    """Largest eigenvalue that the cosines of unrelated clients have, besides their ones.
-
-    Turned at random on the right, two unit updates keep their column spaces and have a cosine
-    of variance <D_j D_j', D_k D_k'> / in (on the left: <D_j' D_j, D_k' D_k> / out); that covers
-    clients that share a subspace and nothing else. A mean over modules divides it by their
-    number, and n such columns have their largest eigenvalue at (1 + sqrt(n variance))^2.
-
-    Source: V. Marchenko, L. Pastur, Math. USSR-Sbornik 1(4), 1967.
-    """
-    energy = evidence.effective_ranks[:, :, None] * evidence.effective_ranks[:, None, :]
-    output = evidence.output.value * evidence.input.null / energy
-    input_ = evidence.input.value * evidence.output.null / energy
-    index = torch.tensor(list(clients))
-    variance = torch.maximum(output, input_)[:, index][:, :, index]
-    variance = variance[:, ~torch.eye(len(index), dtype=torch.bool)]
-    count = (~torch.isnan(variance)).sum(0).clamp_min(1)
-    mean: float = float((torch.nan_to_num(variance, nan=0.0).sum(0) / count**2).mean())
-    edge: float = (1.0 + (len(index) * mean) ** 0.5) ** 2 - 1.0
-    return edge
-
-
-def _choose(sharings: Sequence[Sharing]) -> Sharing | None:
-    matrix, *sides = sharings
-    if matrix.accepted:
-        return matrix
-    accepted = [s for s in sides if s.accepted]
-    return max(accepted, key=lambda s: s.level.mean) if accepted else None
-
-
 def find_structure(evidence: Evidence) -> Structure:
     """Duplicates, empty updates, and coherent groups, in the stacking that shows sharing.
+
+    Clients that are nearly the same count as one first: a few who act together would else make
+    a group so tight that nobody else belongs anywhere. Where they are as many as everybody who
+    is found to share something without them, they are those who share, and count one by one.
 
     Returns:
         `stacking` None and no groups where no stacking shows sharing beyond chance.
@@ -200,27 +116,62 @@ def find_structure(evidence: Evidence) -> Structure:
     present = [k for k in range(len(alive)) if bool(alive[k])]
     duplicates = find_duplicates(evidence, present)
     distinct = tuple(k for k in present if k not in duplicates)
-    sharings = tuple(find_sharing(evidence, s, distinct) for s in STACKINGS)
-    chosen = _choose(sharings)
+    copies = near_copies(pair_levels(evidence, "matrix"), distinct)
+    if copies:
+        single = tuple(k for k in distinct if k not in copies)
+        found = _arrange(evidence, Structure(duplicates, empty, copies, single))
+        largest = 1 + max(Counter(copies.values()).values())
+        if found.stacking is not None and len(found.group) > largest:
+            return found
+    return _arrange(evidence, Structure(duplicates, empty, {}, distinct))
+
+
+def _arrange(evidence: Evidence, start: Structure) -> Structure:
+    """Fill in groups and stacking for the distinct clients of `start`."""
+    sharings = tuple(find_sharing(evidence, s, start.distinct) for s in STACKINGS)
+    chosen = choose_stacking(sharings)
     if chosen is None:
-        return Structure(duplicates, empty, distinct, sharings, None, (), ())
+        return replace(start, sharings=sharings)
     levels = pair_levels(evidence, chosen.stacking)
-    group = chosen.groups[0]
-    others = tuple(
-        g for g in chosen.groups[1:]
-        if len(g) > 2 or (
-            len(g) == 2
-            and levels.level(g).mean >= PAIR_LEVEL * levels.level(group).mean
-        )
-    )  # fmt: skip
+    first = _main(levels, chosen.groups)
+    rest = [g for g in chosen.groups if g is not first]
+    others = tuple(g for g in rest if _is_group(levels, g, first))
     apart = {k for g in others for k in g}
-    free = [k for k in distinct if k not in apart]
-    group = trimmed(levels, settle(levels, group, free))
+    free = [k for k in start.distinct if k not in apart]
+    group = trimmed(levels, settle(levels, first, free))
     inner = inner_group(levels, group)
     if inner:
         group = trimmed(levels, [k for k in group if k not in inner])
-        others = tuple(sorted((*others, inner), key=lambda g: (-len(g), g)))
-    return Structure(duplicates, empty, distinct, sharings, chosen.stacking, group, others)
+        others = (*others, inner)
+    others = tuple(_without_guests(levels, g, group) for g in others)
+    others = tuple(sorted((g for g in others if len(g) > 1), key=lambda g: (-len(g), g)))
+    return replace(start, sharings=sharings, stacking=chosen.stacking, group=group, others=others)
+
+
+def _main(levels: PairLevels, groups: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The largest group, unless it shares next to nothing and a smaller one a lot: unrelated
+    clients have in common what any training has."""
+    largest = groups[0]
+    level = levels.level(largest).mean
+    if len(largest) < 3 or level >= MIN_LEVEL:
+        return largest
+    tight = [g for g in groups[1:] if len(g) > 2 and levels.level(g).mean >= FAR_TIGHTER * level]
+    return tight[0] if tight else largest
+
+
+def _is_group(levels: PairLevels, group: Sequence[int], main: Sequence[int]) -> bool:
+    """Whether a further coherent group is more than a loner or two clients with some luck."""
+    if len(group) == 2 and len(main) > 1:
+        return levels.level(group).mean >= PAIR_LEVEL * levels.level(main).mean
+    return len(group) > 2
+
+
+def _without_guests(
+    levels: PairLevels, group: Sequence[int], main: Sequence[int]
+) -> tuple[int, ...]:
+    """The members of another group that are not at home in the main one as well: a stranger
+    who makes an update like somebody's must not take that client along."""
+    return tuple(k for k in group if not alignment(levels, k, main).ratio >= AT_HOME)
 
 
 def _belongs(levels: PairLevels, client: int, group: Sequence[int]) -> bool:

@@ -46,6 +46,8 @@ MEMBER_P = 1e-3
 NORM_SUSPICIOUS, NORM_CONTAMINATED = 2.5, 5.0
 MODULE_NORM_SUSPICIOUS, MODULE_NORM_CONTAMINATED = 5.0, 10.0
 NORM_VANISHING = 1e-3
+# A doubtful client counts by what it shares with the others, but at least this much.
+LEAST_SHARE = 0.2
 # Beyond these, a client counts as if its norm were that, whatever its verdict: no direction is
 # free. Honest clients of one round measured at most 1.3 (whole) and 2.0 (a module).
 NORM_CAP, MODULE_NORM_CAP = 1.5, 2.5
@@ -103,7 +105,7 @@ def alignment_findings(
     if turned:  # inside the subspace or not: the decomposition can't see a sign
         return "contaminated", [Finding("opposite", f"opposite to the others: {level}")]
     below = not ratio >= LONER_RATIO  # also catches NaN
-    doubtful = high >= DOUBT_RATIO and ratio >= DOUBT_FLOOR
+    doubtful = high >= DOUBT_RATIO and ratio >= DOUBT_FLOOR and not scores.clear
     outside = not scores.separation < SEPARATION or scores.member_p < MEMBER_P
     if below and not kept and not doubtful and outside:
         return "contaminated", [Finding("unlike_the_others", f"unlike the others: {level}")]
@@ -118,6 +120,8 @@ def alignment_findings(
         return "suspicious", [
             Finding("weakly_alike", f"{level}, though the decomposition keeps it")
         ]
+    if scores.clear and ratio < DOUBT_RATIO:
+        return "suspicious", [Finding("weakly_alike", f"{level}, and clearly less alike than they")]
     if not kept:
         return "suspicious", [
             Finding(
@@ -216,7 +220,7 @@ def _influence(verdict: str, scores: Scores, findings: Sequence[Finding]) -> flo
         return _capped(whole / NORM_CAP, module / MODULE_NORM_CAP)
     factor = _capped(whole, module / 2.0, scores["core_distance"] / CORE_FAR)
     if any(f.code in _NOT_A_MEMBER for f in findings) and not math.isnan(scores.captured_ratio):
-        factor *= min(1.0, scores.captured_ratio)
+        factor *= min(1.0, max(LEAST_SHARE, scores.captured_ratio))
     return factor
 
 

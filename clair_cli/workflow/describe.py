@@ -12,9 +12,10 @@ from clair_cli.formats.strict_json import quoted
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.judge import Judgement
 from clair_cli.maths.scores import Scores
+from clair_cli.maths.sharing import Sharing as FoundSharing
+from clair_cli.maths.sharing import pair_levels
 from clair_cli.maths.similarity import mean_similarity
-from clair_cli.maths.structure import Sharing as FoundSharing
-from clair_cli.maths.structure import Structure, pair_levels
+from clair_cli.maths.structure import Structure
 from clair_cli.report import (
     ClientReport,
     ClientScores,

@@ -17,7 +17,6 @@ from clair_cli.maths.lowrank import Product, norm, singular_values
 from clair_cli.maths.merge import weighted_sum
 from clair_cli.maths.refine import (
     OffSubspace,
-    SharedSubspace,
     off_subspace,
     refine_module,
     shared_subspace,
@@ -33,7 +32,7 @@ class RefinedAdapter:
     """One client's result.
 
     Attributes:
-        adapter: as written: refined, or the local one where refinement is estimated to hurt.
+        adapter: as written: refined, or the local one where refinement is not sure to help.
         changed: distance of what is written to the local update over the latter's norm.
         gain: estimated errors, or None when they can't be known.
     """
@@ -109,17 +108,6 @@ class _Module:
             return update
         return update + weighted_sum([self.previous], [1.0], self.shape)
 
-    @property
-    def subspace_entries(self) -> float:
-        return float(_entries(self.subspace, self.shape))
-
-
-def _entries(subspace: SharedSubspace, shape: tuple[int, int]) -> int:
-    sides = [
-        s for s, basis in zip(shape, (subspace.U, subspace.V), strict=True) if basis is not None
-    ]
-    return sum((side - subspace.dim) * subspace.dim for side in sides)
-
 
 def _dim(judged: Judged, module: str, mean: Product) -> int:
     """Shared dimensions of a module: the decomposition's, or the mean's effective rank."""
@@ -144,18 +132,9 @@ def refine_round(judged: Judged, settings: Settings) -> Refined:
     side, why = choose_side(judged)
     modules = list(judged.round.module_shapes)
     states = _States(judged, side, settings)
-    offs, entries = [], 0.0
-    for state in states.each(modules, "measuring"):
-        offs.append(state.off())
-        entries += state.subspace_entries
-    model = _noise_model(judged, settings, offs)
-    weights = [judged.weights[k] for k in judged.merged]
-    n_inside, n_off = sum(o.n_inside for o in offs), sum(o.n_entries for o in offs)
-    gains = [
-        estimate_gain(model, i, weights, n_inside, n_off, entries) if model.known else None
-        for i in range(len(weights))
-    ]
-    keep = [gain is not None and gain.refined > gain.local for gain in gains]
+    offs = [state.off() for state in states.each(modules, "measuring")]
+    gains, model = _gains(judged, settings, offs)
+    keep = [gain is not None and not gain.sure for gain in gains]
     writers = [AdapterWriter([judged.round.adapters[k]], settings) for k in judged.merged]
     moved, size = [0.0] * len(writers), [0.0] * len(writers)
     for state in states.each(modules, "refining"):
@@ -193,13 +172,28 @@ class _States:
             yield _Module(self.judged, module, self.side)
 
 
-def _noise_model(judged: Judged, settings: Settings, offs: list[OffSubspace]) -> NoiseModel:
+def _gains(
+    judged: Judged, settings: Settings, offs: Sequence[OffSubspace]
+) -> tuple[list[Gain | None], NoiseModel]:
+    """Every client's estimated errors, None where they can't be known, and the noise assumed.
+
+    Args:
+        offs: one per module.
+    """
     energies = [sum(column) for column in zip(*(o.energy for o in offs), strict=True)]
-    n_off = sum(o.n_entries for o in offs)
-    if settings.noise is not None:
-        return noise_from_option(settings.noise, energies, n_off)
-    if judged.round.weights is not None:
-        counts = [judged.round.weights[k] for k in judged.merged]
-        return noise_from_counts(energies, counts, n_off)
+    weights = [judged.weights[k] for k in judged.merged]
+    n_inside, n_off = sum(o.n_inside for o in offs), sum(o.n_entries for o in offs)
+    n_fitted = sum(o.n_fitted for o in offs)
     unknown = tuple(float("nan") for _ in energies)
-    return NoiseModel(unknown, float("nan"), "not identifiable")
+    model = NoiseModel(unknown, float("nan"), "not identifiable")
+    if settings.noise is not None:
+        model = noise_from_option(settings.noise, energies, n_off)
+    elif judged.round.weights is not None:
+        counts = [judged.round.weights[k] for k in judged.merged]
+        model = noise_from_counts(energies, counts, weights, n_off)
+    if not model.known:
+        return [None for _ in weights], model
+    return [
+        estimate_gain(model, i, energies, weights, n_inside, n_off, n_fitted)
+        for i in range(len(weights))
+    ], model
