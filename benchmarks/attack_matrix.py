@@ -104,8 +104,8 @@ class Cell:
 
 
 def number(value: float) -> float | None:
-    """Five digits for the JSON file; infinity has no number there."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None
+    """Six decimals for the JSON file; infinity has no number there."""
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def direction(pool: Path) -> attacks.Deltas:

@@ -272,7 +272,8 @@ class Alignment:
     """One client's similarity to a group, over the group's own level.
 
     Attributes:
-        similarity: mean similarity to the group's other members.
+        similarity: mean similarity to the group's other members, negative ones as zero unless
+            most are.
         ratio: `similarity` over the mean similarity among the group's other members; about 1
             for a member and 0 for an unrelated client; NaN if it can't be known.
         se: standard error of `ratio`, paired over modules (0 below two: not known).
@@ -288,11 +289,19 @@ class Alignment:
 
 
 def alignment(levels: PairLevels, client: int, group: Sequence[int]) -> Alignment:
-    """Similarity of one client to a group it may belong to (leave-one-out)."""
+    """Similarity of one client to a group it may belong to (leave-one-out).
+
+    A few members who turn against one client must not decide how alike it is: where most of
+    its similarities are positive, the others count as zero.
+    """
     others = [k for k in group if k != client]
     to_group = levels.between([client], others)
     inside = levels.within(others) if len(others) > 1 else to_group
     similarity = over_modules(to_group).mean
+    pairs = levels.mean[client, others]
+    pairs = pairs[~np.isnan(pairs)]
+    if len(pairs) and np.median(pairs) > 0:
+        similarity += float(pairs.clip(min=0.0).mean() - pairs.mean())
     level = over_modules(np.where(np.isnan(to_group), np.nan, inside)).mean
     if not level > 0:
         return Alignment(similarity, float("nan"), 0.0)

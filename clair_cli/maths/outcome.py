@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clair_cli.maths.decompose import Decomposition
-from clair_cli.maths.groups import SEPARATION, PairLevels, over_modules, tighter
+from clair_cli.maths.groups import LONER_RATIO, SEPARATION, PairLevels, alignment, tighter
 from clair_cli.maths.loadings import stand_apart
-from clair_cli.maths.structure import MIN_LEVEL, SECOND_GROUP_SHARE, Structure
+from clair_cli.maths.structure import (
+    FAR_TIGHTER,
+    MIN_LEVEL,
+    SECOND_GROUP_SHARE,
+    Structure,
+    far_tighter,
+    next_to_nothing,
+)
 
 # Below MIN_LEVEL a cohort is judged only if somebody stands out; below this one never.
 LEAST_LEVEL = 0.03
 # A relative duality gap above this is "did not converge".
 MAX_GAP = 1e-3
-# A smaller group this similar to the main one, over the main one's level, does the same and
-# something besides; a less similar one is another population. Backdoored clients measured 0.44
-# and more, unrelated groups at most 0.4.
-RELATED = 0.42
-
 # A stable code, a sentence, a remedy.
 Blocked = tuple[str, str, str]
 NOTHING_SHARED: Blocked = (
@@ -56,16 +58,20 @@ def _two_groups(levels: PairLevels, structure: Structure) -> tuple[tuple[int, ..
     main = structure.group
     level = levels.level(main).mean
     for group in structure.others:
-        apart = levels.separation(main, group) >= SEPARATION or stand_apart(levels, group, main)
+        apart = levels.separation(main, group) >= SEPARATION
+        if not apart and levels.level(group).mean < FAR_TIGHTER * level:
+            apart = stand_apart(levels, group, main)
         if not apart and tighter(levels, group, main):
             text = "the largest group, {main}, shares far less than {other}, and does not stand "
             return group, text + "apart from it"
-        energy = (len(group) - 1) * levels.level(group).mean
-        between = over_modules(levels.between(main, group)).mean
-        if len(group) > 2 and energy > (len(main) - 1) * level and between < RELATED * level:
-            return group, "the largest group, {main}, shares less in all than {other}"
-    second = max(structure.others, key=len, default=())
-    if len(second) > SECOND_GROUP_SHARE * len(main):
+        if far_tighter(levels, group, main) and 2 * len(group) >= len(main):
+            return group, "the largest group, {main}, shares next to nothing beside {other}"
+    elsewhere = {k for g in structure.others for k in g}
+    free = [k for k in structure.distinct if k not in elsewhere]
+    with_main = sum(alignment(levels, k, main).ratio >= LONER_RATIO for k in free)
+    rivals = [g for g in structure.others if not next_to_nothing(levels, g, main)]
+    second = max(rivals, key=len, default=())
+    if len(second) > SECOND_GROUP_SHARE * max(with_main, len(main)):
         return second, "two coherent groups of similar size: {main} and {other}"
     return None
 

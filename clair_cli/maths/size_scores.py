@@ -9,6 +9,10 @@ from torch import Tensor
 
 from clair_cli.maths.evidence import Evidence
 
+# Beyond these, a client counts as if its norm were that, whatever its verdict: no direction is
+# free. Honest clients measured at most 1.23 (whole) and 2.02 (in one module).
+NORM_CAP, MODULE_NORM_CAP = 1.5, 2.5
+
 
 def median_ratio(values: Tensor, members: Sequence[int]) -> Tensor:
     """Values over the members' median (NaN where that is zero)."""

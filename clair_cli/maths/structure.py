@@ -14,6 +14,7 @@ from clair_cli.maths.groups import LONER_RATIO, SEPARATION, PairLevels, alignmen
 from clair_cli.maths.loadings import inner_group, near_copies, trimmed
 from clair_cli.maths.sharing import Sharing, choose_stacking, find_sharing, pair_levels
 from clair_cli.maths.similarity import STACKINGS
+from clair_cli.maths.size_scores import NORM_CAP, norm_ratio
 
 # Delta weights this alike are one vote (any gauge, any positive factor).
 DUPLICATE_COSINE = 0.999
@@ -84,15 +85,20 @@ def find_duplicates(evidence: Evidence, clients: Sequence[int]) -> dict[int, int
     """Clients that are the same update up to a positive factor, in whatever gauge.
 
     Args:
-        clients: in order of content: the first of each group of equals keeps its vote.
+        clients: in order of content: the first of each group of equals keeps its vote, but one
+            of ordinary size before all others (a copy scaled up must not speak for its original).
 
     Returns:
         Client -> the first of its group; the first ones themselves are no keys.
     """
     cosine = joint_cosine(evidence)
+    if not clients:
+        return {}
+    ratio = norm_ratio(evidence, clients)
+    ordinary = {k for k in clients if 1.0 / NORM_CAP <= float(ratio[k]) <= NORM_CAP}
     first: dict[int, int] = {}
     kept: list[int] = []
-    for k in clients:
+    for k in sorted(clients, key=lambda k: k not in ordinary):  # stable: else in order
         same = [j for j in kept if float(cosine[j, k]) >= DUPLICATE_COSINE]
         if same:
             first[k] = same[0]
@@ -151,12 +157,20 @@ def _arrange(evidence: Evidence, start: Structure) -> Structure:
 def _main(levels: PairLevels, groups: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The largest group, unless it shares next to nothing and a smaller one a lot: unrelated
     clients have in common what any training has."""
-    largest = groups[0]
-    level = levels.level(largest).mean
-    if len(largest) < 3 or level >= MIN_LEVEL:
-        return largest
-    tight = [g for g in groups[1:] if len(g) > 2 and levels.level(g).mean >= FAR_TIGHTER * level]
-    return tight[0] if tight else largest
+    others = [g for g in groups[1:] if next_to_nothing(levels, groups[0], g)]
+    return others[0] if others else groups[0]
+
+
+def far_tighter(levels: PairLevels, group: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether a group of three or more is FAR_TIGHTER times as coherent as another."""
+    if len(group) < 3 or len(other) < 2:
+        return False
+    return levels.level(group).mean >= FAR_TIGHTER * levels.level(other).mean
+
+
+def next_to_nothing(levels: PairLevels, group: Sequence[int], beside: Sequence[int]) -> bool:
+    """Whether a group shares less than a cohort must to be judged, and far less than another."""
+    return far_tighter(levels, beside, group) and levels.level(group).mean < MIN_LEVEL
 
 
 def _is_group(levels: PairLevels, group: Sequence[int], main: Sequence[int]) -> bool:
@@ -171,6 +185,8 @@ def _without_guests(
 ) -> tuple[int, ...]:
     """The members of another group that are not at home in the main one as well: a stranger
     who makes an update like somebody's must not take that client along."""
+    if far_tighter(levels, group, main):  # everybody is at home where next to nothing is shared
+        return tuple(group)
     return tuple(k for k in group if not alignment(levels, k, main).ratio >= AT_HOME)
 
 

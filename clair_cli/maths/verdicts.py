@@ -32,6 +32,7 @@ from dataclasses import dataclass
 
 from clair_cli.maths.groups import LONER_RATIO, N_SE, SEPARATION
 from clair_cli.maths.scores import Scores
+from clair_cli.maths.size_scores import MODULE_NORM_CAP, NORM_CAP
 
 # Unrelated clients come out within a few hundredths of 0.
 OPPOSITE_RATIO = 0.1
@@ -48,9 +49,6 @@ MODULE_NORM_SUSPICIOUS, MODULE_NORM_CONTAMINATED = 5.0, 10.0
 NORM_VANISHING = 1e-3
 # A doubtful client counts by what it shares with the others, but at least this much.
 LEAST_SHARE = 0.2
-# Beyond these, a client counts as if its norm were that, whatever its verdict: no direction is
-# free. Honest clients of one round measured at most 1.3 (whole) and 2.0 (a module).
-NORM_CAP, MODULE_NORM_CAP = 1.5, 2.5
 # Distance of the core over the members' median distance; honest clients measured 0.75 to 1.35,
 # data overlapping by half up to 1.7. Far out is bounded, far in is what a copied mean looks like.
 CORE_FAR, CORE_NEAR = 3.0, 0.25
@@ -186,7 +184,7 @@ def shape_findings(scores: Scores) -> tuple[str, list[Finding]]:
 
 
 _ORDER = ("benign", "suspicious", "contaminated")
-_NOT_A_MEMBER = ("weakly_alike", "off_subspace")
+_NOT_A_MEMBER = ("weakly_alike",)
 
 
 def decide(
