@@ -204,7 +204,7 @@ def _refined(refined: RefinedReport) -> str:
     gain = "gain not identifiable" if not gains else "no gain expected"
     if better:
         gain = f"median estimated gain {median(better):.0%}"
-    kept = f"; {n_local} kept as they are: refinement would hurt" if n_local else ""
+    kept = f"; {n_local} kept as they are: refinement is not sure to help" if n_local else ""
     return f"refined: {refined.side} side, {gain}{kept} ({printable(refined.why)})"
 
 

@@ -47,7 +47,8 @@ class ClientScores:
         measures: further numbers by name: `norm` of the whole update and `norm_ratio` to the
             members' median, `module_norm_ratio` (the largest in one module), `core_distance`
             (of U' D V from the members' mean core, over their median distance),
-            `effective_rank_ratio` (directions the energy is spread over, over their median).
+            `effective_rank_ratio` (directions the energy is spread over, over their median),
+            `member_p` (chance that a member's alignment lies as low).
     """
 
     alignment: float | None = None
@@ -253,7 +254,7 @@ class RefinedClient:
         changed: distance to the client's local adapter over the latter's norm.
         local_error, refined_error: estimated squared error, weight units squared; None when
             not identifiable. gain: 1 - refined_error / local_error.
-        kept_local: refinement was estimated to hurt, so the local adapter is written.
+        kept_local: refinement is not sure to help, so the local adapter is written.
     """
 
     name: str

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 
 from clair_cli.maths.groups import GROUP_RATIO, PairLevels
 
@@ -45,9 +46,14 @@ MIN_WITH_COPIES = 5
 
 
 def _table(levels: PairLevels, group: Sequence[int]) -> Matrix:
-    table: Matrix = np.nan_to_num(levels.mean[np.ix_(list(group), list(group))], nan=0.0)
-    np.fill_diagonal(table, 0.0)
-    return table
+    """Similarities inside a group, (n, n), zero diagonal. A pair without a common module gets
+    the mean of what its two clients have with the others, so that it says nothing."""
+    table: Matrix = levels.mean[np.ix_(list(group), list(group))]
+    known = ~np.isnan(table)
+    own = np.where(known, table, 0.0).sum(1) / np.maximum(known.sum(1), 1)
+    filled: Matrix = np.where(known, table, (own[:, None] + own[None, :]) / 2.0)
+    np.fill_diagonal(filled, 0.0)
+    return filled
 
 
 def loadings(table: Matrix, members: NDArray[np.bool_]) -> Matrix:
@@ -74,11 +80,12 @@ def trimmed(levels: PairLevels, group: Sequence[int]) -> tuple[int, ...]:
     At least half of the group, and three clients, stay.
     """
     current = tuple(group)
-    while len(current) > 3:
+    least = max(3, (len(current) + 1) // 2)
+    while len(current) > least:
         table = _table(levels, current)
         order = np.argsort(table.sum(1), kind="stable")
-        best: tuple[float, int] | None = None
-        for cut in range(1, len(current) - max(3, (len(current) + 1) // 2) + 1):
+        widest, best = 0.0, 0
+        for cut in range(1, len(current) - least + 1):
             members = np.ones(len(current), dtype=bool)
             members[order[:cut]] = False
             found = loadings(table, members)
@@ -87,11 +94,11 @@ def trimmed(levels: PairLevels, group: Sequence[int]) -> tuple[int, ...]:
                 continue
             gap = float(above.min() - below.max())
             wide = above.mean() - below.max() >= GAP_DEVIATIONS * above.std(ddof=1)
-            if wide and below.max() <= GAP_RATIO * above.min() and (not best or gap > best[0]):
-                best = gap, cut
-        if best is None:
+            if wide and below.max() <= GAP_RATIO * above.min() and gap > widest:
+                widest, best = gap, cut
+        if not best:
             break
-        dropped = {current[i] for i in order[: best[1]]}
+        dropped = {current[i] for i in order[:best]}
         current = tuple(k for k in current if k not in dropped)
     return current
 
@@ -100,7 +107,8 @@ def near_copies(levels: PairLevels, clients: Sequence[int]) -> dict[int, int]:
     """Clients that are far more alike than their similarities to the others explain.
 
     With one thing shared, similarity(j, k) is the product of what j and k hold of it, and each of
-    these is seen in the median similarity to the others. Clients beyond that are one voice.
+    these is seen in the median similarity to the others. Clients beyond that are one voice, and
+    so are those joined by a chain of them: in whatever order they are given.
 
     Returns:
         Client -> the first (in the given order) of those it is nearly the same as.
@@ -108,20 +116,21 @@ def near_copies(levels: PairLevels, clients: Sequence[int]) -> dict[int, int]:
     members = list(clients)
     if len(members) < MIN_WITH_COPIES:
         return {}
-    table = np.nan_to_num(levels.mean[np.ix_(members, members)], nan=0.0)
-    off = ~np.eye(len(members), dtype=bool)
-    typical = np.array([np.median(row[keep]) for row, keep in zip(table, off, strict=True)])
+    table = levels.mean[np.ix_(members, members)]
+    known = [row[~np.isnan(row)] for row in table]  # neither itself nor without a common module
+    typical = np.array([np.median(row) if len(row) else 0.0 for row in known])
     middle = float(np.median(typical))
     expected = np.zeros_like(table)
     if middle > 0:
         expected = np.clip(np.outer(typical, typical) / middle, 0.0, 1.0)
-    alike = 1.0 - table <= COPY_DISTANCE * (1.0 - expected)
-    first: dict[int, int] = {}
-    for i, k in enumerate(members):
-        same = [j for n, j in enumerate(members[:i]) if alike[i, n]]
-        if same:
-            first[k] = first.get(same[0], same[0])
-    return first
+    alike = 1.0 - table <= COPY_DISTANCE * (1.0 - expected)  # never where NaN
+    _, cluster = connected_components(alike, directed=False)
+    _, first = np.unique(cluster, return_index=True)
+    return {
+        k: members[first[c]]
+        for i, (k, c) in enumerate(zip(members, cluster, strict=True))
+        if first[c] != i
+    }
 
 
 def inner_group(levels: PairLevels, group: Sequence[int]) -> tuple[int, ...]:
@@ -162,10 +171,26 @@ def _level(table: Matrix, part: NDArray[np.bool_]) -> float:
 
 def _between(table: Matrix, part: NDArray[np.bool_]) -> float:
     """Similarity between a part and the rest over the geometric mean of their levels."""
-    first, second = _level(table, part), _level(table, ~part)
-    if not (first > 0 and second > 0):
-        return float("inf")
-    return float(table[np.ix_(part, ~part)].mean() / (first * second) ** 0.5)
+    within, degree = table[np.ix_(part, part)].sum(), table[part].sum()
+    return float(_betweens(table, np.array([within]), np.array([degree]), part.sum()[None])[0])
+
+
+def _betweens(table: Matrix, within: Matrix, degree: Matrix, size: NDArray[np.int64]) -> Matrix:
+    """`_between` of many parts.
+
+    Args:
+        within: sum of each part's similarities to itself; degree: to everybody. size: its
+            number of clients.
+
+    Returns:
+        One number per part; infinite where a part or its rest has no positive level.
+    """
+    rest, others = table.sum() - 2.0 * degree + within, len(table) - size
+    first, second = within / (size * (size - 1)), rest / (others * (others - 1))
+    least = 1e-12 * np.abs(table).max()  # what rounding leaves of zero
+    positive = (first > least) & (second > least)
+    scale = np.where(positive, first * second, 1.0) ** 0.5
+    return np.where(positive, (degree - within) / (size * others) / scale, np.inf)
 
 
 def _preference(table: Matrix, part: NDArray[np.bool_], rest: NDArray[np.bool_]) -> float:
@@ -182,24 +207,27 @@ def _best_split(table: Matrix) -> NDArray[np.bool_] | None:
     if not degree.sum() > 0:
         return None
     _, vectors = np.linalg.eigh(table - np.outer(degree, degree) / degree.sum())
-    best, value = None, float("inf")
+    best, value = None, np.inf
+    sizes = np.arange(MIN_INNER, n - MIN_INNER + 1)
     for vector in vectors[:, -3:].T:
         order = np.argsort(vector, kind="stable")
-        for size in range(MIN_INNER, n - MIN_INNER + 1):
-            part = np.zeros(n, dtype=bool)
-            part[order[:size]] = True
-            found = _between(table, part)
-            if found < value:
-                best, value = part, found
+        within = 2.0 * np.tril(table[np.ix_(order, order)]).sum(1).cumsum()
+        found = _betweens(table, within[sizes - 1], degree[order].cumsum()[sizes - 1], sizes)
+        if found.min() < value:
+            value = found.min()
+            best = np.zeros(n, dtype=bool)
+            best[order[: sizes[found.argmin()]]] = True
     while best is not None:
-        moves = []
-        for k in range(n):
-            part = best.copy()
-            part[k] = not part[k]
-            if MIN_INNER <= part.sum() <= n - MIN_INNER:
-                moves.append((_between(table, part), k))
-        if not moves or min(moves)[0] >= value - 1e-12:
+        sign = np.where(best, -1, 1)  # of the change when a client changes sides
+        to_part = table[:, best].sum(1)
+        size = best.sum() + sign
+        allowed = (size >= MIN_INNER) & (size <= n - MIN_INNER)
+        within = table[np.ix_(best, best)].sum() + 2.0 * sign * to_part
+        found = _betweens(table, within, degree[best].sum() + sign * degree, size)
+        found = np.where(allowed, found, np.inf)
+        k = int(found.argmin())
+        if not found[k] < value - 1e-12:
             break
-        value, k = min(moves)
+        value = found[k]
         best[k] = not best[k]
     return best

@@ -34,14 +34,13 @@ class Scores:
         separation: share of comparisons in which a pair inside the set is more similar than
             the client is to a member; 1 when it is clearly outside, 0.5 (nothing shown) with
             fewer than three other members.
-        member_p: probability that a member's alignment lies this low, from the other members'
-            (Student's t); 1 with fewer than three of them.
         clear: whether every pair of other members is more similar than the client is to any of
             them, by two standard errors.
         captured: energy of the client's unit-norm update inside the subspace that the other
             members share, 0 to 1.
         captured_ratio: the same over the members' median.
-        values: the scores of `client_scores.CLIENT_SCORES` by name; also `scores["norm"]`.
+        values: the scores of `client_scores.CLIENT_SCORES` by name; also `scores["norm"]`. And
+            `member_p`, see `member_probability`.
         odd_modules: indices of modules in which an otherwise aligned client is not.
         module_similarity: to the other members in each module, (n_modules,).
         module_captured: as `captured`, per module, (n_modules,).
@@ -49,7 +48,6 @@ class Scores:
 
     alignment: Alignment
     separation: float
-    member_p: float
     clear: bool
     captured: float
     captured_ratio: float
@@ -96,7 +94,8 @@ def _separation(levels: PairLevels, client: int, members: Sequence[int]) -> floa
 
 
 def member_probability(ratios: Sequence[float], client: int, members: Sequence[int]) -> float:
-    """Chance of a further member with an alignment as low as this client's, 0 to 1.
+    """Chance of a further member with an alignment as low as this client's, 0 to 1, from the
+    other members' (Student's t); 1 with fewer than three of them.
 
     Args:
         ratios: alignment of every client.
@@ -159,20 +158,20 @@ def score_clients(
     captured_ratio = median_ratio(mean_captured, members)
     aligned = [alignment(levels, k, against[k]) for k in range(n_clients)]
     ratios = [found.ratio for found in aligned]
-    result = []
-    for k in range(n_clients):
-        result.append(
-            Scores(
-                aligned[k],
-                _separation(levels, k, against[k]),
-                member_probability(ratios, k, members),
-                len(against[k]) > 2 and not levels.few and levels.clear(against[k], [k]),
-                float(mean_captured[k]),
-                float(captured_ratio[k]),
-                {name: float(value[k]) for name, value in values.items()},
-                odd_modules(similarities, k, members),
-                similarities[:, k],
-                module_captured[:, k],
-            )
+    values["member_p"] = torch.tensor(
+        [member_probability(ratios, k, members) for k in range(n_clients)], dtype=torch.float64
+    )
+    return [
+        Scores(
+            alignment=aligned[k],
+            separation=_separation(levels, k, against[k]),
+            clear=len(against[k]) > 2 and not levels.few and levels.clear(against[k], [k]),
+            captured=float(mean_captured[k]),
+            captured_ratio=float(captured_ratio[k]),
+            values={name: float(value[k]) for name, value in values.items()},
+            odd_modules=odd_modules(similarities, k, members),
+            module_similarity=similarities[:, k],
+            module_captured=module_captured[:, k],
         )
-    return result
+        for k in range(n_clients)
+    ]

@@ -6,12 +6,14 @@ For a distinct client, in this order:
     opposite         alignment ratio below -OPPOSITE_RATIO and, by two standard
                      errors, below 0 (matrix stacking: others have no sign)    contaminated
     unlike           alignment ratio < LONER_RATIO, not kept by the decomposition
-                     (energy inside the shared subspace), pairs separated
-                     from those inside (SEPARATION), and the ratio
-                     stays below DOUBT_RATIO within two standard errors, or
-                     is below DOUBT_FLOOR                                      contaminated
-    disagreement     only one of the two says that it does not share, or both
-                     do within the band of doubt                               suspicious
+                     (energy inside the shared subspace), outside the members'
+                     spread (pairs by SEPARATION, or its ratio by MEMBER_P),
+                     and not doubtful                                          contaminated
+    disagreement     only one of the two says that it does not share, both do
+                     but it is doubtful (the ratio reaches DOUBT_RATIO within
+                     two standard errors, is above DOUBT_FLOOR, and not every
+                     pair of members is clearly more alike), or every pair is
+                     and the ratio is below DOUBT_RATIO                        suspicious
     one module       aligned as a whole, unlike the others in single modules   contaminated
     size             norm (whole, or in a module) far from the set's median    contaminated
                                                                                or suspicious
@@ -20,8 +22,10 @@ For a distinct client, in this order:
     place            core U' D V far from the others', or all but their mean   suspicious
     else                                                                       benign
 
-A duplicate takes no vote; an empty update has nothing to merge. No fraction is asked for, and
-every line is an absolute one: it can be crossed by nobody or by most.
+A duplicate takes no vote, clients that are nearly the same share one and are suspicious; an
+empty update has nothing to merge. Whatever the verdict, an update counts as no larger than
+NORM_CAP median norms. No fraction is asked for, and every line is an absolute one: it can be
+crossed by nobody or by most.
 """
 
 from __future__ import annotations
@@ -104,7 +108,7 @@ def alignment_findings(
         return "contaminated", [Finding("opposite", f"opposite to the others: {level}")]
     below = not ratio >= LONER_RATIO  # also catches NaN
     doubtful = high >= DOUBT_RATIO and ratio >= DOUBT_FLOOR and not scores.clear
-    outside = not scores.separation < SEPARATION or scores.member_p < MEMBER_P
+    outside = not scores.separation < SEPARATION or scores["member_p"] < MEMBER_P
     if below and not kept and not doubtful and outside:
         return "contaminated", [Finding("unlike_the_others", f"unlike the others: {level}")]
     if below and not kept:
@@ -205,7 +209,10 @@ def decide(
         findings.append(Finding("odd_module", f"unlike the others in {named}"))
     if verdict == "benign":
         verdict, findings = shape_findings(scores)
-    return Verdict(verdict, tuple(findings), _influence(verdict, scores, findings))
+    influence = _influence(verdict, scores, findings)
+    if verdict == "benign" and influence < 1.0:
+        findings.append(Finding("large", f"large: counts {influence:.2f} of its weight"))
+    return Verdict(verdict, tuple(findings), influence)
 
 
 def _influence(verdict: str, scores: Scores, findings: Sequence[Finding]) -> float:

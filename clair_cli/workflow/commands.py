@@ -192,7 +192,7 @@ def refine(
     Args:
         output: a folder to be, or None to write nothing.
         noise: standard deviation per entry of a delta weight, where it is known: then the gain
-            is estimated, and a client that would lose keeps its local adapter.
+            is estimated, and a client that is not sure to gain keeps its local adapter.
         weights: as in `merge`; unequal ones are read as sample counts and identify the noise.
     """
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
