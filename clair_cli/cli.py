@@ -80,6 +80,7 @@ def merge(
     exclude: opt.Exclude = None,
     modules: opt.Modules = "union",
     assume_alpha: opt.AssumeAlpha = None,
+    limit: opt.LimitOption = None,
     device: opt.Device = "auto",
 ) -> None:
     """Judge the clients and merge the benign ones into one adapter.
@@ -105,6 +106,7 @@ def inspect(
     exclude: opt.Exclude = None,
     modules: opt.Modules = "union",
     assume_alpha: opt.AssumeAlpha = None,
+    limit: opt.LimitOption = None,
     device: opt.Device = "auto",
 ) -> None:
     """Judge the clients and show who is contaminated; merge nothing.
@@ -152,6 +154,7 @@ def refine(
     exclude: opt.Exclude = None,
     modules: opt.Modules = "union",
     assume_alpha: opt.AssumeAlpha = None,
+    limit: opt.LimitOption = None,
     device: opt.Device = "auto",
 ) -> None:
     """Judge the clients and denoise each benign one.
@@ -188,7 +191,8 @@ def _write_and_tell(command: str, settings: dict[str, Any], kind: str) -> None:
 
 def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
     """Call the workflow's function of that name; torch is imported here."""
-    settings["exclude"] = tuple(settings["exclude"] or ())
+    for name in ("exclude", "limit"):
+        settings[name] = tuple(settings[name] or ())
     clients: Path = settings.pop("clients")
     output: Path | None = settings.pop("output")
     with progress_shown(quiet=quiet) as progress:

@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from clair_cli.errors import UsageError
+from clair_cli.formats.limits import parse_limits
+
 OUTPUT = "Output"
 JUDGING = "Judging"
 READING = "Reading"
@@ -57,6 +60,16 @@ def parse_alpha(text: str) -> str | float:
 def parse_noise(text: str) -> float:
     """A positive number."""
     return _positive(text, "")
+
+
+def parse_limit(text: str) -> str:
+    """`NAME=VALUE`, checked and handed on as it is."""
+    try:
+        parse_limits([text])
+    except UsageError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        raise typer.BadParameter(f"{error.message.removeprefix('--limit: ')}{hint}") from None
+    return text
 
 
 def _positive(text: str, or_else: str) -> float:
@@ -258,6 +271,17 @@ AssumeAlpha = Annotated[
         parser=parse_alpha,
         show_default=False,
         help="lora_alpha for clients without a config; without it they are rejected.",
+    ),
+]
+LimitOption = Annotated[
+    list[Any] | None,
+    _option(
+        "--limit",
+        panel=READING,
+        metavar="NAME=VALUE",
+        parser=parse_limit,
+        help="Raise or lower a limit on the input; repeatable. Defaults: clients=1000,"
+        " file=4G, total=64G, header=8M, tensors=20000, rank=1024.",
     ),
 ]
 

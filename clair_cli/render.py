@@ -69,6 +69,8 @@ def render(report: Report, view: View = View(), *, report_path: str = "") -> str
         report_path: where the JSON report was written, as given, or "".
     """
     last = verdict_line(report, report_path=report_path)
+    if not report.clients:  # nobody to show
+        return "\n".join([*_below(report), last]) + "\n"
     if view.width is None or view.width < NARROWEST:
         lines = [*_above(report), "", *_plain_table(report), "", *_below(report), last]
         return "\n".join(lines) + "\n"

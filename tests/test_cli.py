@@ -96,6 +96,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Any]) -> None:
                 "force": False,
                 "modules": "union",
                 "assume_alpha": None,
+                "limit": (),
                 "strict": False,
                 "progress": None,
             },
@@ -114,7 +115,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Any]) -> None:
         "--report r.json --rank 16 --error-target 0.2 --keep-alpha --dtype bfloat16 "
         "--weights w.csv --previous before.safetensors --exclude a --exclude b --min-clients 5 "
         "--allow-undetermined --device cpu --fail-on suspicious --force -q "
-        "--modules strict --assume-alpha 32 --strict"
+        "--modules strict --assume-alpha 32 --limit clients=20 --limit file=1G --strict"
     )
     result = run("merge", clients, "-o", "out", *options.split())
     assert (result.exit_code, result.stdout) == (0, "")
@@ -135,6 +136,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Any]) -> None:
         "force": True,
         "modules": "strict",
         "assume_alpha": 32.0,
+        "limit": ("clients=20", "file=1G"),
         "strict": True,
         "progress": None,
     }
@@ -275,6 +277,10 @@ def test_a_folder_that_is_not_there(clients: Path, calls: list[Any]) -> None:
         (["clients", "-o", "out", "--fail-on", "rejected"], "--fail-on"),
         (["clients", "-o", "out", "--dtype", "int8"], "--dtype"),
         (["clients", "-o", "out", "--rnak", "8"], "--rank"),
+        (["clients", "-o", "out", "--limit", "clients"], "--limit"),
+        (["clients", "-o", "out", "--limit", "modules=3"], "--limit"),
+        (["clients", "-o", "out", "--limit", "rank=2K"], "--limit"),
+        (["clients", "-o", "out", "--limit", "file=0"], "--limit"),
         ([], "CLIENTS"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -13,6 +13,7 @@ from pathlib import Path
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.adapter_config import assumed_config
+from clair_cli.formats.cohort_size import check_cohort_size
 from clair_cli.formats.config_source import find_config
 from clair_cli.formats.find_clients import CONFIG, SUFFIX, WEIGHTS, Candidate, find_clients
 from clair_cli.formats.limits import Limits
@@ -103,7 +104,7 @@ def load_cohort(
     Raises:
         UsageError: no such folder, not a folder, an unknown name in `exclude`, or a bad
             `assume_alpha`.
-        InputRefused: no client in the folder at all, or more than `limits.max_clients`.
+        InputRefused: no client in the folder at all, or more than the limits allow.
     """
     limits = limits or Limits()
     _check_arguments(folder, assume_alpha)
@@ -113,18 +114,13 @@ def load_cohort(
         raise UsageError(f"{quoted(folder.as_posix())} can't be listed: {error.strerror}") from None
     if not found.candidates:
         raise _nothing_found(folder, found.ignored)
-    if len(found.candidates) > limits.max_clients:
-        raise InputRefused(
-            f"{quoted(folder.as_posix())} holds {len(found.candidates):,} clients, above the "
-            f"limit of {limits.max_clients:,}"
-        )
     _check_excluded(exclude, [candidate.name for candidate in found.candidates])
+    candidates = [c for c in found.candidates if c.name not in exclude]
+    candidates = check_cohort_size(folder.as_posix(), candidates, limits)
     adapters: list[Adapter] = []
     rejected: list[Rejection] = []
     root = Path(os.path.realpath(folder))
-    for candidate in found.candidates:
-        if candidate.name in exclude:
-            continue
+    for candidate in candidates:
         result = _load_one(candidate, root, assume_alpha, limits)
         if isinstance(result, Adapter):
             adapters.append(result)

@@ -217,10 +217,12 @@ def _weights_name(entry: str, names: list[str]) -> str:
     if WEIGHTS in names:
         return WEIGHTS
     files = [name for name in names if name.endswith(SUFFIX) and not name.startswith(".")]
-    sharded = any(name.endswith(f"{SUFFIX}.index.json") for name in names)
-    if len(files) == 1 and not sharded:
+    index = next((name for name in names if name.endswith(f"{SUFFIX}.index.json")), "")
+    if len(files) == 1 and not index:
         return files[0]
-    what = "a sharded adapter" if sharded else f"{len(files)} {SUFFIX} files"
+    what = f"{len(files)} {SUFFIX} files"
+    if index:
+        what = f"a sharded adapter (index {quoted(index)}, not followed)"
     raise RejectedClient(
         f"folder holds {what}, none called {WEIGHTS}",
         found=", ".join(quoted(name) for name in files[:5]),

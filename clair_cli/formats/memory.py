@@ -13,9 +13,14 @@ from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.adapter_config import parse_config
 from clair_cli.formats.cohort import Cohort, Rejection, rejection, similar_names
-from clair_cli.formats.limits import Limits
+from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.read_adapter import build_adapter
-from clair_cli.formats.safetensors_file import TensorEntry, count_non_finite, digest_of
+from clair_cli.formats.safetensors_file import (
+    TensorEntry,
+    count_non_finite,
+    digest_of,
+    largest_exponent,
+)
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.write_adapter import (
     DTYPE_NAMES,
@@ -69,7 +74,10 @@ def adapters_from_memory(
     if not clients:
         raise InputRefused("no client given")
     if len(clients) > limits.max_clients:
-        raise InputRefused(f"{len(clients):,} clients, above the limit of {limits.max_clients:,}")
+        raise InputRefused(
+            f"{len(clients):,} clients, above the limit of {limits.max_clients:,}",
+            hint=remedy("clients"),
+        )
     adapters: list[Adapter] = []
     rejected: list[Rejection] = []
     for name in sorted(clients, key=os.fsencode):
@@ -83,7 +91,10 @@ def adapters_from_memory(
 
 def _adapter(name: str, state: Mapping[str, Tensor], config: Any, limits: Limits) -> Adapter:
     if len(state) > limits.max_tensors:
-        raise RejectedClient(f"{len(state):,} tensors, above the limit of {limits.max_tensors:,}")
+        raise RejectedClient(
+            f"{len(state):,} tensors, above the limit of {limits.max_tensors:,}",
+            hint=remedy("tensors"),
+        )
     tensors = dict(state)
     entries = {key: _entry(key, tensors[key], limits) for key in sorted(tensors)}
     fields = _plain(config.to_dict() if hasattr(config, "to_dict") else config)
@@ -116,7 +127,8 @@ def _entry(key: str, tensor: Tensor, limits: Limits) -> TensorEntry:
         raise RejectedClient(f"tensor {quoted(key)}: shape {shape} has an axis of length 0")
     data = tensor_bytes(tensor)
     count, first = count_non_finite(data, dtype)
-    return TensorEntry(key, dtype, shape, 0, len(data), digest_of(data), count, first)
+    exponent = largest_exponent(data, dtype)
+    return TensorEntry(key, dtype, shape, 0, len(data), digest_of(data), count, first, exponent)
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from clair_cli.formats.adapter import Adapter, LoraModule, TensorSource
 from clair_cli.formats.adapter_config import AdapterConfig
 from clair_cli.formats.key_map import KeyPair
 from clair_cli.formats.keys import pair_keys
-from clair_cli.formats.limits import Limits
+from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.safetensors_file import TORCH_DTYPES, TensorEntry, open_safetensors
 from clair_cli.formats.strict_json import quoted
 
@@ -79,6 +79,7 @@ def build_adapter(
     modules = {}
     for pair in key_map.pairs:
         modules[pair.module] = _module(pair, tensors, config, limits)
+        _check_magnitude(modules[pair.module], tensors)
     return Adapter(
         name=name,
         path=path,
@@ -128,6 +129,7 @@ def _module(
             module=pair.module,
             found=f"rank {rank}",
             expected=f"at most {limits.max_rank}",
+            hint=remedy("rank"),
         )
     expected = config.rank_for(pair.module)
     if expected is not None and expected != rank:
@@ -153,6 +155,28 @@ def _module(
         scaling=scaling,
         dtype=_dtype(entry_A, entry_B),
     )
+
+
+# An update's entries may reach 1e100: squares of norms still fit float64, and the product of the
+# largest float32 numbers is far below.
+_MAX_EXPONENT = math.log2(1e100)
+
+
+def _check_magnitude(module: LoraModule, tensors: Mapping[str, TensorEntry]) -> None:
+    """Refuse what float64 can't be trusted with: nobody else's verdict may depend on it."""
+    if module.scaling == 0:
+        return
+    product = tensors[module.key_A].exponent + tensors[module.key_B].exponent
+    reached = math.log2(abs(module.scaling)) + math.log2(module.rank) + product
+    if reached > _MAX_EXPONENT:
+        size = f"1e{round(reached * math.log10(2))}"
+        raise RejectedClient(
+            f"the update's norm may reach {size} (scaling {module.scaling:.3g}), too large to "
+            "compute with",
+            module=module.name,
+            found=f"up to {size}",
+            expected="below 1e100",
+        )
 
 
 def _dtype(entry_A: TensorEntry, entry_B: TensorEntry) -> str:

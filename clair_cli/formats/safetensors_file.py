@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clair_cli.errors import RejectedClient
-from clair_cli.formats.limits import Limits
+from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.regular_file import open_regular, read_exactly, sniff
 from clair_cli.formats.safetensors_header import DTYPE_BITS, HeaderEntry, parse_header
 from clair_cli.formats.strict_json import quoted
@@ -37,6 +37,8 @@ _EXPONENT_MASKS = {  # all exponent bits set: NaN or Inf
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
 }
 
+_NO_EXPONENT = -1100  # below what any dtype holds
+
 TORCH_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 """The dtypes an adapter may have, as the header and as torch call them."""
 
@@ -53,6 +55,7 @@ class TensorEntry:
         digest: BLAKE2b of the bytes, 16 bytes long.
         non_finite: how many elements are NaN or Inf; 0 for dtypes that are not floats.
         first_non_finite: flat index of the first of them, or -1.
+        exponent: the magnitude of every finite element is below 2**exponent.
     """
 
     name: str
@@ -63,6 +66,7 @@ class TensorEntry:
     digest: bytes
     non_finite: int = 0
     first_non_finite: int = -1
+    exponent: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,7 @@ def open_safetensors(path: Path, limits: Limits, *, shown: str | None = None) ->
                     f"{limits.max_file_bytes:,}",
                     found=f"{status.st_size:,} bytes",
                     expected=f"at most {limits.max_file_bytes:,} bytes",
+                    hint=remedy("file"),
                 )
             return _scan(fd, status.st_size, path, shown, limits)
     except RejectedClient as error:
@@ -188,7 +193,8 @@ def _read_header(fd: int, size: int, limits: Limits) -> bytes:
         raise RejectedClient(f"file has {size} bytes, too short for safetensors")
     if length > limits.max_header_bytes:
         raise RejectedClient(
-            f"header length {length:,} is above the limit of {limits.max_header_bytes:,} bytes"
+            f"header length {length:,} is above the limit of {limits.max_header_bytes:,} bytes",
+            hint=remedy("header") if length <= size - 8 else "",
         )
     if length > size - 8:
         raise RejectedClient(
@@ -210,7 +216,7 @@ def _chunks(fd: int, count: int) -> Iterator[bytes]:
 
 def _scan_tensor(fd: int, entry: HeaderEntry, whole: hashlib._Hash) -> TensorEntry:
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    total, first, offset = 0, -1, 0
+    total, first, offset, largest = 0, -1, 0, _NO_EXPONENT
     for chunk in _chunks(fd, entry.end - entry.begin):
         whole.update(chunk)
         digest.update(chunk)
@@ -218,13 +224,28 @@ def _scan_tensor(fd: int, entry: HeaderEntry, whole: hashlib._Hash) -> TensorEnt
         if found and first < 0:
             first = offset + at
         total += found
+        largest = max(largest, largest_exponent(chunk, entry.dtype))
         offset += len(chunk) * 8 // DTYPE_BITS[entry.dtype]
-    return TensorEntry(*entry, digest.digest(), total, first)
+    return TensorEntry(*entry, digest.digest(), total, first, largest)
 
 
 def digest_of(data: bytes | bytearray) -> bytes:
     """The digest a `TensorEntry` carries: BLAKE2b, 16 bytes."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+def largest_exponent(data: bytes, dtype: str) -> int:
+    """The least e with every finite magnitude in little-endian bytes below 2**e; for dtypes other
+    than F16, BF16, F32 and F64, and for zeros and subnormals, the least of the dtype."""
+    if dtype not in _EXPONENT_MASKS:
+        return _NO_EXPONENT
+    kind, mask = _EXPONENT_MASKS[dtype]
+    words = np.frombuffer(data, dtype=kind)
+    bits = words & words.dtype.type(mask)
+    finite = bits if int(bits.max()) < mask else bits[bits < mask]
+    lowest = mask & -mask  # the exponent's last bit
+    biased = int(finite.max()) // lowest if len(finite) else 0
+    return biased - mask // lowest // 2 + 1
 
 
 def count_non_finite(data: bytes, dtype: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import math
 from typing import Any, NamedTuple
 
 from clair_cli.errors import RejectedClient
-from clair_cli.formats.limits import Limits
+from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.strict_json import parse_strict, quoted
 
 METADATA = "__metadata__"
@@ -56,21 +56,27 @@ def parse_header(
     """
     if data[:1] != b"{":
         raise RejectedClient("header does not start with '{'", expected="a JSON object")
+    _check_count(data.count(b'"data_offsets"'), limits)  # parsing that many would take seconds
     try:
         header = parse_strict(data, "header", limits.max_header_bytes)
     except ValueError as error:
         raise RejectedClient(str(error)) from None
     metadata = _check_metadata(header.pop(METADATA, {}))
-    if len(header) > limits.max_tensors:
-        raise RejectedClient(
-            f"header lists {len(header):,} tensors, above the limit of {limits.max_tensors:,}",
-            found=f"{len(header):,} tensors",
-            expected=f"at most {limits.max_tensors:,} tensors",
-        )
+    _check_count(len(header), limits)
     entries = [_check_entry(name, fields, limits) for name, fields in header.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end, entry.name))
     _check_layout(entries, data_bytes)
     return metadata, entries
+
+
+def _check_count(count: int, limits: Limits) -> None:
+    if count > limits.max_tensors:
+        raise RejectedClient(
+            f"header lists {count:,} tensors, above the limit of {limits.max_tensors:,}",
+            found=f"{count:,} tensors",
+            expected=f"at most {limits.max_tensors:,} tensors",
+            hint=remedy("tensors"),
+        )
 
 
 def _check_metadata(metadata: Any) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from typing import Any
 
 MAX_INTEGER_CHARS = 20  # 2**64 has 20 digits
@@ -41,14 +42,17 @@ def parse_strict(data: bytes, what: str, max_bytes: int) -> Any:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{what} is not UTF-8 (byte {error.start})") from None
+    numbers = _Numbers()
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_unique_keys,
-            parse_constant=_no_constant,
-            parse_int=_short_int,
-            parse_float=_finite_float,
+            object_pairs_hook=numbers.unique_keys,
+            parse_constant=numbers.constant,
+            parse_int=numbers.short_int,
+            parse_float=numbers.finite_float,
         )
+        if numbers.refused:
+            raise _RefusedError(numbers.refused[0].why)
         if b"\\ud" in data.lower():  # a surrogate escape: both halves must be there
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _RefusedError as error:
@@ -76,31 +80,58 @@ class _RefusedError(ValueError):
     """What is wrong, without the document's name."""
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise _RefusedError(f"gives the key {quoted(key)} twice")
-            seen.add(key)
-    return result
+@dataclass(frozen=True)
+class _Refused:
+    """Stands for a refused number until the field that holds it is known."""
+
+    why: str
 
 
-def _no_constant(text: str) -> Any:
-    raise _RefusedError(f"holds {text}, which is not JSON")
+class _Numbers:
+    """The hooks of one parse. The numbers it refused are in `refused`."""
 
+    def __init__(self) -> None:
+        self.refused: list[_Refused] = []
 
-def _short_int(text: str) -> int:
-    if len(text) > MAX_INTEGER_CHARS:
-        raise _RefusedError(f"holds a number of {len(text):,} digits")
-    return int(text)
+    def unique_keys(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            seen: set[str] = set()
+            for key, _ in pairs:
+                if key in seen:
+                    raise _RefusedError(f"gives the key {quoted(key)} twice")
+                seen.add(key)
+        if self.refused:
+            for key, value in pairs:
+                self._name(key, value)
+        return result
 
+    def _name(self, key: str, value: Any) -> None:
+        """Raise if the value, or an item of it, was refused."""
+        items = [value]
+        while items:
+            item = items.pop()
+            if isinstance(item, _Refused):
+                raise _RefusedError(f"field {quoted(key)} {item.why}")
+            if isinstance(item, list):
+                items += item
 
-def _finite_float(text: str) -> float:
-    if len(text) > MAX_FLOAT_CHARS:
-        raise _RefusedError(f"holds a number of {len(text):,} digits")
-    value = float(text)
-    if not math.isfinite(value):
-        raise _RefusedError(f"holds the number {text}, which is too large")
-    return value
+    def _refuse(self, why: str) -> _Refused:
+        self.refused.append(_Refused(why))
+        return self.refused[-1]
+
+    def constant(self, text: str) -> Any:
+        return self._refuse(f"holds {text}, which is not JSON")
+
+    def short_int(self, text: str) -> Any:
+        if len(text) > MAX_INTEGER_CHARS:
+            return self._refuse(f"holds a number of {len(text):,} digits")
+        return int(text)
+
+    def finite_float(self, text: str) -> Any:
+        if len(text) > MAX_FLOAT_CHARS:
+            return self._refuse(f"holds a number of {len(text):,} digits")
+        value = float(text)
+        if not math.isfinite(value):
+            return self._refuse(f"holds the number {text}, which is too large")
+        return value

@@ -92,6 +92,7 @@ def merge(
     force: bool = False,
     modules: str = "union",
     assume_alpha: float | str | None = None,
+    limit: Mapping[str, int | str] | Sequence[str] = (),
     strict: bool = False,
     progress: Progress | None = None,
 ) -> MergeResult:
@@ -116,6 +117,7 @@ def merge(
         force: replace existing outputs.
         modules: "union" (a missing module is a zero update), "intersection" or "strict".
         assume_alpha: alpha of files without any config, or "rank".
+        limit: other limits on the input, as in {"clients": 2000, "file": "8G"}.
         strict: one rejected client refuses the round.
         progress: called as `progress(stage, done, total)`.
 
@@ -148,6 +150,7 @@ def inspect(
     force: bool = False,
     modules: str = "union",
     assume_alpha: float | str | None = None,
+    limit: Mapping[str, int | str] | Sequence[str] = (),
     strict: bool = False,
     progress: Progress | None = None,
 ) -> InspectResult:
@@ -184,6 +187,7 @@ def refine(
     force: bool = False,
     modules: str = "union",
     assume_alpha: float | str | None = None,
+    limit: Mapping[str, int | str] | Sequence[str] = (),
     strict: bool = False,
     progress: Progress | None = None,
 ) -> RefineResult:

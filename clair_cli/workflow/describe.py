@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
 from torch import Tensor
 
@@ -66,6 +67,7 @@ def _client(judged: Judged, k: int) -> ClientReport:
     if judgement is not None and judgement.outcome == "judged":
         verdict = judgement.verdicts[k].verdict
         reasons = tuple(Reason(f.code, f.text) for f in judgement.verdicts[k].findings)
+        reasons += _scale_reason(judged, k, reasons)
     elif judgement is not None:
         reasons = (Reason(judgement.code, _NOT_JUDGED[judgement.code]),)
         if judgement.code == "too_few_left":  # what stands against each of the others helps
@@ -78,6 +80,20 @@ def _client(judged: Judged, k: int) -> ClientReport:
         tuple(sorted({m.rank for m in modules})), tuple(sorted({m.scaling for m in modules})),
         {m: _module_scores(judged, k, i, m) for i, m in enumerate(judged.round.module_shapes)},
     )  # fmt: skip
+
+
+def _scale_reason(judged: Judged, k: int, found: Sequence[Reason]) -> tuple[Reason, ...]:
+    """Why a norm is far out, where the config's scale is."""
+    if not {"norm", "module_norm"} & {reason.code for reason in found}:
+        return ()
+    largest = [
+        max(abs(m.scaling) for m in adapter.modules.values()) for adapter in judged.round.adapters
+    ]
+    own, typical = largest.pop(k), median(largest)
+    if own <= 2 * typical:
+        return ()
+    text = f"scales by up to {own:.3g}, where the others' median is {typical:.3g}"
+    return (Reason("scale", text),)
 
 
 _NOT_JUDGED = {

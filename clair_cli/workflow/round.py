@@ -107,14 +107,16 @@ def _content(adapter: Adapter) -> tuple[str, str, str]:
 def _load_cohort(settings: Settings) -> Cohort:
     if not settings.in_memory:
         return load_cohort(
-            settings.clients, assume_alpha=settings.assume_alpha, exclude=settings.exclude
+            settings.clients,
+            assume_alpha=settings.assume_alpha,
+            exclude=settings.exclude,
+            limits=settings.limit,
         )
     unknown = [name for name in settings.exclude if name not in settings.clients]
     if unknown:
         raise UsageError(f"no client is called {unknown[0]!r}, so it can't be excluded")
-    return adapters_from_memory(
-        {name: pair for name, pair in settings.clients.items() if name not in settings.exclude}
-    )
+    kept = {name: pair for name, pair in settings.clients.items() if name not in settings.exclude}
+    return adapters_from_memory(kept, limits=settings.limit)
 
 
 def _read_weights(settings: Settings, cohort: Cohort) -> dict[str, float] | None:
@@ -143,18 +145,18 @@ def _load_previous(settings: Settings) -> Adapter | None:
     if given is None:
         return None
     if isinstance(given, Path):
-        cohort = _cohort_of_one(given)
+        cohort = _cohort_of_one(given, settings)
     else:
-        cohort = adapters_from_memory({"previous": given})
+        cohort = adapters_from_memory({"previous": given}, limits=settings.limit)
     if cohort.rejected:
         raise UsageError(f"--previous: {cohort.rejected[0].message}", hint=cohort.rejected[0].hint)
     return cohort.adapters[0]
 
 
-def _cohort_of_one(path: Path) -> Cohort:
+def _cohort_of_one(path: Path, settings: Settings) -> Cohort:
     from clair_cli.formats.cohort import load_one
 
-    return load_one(path)
+    return load_one(path, limits=settings.limit)
 
 
 def _with_previous(

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clair_cli.errors import UsageError
-from clair_cli.formats.limits import Limits
+from clair_cli.formats.limits import Limits, changed_limits, parse_limits
 from clair_cli.formats.publish import is_one_file
 
 Progress = Callable[[str, int, int], None]
 FAIL_ON = ("never", "suspicious", "contaminated")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-MAX_RANK = Limits().max_rank  # the reader accepts no more
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MODULES = ("union", "intersection", "strict")
 
@@ -29,6 +28,7 @@ class Settings:
         clients: a folder, or adapters in memory: name to (state dict, config).
         output: where the result goes, or None for nowhere.
         report: where the JSON report goes, or None for its usual place.
+        limit: the limits on the input, defaults filled in.
     """
 
     command: str
@@ -49,6 +49,7 @@ class Settings:
     force: bool = False
     modules: str = "union"
     assume_alpha: float | str | None = None
+    limit: Limits = field(default_factory=Limits)
     strict: bool = False
     noise: float | None = None
     progress: Progress | None = None
@@ -82,6 +83,7 @@ class Settings:
         )
         given.update({name: getattr(self, name) for name in names.split()})
         given["exclude"] = sorted(self.exclude)
+        given["limit"] = changed_limits(self.limit)
         if self.command == "inspect":
             for name in ("rank", "error_target", "keep_alpha", "dtype", "allow_undetermined"):
                 del given[name]
@@ -92,6 +94,10 @@ class Settings:
 
 def _path(value: Any) -> str | None:
     return None if value is None else Path(value).as_posix()
+
+
+def _limits(given: Any) -> Limits:
+    return given if isinstance(given, Limits) else parse_limits(given)
 
 
 def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
@@ -125,6 +131,7 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
             given[name] = Path(given[name])
     exclude = given.get("exclude") or ()
     given["exclude"] = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    given["limit"] = _limits(given.get("limit") or ())
     _check_types(clients, given)
     settings = Settings(
         command,
@@ -141,8 +148,11 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
         isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
     ):
         raise UsageError(f"rank is {rank!r}, expected auto, same, full or a number of at least 1")
-    if isinstance(rank, int) and rank > MAX_RANK:
-        raise UsageError(f"rank is {rank}, above the limit of {MAX_RANK}")
+    if isinstance(rank, int) and rank > settings.limit.max_rank:
+        raise UsageError(
+            f"rank is {rank}, above the limit of {settings.limit.max_rank}",
+            hint="raise it with --limit rank=VALUE",
+        )
     if not 0 < settings.error_target < 1:
         raise UsageError(f"error_target is {settings.error_target}, expected between 0 and 1")
     if settings.min_clients < 1:
