@@ -14,6 +14,7 @@ import typer
 
 from clair_cli import __version__
 from clair_cli import cli_options as opt
+from clair_cli.cli_group import EscapingGroup, GroupedCommand
 from clair_cli.cli_paths import check_inputs, check_outputs
 from clair_cli.errors import OutputError
 from clair_cli.exits import EXIT_CODES, Stopped, error_text, guarded, raise_on_signals
@@ -33,6 +34,7 @@ _EPILOG = "\n".join(
 _COMMAND_EPILOG = "Exit codes: see clair --help."
 
 app = typer.Typer(
+    cls=EscapingGroup,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -60,7 +62,7 @@ def _clair(
     """Merge the LoRA adapters of federated clients, leaving out the contaminated ones."""
 
 
-@app.command(cls=opt.GroupedCommand, epilog=_COMMAND_EPILOG)
+@app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
 def merge(
     clients: opt.Clients,
     output: opt.Output,
@@ -92,7 +94,7 @@ def merge(
     _write_and_tell("merge", settings, kind)
 
 
-@app.command(cls=opt.GroupedCommand, epilog=_COMMAND_EPILOG)
+@app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
 def inspect(
     clients: opt.Clients,
     output_format: opt.Format = "table",
@@ -133,7 +135,7 @@ def inspect(
         raise typer.Exit(report.exit_code)
 
 
-@app.command(cls=opt.GroupedCommand, epilog=_COMMAND_EPILOG)
+@app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
 def refine(
     clients: opt.Clients,
     output: opt.OutputFolder,

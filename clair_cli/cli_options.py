@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand
 
 from clair_cli.errors import UsageError
 from clair_cli.formats.limits import parse_limits
@@ -16,23 +15,6 @@ OUTPUT = "Output"
 JUDGING = "Judging"
 READING = "Reading"
 RUNNING = "Running"
-
-
-class GroupedCommand(TyperCommand):
-    """A command whose plain help lists its options under headings."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write one section per heading, in order of first use; the rest comes last."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                argument = param.param_type_name == "argument"
-                heading = getattr(param, "rich_help_panel", None) or "Other"
-                sections.setdefault("Arguments" if argument else heading, []).append(record)
-        for heading, records in sections.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
 
 
 def parse_rank(text: str) -> str | int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 
 def printable(text: str) -> str:
     r"""`text` with everything that could steer a terminal or a log written as an escape.
@@ -31,6 +33,17 @@ def whole_characters(text: str) -> str:
     'café \\xff\\ud800'
     """
     return "".join(_escaped(ord(c)) if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def bytes_of(text: str) -> str | None:
+    r"""Base64 of the bytes behind a name that is not Unicode; None for all others.
+
+    >>> bytes_of("caf\udce9"), bytes_of("caf\u00e9")
+    ('Y2Fm6Q==', None)
+    """
+    if whole_characters(text) == text:
+        return None
+    return base64.b64encode(text.encode("utf-8", "surrogateescape")).decode("ascii")
 
 
 def _escaped(code: int) -> str:

@@ -88,6 +88,8 @@ class ClientReport:
         weight: its share in the merged mean; 0 when left out; all weights sum to 1.
         ranks, scales: the distinct ones over its modules, ascending.
         modules: by module name.
+        name_bytes: base64 of the name's bytes if they are not Unicode; then `name`, in which they
+            stand as `\\xNN`, need not be unique.
     """
 
     name: str
@@ -100,6 +102,7 @@ class ClientReport:
     ranks: tuple[int, ...] = ()
     scales: tuple[float, ...] = ()
     modules: Mapping[str, ModuleScores] = field(default_factory=dict)
+    name_bytes: str | None = None
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,8 @@ def _same_base(
     )
     missing = [a.name for a in adapters if not _base_name(a)]
     if missing:
-        notes.append(f"base model not named by {len(missing)} clients: {first_few(missing)}")
+        clients = "1 client" if len(missing) == 1 else f"{len(missing)} clients"
+        notes.append(f"base model not named by {clients}: {first_few(missing)}")
     local = [a for a in adapters if is_local_path(_base_name(a))]
     names = {_last_part(_base_name(a)) for a in kept} or {_last_part(_base_name(a)) for a in local}
     odd = local if len(names) != 1 else [a for a in local if _last_part(_base_name(a)) not in names]

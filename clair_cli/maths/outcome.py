@@ -81,7 +81,8 @@ def unsolved(solution: Decomposition) -> Blocked | None:
         return None
     return (
         "not_converged",
-        f"the decomposition did not converge (duality gap {solution.gap:.1e})",
+        f"the decomposition did not converge in {solution.n_iter} iterations (duality gap "
+        f"{solution.gap:.1e}, at most {MAX_GAP:g} is trusted)",
         "report this cohort: it should not happen",
     )
 

@@ -8,6 +8,7 @@ from statistics import median
 
 from torch import Tensor
 
+from clair_cli.escape import bytes_of
 from clair_cli.formats.cohort import Rejection
 from clair_cli.formats.strict_json import quoted
 from clair_cli.maths.evidence import Evidence
@@ -56,7 +57,7 @@ def _rejected(rejection: Rejection) -> ClientReport:
     text += f"; {rejection.hint or 'ask for it again, or leave it out with --exclude'}"
     return ClientReport(
         rejection.name, "rejected", (Reason("rejected", text),), ClientScores(), 0.0,
-        rejection.sha256, rejection.path,
+        rejection.sha256, rejection.path, name_bytes=bytes_of(rejection.name),
     )  # fmt: skip
 
 
@@ -79,6 +80,7 @@ def _client(judged: Judged, k: int) -> ClientReport:
         adapter.path,
         tuple(sorted({m.rank for m in modules})), tuple(sorted({m.scaling for m in modules})),
         {m: _module_scores(judged, k, i, m) for i, m in enumerate(judged.round.module_shapes)},
+        bytes_of(adapter.name),
     )  # fmt: skip
 
 

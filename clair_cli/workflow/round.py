@@ -14,7 +14,9 @@ from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.cohort import Cohort, Rejection, load_cohort
 from clair_cli.formats.comparable import check_comparable
+from clair_cli.formats.key_map import first_few
 from clair_cli.formats.memory import adapters_from_memory
+from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.weights_file import read_weights
 from clair_cli.workflow.settings import Settings
 
@@ -68,7 +70,7 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
         rejected=tuple(r for r in cohort.rejected if r.name not in gone) + tuple(dropped),
     )
     weights = _read_weights(settings, cohort)
-    warnings = list(cohort.notes)
+    warnings = [*cohort.notes, *_ignored(cohort, settings)]
     for adapter in cohort.adapters:
         warnings += [f"client {adapter.name!r}: {note}" for note in adapter.notes]
     rejected = list(cohort.rejected)
@@ -96,6 +98,17 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
         refusal or _too_few(settings, len(adapters), len(rejected)),
         tuple(warnings),
     )
+
+
+def _ignored(cohort: Cohort, settings: Settings) -> list[str]:
+    """That the folder holds entries which were not read as clients."""
+    if not cohort.ignored:
+        return []
+    entries = "entry" if len(cohort.ignored) == 1 else "entries"
+    return [
+        f"{len(cohort.ignored):,} other {entries} of {quoted(Path(settings.clients).as_posix())} "
+        f"ignored: {first_few(cohort.ignored)}"
+    ]
 
 
 def _content(adapter: Adapter) -> tuple[str, str, str]:

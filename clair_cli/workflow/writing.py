@@ -87,7 +87,9 @@ class AdapterWriter:
         self._rank, self._capped = _rank(self._settings, self._adapters, errors, self._full)
         self._scale = _scale(self._settings, self._adapters, self._rank)
         largest = max((float(v[0]) for v in values if len(v)), default=0.0)
-        self._dtype = _dtype(self._settings, self._adapters, largest / self._scale.scaling)
+        self._dtype, self._why = _dtype(
+            self._settings, self._adapters, largest / self._scale.scaling
+        )
 
     def put(self, module: str, update: Product) -> None:
         """Keep one module's factors.
@@ -132,9 +134,8 @@ class AdapterWriter:
                 for m, v in self._values.items()
             },
             capped=self._capped,
-            warnings=_warnings(
-                self._settings, self._rank, self._capped, self._errors.get(self._rank)
-            ),
+            warnings=self._why
+            + _warnings(self._settings, self._rank, self._capped, self._errors.get(self._rank)),
         )
 
 
@@ -175,19 +176,27 @@ def _scale(settings: Settings, adapters: Sequence[Adapter], rank: int) -> _Scale
     return _Scale(alpha, alpha / (math.sqrt(rank) if rslora else rank), rslora)
 
 
-def _dtype(settings: Settings, adapters: Sequence[Adapter], largest: float) -> str:
-    """The dtype to write; `auto` takes the clients' own unless it might overflow.
+def _dtype(
+    settings: Settings, adapters: Sequence[Adapter], largest: float
+) -> tuple[str, tuple[str, ...]]:
+    """The dtype to write, and why it is not the clients' own; `auto` takes that one unless it
+    might overflow.
 
     Args:
         largest: singular value over the scaling; no entry of a factor exceeds its root.
     """
     if settings.dtype != "auto":
-        return settings.dtype
-    dtypes = {m.dtype for a in adapters for m in a.modules.values()}
-    own = dtypes.pop() if len(dtypes) == 1 else "float32"
-    if own not in TORCH_DTYPES or largest**0.5 > torch.finfo(TORCH_DTYPES[own]).max:
-        return "float32"
-    return own
+        return settings.dtype, ()
+    dtypes = sorted({m.dtype for a in adapters for m in a.modules.values()})
+    if len(dtypes) > 1:
+        return "float32", (f"the clients' dtypes differ ({', '.join(dtypes)}): float32 written",)
+    own = dtypes[0] if dtypes else "float32"
+    if own not in TORCH_DTYPES:
+        return "float32", ()
+    if largest**0.5 > torch.finfo(TORCH_DTYPES[own]).max:
+        text = f"{own} might not hold the factors (singular value {largest:.3g}): float32 written"
+        return "float32", (text,)
+    return own, ()
 
 
 def _warnings(settings: Settings, rank: int, capped: bool, error: float | None) -> tuple[str, ...]:
