@@ -198,7 +198,10 @@ def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
     clients: Path = settings.pop("clients")
     output: Path | None = settings.pop("output")
     with progress_shown(quiet=quiet) as progress:
-        from clair_cli import workflow
+        try:
+            from clair_cli import workflow
+        except OSError as error:  # a library of torch's is not what it should be
+            raise ImportError(str(error), name="torch") from error
 
         return getattr(workflow, command)(clients, output, **settings, progress=progress)
 

@@ -81,3 +81,10 @@ class RejectedClient(ClairError):
         self.path = path
         self.found = found
         self.expected = expected
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, torch on the CPU or torch on an accelerator could not allocate."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -15,7 +15,7 @@ from types import FrameType
 
 import typer
 
-from clair_cli.errors import ClairError, RejectedClient
+from clair_cli.errors import ClairError, RejectedClient, is_out_of_memory
 from clair_cli.escape import printable
 from clair_cli.terminal import write_err
 
@@ -102,21 +102,18 @@ def error_text(error: ClairError) -> str:
 
 
 def _internal_text(error: Exception) -> str:
-    if _is_out_of_memory(error):
-        text = "clair: out of memory\n  fix       fewer clients at once, or --device cpu\n"
+    if is_out_of_memory(error):
+        where = f": {printable(str(error))}" if type(error) is MemoryError and str(error) else ""
+        text = f"clair: out of memory{where}\n"
+        text += "  fix       fewer clients at once, or --device cpu\n"
     elif isinstance(error, ImportError):
-        name = printable(error.name or "a library")
+        name = printable((error.name or "a library").partition(".")[0])
         text = f"clair: can't import {name}: {printable(str(error))}\n"
-        text += f"  fix       pip install {name}\n" if error.name in ("torch", "numpy") else ""
+        known = ("torch", "numpy", "scipy", "safetensors", "rich")
+        text += f"  fix       pip install {name}\n" if name in known else ""
     else:
         text = f"clair: internal error: {type(error).__name__}: {printable(str(error))}\n"
     if os.environ.get("CLAIR_DEBUG"):
         trace = "".join(traceback.format_exception(error))
         return "".join(f"{printable(line)}\n" for line in trace.splitlines()) + text
     return text + "  details   run again with CLAIR_DEBUG=1 for the traceback\n"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

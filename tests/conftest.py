@@ -1,17 +1,32 @@
-"""For every test: no network, and one torch thread once torch is there."""
+"""For every test: no network, one torch thread once torch is there, the same examples each run."""
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The default: the same examples on every machine. HYPOTHESIS_PROFILE=long looks for new ones.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("long", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+NO_NETWORK = str(Path(__file__).parent / "no_network")
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any attempt to reach another machine fails the test. Local pipes (AF_UNIX) may be used."""
+    """Any attempt to reach another machine fails the test. Local pipes (AF_UNIX) may be used.
+
+    Processes that a test starts get a `sitecustomize` that forbids them the same.
+    """
+    path = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([NO_NETWORK, *([path] if path else [])]))
     connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
 
     def guarded(original: Any) -> Any:

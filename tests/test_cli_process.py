@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
+NO_NETWORK = str(ROOT / "tests" / "no_network")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,12 @@ def _indented(source: str) -> str:
 
 def environment(**changes: str) -> dict[str, str]:
     keep = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
-    return {**keep, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **changes}
+    return {
+        **keep,
+        "PYTHONPATH": os.pathsep.join([NO_NETWORK, str(ROOT)]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **changes,
+    }
 
 
 def start(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from clair_cli.maths.merge import plain_distance, weighted_sum
 from clair_cli.maths.stack import Factors
 from clair_cli.workflow.judging import Judged
-from clair_cli.workflow.passes import previous_of, updates_of
+from clair_cli.workflow.passes import naming_module, previous_of, updates_of
 from clair_cli.workflow.settings import Settings
 from clair_cli.workflow.writing import AdapterWriter, WrittenAdapter
 
@@ -33,15 +33,17 @@ def merge_round(judged: Judged, settings: Settings) -> Merged:
     distance = size = 0.0
     for done, (module, shape) in enumerate(shapes.items()):
         settings.tell("merging", done, 2 * len(shapes))
-        clients, weights, plain = _parts(judged, module)
-        writer.observe(module, weighted_sum(clients, weights, shape))
-        moved, norm = plain_distance(clients, weights, plain, shape)
+        with naming_module(module):
+            clients, weights, plain = _parts(judged, module)
+            writer.observe(module, weighted_sum(clients, weights, shape))
+            moved, norm = plain_distance(clients, weights, plain, shape)
         distance, size = math.hypot(distance, moved), math.hypot(size, norm)
     writer.plan()
     for done, (module, shape) in enumerate(shapes.items()):
         settings.tell("merging", len(shapes) + done, 2 * len(shapes))
-        clients, weights, _ = _parts(judged, module)
-        writer.put(module, weighted_sum(clients, weights, shape))
+        with naming_module(module):
+            clients, weights, _ = _parts(judged, module)
+            writer.put(module, weighted_sum(clients, weights, shape))
     return Merged(writer.finish(), distance / size if size > 0 else None)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.errors import RejectedClient, UsageError
+from clair_cli.errors import RejectedClient, UsageError, is_out_of_memory
 from clair_cli.formats.adapter import Adapter
 from clair_cli.maths.evidence import Evidence, concatenate, gather, unit_core
 from clair_cli.maths.judge import joint_stack
@@ -67,6 +67,17 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def naming_module(module: str) -> Iterator[None]:
+    """Let an error for want of memory say which module it was, or the first of its batch."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise MemoryError(f"module {module!r}") from error
+        raise
 
 
 def factors_of(adapter: Adapter, module: str) -> Factors:
@@ -138,9 +149,11 @@ def _stacks(round_: Round, device: Device, tell: Tell, stage: str) -> Iterator[
 ]:  # fmt: skip
     done, total = 0, len(round_.module_shapes)
     for modules in batches(round_):
-        clients = [updates_of(round_, m, previous_of(round_, m)) for m in modules]
         shape = round_.module_shapes[modules[0]]
-        yield modules, stack_factors(clients, shape, dtype=device.dtype, device=device.name)
+        with naming_module(modules[0]):
+            clients = [updates_of(round_, m, previous_of(round_, m)) for m in modules]
+            stack = stack_factors(clients, shape, dtype=device.dtype, device=device.name)
+        yield modules, stack
         done += len(modules)
         tell(stage, done, total)
 
@@ -151,7 +164,8 @@ def gather_evidence(round_: Round, device: Device, tell: Tell) -> Evidence:
     parts: list[Evidence] = []
     for modules, stack in _stacks(round_, device, tell, "comparing"):
         names += modules
-        parts.append(gather(stack))
+        with naming_module(modules[0]):
+            parts.append(gather(stack))
     return concatenate(parts, sorted(range(len(names)), key=names.__getitem__))
 
 
@@ -164,9 +178,9 @@ def gather_cores(
     ranks = tuple(_largest_ranks(round_, list(round_.module_shapes)))
     for modules, stack in _stacks(round_, device, tell, "decomposing"):
         names += modules
-        cores += [
-            _padded(core, stack.ranks, ranks) for core in torch.split(unit_core(stack, side), 1)
-        ]
+        with naming_module(modules[0]):
+            found = torch.split(unit_core(stack, side), 1)
+        cores += [_padded(core, stack.ranks, ranks) for core in found]
     order = sorted(range(len(names)), key=names.__getitem__)
     return joint_stack([cores[i] for i in order]), ranks
 

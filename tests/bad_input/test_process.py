@@ -1,0 +1,183 @@
+"""Rows about the process: streams, signals, terminals, memory, missing libraries, usage."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import cohorts
+from tests.bad_input.running import GOOD, OUT, REPORT, merge, run
+from tests.bad_input.table import ROWS, covers
+from tests.test_cli_process import FAKE, STOPPED, environment, start
+
+CLIENTS = Path("clients")
+
+
+@covers(80)
+def test_binary_at_a_terminal(work: Path, row: int) -> None:
+    CLIENTS.mkdir()
+    ours, theirs = os.openpty()
+    child = start(FAKE, "merge", "clients", "-o", "-", cwd=work, stdout=theirs)
+    os.close(theirs)
+    _, words = child.communicate(timeout=60)
+    os.close(ours)
+    assert child.returncode == ROWS[row].code
+    assert "standard output" in words and os.listdir() == ["clients"]
+
+
+@covers(81)
+@pytest.mark.parametrize("args", [["inspect", "clients"], ["inspect", "clients", "--format=json"]])
+def test_a_reader_that_goes_away(work: Path, row: int, args: list[str]) -> None:
+    CLIENTS.mkdir()
+    read, write = os.pipe()
+    os.close(read)
+    child = start(FAKE, *args, cwd=work, stdout=write)
+    os.close(write)
+    words = child.communicate(timeout=60)[1]
+    assert child.returncode == ROWS[row].code, "the verdict's code"
+    assert "Broken" not in words and "Traceback" not in words
+
+
+@covers(82)
+@pytest.mark.parametrize("how", ["full", "closed"])
+def test_nowhere_to_write_to(work: Path, row: int, how: str) -> None:
+    if how == "full" and not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    CLIENTS.mkdir()
+    redirect = ">/dev/full" if how == "full" else ">&-"
+    done = process_through(redirect, "inspect", "clients")
+    assert done.returncode == ROWS[row].code
+    assert "standard output" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def process_through(redirect: str, *args: str) -> subprocess.CompletedProcess[str]:
+    from tests.test_cli_process import arguments
+
+    command = ["sh", "-c", f'exec "$@" {redirect}', "sh", *arguments(FAKE, *args)]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+
+
+@covers(83, 84)
+def test_signals(work: Path, row: int) -> None:
+    CLIENTS.mkdir()
+    number = {83: signal.SIGINT, 84: signal.SIGTERM}[row]
+    child = start(STOPPED, "merge", "clients", "-o", "out", cwd=work)
+    assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    child.send_signal(number)
+    time.sleep(0.01)
+    child.send_signal(number)  # twice: an impatient user
+    out, words = child.communicate(timeout=60)
+    assert (child.returncode, out) == (ROWS[row].code, "")
+    assert words == "clair: interrupted, nothing written\n"
+    assert os.listdir() == ["clients"], "the temporary file is gone"
+
+
+@covers(87)
+@pytest.mark.parametrize("stage", ["comparing", "merging"])
+def test_out_of_memory(work: Path, row: int, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    from clair_cli.workflow import merging, passes
+
+    cohorts.save(CLIENTS, GOOD)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise MemoryError if stage == "comparing" else RuntimeError("can't allocate memory: 9 GB")
+
+    name = "stack_factors" if stage == "comparing" else "weighted_sum"
+    monkeypatch.setattr(passes if stage == "comparing" else merging, name, fail)
+    ran = merge()
+    assert (ran.code, ran.report) == (ROWS[row].code, None)
+    assert "out of memory" in ran.words and "module 'model.layers.0." in ran.words
+    assert "fewer clients" in ran.words and "--device cpu" in ran.words
+    assert os.listdir() == ["clients"]
+
+
+BROKEN = {
+    "missing": "sys.modules['torch'] = None",
+    "broken": (
+        "import importlib.abc\n"
+        "class Finder(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': raise OSError('libtorch_cpu.so: file too short')\n"
+        "sys.meta_path.insert(0, Finder())"
+    ),
+}
+
+
+@covers(88)
+@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize("args", [["--help"], ["merge", "--help"], ["merge", "clients", "-o", "m"]])
+def test_without_torch(work: Path, row: int, how: str, args: list[str]) -> None:
+    CLIENTS.mkdir()
+    code = f"import sys; sys.argv[1:] = {args}\n{BROKEN[how]}\nimport clair_cli.cli as c\nc.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    if "--help" in args:
+        assert (done.returncode, done.stderr) == (0, "")
+        return
+    assert (done.returncode, done.stdout) == (ROWS[row].code, "")
+    assert "torch" in done.stderr and "pip install torch" in done.stderr
+    assert "Traceback" not in done.stderr and os.listdir() == ["clients"]
+
+
+@covers(89)
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [(("--rnak", "8"), "--rank"), (("--ouput", "x"), "--output"), (("--stric",), "--strict")],
+)
+def test_a_misspelt_option(work: Path, row: int, args: tuple[str, ...], words: str) -> None:
+    cohorts.save(CLIENTS, GOOD)
+    ran = merge(*args)
+    assert (ran.code, ran.report) == (ROWS[row].code, None)
+    assert f"No such option: {args[0]}" in ran.words and words in ran.words
+
+
+@covers(90)
+@pytest.mark.parametrize("value", ["200%", "-1", "nan", "", "inf", "0", "rejected"])
+def test_a_threshold_that_is_none(work: Path, row: int, value: str) -> None:
+    cohorts.save(CLIENTS, GOOD)
+    for command in (("merge", "clients", "-o", OUT), ("inspect", "clients")):
+        ran = run(*command, f"--fail-on={value}")
+        assert (ran.code, ran.report) == (ROWS[row].code, None)
+        for allowed in ("never", "suspicious", "contaminated"):
+            assert allowed in ran.words
+
+
+LONG = "hospital-of-the-northern-region-ward-7-second-floor-to-the-left"
+
+
+@covers(94)
+@pytest.mark.parametrize(
+    "env", [{"NO_COLOR": "1"}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}, {"TERM": "dumb"},
+            {"COLUMNS": "20"}, {}]
+)  # fmt: skip
+def test_plain_outputs(
+    work: Path, row: int, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]
+) -> None:
+    cohorts.save(CLIENTS, {**GOOD, LONG: cohorts.with_nan(cohorts.unrelated())})
+    for name in ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    plain = merge()
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    ran = merge("--force")
+    assert ran.code == ROWS[row].code and ran.words == plain.words
+    assert any(line.startswith(f"{LONG}  rejected") for line in ran.words.splitlines())
+
+
+@covers(95)
+def test_an_ascii_locale(work: Path, row: int) -> None:
+    """A whole run: names, reasons and report pass through ASCII streams."""
+    clients = dict(zip(("caf\u00e9", "\u533b\u9662", "c"), GOOD.values(), strict=True))
+    cohorts.save(CLIENTS, clients)
+    env = {**environment(), "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "clair_cli", "merge", "clients", "-o", OUT]
+    done = subprocess.run(command, env=env, capture_output=True, timeout=120)
+    assert done.returncode == ROWS[row].code, done.stderr
+    assert done.stderr.isascii() and b"caf\\xe9" in done.stderr and b"\\u533b" in done.stderr
+    assert sorted(cohorts.verdicts(cohorts.read_report(Path(REPORT)))) == sorted(clients)
