@@ -169,6 +169,10 @@ def _below(report: Report) -> list[str]:
     if report.refined is not None:
         lines.append(_refined(report.refined))
     lines += [f"warning: {printable(warning)}" for warning in report.warnings]
+    if report.with_verdict("rejected"):
+        lines.append(
+            "note: ask rejected clients for their files again, or leave them out (--exclude)"
+        )
     left_out = report.with_verdict("contaminated") + report.with_verdict("rejected")
     if left_out and report.exit_code == 0:
         lines.append(
@@ -195,7 +199,9 @@ def _merged(merged: MergedReport) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share in percent, two digits; tiny ones are 0."""
+    """A share in percent, two digits; tiny ones are 0, large ones a factor."""
+    if share >= 0.995:
+        return f"{100 * share:.0f} %" if share < 10 else f"{share:.2g} x"
     return "0 %" if share < 5e-7 else f"{100 * share:.2g} %"
 
 

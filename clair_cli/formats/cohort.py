@@ -243,7 +243,9 @@ def _check_excluded(exclude: Sequence[str], names: Sequence[str]) -> None:
 def _nothing_found(folder: Path, ignored: Sequence[str]) -> InputRefused:
     count = len(ignored)
     others = f"{count:,} other {'entry' if count == 1 else 'entries'} ignored"
+    if not count:
+        others = "the folder is empty"
     return InputRefused(
         f"no client in {quoted(folder.as_posix())} ({others})",
-        hint=f"looked for */{WEIGHTS} with {CONFIG}, and for *{SUFFIX}",
+        hint=f"clients are looked for as */{WEIGHTS} with {CONFIG}, and as *{SUFFIX}",
     )

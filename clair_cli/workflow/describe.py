@@ -54,7 +54,7 @@ def describe_clients(judged: Judged) -> tuple[ClientReport, ...]:
 
 def _rejected(rejection: Rejection) -> ClientReport:
     text = rejection.message.removeprefix(f"client {quoted(rejection.name)}").lstrip(":, ")
-    text += f"; {rejection.hint or 'ask for it again, or leave it out with --exclude'}"
+    text += f"; {rejection.hint}" if rejection.hint else ""
     return ClientReport(
         rejection.name, "rejected", (Reason("rejected", text),), ClientScores(), 0.0,
         rejection.sha256, rejection.path, name_bytes=bytes_of(rejection.name),

@@ -43,7 +43,7 @@ BAD = [
         make.weights(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
         ("git-lfs pointer", "git lfs pull"),
     ),
-    Bad(14, "overlap", make.entry(data_offsets=[4, 388]), (KEY,)),
+    Bad(14, "overlap", make.header(lambda h: make.shift(h, -8)), ("overlaps", "by 8 bytes")),
     Bad(14, "hole", make.header(lambda h: make.shift(h, 8), bytes(8)), ("hole of 8 bytes",)),
     Bad(
         15,

@@ -68,9 +68,10 @@ def headers(draw: st.DrawFn) -> str:
         elif edit == 5:
             del header[name]
         else:
-            begin, end = entry["data_offsets"]
-            shift = draw(st.sampled_from([-8, -4, -1, 1, 4, 8]))
-            entry["data_offsets"] = [begin + shift, end + shift]
+            offsets = entry.get("data_offsets")
+            if isinstance(offsets, list) and all(type(item) is int for item in offsets):
+                shift = draw(st.sampled_from([-8, -4, -1, 1, 4, 8]))
+                entry["data_offsets"] = [item + shift for item in offsets]
     text = json.dumps(header)
     if draw(st.integers(0, 4)) == 0:  # a key given twice
         text = "{" + json.dumps(draw(NAMES)) + ": " + json.dumps(draw(JSON)) + ", " + text[1:]
