@@ -12,13 +12,15 @@ from typing import Any
 
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.formats.adapter import Adapter
-from clair_cli.formats.cohort import Cohort, Rejection, load_cohort
+from clair_cli.formats.cohort import Cohort, Rejection, load_cohort, rejection
 from clair_cli.formats.comparable import check_comparable
 from clair_cli.formats.key_map import first_few
 from clair_cli.formats.memory import adapters_from_memory
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.weights_file import read_weights
 from clair_cli.workflow.settings import Settings
+
+RESERVED = "report.json"  # in the folder of refined adapters
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
         cohort = _load_cohort(settings)
     except InputRefused as error:
         return Round((), (), {}, None, None, error, ())
+    if settings.command == "refine":
+        cohort = _foldable(cohort)
     gone = {r.name for r in dropped}
     cohort = replace(
         cohort,
@@ -98,6 +102,22 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
         refusal or _too_few(settings, len(adapters), len(rejected)),
         tuple(warnings),
     )
+
+
+def _foldable(cohort: Cohort) -> Cohort:
+    """Refinement makes a folder of each client's name, beside the report.
+
+    Raises:
+        UsageError: a name, given from memory, that is no folder's.
+    """
+    for name in (adapter.name for adapter in cohort.adapters):
+        if not name or name in (".", "..") or set(name) & set("/\\\0"):
+            raise UsageError(f"client name {name!r} can't be the name of a folder")
+    taken = [a for a in cohort.adapters if a.name.casefold() == RESERVED]
+    error = RejectedClient("its refined adapter can't be called what the report is called")
+    rejected = tuple(rejection(error, a.name, a.path, a.sha256) for a in taken)
+    kept = tuple(a for a in cohort.adapters if a not in taken)
+    return replace(cohort, adapters=kept, rejected=cohort.rejected + rejected)
 
 
 def _ignored(cohort: Cohort, settings: Settings) -> list[str]:
@@ -206,8 +226,6 @@ def _too_few(settings: Settings, usable: int, rejected: int) -> InputRefused | N
 
 def rejection_of(error: RejectedClient, adapter: Adapter) -> Rejection:
     """The listing of a client whose tensors turned out unreadable."""
-    from clair_cli.formats.cohort import rejection
-
     if "changed while reading" not in error.message:  # vanished, say: it was there before
         error.message = f"changed while reading: {error.message}"
     return rejection(error, adapter.name, adapter.path, adapter.sha256)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import clair_cli
 from tests import cohorts
 from tests.bad_input.running import GOOD, OUT, REPORT, merge, run
 from tests.bad_input.table import ROWS, covers
@@ -204,3 +205,28 @@ def test_ten_thousand_clients(work: Path, row: int) -> None:
     assert (ran.code, Path(OUT).exists()) == (ROWS[row].code, False)
     assert "holds 10,000 clients, above the limit of 1,000" in ran.words
     assert "--limit clients=" in ran.words
+
+
+@covers(68)
+def test_a_client_called_like_the_report(work: Path, row: int) -> None:
+    """Refinement makes folders of the clients' names, beside its report."""
+    cohorts.save(CLIENTS, {**GOOD, "Report.json": FIVE["c4"]})
+    ran = run("refine", "clients", "-o", "r", report="r/report.json")
+    assert ran.code == ROWS[row].code
+    assert ran.verdicts == {**dict.fromkeys(GOOD, "benign"), "Report.json": "rejected"}
+    assert "what the report is called" in ran.reason("Report.json")
+    assert merge().verdicts["Report.json"] == "benign"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", "a\\b"])
+def test_names_from_memory_that_are_no_folders(work: Path, name: str) -> None:
+    import torch
+
+    clients = {}
+    for given, client in zip((name, "c1", "c2"), GOOD.values(), strict=True):
+        state = {cohorts.peft_names("A", m): torch.tensor(a) for m, a in client.A.items()}
+        state |= {cohorts.peft_names("B", m): torch.tensor(b) for m, b in client.B.items()}
+        clients[given] = (state, client.fields)
+    with pytest.raises(clair_cli.UsageError, match="can't be the name of a folder"):
+        clair_cli.refine(clients, "r")
+    assert os.listdir() == []

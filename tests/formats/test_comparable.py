@@ -118,7 +118,7 @@ def test_local_and_missing_bases_are_notes() -> None:
     local = {"base_model_name_or_path": "/data/models/base/"}
     found = check_comparable(cohort(a=(Q, BASE), b=(Q, BASE), c=(Q, local), d=(Q, {})))
     assert names(found) == ["a", "b", "c", "d"]
-    assert found.notes == ("base model not named by 1 clients: 'd'",)
+    assert found.notes == ("base model not named by 1 client: 'd'",)
     odd = {"base_model_name_or_path": "/data/models/other"}
     found = check_comparable(cohort(a=(Q, BASE), b=(Q, BASE), c=(Q, odd)))
     assert names(found) == ["a", "b", "c"]
