@@ -184,7 +184,12 @@ def _below(report: Report) -> list[str]:
 
 
 def _merged(merged: MergedReport) -> str:
-    parts = [f"rank {merged.rank} of {merged.full_rank}"]
+    exact = merged.rank > merged.full_rank
+    parts = [
+        f"rank {merged.rank} ({merged.full_rank} needed)"
+        if exact
+        else f"rank {merged.rank} of {merged.full_rank}"
+    ]
     if merged.error is not None:
         parts.append(f"writing it loses {_percent(merged.error)} of the exact mean")
     parts.append(f"alpha {merged.alpha:g}, {printable(merged.dtype)}")

@@ -17,6 +17,7 @@ settings.register_profile("long", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 NO_NETWORK = str(Path(__file__).parent / "no_network")
+collect_ignore = ["no_network"]  # nothing to test in there, and another file may have its name
 
 
 @pytest.fixture(autouse=True)

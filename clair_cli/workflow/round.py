@@ -88,6 +88,7 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
             rejected += comparable.rejected
             warnings += comparable.notes
         except InputRefused as error:
+            error.hint = error.hint or "look at the groups, then leave one out with --exclude"
             refusal, adapters = error, cohort.adapters
     adapters = tuple(sorted(adapters, key=_content))
     previous = _load_previous(settings)
@@ -209,7 +210,7 @@ def _with_previous(
 def _too_few(settings: Settings, usable: int, rejected: int) -> InputRefused | None:
     if settings.strict and rejected:
         return InputRefused(
-            f"{rejected} clients rejected, and --strict allows none",
+            f"{rejected} client{'' if rejected == 1 else 's'} rejected, and --strict allows none",
             hint="mend or remove them, or run without --strict",
         )
     small = usable < 3 and not rejected and settings.min_clients <= 3

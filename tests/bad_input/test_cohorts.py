@@ -101,7 +101,7 @@ def test_ranks_differ(work: Path, row: int) -> None:
     assert ran.report is not None
     assert [c["ranks"] for c in ran.report["clients"]] == [[6], [8], [10], [12]]
     result = ran.report["merged"]
-    assert f"rank {result['rank']} of {result['full_rank']}; writing it loses" in ran.words
+    assert f"rank {result['rank']}" in ran.words and "writing it loses" in ran.words
 
 
 @covers(36)
@@ -113,6 +113,7 @@ def test_nobody_agrees_on_shapes(work: Path, row: int) -> None:
     ran = merged(clients)
     assert (ran.code, Path(OUT).exists()) == (ROWS[row].code, False)
     assert f"no majority for the shape of module '{FIRST}'" in ran.words
+    assert "leave one out with --exclude" in ran.words
     for k, name in enumerate(GOOD):
         assert f"(24, {16 * (k + 1)}) ('{name}')" in ran.words
 
