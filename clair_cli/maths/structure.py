@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.groups import LONER_RATIO, SEPARATION, PairLevels, alignment
+from clair_cli.maths.groups import (
+    GROUP_RATIO,
+    LONER_RATIO,
+    SEPARATION,
+    PairLevels,
+    alignment,
+    coherent,
+    over_modules,
+)
 from clair_cli.maths.loadings import inner_group, near_copies, trimmed
 from clair_cli.maths.sharing import Sharing, choose_stacking, find_sharing, pair_levels
 from clair_cli.maths.similarity import STACKINGS
@@ -149,9 +157,28 @@ def _arrange(evidence: Evidence, start: Structure) -> Structure:
     if inner:
         group = trimmed(levels, [k for k in group if k not in inner])
         others = (*others, inner)
+    for same in _copied(start.copies):
+        main = [k for k in group if k not in same]
+        if len(main) > 2 and _elsewhere(levels, same, main):
+            group, others = tuple(main), (*others, same)
     others = tuple(_without_guests(levels, g, group) for g in others)
     others = tuple(sorted((g for g in others if len(g) > 1), key=lambda g: (-len(g), g)))
     return replace(start, sharings=sharings, stacking=chosen.stacking, group=group, others=others)
+
+
+def _copied(copies: dict[int, int]) -> list[tuple[int, ...]]:
+    """Clients that are nearly the same, together."""
+    firsts = sorted(set(copies.values()))
+    return [(first, *sorted(k for k, j in copies.items() if j == first)) for first in firsts]
+
+
+def _elsewhere(levels: PairLevels, same: Sequence[int], main: Sequence[int]) -> bool:
+    """Whether clients that are nearly the same are a group apart. Those about as alike to the
+    main group as its members are may be one honest client and who made copies of it."""
+    if len(same) < 3 or coherent(levels, main, same):
+        return False
+    between = over_modules(levels.between(same, main)).mean
+    return between < GROUP_RATIO * levels.level(main).mean
 
 
 def _main(levels: PairLevels, groups: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
