@@ -159,6 +159,8 @@ def _arrange(evidence: Evidence, start: Structure) -> Structure:
         others = (*others, inner)
     for same in _copied(start.copies):
         main = [k for k in group if k not in same]
+        if any(same[0] in g for g in others):
+            continue  # they go with their first
         if len(main) > 2 and _elsewhere(levels, same, main):
             group, others = tuple(main), (*others, same)
     others = tuple(_without_guests(levels, g, group) for g in others)
