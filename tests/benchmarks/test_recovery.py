@@ -50,7 +50,6 @@ def test_the_outliers_norm_does_not_matter(norm: float) -> None:
 
 def test_more_colluders_than_benign_clients_are_taken_for_them() -> None:
     problem = exact_recovery.plant(20, 12, 4, "colluding", "flat")
-    assert not exact_recovery.succeeds(problem)
     assert recovery.recover(problem.stack, problem.ranks).kept == tuple(range(8, 20))
 
 
