@@ -38,6 +38,8 @@ FAR_TIGHTER = 4.0
 # A client this well aligned with the main group is judged alone, whatever company it has.
 # Members of contaminated groups measured at most 0.70.
 AT_HOME = 0.8
+# And so is one of several that are nearly the same, from where honest clients begin.
+VICTIM = 0.55
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def _arrange(evidence: Evidence, start: Structure) -> Structure:
             continue  # they go with their first
         if len(main) > 2 and _elsewhere(levels, same, main):
             group, others = tuple(main), (*others, same)
-    others = tuple(_without_guests(levels, g, group) for g in others)
+    others = tuple(_without_guests(levels, g, group, start.copies) for g in others)
     others = tuple(sorted((g for g in others if len(g) > 1), key=lambda g: (-len(g), g)))
     return replace(start, sharings=sharings, stacking=chosen.stacking, group=group, others=others)
 
@@ -210,13 +212,15 @@ def _is_group(levels: PairLevels, group: Sequence[int], main: Sequence[int]) -> 
 
 
 def _without_guests(
-    levels: PairLevels, group: Sequence[int], main: Sequence[int]
+    levels: PairLevels, group: Sequence[int], main: Sequence[int], copies: dict[int, int]
 ) -> tuple[int, ...]:
     """The members of another group that are not at home in the main one as well: a stranger
-    who makes an update like somebody's must not take that client along."""
+    who makes an update like somebody's must not take that client along. Among clients that are
+    nearly the same, anybody may be the victim."""
     if far_tighter(levels, group, main):  # everybody is at home where next to nothing is shared
         return tuple(group)
-    return tuple(k for k in group if not alignment(levels, k, main).ratio >= AT_HOME)
+    bar = VICTIM if any(copies.get(k) in group for k in group) else AT_HOME
+    return tuple(k for k in group if not alignment(levels, k, main).ratio >= bar)
 
 
 def _belongs(levels: PairLevels, client: int, group: Sequence[int]) -> bool:
