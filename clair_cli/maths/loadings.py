@@ -121,9 +121,7 @@ def near_copies(levels: PairLevels, clients: Sequence[int]) -> dict[int, int]:
         return {}
     table = levels.mean[np.ix_(members, members)]
     known = [row[~np.isnan(row)] for row in table]  # neither itself nor without a common module
-    typical = np.array(
-        [np.quantile(row, COPY_QUANTILE, method="higher") if len(row) else 0.0 for row in known]
-    )
+    typical = np.array([np.quantile(row, COPY_QUANTILE) if len(row) else 0.0 for row in known])
     middle = float(np.median(typical))
     expected = np.zeros_like(table)
     if middle > 0:
