@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,11 @@ def test_the_sample_output_is_what_the_program_prints(
     assert result.exit_code == 0
     assert between("sample") == f"```text\n{result.stderr.strip()}\n```\n"
     assert (tmp_path / "merged.report.json").exists()
+
+
+def test_the_table_of_results_is_what_the_benchmark_wrote() -> None:
+    program = ROOT / "benchmarks" / "readme_table.py"
+    printed = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, check=True
+    ).stdout
+    assert between("results") == f"{printed.strip()}\n"

@@ -16,6 +16,7 @@ from clair_cli.maths.outcome import NOTHING_SHARED, little_shared, unsolved, wit
 from clair_cli.maths.scores import Scores, captured_by_mean, score_clients
 from clair_cli.maths.sharing import pair_levels
 from clair_cli.maths.structure import (
+    VICTIM,
     Structure,
     find_structure,
 )
@@ -149,7 +150,9 @@ def _verdicts(
     module_names: tuple[str, ...],
 ) -> tuple[Verdict, ...]:
     apart = {k: g for g in structure.others for k in g}
-    apart |= {k: apart[first] for k, first in structure.copies.items() if first in apart}
+    for k, first in structure.copies.items():
+        if first in apart and not scores[k].alignment.ratio >= VICTIM:
+            apart[k] = apart[first]
     signed = structure.stacking == "matrix"
     verdicts = []
     for k in range(len(names)):

@@ -43,6 +43,9 @@ MIN_INNER = 3
 # share of what their similarities to the others lead to expect.
 COPY_DISTANCE = 0.4
 MIN_WITH_COPIES = 5
+# What a client is similar to others by: above what 40 % who act together can set, and below what
+# one of two equal groups sees inside.
+COPY_QUANTILE = 0.6
 
 
 def _table(levels: PairLevels, group: Sequence[int]) -> Matrix:
@@ -107,7 +110,7 @@ def near_copies(levels: PairLevels, clients: Sequence[int]) -> dict[int, int]:
     """Clients that are far more alike than their similarities to the others explain.
 
     With one thing shared, similarity(j, k) is the product of what j and k hold of it, and each of
-    these is seen in the median similarity to the others. Clients beyond that are one voice, and
+    these is seen in a middle similarity to the others. Clients beyond that are one voice, and
     so are those joined by a chain of them: in whatever order they are given.
 
     Returns:
@@ -118,7 +121,7 @@ def near_copies(levels: PairLevels, clients: Sequence[int]) -> dict[int, int]:
         return {}
     table = levels.mean[np.ix_(members, members)]
     known = [row[~np.isnan(row)] for row in table]  # neither itself nor without a common module
-    typical = np.array([np.median(row) if len(row) else 0.0 for row in known])
+    typical = np.array([np.quantile(row, COPY_QUANTILE) if len(row) else 0.0 for row in known])
     middle = float(np.median(typical))
     expected = np.zeros_like(table)
     if middle > 0:

@@ -57,7 +57,10 @@ def _two_groups(levels: PairLevels, structure: Structure) -> tuple[tuple[int, ..
     """Another group that leaves the largest one no clear majority, and how."""
     main = structure.group
     level = levels.level(main).mean
-    for group in structure.others:
+    # clients that are nearly the same are one voice
+    others = [tuple(k for k in g if k in structure.distinct) for g in structure.others]
+    others = [g for g in others if len(g) > 1]
+    for group in others:
         apart = levels.separation(main, group) >= SEPARATION
         if not apart and levels.level(group).mean < FAR_TIGHTER * level:
             apart = stand_apart(levels, group, main)
@@ -69,7 +72,7 @@ def _two_groups(levels: PairLevels, structure: Structure) -> tuple[tuple[int, ..
     elsewhere = {k for g in structure.others for k in g}
     free = [k for k in structure.distinct if k not in elsewhere]
     with_main = sum(alignment(levels, k, main).ratio >= LONER_RATIO for k in free)
-    rivals = [g for g in structure.others if not next_to_nothing(levels, g, main)]
+    rivals = [g for g in others if not next_to_nothing(levels, g, main)]
     second = max(rivals, key=len, default=())
     if len(second) > SECOND_GROUP_SHARE * max(with_main, len(main)):
         return second, "two coherent groups of similar size: {main} and {other}"

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.groups import LONER_RATIO, SEPARATION, PairLevels, alignment
+from clair_cli.maths.groups import (
+    GROUP_RATIO,
+    LONER_RATIO,
+    SEPARATION,
+    PairLevels,
+    alignment,
+    coherent,
+    over_modules,
+)
 from clair_cli.maths.loadings import inner_group, near_copies, trimmed
 from clair_cli.maths.sharing import Sharing, choose_stacking, find_sharing, pair_levels
 from clair_cli.maths.similarity import STACKINGS
@@ -30,6 +38,8 @@ FAR_TIGHTER = 4.0
 # A client this well aligned with the main group is judged alone, whatever company it has.
 # Members of contaminated groups measured at most 0.70.
 AT_HOME = 0.8
+# And so is one of several that are nearly the same, from where honest clients begin.
+VICTIM = 0.55
 
 
 @dataclass(frozen=True)
@@ -149,9 +159,30 @@ def _arrange(evidence: Evidence, start: Structure) -> Structure:
     if inner:
         group = trimmed(levels, [k for k in group if k not in inner])
         others = (*others, inner)
-    others = tuple(_without_guests(levels, g, group) for g in others)
+    for same in _copied(start.copies):
+        main = [k for k in group if k not in same]
+        if any(same[0] in g for g in others):
+            continue  # they go with their first
+        if len(main) > 2 and _elsewhere(levels, same, main):
+            group, others = tuple(main), (*others, same)
+    others = tuple(_without_guests(levels, g, group, start.copies) for g in others)
     others = tuple(sorted((g for g in others if len(g) > 1), key=lambda g: (-len(g), g)))
     return replace(start, sharings=sharings, stacking=chosen.stacking, group=group, others=others)
+
+
+def _copied(copies: dict[int, int]) -> list[tuple[int, ...]]:
+    """Clients that are nearly the same, together."""
+    firsts = sorted(set(copies.values()))
+    return [(first, *sorted(k for k, j in copies.items() if j == first)) for first in firsts]
+
+
+def _elsewhere(levels: PairLevels, same: Sequence[int], main: Sequence[int]) -> bool:
+    """Whether clients that are nearly the same are a group apart. Those about as alike to the
+    main group as its members are may be one honest client and who made copies of it."""
+    if len(same) < 3 or coherent(levels, main, same):
+        return False
+    between = over_modules(levels.between(same, main)).mean
+    return between < GROUP_RATIO * levels.level(main).mean
 
 
 def _main(levels: PairLevels, groups: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -181,13 +212,15 @@ def _is_group(levels: PairLevels, group: Sequence[int], main: Sequence[int]) -> 
 
 
 def _without_guests(
-    levels: PairLevels, group: Sequence[int], main: Sequence[int]
+    levels: PairLevels, group: Sequence[int], main: Sequence[int], copies: dict[int, int]
 ) -> tuple[int, ...]:
     """The members of another group that are not at home in the main one as well: a stranger
-    who makes an update like somebody's must not take that client along."""
+    who makes an update like somebody's must not take that client along. Among clients that are
+    nearly the same, anybody may be the victim."""
     if far_tighter(levels, group, main):  # everybody is at home where next to nothing is shared
         return tuple(group)
-    return tuple(k for k in group if not alignment(levels, k, main).ratio >= AT_HOME)
+    bar = VICTIM if any(copies.get(k) in group for k in group) else AT_HOME
+    return tuple(k for k in group if not alignment(levels, k, main).ratio >= bar)
 
 
 def _belongs(levels: PairLevels, client: int, group: Sequence[int]) -> bool:

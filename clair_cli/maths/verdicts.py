@@ -15,8 +15,8 @@ For a distinct client, in this order:
                      pair of members is clearly more alike), or every pair is
                      and the ratio is below DOUBT_RATIO                        suspicious
     one module       aligned as a whole, unlike the others in single modules   contaminated
-    size             norm (whole, or in a module) far from the set's median    contaminated
-                                                                               or suspicious
+    size             norm (whole, or in a module) far from the set's median,   contaminated
+                     or above NORM_CAP and every pair of members more alike    or suspicious
     spread           energy over far more directions than the others': noise   contaminated
                      (suspicious if its alignment does not suffer)             or suspicious
     place            core U' D V far from the others', or all but their mean   suspicious
@@ -136,9 +136,13 @@ def alignment_findings(
 
 
 def size_findings(scores: Scores) -> tuple[str, list[Finding]]:
-    """Verdict of the norms alone."""
+    """Verdict of the norms: alone, or beyond what is free for a client that is clearly less
+    alike than the others are."""
     ratio, module = scores["norm_ratio"], scores["module_norm_ratio"]
     text = f"norm {ratio:.3g} x the median"
+    if scores.clear and ratio > NORM_CAP:
+        text += f", and clearly less alike ({_share(scores.alignment.ratio)}) than the others are"
+        return "contaminated", [Finding("norm", text)]
     if scores.alignment.ratio >= LONER_RATIO and ratio >= NORM_SUSPICIOUS:
         text += ", though its direction agrees"
     if not ratio < NORM_CONTAMINATED:  # also catches NaN
