@@ -158,6 +158,14 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     _option("--dtype", panel=OUTPUT, help="Type of the numbers written."),
 ]
+OutputFormat = Annotated[
+    Literal["auto", "peft", "diffusers", "kohya"],
+    _option(
+        "--output-format",
+        panel=OUTPUT,
+        help="Tensor names to write: what most clients have, or one of these.",
+    ),
+]
 Force = Annotated[
     bool, _option("--force", panel=OUTPUT, help="Replace an output that already exists.")
 ]

@@ -15,6 +15,8 @@ from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.adapter_config import assumed_config
 from clair_cli.formats.config_source import find_config
 from clair_cli.formats.find_clients import CONFIG, SUFFIX, WEIGHTS, Candidate, find_clients
+from clair_cli.formats.keys import pair_keys
+from clair_cli.formats.kohya_header import check_header
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.read_adapter import build_adapter
 from clair_cli.formats.safetensors_file import open_safetensors
@@ -193,9 +195,19 @@ def _load_one(
             raise candidate.refusal
         file = open_safetensors(candidate.weights, limits, shown=shown)
         sha256 = file.sha256
+        keys = pair_keys({key: entry.shape for key, entry in file.tensors.items()})
         config, notes = find_config(
-            candidate.configs, file.metadata, root=root, assume_alpha=assume_alpha, limits=limits
+            candidate.configs,
+            file.metadata,
+            keys,
+            root=root,
+            assume_alpha=assume_alpha,
+            limits=limits,
         )
+        if keys.format == "kohya":
+            ranks = [file.tensors[pair.key_A].shape[0] for pair in keys.pairs]
+            without = any(pair.key_alpha is None for pair in keys.pairs)
+            notes += check_header(file.metadata, ranks, without_alpha=without)
         return build_adapter(
             name,
             shown,
@@ -204,6 +216,7 @@ def _load_one(
             file,
             config,
             limits,
+            keys=keys,
             notes=(*candidate.notes, *notes),
         )
     except RejectedClient as error:

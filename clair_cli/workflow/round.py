@@ -14,7 +14,10 @@ from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.cohort import Cohort, Rejection, load_cohort
 from clair_cli.formats.comparable import check_comparable
+from clair_cli.formats.layout import Layout
 from clair_cli.formats.memory import adapters_from_memory
+from clair_cli.formats.output_format import OutputFormat, choose_output
+from clair_cli.formats.same_modules import unify_names
 from clair_cli.formats.weights_file import read_weights
 from clair_cli.workflow.settings import Settings
 
@@ -31,6 +34,7 @@ class Round:
         module_shapes: (out, in) of every module, sorted by name.
         weights: one positive number per adapter, or None for equal ones.
         previous: the adapter all started from, or None.
+        output: how adapters are written, or None when none will be.
         refusal: why no judgement is possible at all, or None.
         warnings: remarks for the report.
     """
@@ -40,6 +44,7 @@ class Round:
     module_shapes: Mapping[str, tuple[int, int]]
     weights: tuple[float, ...] | None
     previous: Adapter | None
+    output: OutputFormat | None
     refusal: InputRefused | None
     warnings: tuple[str, ...]
 
@@ -60,7 +65,7 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
     try:
         cohort = _load_cohort(settings)
     except InputRefused as error:
-        return Round((), (), {}, None, None, error, ())
+        return Round((), (), {}, None, None, None, error, ())
     gone = {r.name for r in dropped}
     cohort = replace(
         cohort,
@@ -68,34 +73,53 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
         rejected=tuple(r for r in cohort.rejected if r.name not in gone) + tuple(dropped),
     )
     weights = _read_weights(settings, cohort)
-    warnings = list(cohort.notes)
-    for adapter in cohort.adapters:
+    previous = _load_previous(settings)
+    adapters, previous, renamed = _one_name_each(cohort.adapters, previous)
+    cohort = replace(cohort, adapters=adapters)
+    warnings = [*cohort.notes, *renamed]
+    for adapter in adapters:
         warnings += [f"client {adapter.name!r}: {note}" for note in adapter.notes]
     rejected = list(cohort.rejected)
     refusal: InputRefused | None = None
-    adapters: tuple[Adapter, ...] = ()
-    shapes: Mapping[str, tuple[int, int]] = {}
-    if cohort.adapters:
+    layouts: Mapping[str, Layout] = {}
+    if adapters:
         try:
             comparable = check_comparable(cohort, settings.modules)  # type: ignore[arg-type]
-            adapters, shapes = comparable.adapters, comparable.module_shapes
+            adapters, layouts = comparable.adapters, comparable.layouts
             rejected += comparable.rejected
             warnings += comparable.notes
         except InputRefused as error:
-            refusal, adapters = error, cohort.adapters
+            refusal = error
     adapters = tuple(sorted(adapters, key=_content))
-    previous = _load_previous(settings)
     if previous is not None:
-        shapes = _with_previous(shapes, previous)
+        layouts = _with_previous(layouts, previous)
+    refusal = refusal or _too_few(settings, len(adapters), len(rejected))
+    output: OutputFormat | None = None
+    if layouts and refusal is None and settings.command != "inspect":
+        sources = [*adapters] if previous is None else [*adapters, previous]
+        output, notes = choose_output(sources, layouts, settings.output_format)
+        warnings += notes
     return Round(
         adapters,
         tuple(sorted(rejected, key=lambda r: r.name)),
-        shapes,
+        {name: layout.matrix for name, layout in layouts.items()},
         None if weights is None else tuple(weights[a.name] for a in adapters),
         previous,
-        refusal or _too_few(settings, len(adapters), len(rejected)),
+        output,
+        refusal,
         tuple(warnings),
     )
+
+
+def _one_name_each(
+    adapters: tuple[Adapter, ...], previous: Adapter | None
+) -> tuple[tuple[Adapter, ...], Adapter | None, tuple[str, ...]]:
+    """The clients and the previous adapter with one name for each module, and remarks."""
+    if previous is None:
+        named, notes = unify_names(adapters)
+        return named, None, notes
+    (*named_list, previous), notes = unify_names([*adapters, previous])
+    return tuple(named_list), previous, notes
 
 
 def _content(adapter: Adapter) -> tuple[str, str, str]:
@@ -157,15 +181,13 @@ def _cohort_of_one(path: Path) -> Cohort:
     return load_one(path)
 
 
-def _with_previous(
-    shapes: Mapping[str, tuple[int, int]], previous: Adapter
-) -> dict[str, tuple[int, int]]:
+def _with_previous(layouts: Mapping[str, Layout], previous: Adapter) -> dict[str, Layout]:
     """Modules of the clients and of the previous adapter, which must agree in shape."""
-    joined = dict(shapes)
+    joined = dict(layouts)
     for name, module in previous.modules.items():
-        if joined.setdefault(name, module.shape) != module.shape:
+        if joined.setdefault(name, module.layout) != module.layout:
             raise UsageError(
-                f"--previous: module {name!r} has shape {module.shape}, the clients have "
+                f"--previous: module {name!r} has shape {module.layout}, the clients have "
                 f"{joined[name]}"
             )
     return dict(sorted(joined.items()))
