@@ -9,6 +9,7 @@ from typing import Any
 
 from clair_cli.errors import RejectedClient
 from clair_cli.formats import patterns
+from clair_cli.formats.inits import guarded_init, init_effect
 from clair_cli.formats.strict_json import quoted
 
 # A field of these says, when it is not empty, that the update is not scaling * B @ A alone.
@@ -41,11 +42,6 @@ _HARMLESS_FIELDS = frozenset((
     "corda_config", "lora_ga_config", "merge_weights",
 ))
 # fmt: on
-
-# The factors start elsewhere, but the base model stays as it was.
-_HARMLESS_INITS = frozenset(("gaussian", "orthogonal", "mica"))
-# So it does here, but where they start depends on the client's own data.
-_DATA_INITS = frozenset(("eva",))
 
 
 @dataclass(frozen=True)
@@ -128,16 +124,9 @@ class AdapterConfig:
 
     @property
     def guarded_init(self) -> str:
-        """The init that all clients must share ("pissa", "loftq", "eva"...), or "" if it is none.
-
-        Most such inits moved the base weights, so that the update refers to the moved base and
-        not to the published one; eva starts from the client's own data.
-        """
-        inits = [part.guarded_init for part in self.parts.values()]
-        init = self.init_lora_weights
-        if isinstance(init, str) and init.lower() not in _HARMLESS_INITS:
-            inits.append(init.lower())
-        return max(inits, default="")
+        """The init that all clients must share ("pissa", "eva"...), or "" if it is none."""
+        parts = [part.guarded_init for part in self.parts.values()]
+        return max([guarded_init(self.init_lora_weights), *parts])
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -149,13 +138,6 @@ class AdapterConfig:
         if init:
             found.append(f"init_lora_weights {quoted(init)} {init_effect(init)}")
         return tuple(found)
-
-
-def init_effect(init: str) -> str:
-    """What an init that all clients must share does, to go on "init_lora_weights 'pissa' "."""
-    if init in _DATA_INITS:
-        return "starts the factors from the client's own data"
-    return "changes the base weights: the update refers to the changed base"
 
 
 def parse_config(raw: Mapping[str, Any]) -> AdapterConfig:

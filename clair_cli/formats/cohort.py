@@ -15,11 +15,12 @@ from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.adapter_config import assumed_config
 from clair_cli.formats.config_source import find_config
 from clair_cli.formats.find_clients import CONFIG, SUFFIX, WEIGHTS, Candidate, find_clients
+from clair_cli.formats.key_map import KeyMap
 from clair_cli.formats.keys import pair_keys
 from clair_cli.formats.kohya_header import check_header
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.read_adapter import build_adapter
-from clair_cli.formats.safetensors_file import open_safetensors
+from clair_cli.formats.safetensors_file import SafetensorsFile, open_safetensors
 from clair_cli.formats.strict_json import quoted
 
 
@@ -195,7 +196,7 @@ def _load_one(
             raise candidate.refusal
         file = open_safetensors(candidate.weights, limits, shown=shown)
         sha256 = file.sha256
-        keys = pair_keys({key: entry.shape for key, entry in file.tensors.items()})
+        keys = _keys(candidate, file, root, limits)
         config, notes = find_config(
             candidate.configs,
             file.metadata,
@@ -221,6 +222,17 @@ def _load_one(
         )
     except RejectedClient as error:
         return rejection(error, name, shown, sha256)
+
+
+def _keys(candidate: Candidate, file: SafetensorsFile, root: Path, limits: Limits) -> KeyMap:
+    """The file's pairs; where it has others too, the config may say better what they are."""
+    try:
+        return pair_keys({key: entry.shape for key, entry in file.tensors.items()})
+    except RejectedClient:
+        find_config(
+            candidate.configs, {}, KeyMap("", ()), root=root, assume_alpha="rank", limits=limits
+        )
+        raise
 
 
 def _check_arguments(folder: Path, assume_alpha: float | str | None) -> None:

@@ -11,8 +11,8 @@ from typing import Literal
 
 from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.formats.adapter import Adapter
-from clair_cli.formats.adapter_config import init_effect
 from clair_cli.formats.cohort import Cohort, Rejection, rejection
+from clair_cli.formats.inits import init_effect
 from clair_cli.formats.key_map import first_few
 from clair_cli.formats.layout import Layout
 from clair_cli.formats.module_majority import reject_by_module, select_modules
