@@ -95,8 +95,7 @@ Output = Annotated[
         panel=OUTPUT,
         metavar="OUT",
         show_default=False,
-        help="Where the merged adapter goes: one file if OUT ends in .safetensors, else a PEFT"
-        " folder.",
+        help="Where the merged adapter goes: one file if OUT ends in .safetensors, else a folder.",
     ),
 ]
 OutputFolder = Annotated[
@@ -107,7 +106,7 @@ OutputFolder = Annotated[
         panel=OUTPUT,
         metavar="DIR",
         show_default=False,
-        help="Folder for one refined PEFT folder per benign client.",
+        help="Folder for one refined adapter folder per benign client.",
     ),
 ]
 OutputReport = Annotated[
