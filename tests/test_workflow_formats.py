@@ -217,10 +217,18 @@ def test_a_peft_adapter_of_one_part(tmp_path: Path) -> None:
 
 
 UNWRITABLE = [
-    ({"lora_unet_input_blocks_4_1_to_q": (6, 8)}, "peft", "has kohya's name only"),
-    ({"lora_unet_input_blocks_4_1_to_q": (6, 8)}, "diffusers", "has kohya's name only"),
-    ({"model.layers.0.q": (6, 8)}, "diffusers", "begins with no part of a pipeline"),
-    ({"model.layers.0.q": (6, 8)}, "kohya", "begins with no part of a pipeline"),
+    (
+        {"lora_unet_input_blocks_4_1_to_q": (6, 8)},
+        "peft",
+        "which underscores of kohya's names are dots can't be told",
+    ),
+    (
+        {"lora_unet_input_blocks_4_1_to_q": (6, 8)},
+        "diffusers",
+        "which underscores of kohya's names are dots can't be told",
+    ),
+    ({"model.layers.0.q": (6, 8)}, "diffusers", "format needs the part of a pipeline"),
+    ({"model.layers.0.q": (6, 8)}, "kohya", "format needs the part of a pipeline"),
     ({"unet.a.b_c": (6, 8), "unet.a_b.c": (6, 8)}, "kohya", "would both be called"),
 ]
 
@@ -242,6 +250,46 @@ def test_names_that_a_format_has_not(
     assert result.exit_code == 2
     assert words in result.stderr
     assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_one_client_can_not_decide_the_format(tmp_path: Path) -> None:
+    """A module that the others' format can't name rejects the client that brings it."""
+    clients = pipeline_clients(5, UNET)
+    folder = tmp_path / "clients"
+    for name in ("c0", "c1", "c2", "c3"):
+        write(folder / f"{name}.safetensors", kohya(clients[name]))
+    odd = diffusers_new(clients["c4"])
+    odd |= {
+        "evil.layer.lora_A.weight": np.ones((6, 4)),
+        "evil.layer.lora_B.weight": np.ones((5, 6)),
+    }
+    write(folder / "c4.safetensors", odd)
+    (folder / "c4.json").write_text('{"peft_type": "LORA", "r": 6, "lora_alpha": 3}')
+    assert clair("merge", folder, "-o", tmp_path / "m.safetensors", *EXACT).exit_code == 0
+    report = cohorts.read_report(tmp_path / "m.report.json")
+    assert cohorts.verdicts(report)["c4"] == "rejected"
+    assert "module 'evil.layer': few clients have it" in cohorts.reasons(report, "c4")
+    names, _ = cohorts.read_safetensors(tmp_path / "m.safetensors")
+    assert {name.split(".")[0] for name in names} == {kohya_module(m) for m in UNET}
+
+
+def test_one_client_can_not_part_the_others(tmp_path: Path) -> None:
+    """Its spellings of the modules are outvoted."""
+    clients = pipeline_clients(7, UNET)
+    folder = tmp_path / "clients"
+    for name in ("c0", "c1", "c2"):
+        write(folder / f"{name}.safetensors", kohya(clients[name]))
+    for name in ("c3", "c4", "c5"):
+        write(
+            folder / f"{name}.safetensors", diffusers_new(clients[name]), part_fields(clients[name])
+        )
+    odd = {name.replace("attentions.0", "attentions_0"): t
+           for name, t in diffusers_new(clients["c6"]).items()}  # fmt: skip
+    write(folder / "c6.safetensors", odd, part_fields(clients["c6"]))
+    assert clair("merge", folder, "-o", tmp_path / "m.safetensors", *EXACT).exit_code == 0
+    report = cohorts.read_report(tmp_path / "m.report.json")
+    assert cohorts.verdicts(report) == {f"c{k}": "benign" for k in range(6)} | {"c6": "rejected"}
+    assert {m["name"] for m in report["modules"]} == set(UNET)
 
 
 def kohya_with(tmp_path: Path, bad: Mapping[str, Any], metadata: Mapping[str, str]) -> str:

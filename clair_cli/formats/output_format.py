@@ -29,6 +29,23 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 _OPTION = "--output-format"
 
 
+class Unnamed(UsageError):
+    """Modules that have no name in a format.
+
+    Attributes:
+        modules: all that are to blame; some clients may be the only ones that have them.
+    """
+
+    def __init__(self, message: str, modules: Sequence[str], hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.modules = tuple(modules)
+
+    def minority(self, adapters: Sequence[Adapter]) -> dict[str, tuple[Adapter, ...]]:
+        """Those of the modules that less than half of the adapters have, with these."""
+        held = {m: tuple(a for a in adapters if m in a.modules) for m in self.modules}
+        return {m: few for m, few in held.items() if few and 2 * len(few) < len(adapters)}
+
+
 @dataclass(frozen=True)
 class OutputFormat:
     """How one run's adapters are written.
@@ -102,7 +119,8 @@ def choose_output(
         wanted: "auto" for the format that most adapters have, or one of `FORMATS`.
 
     Raises:
-        UsageError: the modules can't be named in the format asked for, or in no format at all.
+        Unnamed: modules that can't be named in the format asked for; under "auto", in the most
+            common format if few adapters have them, else in no format at all.
     """
     counts = Counter(adapter.format for adapter in adapters)
     own = sorted(counts, key=lambda name: (-counts[name], FORMATS.index(name)))
@@ -116,7 +134,9 @@ def choose_output(
     for name in own:
         try:
             return _in_format(name, adapters, layouts), tuple(notes)
-        except UsageError as error:
+        except Unnamed as error:
+            if error.minority(adapters):
+                raise
             errors.append(error)
             notes.append(f"not written in {name}'s format: {error.message}")
     raise errors[0]
@@ -129,25 +149,29 @@ def _in_format(
         names = _kohya_names(adapters, layouts)
         return _checked(OutputFormat("kohya", "", names, layouts))
     if format_ == "diffusers":
-        return _checked(OutputFormat("diffusers", "", _diffusers_names(layouts), layouts))
+        names = _diffusers_names(adapters, layouts)
+        return _checked(OutputFormat("diffusers", "", names, layouts))
     own = [adapter for adapter in adapters if adapter.format == "peft"]
     counts = Counter(adapter.prefix for adapter in own)
     prefix = PREFIX if counts[PREFIX] >= counts[""] else ""
-    return _checked(OutputFormat("peft", prefix, _peft_names(own, layouts), layouts))
+    return _checked(OutputFormat("peft", prefix, _peft_names(adapters, own, layouts), layouts))
 
 
 def _checked(output: OutputFormat) -> OutputFormat:
     """Refuse two modules of one name.
 
     Raises:
-        UsageError: names both.
+        Unnamed: with both.
     """
     by_name: dict[str, str] = {}
     for module, name in output.names.items():
         if name in by_name:
-            raise UsageError(
-                f"modules {first_few([by_name[name], module])} would both be called {name!r} in "
-                f"{output.format}'s format"
+            both = [by_name[name], module]
+            raise Unnamed(
+                f"modules {first_few(both)} would both be called {name!r} in {output.format}'s "
+                "format",
+                both,
+                f"give another {_OPTION}",
             )
         by_name[name] = module
     return output
@@ -162,73 +186,86 @@ def _written(adapters: Sequence[Adapter], module: str) -> str | None:
 def _kohya_names(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> dict[str, str]:
     embeddings = [module for module, layout in layouts.items() if layout.kind == "embedding"]
     if embeddings:
-        raise UsageError(
+        raise Unnamed(
             f"kohya's format has no LoRA of an embedding: {first_few(embeddings)}",
-            hint=f"give {_OPTION} peft",
+            embeddings,
+            f"give {_OPTION} peft",
         )
     own = [adapter for adapter in adapters if adapter.format == "kohya"]
     dotted = any(not is_kohya(m.written) for a in own for m in a.modules.values())
     second = ("text_encoder_2.", "lora_te2_")
     several = any(module.startswith(second) for module in layouts)
-    names = {}
+    names, without = {}, []
     for module in layouts:
         name = _written(own, module) or kohya_spelling(module, several_encoders=several)
         if name is None and not dotted:
-            raise UsageError(
-                f"kohya's name of module {module!r} can't be told: it begins with no part of a "
-                "pipeline (unet, transformer, text_encoder)",
-                hint=f"give {_OPTION} peft",
-            )
+            without.append(module)
         names[module] = name or module
+    if without:
+        raise Unnamed(
+            "kohya's format needs the part of a pipeline (unet, transformer, text_encoder) before "
+            f"every module: {first_few(without)}",
+            without,
+            f"give {_OPTION} peft",
+        )
     return names
 
 
-def _dotted(module: str, format_: Format) -> str:
-    """A module's dotted path.
+def _dotted(
+    adapters: Sequence[Adapter], layouts: Mapping[str, Layout], format_: Format
+) -> dict[str, str]:
+    """Every module's dotted path.
 
     Raises:
-        UsageError: it has kohya's name only, and of a model whose words are not known.
+        Unnamed: some have kohya's name only, and of a model whose words are not known.
     """
-    name = dotted_spelling(module)
-    if name is None:
-        raise UsageError(
-            f"module {module!r} has kohya's name only, and which of its underscores are dots "
-            f"can't be told, so it can't be written in {format_}'s format",
-            hint=f"give {_OPTION} kohya",
+    others = [adapter for adapter in adapters if adapter.format != "kohya"]
+    found = {m: dotted_spelling(m) or _written(others, m) for m in layouts}
+    without = [module for module, name in found.items() if name is None]
+    if without:
+        raise Unnamed(
+            "which underscores of kohya's names are dots can't be told, so these modules can't be "
+            f"written in {format_}'s format: {first_few(without)}",
+            without,
+            f"give {_OPTION} kohya",
         )
-    return name
+    return {module: name for module, name in found.items() if name is not None}
 
 
-def _diffusers_names(layouts: Mapping[str, Layout]) -> dict[str, str]:
-    names = {module: _dotted(module, "diffusers") for module in layouts}
-    for module, name in names.items():
-        if not split_part(name)[0]:
-            raise UsageError(
-                f"module {module!r} begins with no part of a pipeline (unet, transformer, "
-                "text_encoder), which diffusers' format needs",
-                hint=f"give {_OPTION} peft",
-            )
+def _diffusers_names(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> dict[str, str]:
+    names = _dotted(adapters, layouts, "diffusers")
+    without = [module for module, name in names.items() if not split_part(name)[0]]
+    if without:
+        raise Unnamed(
+            "diffusers' format needs the part of a pipeline (unet, transformer, text_encoder) in "
+            f"front of every module: {first_few(without)}",
+            without,
+            f"give {_OPTION} peft",
+        )
     return names
 
 
-def _peft_names(own: Sequence[Adapter], layouts: Mapping[str, Layout]) -> dict[str, str]:
+def _peft_names(
+    adapters: Sequence[Adapter], own: Sequence[Adapter], layouts: Mapping[str, Layout]
+) -> dict[str, str]:
     """Paths in one model: a PEFT folder is loaded on it, not on a pipeline of several."""
     names = {module: _written(own, module) for module in layouts}
-    others = {module: _dotted(module, "peft") for module in layouts if names[module] is None}
+    rest = {module: layouts[module] for module, name in names.items() if name is None}
+    others = _dotted(adapters, rest, "peft")
     kept = {split_part(name)[0] for name in names.values() if name is not None}
     parts = {split_part(name)[0] for name in others.values()}
     if not kept and len(parts) > 1:
-        raise UsageError(
+        raise Unnamed(
             f"PEFT's format is that of one model, and the modules are of several: "
             f"{first_few(parts)}",
-            hint=f"give {_OPTION} diffusers or kohya",
+            list(others),
+            f"give {_OPTION} diffusers or kohya",
         )
     strip = not kept - {""}
-    result = {}
-    for module, name in names.items():
-        path = others[module] if name is None else name
-        result[module] = split_part(path)[1] if name is None and strip else path
-    return result
+    return {
+        module: name or (split_part(others[module])[1] if strip else others[module])
+        for module, name in names.items()
+    }
 
 
 def _by_part(config: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:

@@ -4,8 +4,8 @@ Names are the same module's when they are equal but for
 - what a pipeline's file puts in front: `unet.`, `transformer.` or `diffusion_model.`, and
   `text_encoder.`, `text_encoder_2.`, `text_encoder_3.`; one client may have it and another not;
 - kohya's spelling: `lora_unet_` and `lora_te_`, `lora_te1_`, `lora_te2_`, `lora_te3_` for those,
-  and underscores for dots (many dotted names could have one such spelling, so it counts only
-  where the cohort has one of them);
+  and underscores for dots (several dotted names could have one such spelling: it is that of the
+  one that most clients have);
 - a `module` among the dotted parts, which DataParallel inserts.
 """
 
@@ -15,6 +15,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.key_map import first_few
@@ -49,7 +50,8 @@ Place = tuple[str, str]  # part of the pipeline or "", and the path in it
 def unify_names(adapters: Sequence[Adapter]) -> tuple[tuple[Adapter, ...], tuple[str, ...]]:
     """The same adapters with one name for each module, and remarks.
 
-    The name is the dotted one that most clients use, else kohya's.
+    It is the one that most clients use, of equally common ones the dotted one: what one client
+    calls a module never decides.
 
     Returns:
         `(adapters, notes)`, in the given order; an adapter whose names stay is the same object.
@@ -58,11 +60,11 @@ def unify_names(adapters: Sequence[Adapter]) -> tuple[tuple[Adapter, ...], tuple
         return tuple(adapters), ()
     places = _places(adapters)
     spelled = _spellings(place for own in places for place in own.values())
-    names: dict[Place, Counter[tuple[bool, str]]] = defaultdict(Counter)
+    names: dict[Place, Counter[str]] = defaultdict(Counter)
     for own in places:
         for name, place in own.items():
             own[name] = place = spelled.get(place, place)
-            names[place][is_kohya(name), name] += 1
+            names[place][name] += 1
     chosen = {place: _best(counts) for place, counts in names.items()}
     result, changed = [], {}
     for adapter, own in zip(adapters, places, strict=True):
@@ -146,21 +148,29 @@ def _place(name: str) -> Place:
 
 
 def _places(adapters: Sequence[Adapter]) -> list[dict[str, Place]]:
-    """Every adapter's names with their places; a client without parts gets the one it fits."""
+    """Every adapter's names with their places; a client without parts gets the one it fits best."""
     found = [{name: _place(name) for name in adapter.modules} for adapter in adapters]
-    by_part: dict[str, set[str]] = defaultdict(set)
+    by_part: dict[str, Counter[str]] = defaultdict(Counter)
     for own in found:
         for part, path in own.values():
-            by_part[part].add(_flat(path))
+            if part:
+                by_part[part][_flat(path)] += 1
     for own in found:
         if any(part for part, _ in own.values()):
             continue
         paths = {_flat(path) for _, path in own.values()}
-        fitting = [part for part in by_part if part and not paths.isdisjoint(by_part[part])]
-        if len(fitting) == 1:
+        fit = Counter({part: sum(known[p] for p in paths) for part, known in by_part.items()})
+        best = _leader(fit)
+        if best is not None:
             for name, (_, path) in own.items():
-                own[name] = fitting[0], path
+                own[name] = best, path
     return found
+
+
+def _leader(counts: Counter[str] | Counter[Place]) -> Any:
+    """What is counted most, or None if it is nothing or two are equal."""
+    (first, most), *rest = [*counts.most_common(2), (None, 0), (None, 0)][:2]
+    return first if most > rest[0][1] else None
 
 
 def _flat(path: str) -> str:
@@ -168,21 +178,21 @@ def _flat(path: str) -> str:
 
 
 def _spellings(places: Iterable[Place]) -> Mapping[Place, Place]:
-    """kohya's place to the dotted one, where there is exactly one."""
-    by_flat: dict[Place, set[Place]] = defaultdict(set)
+    """kohya's place to the dotted one that most clients have."""
+    by_flat: dict[Place, Counter[Place]] = defaultdict(Counter)
     for part, path in places:
-        by_flat[part, _flat(path)].add((part, path))
+        by_flat[part, _flat(path)][part, path] += 1
     result = {}
     for flat, spelled in by_flat.items():
-        dotted = [place for place in spelled if "." in place[1]]
-        if flat in spelled and len(dotted) == 1:
-            result[flat] = dotted[0]
+        dotted = _leader(Counter({p: n for p, n in spelled.items() if "." in p[1]}))
+        if flat in spelled and dotted is not None:
+            result[flat] = dotted
     return result
 
 
-def _best(counts: Counter[tuple[bool, str]]) -> str:
-    """Dotted before kohya's, then the most common, then the first in order."""
-    return min(counts, key=lambda item: (item[0], -counts[item], item[1]))[1]
+def _best(counts: Counter[str]) -> str:
+    """The most common, then a dotted one, then the first in order."""
+    return min(counts, key=lambda name: (-counts[name], is_kohya(name), name))
 
 
 def _renamed(adapter: Adapter, names: Mapping[str, str]) -> Adapter:

@@ -12,11 +12,11 @@ from typing import Any
 
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.formats.adapter import Adapter
-from clair_cli.formats.cohort import Cohort, Rejection, load_cohort
+from clair_cli.formats.cohort import Cohort, Rejection, load_cohort, rejection
 from clair_cli.formats.comparable import check_comparable
 from clair_cli.formats.layout import Layout
 from clair_cli.formats.memory import adapters_from_memory
-from clair_cli.formats.output_format import OutputFormat, choose_output
+from clair_cli.formats.output_format import OutputFormat, Unnamed, choose_output
 from clair_cli.formats.same_modules import unify_names
 from clair_cli.formats.weights_file import read_weights
 from clair_cli.workflow.settings import Settings
@@ -79,36 +79,88 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
     warnings = [*cohort.notes, *renamed]
     for adapter in adapters:
         warnings += [f"client {adapter.name!r}: {note}" for note in adapter.notes]
-    rejected = list(cohort.rejected)
-    refusal: InputRefused | None = None
-    layouts: Mapping[str, Layout] = {}
-    if adapters:
-        try:
-            comparable = check_comparable(cohort, settings.modules)  # type: ignore[arg-type]
-            adapters, layouts = comparable.adapters, comparable.layouts
-            rejected += comparable.rejected
-            warnings += comparable.notes
-        except InputRefused as error:
-            refusal = error
-    adapters = tuple(sorted(adapters, key=_content))
-    if previous is not None:
-        layouts = _with_previous(layouts, previous)
+    try:
+        chosen = _comparable(settings, cohort, previous)
+        refusal = None
+    except InputRefused as error:
+        chosen, refusal = _Chosen(adapters, (), {}, None, ()), error
+    rejected = [*cohort.rejected, *chosen.rejected]
+    warnings += chosen.notes
+    adapters = tuple(sorted(chosen.adapters, key=_content))
     refusal = refusal or _too_few(settings, len(adapters), len(rejected))
-    output: OutputFormat | None = None
-    if layouts and refusal is None and settings.command != "inspect":
-        sources = [*adapters] if previous is None else [*adapters, previous]
-        output, notes = choose_output(sources, layouts, settings.output_format)
-        warnings += notes
     return Round(
         adapters,
         tuple(sorted(rejected, key=lambda r: r.name)),
-        {name: layout.matrix for name, layout in layouts.items()},
+        {name: layout.matrix for name, layout in chosen.layouts.items()},
         None if weights is None else tuple(weights[a.name] for a in adapters),
         previous,
-        output,
+        chosen.output,
         refusal,
         tuple(warnings),
     )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The clients that go on, and how their result is written."""
+
+    adapters: tuple[Adapter, ...]
+    rejected: tuple[Rejection, ...]
+    layouts: Mapping[str, Layout]
+    output: OutputFormat | None
+    notes: tuple[str, ...]
+
+
+def _comparable(settings: Settings, cohort: Cohort, previous: Adapter | None) -> _Chosen:
+    """The clients that can be merged with the majority, and written in its format.
+
+    A client that alone has a module which the format can't name is rejected: it must not
+    decide how the others' result is written, nor that it isn't.
+
+    Raises:
+        InputRefused, UsageError: nothing comparable; nothing that can be written.
+    """
+    unnamed: list[Rejection] = []
+    while cohort.adapters:
+        found = check_comparable(cohort, settings.modules)  # type: ignore[arg-type]
+        layouts: Mapping[str, Layout] = found.layouts
+        if previous is not None:
+            layouts = _with_previous(layouts, previous)
+        rejected = (*unnamed, *found.rejected)
+        if settings.command == "inspect":
+            return _Chosen(found.adapters, rejected, layouts, None, found.notes)
+        sources = [*found.adapters] if previous is None else [*found.adapters, previous]
+        try:
+            output, notes = choose_output(sources, layouts, settings.output_format)
+        except Unnamed as error:
+            few = error.minority(sources)
+            if not few or any(a is previous for holders in few.values() for a in holders):
+                raise
+            unnamed += _unwritable(error, few)
+            gone = {rejection.name for rejection in unnamed}
+            cohort = replace(
+                cohort, adapters=tuple(a for a in cohort.adapters if a.name not in gone)
+            )
+            continue
+        return _Chosen(found.adapters, rejected, layouts, output, (*found.notes, *notes))
+    return _Chosen((), tuple(unnamed), {}, None, ())
+
+
+def _unwritable(error: Unnamed, few: Mapping[str, tuple[Adapter, ...]]) -> list[Rejection]:
+    """One rejection for each client with a module that the result's format can't name."""
+    found: dict[str, Rejection] = {}
+    for module, holders in sorted(few.items()):
+        for adapter in holders:
+            reason = RejectedClient(
+                f"few clients have it, and the result could not hold it: {error.message}",
+                module=module,
+                found=f"module {module!r}",
+                hint=error.hint,
+            )
+            found.setdefault(
+                adapter.name, rejection(reason, adapter.name, adapter.path, adapter.sha256)
+            )
+    return list(found.values())
 
 
 def _one_name_each(
@@ -213,8 +265,6 @@ def _too_few(settings: Settings, usable: int, rejected: int) -> InputRefused | N
 
 def rejection_of(error: RejectedClient, adapter: Adapter) -> Rejection:
     """The listing of a client whose tensors turned out unreadable."""
-    from clair_cli.formats.cohort import rejection
-
     if "changed while reading" not in error.message:  # vanished, say: it was there before
         error.message = f"changed while reading: {error.message}"
     return rejection(error, adapter.name, adapter.path, adapter.sha256)
