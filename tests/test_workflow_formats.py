@@ -358,17 +358,16 @@ def test_kohya_clients_in_memory_and_the_previous_round(tmp_path: Path) -> None:
         name: ({k: torch.tensor(v) for k, v in kohya(client).items()}, None)
         for name, client in clients.items()
     }
-    first = clair_cli.merge(states, tmp_path / "first.safetensors", rank="full", dtype="float32")
+    first = clair_cli.merge(states, tmp_path / "first", rank="full", dtype="float32")
     assert first.tensors is not None
     assert all(name.startswith("lora_unet_") for name in first.tensors)
-    wanted = canonical(tmp_path / "first.safetensors")
+    wanted = canonical(tmp_path / "first")
     # The next round: PEFT clients that are the first result plus their own; kohya's is previous.
     for k, (name, client) in enumerate(pipeline_clients(4, UNET).items()):
         deltas = {m: wanted[m] + 0.1 * d for m, d in client.deltas().items()}
         cohorts.save_peft(tmp_path / "next" / name, factored(deltas, 16, seed=k))
     result = clair(
-        "merge", tmp_path / "next", "-o", tmp_path / "m", "--previous",
-        tmp_path / "first.safetensors", *EXACT,
+        "merge", tmp_path / "next", "-o", tmp_path / "m", "--previous", tmp_path / "first", *EXACT
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert cohorts.read_dense(tmp_path / "m").keys() == UNET.keys()

@@ -14,7 +14,14 @@ from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.adapter_config import assumed_config
 from clair_cli.formats.config_source import find_config
-from clair_cli.formats.find_clients import CONFIG, SUFFIX, WEIGHTS, Candidate, find_clients
+from clair_cli.formats.find_clients import (
+    CONFIG,
+    SUFFIX,
+    WEIGHTS,
+    Candidate,
+    adapter_in,
+    find_clients,
+)
 from clair_cli.formats.key_map import KeyMap
 from clair_cli.formats.keys import pair_keys
 from clair_cli.formats.kohya_header import check_header
@@ -144,7 +151,7 @@ def load_cohort(
 
 
 def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
-    """Read one adapter: a PEFT folder, or a `.safetensors` file with its config beside it.
+    """Read one adapter: its folder, or a `.safetensors` file with its config beside it.
 
     Returns:
         A cohort of one adapter, or of one rejection.
@@ -155,18 +162,23 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
     shown = quoted(path.as_posix())
     if not os.path.lexists(path):
         raise UsageError(f"adapter {shown} does not exist", hint=_did_you_mean(path))
-    weights = path / WEIGHTS if path.is_dir() else path
+    weights, configs = path, (path.with_suffix(".json"), path.parent / CONFIG)
+    if path.is_dir():
+        try:
+            weights = adapter_in(path)
+        except (RejectedClient, OSError) as error:
+            raise UsageError(f"adapter {shown}: {error}") from None
+        configs = (weights.parent / CONFIG, path / CONFIG)
     if not weights.name.endswith(SUFFIX) or not weights.is_file():
         raise UsageError(
             f"{shown} is no adapter", hint=f"give a PEFT folder (with {WEIGHTS}) or a {SUFFIX} file"
         )
-    beside = () if path.is_dir() else (weights.with_suffix(".json"),)
     candidate = Candidate(
         entry=path.name,
         name=path.name.removesuffix(SUFFIX),
         shown=weights.as_posix(),
         weights=weights,
-        configs=(*beside, weights.parent / CONFIG),
+        configs=configs,
     )
     result = _load_one(candidate, Path(os.path.realpath(weights.parent)), None, limits or Limits())
     if isinstance(result, Adapter):
