@@ -90,8 +90,7 @@ Output = Annotated[
         panel=OUTPUT,
         metavar="OUT",
         show_default=False,
-        help="Where the merged adapter goes: one file if OUT ends in .safetensors, else a PEFT"
-        " folder.",
+        help="Where the merged adapter goes: one file if OUT ends in .safetensors, else a folder.",
     ),
 ]
 OutputFolder = Annotated[
@@ -102,7 +101,7 @@ OutputFolder = Annotated[
         panel=OUTPUT,
         metavar="DIR",
         show_default=False,
-        help="Folder for one refined PEFT folder per benign client.",
+        help="Folder for one refined adapter folder per benign client.",
     ),
 ]
 OutputReport = Annotated[
@@ -152,6 +151,14 @@ KeepAlpha = Annotated[
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     _option("--dtype", panel=OUTPUT, help="Type of the numbers written."),
+]
+OutputFormat = Annotated[
+    Literal["auto", "peft", "diffusers", "kohya"],
+    _option(
+        "--output-format",
+        panel=OUTPUT,
+        help="Tensor names to write: what most clients have, or one of these.",
+    ),
 ]
 Force = Annotated[
     bool, _option("--force", panel=OUTPUT, help="Replace an output that already exists.")

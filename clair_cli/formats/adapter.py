@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from clair_cli.formats.adapter_config import AdapterConfig
+from clair_cli.formats.key_map import Format
+from clair_cli.formats.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,12 +26,15 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True)
 class LoraModule:
-    """The low-rank pair of one module; `delta_weight = scaling * B @ A`.
+    """The low-rank pair of one module; as matrices, `delta_weight = scaling * B @ A`.
 
     Attributes:
-        name: dotted module path, without `base_model.model.` and without the adapter's name.
-        key_A: tensor name of `lora_A`, shape (rank, in_features).
-        key_B: tensor name of `lora_B`, shape (out_features, rank).
+        name: module path, without `base_model.model.` and without the adapter's name: dotted,
+            or kohya's with underscores. Clients that call one module by several names get one.
+        written: the path as the client's own file has it.
+        key_A: tensor name of `lora_A` (kohya's `lora_down`).
+        key_B: tensor name of `lora_B` (kohya's `lora_up`).
+        layout: the kind of layer, and what the shapes of the two tensors mean.
         rank: LoRA's rank as the tensors have it, at least 1.
         alpha: `lora_alpha` in force for this module (`alpha_pattern` applied).
         scaling: `alpha / rank`, or `alpha / sqrt(rank)` with `use_rslora`; finite, may be negative.
@@ -37,19 +42,19 @@ class LoraModule:
     """
 
     name: str
+    written: str
     key_A: str
     key_B: str
+    layout: Layout
     rank: int
-    in_features: int
-    out_features: int
     alpha: float
     scaling: float
     dtype: str
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out_features, in_features), the shape of the delta weight."""
-        return self.out_features, self.in_features
+        """(rows, columns) of `B @ A`: see `Layout`."""
+        return self.layout.matrix
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Adapter:
         sha256: of the whole weights file (in memory: of its canonical bytes), hex.
         config: the parsed adapter config.
         prefix: what stands before the module path in tensor names: "base_model.model." or "".
+        format: whose tensor names the file has.
         modules: by name, sorted.
         notes: remarks worth a line in the report ("adapter_model.bin ignored"), in order.
     """
@@ -74,13 +80,14 @@ class Adapter:
     modules: Mapping[str, LoraModule]
     source: TensorSource
     notes: tuple[str, ...] = ()
+    format: Format = "peft"
 
     def factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """`(lora_A, lora_B)` of one module as stored, shapes (rank, in) and (out, rank).
+        """`(lora_A, lora_B)` of one module as matrices, (rank, columns) and (rows, rank).
 
         Raises:
             KeyError: the adapter has no such module (its update there is zero).
             RejectedClient: the tensor changed since the adapter was opened.
         """
         entry = self.modules[module]
-        return self.source.read(entry.key_A), self.source.read(entry.key_B)
+        return entry.layout.flat(self.source.read(entry.key_A), self.source.read(entry.key_B))

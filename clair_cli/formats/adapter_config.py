@@ -9,6 +9,7 @@ from typing import Any
 
 from clair_cli.errors import RejectedClient
 from clair_cli.formats import patterns
+from clair_cli.formats.inits import guarded_init, init_effect
 from clair_cli.formats.strict_json import quoted
 
 # A field of these says, when it is not empty, that the update is not scaling * B @ A alone.
@@ -42,9 +43,6 @@ _HARMLESS_FIELDS = frozenset((
 ))
 # fmt: on
 
-# The weights start elsewhere, but the base model stays as it was.
-_HARMLESS_INITS = frozenset(("gaussian", "orthogonal", "eva", "mica"))
-
 
 @dataclass(frozen=True)
 class AdapterConfig:
@@ -58,7 +56,9 @@ class AdapterConfig:
         alpha_pattern: module pattern to alpha, in the file's order.
         target_modules: sorted names, a regular expression as written, or None.
         init_lora_weights: as written: a bool, a name, or None.
-        raw: the whole object as read.
+        raw: the whole object as read; {} for an assumed config.
+        parts: configs of a pipeline's parts by the name that begins their modules ("unet"), in
+            a file that holds several; each looks its modules up without that name.
     """
 
     peft_type: str
@@ -74,14 +74,21 @@ class AdapterConfig:
     target_modules: tuple[str, ...] | str | None = None
     init_lora_weights: bool | str | None = True
     raw: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, AdapterConfig] = field(default_factory=dict)
 
     def rank_for(self, module: str) -> int | None:
         """The rank the config gives `module`, at least 1; None if it does not say."""
+        if self.parts:
+            part, rest = self._part(module)
+            return part.rank_for(rest)
         key = patterns.first_match(self.rank_pattern, module)
         return self.r if key is None else self.rank_pattern[key]
 
     def alpha_for(self, module: str, rank: int) -> float:
         """The alpha in force for `module` of rank `rank` (at least 1); finite."""
+        if self.parts:
+            part, rest = self._part(module)
+            return part.alpha_for(rest, rank)
         key = patterns.first_match(self.alpha_pattern, module)
         if key is not None:
             return self.alpha_pattern[key]
@@ -89,23 +96,37 @@ class AdapterConfig:
 
     def scaling(self, module: str, rank: int) -> float:
         """What `B @ A` is multiplied by: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
+        if self.parts:
+            part, rest = self._part(module)
+            return part.scaling(rest, rank)
         alpha = self.alpha_for(module, rank)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def check_patterns(self, modules: Iterable[str]) -> None:
         """Refuse patterns that take too long on these modules; raises RejectedClient."""
         names = list(modules)
+        for part in self.parts.values():
+            part.check_patterns(names)
         patterns.check_work(self.rank_pattern, names, "rank_pattern")
         patterns.check_work(self.alpha_pattern, names, "alpha_pattern")
 
-    @property
-    def base_changing_init(self) -> str:
-        """The init that moved the base weights ("pissa", "loftq"...), or "" if none did.
+    def _part(self, module: str) -> tuple[AdapterConfig, str]:
+        """The config of the part that `module` is in, and its path there."""
+        name, _, rest = module.partition(".")
+        if name not in self.parts:
+            known = ", ".join(quoted(part) for part in sorted(self.parts))
+            raise RejectedClient(
+                f"the header's config has parts {known}, and none for this module",
+                found=f"parts {known}",
+                expected=f"a part {quoted(name, 60)}",
+            )
+        return self.parts[name], rest
 
-        The update of such an adapter refers to the moved base, not to the published one.
-        """
-        init = self.init_lora_weights
-        return init if isinstance(init, str) and init.lower() not in _HARMLESS_INITS else ""
+    @property
+    def guarded_init(self) -> str:
+        """The init that all clients must share ("pissa", "eva"...), or "" if it is none."""
+        parts = [part.guarded_init for part in self.parts.values()]
+        return max([guarded_init(self.init_lora_weights), *parts])
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -113,11 +134,9 @@ class AdapterConfig:
         found = []
         if self.lora_alpha == 0:
             found.append("lora_alpha is 0: the update is zero")
-        if self.base_changing_init:
-            found.append(
-                f"init_lora_weights {quoted(self.base_changing_init)} changes the base weights: "
-                "the update refers to the changed base"
-            )
+        init = self.guarded_init
+        if init:
+            found.append(f"init_lora_weights {quoted(init)} {init_effect(init)}")
         return tuple(found)
 
 

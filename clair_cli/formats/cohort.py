@@ -15,10 +15,20 @@ from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.adapter_config import assumed_config
 from clair_cli.formats.cohort_size import check_cohort_size
 from clair_cli.formats.config_source import find_config
-from clair_cli.formats.find_clients import CONFIG, SUFFIX, WEIGHTS, Candidate, find_clients
+from clair_cli.formats.find_clients import (
+    CONFIG,
+    SUFFIX,
+    WEIGHTS,
+    Candidate,
+    adapter_in,
+    find_clients,
+)
+from clair_cli.formats.key_map import KeyMap
+from clair_cli.formats.keys import pair_keys
+from clair_cli.formats.kohya_header import check_header
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.read_adapter import build_adapter
-from clair_cli.formats.safetensors_file import open_safetensors
+from clair_cli.formats.safetensors_file import SafetensorsFile, open_safetensors
 from clair_cli.formats.strict_json import quoted
 
 
@@ -137,7 +147,7 @@ def load_cohort(
 
 
 def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
-    """Read one adapter: a PEFT folder, or a `.safetensors` file with its config beside it.
+    """Read one adapter: its folder, or a `.safetensors` file with its config beside it.
 
     Returns:
         A cohort of one adapter, or of one rejection.
@@ -148,18 +158,23 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
     shown = quoted(path.as_posix())
     if not os.path.lexists(path):
         raise UsageError(f"adapter {shown} does not exist", hint=_did_you_mean(path))
-    weights = path / WEIGHTS if path.is_dir() else path
+    weights, configs = path, (path.with_suffix(".json"), path.parent / CONFIG)
+    if path.is_dir():
+        try:
+            weights = adapter_in(path)
+        except (RejectedClient, OSError) as error:
+            raise UsageError(f"adapter {shown}: {error}") from None
+        configs = (weights.parent / CONFIG, path / CONFIG)
     if not weights.name.endswith(SUFFIX) or not weights.is_file():
         raise UsageError(
             f"{shown} is no adapter", hint=f"give a PEFT folder (with {WEIGHTS}) or a {SUFFIX} file"
         )
-    beside = () if path.is_dir() else (weights.with_suffix(".json"),)
     candidate = Candidate(
         entry=path.name,
         name=path.name.removesuffix(SUFFIX),
         shown=weights.as_posix(),
         weights=weights,
-        configs=(*beside, weights.parent / CONFIG),
+        configs=configs,
     )
     result = _load_one(candidate, Path(os.path.realpath(weights.parent)), None, limits or Limits())
     if isinstance(result, Adapter):
@@ -189,9 +204,19 @@ def _load_one(
             raise candidate.refusal
         file = open_safetensors(candidate.weights, limits, shown=shown)
         sha256 = file.sha256
+        keys = _keys(candidate, file, root, limits)
         config, notes = find_config(
-            candidate.configs, file.metadata, root=root, assume_alpha=assume_alpha, limits=limits
+            candidate.configs,
+            file.metadata,
+            keys,
+            root=root,
+            assume_alpha=assume_alpha,
+            limits=limits,
         )
+        if keys.format == "kohya":
+            ranks = [file.tensors[pair.key_A].shape[0] for pair in keys.pairs]
+            without = any(pair.key_alpha is None for pair in keys.pairs)
+            notes += check_header(file.metadata, ranks, without_alpha=without)
         return build_adapter(
             name,
             shown,
@@ -200,10 +225,22 @@ def _load_one(
             file,
             config,
             limits,
+            keys=keys,
             notes=(*candidate.notes, *notes),
         )
     except RejectedClient as error:
         return rejection(error, name, shown, sha256)
+
+
+def _keys(candidate: Candidate, file: SafetensorsFile, root: Path, limits: Limits) -> KeyMap:
+    """The file's pairs; where it has others too, the config may say better what they are."""
+    try:
+        return pair_keys({key: entry.shape for key, entry in file.tensors.items()})
+    except RejectedClient:
+        find_config(
+            candidate.configs, {}, KeyMap("", ()), root=root, assume_alpha="rank", limits=limits
+        )
+        raise
 
 
 def _check_arguments(folder: Path, assume_alpha: float | str | None) -> None:

@@ -12,7 +12,9 @@ from typing import Literal
 from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.cohort import Cohort, Rejection, rejection
+from clair_cli.formats.inits import init_effect
 from clair_cli.formats.key_map import first_few
+from clair_cli.formats.layout import Layout
 from clair_cli.formats.module_majority import reject_by_module, select_modules
 from clair_cli.formats.strict_json import quoted
 
@@ -26,22 +28,28 @@ class Comparable:
     Attributes:
         adapters: in the cohort's order, at least one.
         rejected: clients rejected here, sorted; those of `Cohort.rejected` are not repeated.
-        module_shapes: (out_features, in_features) of every module to merge, sorted by name.
-            An adapter may have modules that are not in it.
+        layouts: of every module to merge, sorted by name. An adapter may have modules that are
+            not in it.
         notes: remarks for the report.
     """
 
     adapters: tuple[Adapter, ...]
     rejected: tuple[Rejection, ...]
-    module_shapes: dict[str, tuple[int, int]]
+    layouts: dict[str, Layout]
     notes: tuple[str, ...]
+
+    @property
+    def module_shapes(self) -> dict[str, tuple[int, int]]:
+        """(rows, columns) of every module's matrix, sorted by name."""
+        return {name: layout.matrix for name, layout in self.layouts.items()}
 
 
 def check_comparable(cohort: Cohort, modules: Modules = "union") -> Comparable:
     """Reject the clients that can't be merged with the majority.
 
     Compared are the base model's name (as text; local paths and missing names never reject),
-    `fan_in_fan_out`, an init that changes the base, and the modules' shapes.
+    `fan_in_fan_out`, an init that changes the base or starts from
+    data, and the modules' shapes.
 
     Args:
         cohort: as loaded.
@@ -63,15 +71,16 @@ def check_comparable(cohort: Cohort, modules: Modules = "union") -> Comparable:
     adapters = _same_base(adapters, errors, notes)
     adapters = _majority(adapters, "fan_in_fan_out", _fan_in_fan_out, errors, notes)
     adapters = _majority(adapters, "init_lora_weights", _init, errors, notes)
+    adapters = _all_say_init(adapters, errors)
     adapters, left_out = reject_by_module(adapters, errors, notes)
-    adapters, shapes = select_modules(adapters, modules, left_out, errors, notes)
+    adapters, layouts = select_modules(adapters, modules, left_out, errors, notes)
     _note_differences(adapters, notes)
     paths = {adapter.name: adapter for adapter in cohort.adapters}
     rejected = [
         rejection(errors[name], name, paths[name].path, paths[name].sha256)
         for name in sorted(errors, key=os.fsencode)
     ]
-    return Comparable(tuple(adapters), tuple(rejected), shapes, tuple(notes))
+    return Comparable(tuple(adapters), tuple(rejected), layouts, tuple(notes))
 
 
 def is_local_path(name: str) -> bool:
@@ -92,8 +101,21 @@ def _fan_in_fan_out(adapter: Adapter) -> str:
 
 
 def _init(adapter: Adapter) -> str:
-    init = adapter.config.base_changing_init
-    return quoted(init) if init else "one that keeps the base"
+    init = adapter.config.guarded_init
+    return quoted(init) if init else "an ordinary one"
+
+
+def _all_say_init(adapters: list[Adapter], errors: dict[str, RejectedClient]) -> list[Adapter]:
+    """Where the others share an init that all must share, a client without a config goes."""
+    inits = {adapter.config.guarded_init for adapter in adapters} - {""}
+    for adapter in adapters:
+        if inits and not adapter.config.guarded_init:
+            errors[adapter.name] = RejectedClient(
+                f"its init_lora_weights is not known, the other clients have {first_few(inits)}",
+                found="no config",
+                expected=f"init_lora_weights {first_few(inits)}",
+            )
+    return [adapter for adapter in adapters if adapter.name not in errors]
 
 
 def _base_name(adapter: Adapter) -> str:
@@ -193,9 +215,8 @@ def _note_differences(adapters: Sequence[Adapter], notes: list[str]) -> None:
     if len(revisions) > 1:
         listed = describe_groups({quoted(value): names for value, names in revisions.items()})
         notes.append(f"base model revisions differ: {listed}")
-    inits = {adapter.config.base_changing_init for adapter in adapters} - {""}
-    if inits:
+    inits = {adapter.config.guarded_init for adapter in adapters} - {""}
+    for init in sorted(inits):
         notes.append(
-            f"all clients used init_lora_weights {first_few(inits)}: the merged update refers to "
-            "the base weights as that init changed them"
+            f"all clients used init_lora_weights {quoted(init)}, which {init_effect(init)}"
         )

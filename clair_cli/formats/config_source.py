@@ -10,6 +10,7 @@ from typing import Any
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.adapter_config import AdapterConfig, assumed_config, parse_config
 from clair_cli.formats.find_clients import open_path
+from clair_cli.formats.key_map import KeyMap
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.regular_file import read_small
 from clair_cli.formats.strict_json import parse_strict, quoted
@@ -20,6 +21,7 @@ HEADER_FIELD = "lora_adapter_metadata"
 def find_config(
     paths: Iterable[Path],
     metadata: Mapping[str, str],
+    keys: KeyMap,
     *,
     root: Path,
     assume_alpha: float | str | None,
@@ -30,6 +32,7 @@ def find_config(
     Args:
         paths: files to try, in order; the first that exists is the one.
         metadata: the weights file's header metadata, tried next.
+        keys: the file's pairs; some formats need no config.
         root: real path of the cohort's folder, which no link may leave.
         assume_alpha: alpha to assume if there is none at all, or "rank"; None refuses.
 
@@ -47,8 +50,9 @@ def find_config(
                 raise
             return config, ()
     if HEADER_FIELD in metadata:
-        raw = _from_header(metadata[HEADER_FIELD], limits)
-        return parse_config(raw), ()
+        return _from_header(metadata[HEADER_FIELD], keys, limits), ()
+    if keys.scale_inside:
+        return inside_config(keys)
     if assume_alpha is not None:
         text = "alpha = rank" if assume_alpha == "rank" else f"alpha = {assume_alpha}"
         return assumed_config(assume_alpha), (f"no config: {text} assumed",)
@@ -60,6 +64,14 @@ def find_config(
         expected="adapter_config.json",
         hint="add the config, or give --assume-alpha N|rank",
     )
+
+
+def inside_config(keys: KeyMap) -> tuple[AdapterConfig, tuple[str, ...]]:
+    """The config of a file that needs none, and a note where its format's rule was needed."""
+    without = [pair.module for pair in keys.pairs if pair.key_alpha is None]
+    if not without or keys.format == "kohya":  # `kohya_header` has the note
+        return assumed_config("rank"), ()
+    return assumed_config("rank"), ("no config: alpha = rank, as diffusers loads it",)
 
 
 def _read(path: Path, name: str, shown: str, limits: Limits) -> Mapping[str, Any]:
@@ -77,15 +89,39 @@ def _object(data: bytes, what: str, limits: Limits) -> dict[str, Any]:
     return value
 
 
-def _from_header(text: str, limits: Limits) -> dict[str, Any]:
-    """Plain fields, or fields that all carry one common prefix ("transformer.r")."""
+def _from_header(text: str, keys: KeyMap, limits: Limits) -> AdapterConfig:
+    """Plain fields, or fields that carry the name of a pipeline's part ("unet.r")."""
     raw = _object(text.encode("utf-8"), f"header's {HEADER_FIELD}", limits)
-    prefixes = {key.rpartition(".")[0] for key in raw}
-    if len(prefixes) > 1:
-        listed = ", ".join(quoted(prefix) for prefix in sorted(prefixes))
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in raw.items():
+        name, _, field = key.rpartition(".")
+        parts.setdefault(name, {})[field] = value
+    if parts.keys() <= {""}:
+        return parse_config(raw)
+    used = {pair.module.split(".")[0] for pair in keys.pairs} & parts.keys()
+    if "" in parts or (len(parts) > 1 and not used):
+        listed = ", ".join(quoted(name) for name in sorted(parts))
         raise RejectedClient(
             f"header's {HEADER_FIELD} describes several adapters: prefixes {listed}",
             found=f"prefixes {listed}",
-            expected="one prefix or none",
+            expected="one prefix or none, or the names that begin the modules",
         )
-    return {key.rpartition(".")[2]: value for key, value in raw.items()}
+    return _of_parts(parts) if used else parse_config(next(iter(parts.values())))
+
+
+def _of_parts(parts: Mapping[str, Mapping[str, Any]]) -> AdapterConfig:
+    """One config of the parts' configs; what concerns the whole adapter must be the same."""
+    configs = {name: parse_config(raw) for name, raw in sorted(parts.items())}
+    if len({config.fan_in_fan_out for config in configs.values()}) > 1:
+        raise RejectedClient(f"header's {HEADER_FIELD}: fan_in_fan_out differs between its parts")
+    first = next(iter(configs.values()))
+    return AdapterConfig(
+        peft_type="LORA",
+        r=None,
+        lora_alpha=None,
+        fan_in_fan_out=first.fan_in_fan_out,
+        base_model_name_or_path=first.base_model_name_or_path,
+        revision=first.revision,
+        raw={name: dict(raw) for name, raw in parts.items()},
+        parts=configs,
+    )

@@ -105,6 +105,18 @@ def open_path(path: Path, root: Path) -> Path:
     return real
 
 
+def adapter_in(folder: Path) -> Path:
+    """The weights file of a folder that is one adapter, or of its one sub-folder that is.
+
+    Raises:
+        RejectedClient: none, or several.
+        OSError: the folder can't be listed.
+    """
+    if not any(name.endswith(SUFFIX) for name in _listing(folder)):
+        folder = _nested(folder, _listing(folder), Path(os.path.realpath(folder))) or folder
+    return folder / _weights_name(folder.name, _listing(folder))
+
+
 def _listing(folder: Path) -> list[str]:
     return sorted(os.listdir(folder), key=os.fsencode)
 
@@ -172,6 +184,10 @@ def _in_folder(folder: Path, root: Path, entry: str, found: Found) -> Candidate 
             return None
         base, names = nested, _listing(nested)
         notes.append(f"read from the sub-folder {quoted(nested.name)}")
+    others = [name for name in names if os.path.lexists(base / name / WEIGHTS)]
+    if others:
+        listed = ", ".join(quoted(name) for name in others[:5])
+        notes.append(f"ignored, as the folder has an adapter itself: sub-folders {listed}")
     file = _weights_name(entry, names)
     if file != WEIGHTS:
         notes.append(f"read {quoted(file)}")

@@ -13,6 +13,8 @@ from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.adapter_config import parse_config
 from clair_cli.formats.cohort import Cohort, Rejection, rejection, similar_names
+from clair_cli.formats.config_source import inside_config
+from clair_cli.formats.keys import pair_keys
 from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.read_adapter import build_adapter
 from clair_cli.formats.safetensors_file import (
@@ -59,8 +61,10 @@ def adapters_from_memory(
     """Check state dicts as `load_cohort` checks files.
 
     Args:
-        clients: name to `(state dict, config)`. The state dict has LoRA tensors only; the
-            config is a mapping of fields or anything with `to_dict()`, as `peft.LoraConfig`.
+        clients: name to `(state dict, config)`. The state dict has LoRA tensors only, under the
+            names of any format that files may have; the config is a mapping of fields or
+            anything with `to_dict()`, as `peft.LoraConfig`, or None where the tensors say the
+            scale (kohya, diffusers).
         limits: default `Limits()`.
 
     Returns:
@@ -97,16 +101,21 @@ def _adapter(name: str, state: Mapping[str, Tensor], config: Any, limits: Limits
         )
     tensors = dict(state)
     entries = {key: _entry(key, tensors[key], limits) for key in sorted(tensors)}
-    fields = _plain(config.to_dict() if hasattr(config, "to_dict") else config)
-    parsed = parse_config(fields)
-    try:
-        text = config_json(fields)
-    except (TypeError, ValueError) as error:
-        raise RejectedClient(f"adapter config can't be written as JSON: {error}") from None
+    keys = pair_keys({key: entry.shape for key, entry in entries.items()})
+    if config is None and not keys.scale_inside:
+        raise RejectedClient("no adapter config, so the scale is unknown", found="no config")
+    parsed, notes, text = *inside_config(keys), ""
+    if config is not None:
+        fields = _plain(config.to_dict() if hasattr(config, "to_dict") else config)
+        parsed, notes = parse_config(fields), ()
+        try:
+            text = config_json(fields)
+        except (TypeError, ValueError) as error:
+            raise RejectedClient(f"adapter config can't be written as JSON: {error}") from None
     data = safetensors_bytes(tensors, {}) + text.encode("utf-8")
     source = MemorySource(tensors, {key: entry.digest for key, entry in entries.items()})
     sha256 = hashlib.sha256(data).hexdigest()
-    return build_adapter(name, "", sha256, entries, source, parsed, limits)
+    return build_adapter(name, "", sha256, entries, source, parsed, limits, keys=keys, notes=notes)
 
 
 def _entry(key: str, tensor: Tensor, limits: Limits) -> TensorEntry:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.key_map import first_few
+from clair_cli.formats.layout import Layout
 from clair_cli.formats.strict_json import quoted
 
-Shape = tuple[int, int]
-Holders = Mapping[str, Mapping[Shape, Sequence[str]]]
+Holders = Mapping[str, Mapping[Layout, Sequence[str]]]
 MAX_NOTED_MODULES = 20
 
 
@@ -45,8 +45,8 @@ def select_modules(
     left_out: set[str],
     errors: dict[str, RejectedClient],
     notes: list[str],
-) -> tuple[list[Adapter], dict[str, Shape]]:
-    """Apply "union", "intersection" or "strict"; shapes come sorted by module.
+) -> tuple[list[Adapter], dict[str, Layout]]:
+    """Apply "union", "intersection" or "strict"; layouts come sorted by module.
 
     Raises:
         InputRefused: no module is left, or under "strict" no client.
@@ -55,7 +55,7 @@ def select_modules(
     if modules == "strict":
         adapters = _complete(adapters, holders, errors)
         holders = _holders(adapters)
-    shapes: dict[str, Shape] = {}
+    shapes: dict[str, Layout] = {}
     lacking: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for module in sorted(set(holders) - left_out):
         having = {name for names in holders[module].values() for name in names}
@@ -82,13 +82,13 @@ def _counted(names: Sequence[str], noun: str) -> str:
     return f"{len(names):,} {noun}{'' if len(names) == 1 else 's'} ({first_few(names)})"
 
 
-def _holders(adapters: Sequence[Adapter]) -> dict[str, dict[Shape, list[str]]]:
-    """Module to shape to names of the clients that have it so."""
-    holders: dict[str, dict[Shape, list[str]]] = {}
+def _holders(adapters: Sequence[Adapter]) -> dict[str, dict[Layout, list[str]]]:
+    """Module to layout to names of the clients that have it so."""
+    holders: dict[str, dict[Layout, list[str]]] = {}
     for adapter in adapters:
         for module in adapter.modules.values():
             by_shape = holders.setdefault(module.name, {})
-            by_shape.setdefault(module.shape, []).append(adapter.name)
+            by_shape.setdefault(module.layout, []).append(adapter.name)
     return holders
 
 
@@ -126,7 +126,7 @@ def _ties(holders: Holders, n_clients: int, notes: list[str]) -> set[str]:
         if len(by_shape) == 1:
             continue
         total = sum(len(names) for names in by_shape.values())
-        ordered = sorted(by_shape.items(), key=lambda item: (-len(item[1]), item[0]))
+        ordered = sorted(by_shape.items(), key=lambda item: (-len(item[1]), item[0].weight))
         listed = "; ".join(f"{shape} ({first_few(names)})" for shape, names in ordered[:5])
         if 2 * total > n_clients:
             raise InputRefused(f"no majority for the shape of module {quoted(module)}: {listed}")

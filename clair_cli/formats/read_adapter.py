@@ -9,10 +9,16 @@ from pathlib import Path
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.adapter import Adapter, LoraModule, TensorSource
 from clair_cli.formats.adapter_config import AdapterConfig
-from clair_cli.formats.key_map import KeyPair
+from clair_cli.formats.key_map import KeyMap, KeyPair
 from clair_cli.formats.keys import pair_keys
+from clair_cli.formats.layout import layout_of
 from clair_cli.formats.limits import Limits, remedy
-from clair_cli.formats.safetensors_file import TORCH_DTYPES, TensorEntry, open_safetensors
+from clair_cli.formats.safetensors_file import (
+    INTEGER_DTYPES,
+    TORCH_DTYPES,
+    TensorEntry,
+    open_safetensors,
+)
 from clair_cli.formats.strict_json import quoted
 
 _WIDER = {  # of two dtypes that differ, one that holds the values of both
@@ -20,6 +26,8 @@ _WIDER = {  # of two dtypes that differ, one that holds the values of both
     frozenset(("float16", "float32")): "float32",
     frozenset(("bfloat16", "float32")): "float32",
 }
+
+ALPHA_TOLERANCE = 0.01  # an alpha in bfloat16 has three digits
 
 
 def read_adapter(
@@ -64,36 +72,47 @@ def build_adapter(
     config: AdapterConfig,
     limits: Limits,
     *,
+    keys: KeyMap | None = None,
     notes: Iterable[str] = (),
 ) -> Adapter:
     """Turn checked tensors, from a file or from memory, into an adapter.
+
+    Args:
+        keys: from `pair_keys`, if it was asked before.
 
     Raises:
         RejectedClient: tensors that are not LoRA pairs, of a wrong dtype, shape or rank, not
             finite, or at odds with the config. Sets `module` where one is to blame.
     """
-    key_map = pair_keys({key: entry.shape for key, entry in tensors.items()})
+    if keys is None:
+        keys = pair_keys({key: entry.shape for key, entry in tensors.items()})
+    alphas = {pair.key_alpha for pair in keys.pairs}
     for entry in tensors.values():
-        _check_floats(entry)
-    config.check_patterns(pair.module for pair in key_map.pairs)
+        _check_values(entry, may_be_integer=entry.name in alphas)
+    config.check_patterns(pair.module for pair in keys.pairs)
     modules = {}
-    for pair in key_map.pairs:
-        modules[pair.module] = _module(pair, tensors, config, limits)
-        _check_magnitude(modules[pair.module], tensors)
+    for pair in keys.pairs:
+        try:
+            modules[pair.module] = _module(pair, keys, tensors, source, config, limits)
+            _check_magnitude(modules[pair.module], tensors)
+        except RejectedClient as error:
+            error.module = error.module or pair.module
+            raise
     return Adapter(
         name=name,
         path=path,
         sha256=sha256,
         config=config,
-        prefix=key_map.prefix,
+        prefix=keys.prefix,
         modules=modules,
         source=source,
-        notes=(*notes, *config.notes, *key_map.notes),
+        notes=(*notes, *config.notes, *keys.notes),
+        format=keys.format,
     )
 
 
-def _check_floats(entry: TensorEntry) -> None:
-    if entry.dtype not in TORCH_DTYPES:
+def _check_values(entry: TensorEntry, *, may_be_integer: bool) -> None:
+    if entry.dtype not in TORCH_DTYPES and not (may_be_integer and entry.dtype in INTEGER_DTYPES):
         allowed = "F32, F16, BF16 or F64"
         raise RejectedClient(
             f"tensor {quoted(entry.name)} has dtype {entry.dtype}, expected {allowed}",
@@ -111,22 +130,19 @@ def _check_floats(entry: TensorEntry) -> None:
 
 
 def _module(
-    pair: KeyPair, tensors: Mapping[str, TensorEntry], config: AdapterConfig, limits: Limits
+    pair: KeyPair,
+    keys: KeyMap,
+    tensors: Mapping[str, TensorEntry],
+    source: TensorSource,
+    config: AdapterConfig,
+    limits: Limits,
 ) -> LoraModule:
     entry_A, entry_B = tensors[pair.key_A], tensors[pair.key_B]
-    (rank, in_features), (out_features, rank_B) = entry_A.shape, entry_B.shape
-    if rank != rank_B:
-        raise RejectedClient(
-            f"lora_A has rank {rank} but lora_B has rank {rank_B}",
-            module=pair.module,
-            found=f"lora_A {entry_A.shape}, lora_B {entry_B.shape}",
-            expected="lora_A (rank, in_features), lora_B (out_features, rank)",
-            hint="re-export this adapter, or move it out of the cohort's folder",
-        )
+    names = (f"tensor {quoted(pair.key_A)}", f"tensor {quoted(pair.key_B)}")
+    layout, rank = layout_of(entry_A.shape, entry_B.shape, embedding=pair.embedding, names=names)
     if rank > limits.max_rank:
         raise RejectedClient(
             f"rank {rank} is above the limit of {limits.max_rank}",
-            module=pair.module,
             found=f"rank {rank}",
             expected=f"at most {limits.max_rank}",
             hint=remedy("rank"),
@@ -135,26 +151,68 @@ def _module(
     if expected is not None and expected != rank:
         raise RejectedClient(
             f"the tensors have rank {rank} but the config says rank {expected}",
-            module=pair.module,
             found=f"rank {rank} in the tensors",
             expected=f"rank {expected} from the config",
         )
-    scaling = config.scaling(pair.module, rank)
+    alpha, scaling = _scale(pair, keys, tensors, source, config, rank)
     if not math.isfinite(scaling):
-        raise RejectedClient(
-            f"scaling is {scaling}", module=pair.module, expected="a finite number"
-        )
+        raise RejectedClient(f"scaling is {scaling}", expected="a finite number")
     return LoraModule(
         name=pair.module,
+        written=pair.module,
         key_A=pair.key_A,
         key_B=pair.key_B,
+        layout=layout,
         rank=rank,
-        in_features=in_features,
-        out_features=out_features,
-        alpha=config.alpha_for(pair.module, rank),
+        alpha=alpha,
         scaling=scaling,
         dtype=_dtype(entry_A, entry_B),
     )
+
+
+def _scale(
+    pair: KeyPair,
+    keys: KeyMap,
+    tensors: Mapping[str, TensorEntry],
+    source: TensorSource,
+    config: AdapterConfig,
+    rank: int,
+) -> tuple[float, float]:
+    """`(alpha, scaling)` of one module: the file's own alpha counts, the config's must agree.
+
+    kohya's loaders take alpha = rank where the file has none.
+    """
+    alpha, scaling = config.alpha_for(pair.module, rank), config.scaling(pair.module, rank)
+    if pair.key_alpha is not None:
+        inside = _alpha_value(tensors[pair.key_alpha], source)
+        where = f"alpha {inside:g}"
+    elif keys.format == "kohya":
+        inside, where = float(rank), f"no alpha, which means {rank},"
+    else:
+        return alpha, scaling
+    if config.raw and not math.isclose(inside / rank, scaling, rel_tol=ALPHA_TOLERANCE):
+        raise RejectedClient(
+            f"the tensors have {where} for rank {rank}, a scale of {inside / rank:g}, but the "
+            f"config's scale is {scaling:g}",
+            found=f"scale {inside / rank:g} in the tensors",
+            expected=f"scale {scaling:g} from the config",
+            hint="remove the config, or correct its lora_alpha",
+        )
+    return inside, inside / rank
+
+
+def _alpha_value(entry: TensorEntry, source: TensorSource) -> float:
+    where = f"alpha tensor {quoted(entry.name)}"
+    if math.prod(entry.shape) != 1:
+        raise RejectedClient(f"{where} has shape {entry.shape}", expected="one number")
+    value = float(source.read(entry.name))
+    if value == 0:
+        raise RejectedClient(
+            f"{where} is 0, which some loaders take for a zero update and others for alpha = rank",
+            found="alpha 0",
+            expected="an alpha other than 0",
+        )
+    return value
 
 
 # An update's entries may reach 1e100: squares of norms still fit float64, and the product of the

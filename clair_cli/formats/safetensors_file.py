@@ -42,6 +42,9 @@ _NO_EXPONENT = -1100  # below what any dtype holds
 TORCH_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 """The dtypes an adapter may have, as the header and as torch call them."""
 
+INTEGER_DTYPES = {"I64": "int64", "I32": "int32", "I16": "int16"}
+"""The further ones that an alpha may have."""
+
 
 @dataclass(frozen=True)
 class TensorEntry:
@@ -95,7 +98,8 @@ class SafetensorsFile:
         """One tensor, from the very bytes that were checked when the file was opened.
 
         Returns:
-            A new CPU tensor of the stored shape and dtype (F16, BF16, F32 or F64).
+            A new CPU tensor of the stored shape and dtype (a float of 16, 32 or 64 bits, or an
+            integer of as many).
 
         Raises:
             KeyError: no such tensor.
@@ -104,7 +108,8 @@ class SafetensorsFile:
         import torch
 
         entry = self.tensors[key]
-        if entry.dtype not in TORCH_DTYPES:
+        dtype = (TORCH_DTYPES | INTEGER_DTYPES).get(entry.dtype)
+        if dtype is None:
             raise RejectedClient(f"tensor {quoted(key)} has dtype {entry.dtype}", path=self.shown)
         with open_regular(self.path, self.shown) as (fd, status):
             if status.st_size != self.size:
@@ -113,7 +118,7 @@ class SafetensorsFile:
             data = bytearray(read_exactly(fd, entry.end - entry.begin))
         if digest_of(data) != entry.digest:
             raise self._changed(key)
-        tensor = torch.frombuffer(data, dtype=getattr(torch, TORCH_DTYPES[entry.dtype]))
+        tensor = torch.frombuffer(data, dtype=getattr(torch, dtype))
         return tensor.reshape(entry.shape)
 
     def _changed(self, key: str) -> RejectedClient:

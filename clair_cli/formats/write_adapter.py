@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clair_cli.formats.adapter import Adapter
-from clair_cli.formats.keys_peft import PREFIX
 from clair_cli.formats.safetensors_header import METADATA
 
 if TYPE_CHECKING:
@@ -19,16 +18,10 @@ DTYPE_NAMES = {
     "torch.float32": "F32",
     "torch.float16": "F16",
     "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
 }
-
-
-def tensor_names(prefix: str, module: str) -> tuple[str, str]:
-    """`(key_A, key_B)` of a module as PEFT saves them; `prefix` "base_model.model." or "".
-
-    >>> tensor_names("", "layers.0.q_proj")
-    ('layers.0.q_proj.lora_A.weight', 'layers.0.q_proj.lora_B.weight')
-    """
-    return f"{prefix}{module}.lora_A.weight", f"{prefix}{module}.lora_B.weight"
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
@@ -43,7 +36,7 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """A safetensors file: keys sorted, tensors by falling element size and then by name.
 
     Args:
-        tensors: name to a dense tensor of a floating dtype of 16, 32 or 64 bits.
+        tensors: name to a dense tensor of 16, 32 or 64 bits, floating or integer.
         metadata: string to string; left out of the header when empty.
 
     Raises:
@@ -90,7 +83,7 @@ def merged_config(
 
     Args:
         adapters: the clients merged, at least one.
-        modules: the modules written, full dotted paths.
+        modules: the modules written.
         rank: of every module written, at least 1.
         alpha: finite.
 
@@ -119,12 +112,6 @@ def merged_config(
         "init_lora_weights": True,
         "inference_mode": True,
     }
-
-
-def merged_prefix(adapters: Iterable[Adapter]) -> str:
-    """The prefix most clients use before module paths; PEFT's own if in doubt."""
-    counts = Counter(adapter.prefix for adapter in adapters)
-    return PREFIX if counts[PREFIX] >= counts[""] else ""
 
 
 def _most_common(values: Iterable[Any]) -> Any:

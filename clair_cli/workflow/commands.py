@@ -82,6 +82,7 @@ def merge(
     error_target: float = 0.1,
     keep_alpha: bool = False,
     dtype: str = "auto",
+    output_format: str = "auto",
     weights: PathLike | Mapping[str, float] | None = None,
     previous: PathLike | tuple[Mapping[str, Tensor], Any] | None = None,
     exclude: Sequence[str] = (),
@@ -99,7 +100,8 @@ def merge(
     """Judge the clients and merge the benign ones into one adapter.
 
     Args:
-        clients: a folder, or name to (state dict, config) with a PEFT LoraConfig or its fields.
+        clients: a folder, or name to (state dict, config) with a PEFT LoraConfig or its fields,
+            or None where the tensors say the scale (kohya, diffusers).
         output: `NAME.safetensors`, a folder to be, or None to write nothing.
         report: where the JSON report goes besides its usual place.
         rank: "auto" (smallest serving rank within `error_target`), "same" (the clients' most
@@ -107,6 +109,7 @@ def merge(
         error_target: relative error that "auto" accepts, 0 to 1.
         keep_alpha: write the clients' alpha instead of a scale of exactly 1.
         dtype: "auto" (the clients' own), "float32", "bfloat16" or "float16".
+        output_format: "auto" (what most clients have), "peft", "diffusers" or "kohya".
         weights: name to positive number, or a JSON or CSV file of them; equal if None.
         previous: the adapter that all clients started this round from.
         exclude: clients left out unread.
@@ -177,6 +180,7 @@ def refine(
     error_target: float = 0.1,
     keep_alpha: bool = False,
     dtype: str = "auto",
+    output_format: str = "auto",
     weights: PathLike | Mapping[str, float] | None = None,
     previous: PathLike | tuple[Mapping[str, Tensor], Any] | None = None,
     exclude: Sequence[str] = (),

@@ -29,7 +29,9 @@ def merge_round(judged: Judged, settings: Settings) -> Merged:
         OutputError: the result does not fit the dtype asked for.
     """
     shapes = judged.round.module_shapes
-    writer = AdapterWriter([judged.round.adapters[k] for k in judged.merged], settings)
+    adapters = [judged.round.adapters[k] for k in judged.merged]
+    assert judged.round.output is not None
+    writer = AdapterWriter(adapters, judged.round.output, settings)
     distance = size = 0.0
     for done, (module, shape) in enumerate(shapes.items()):
         settings.tell("merging", done, 2 * len(shapes))

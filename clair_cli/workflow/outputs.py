@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from clair_cli.workflow.settings import Settings
 from clair_cli.workflow.writing import WrittenAdapter
 
 REPORT = "report.json"
+ONE_FILE = "pytorch_lora_weights.safetensors"  # where diffusers looks for a folder's adapter
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,26 @@ class AdapterFiles:
     """An adapter's bytes.
 
     Attributes:
-        weights: of the safetensors file. config: of adapter_config.json (also in the header).
+        weights: of the safetensors file.
+        folder: the files of the folder that holds this adapter, by name.
         sha256: of `weights`, hex.
     """
 
     weights: bytes
-    config: bytes
+    folder: Mapping[str, bytes]
     sha256: str
 
 
 def adapter_files(adapter: WrittenAdapter, *, one_file: bool) -> AdapterFiles:
-    """Bytes of an adapter; the header of a single file also holds the config."""
-    metadata = {"format": "pt"}
-    if one_file:
-        metadata["lora_adapter_metadata"] = json.dumps(
-            adapter.config, sort_keys=True, allow_nan=False
-        )
-    weights = safetensors_bytes(adapter.tensors, metadata)
-    config = config_json(adapter.config).encode("utf-8")
-    return AdapterFiles(weights, config, hashlib.sha256(weights).hexdigest())
+    """Bytes of an adapter; its own header also holds the config, unless it goes into a PEFT
+    folder, which has a file for it."""
+    peft_folder = adapter.format == "peft" and not one_file
+    header = {"format": "pt"} if peft_folder else adapter.header
+    weights = safetensors_bytes(adapter.tensors, header)
+    folder = {WEIGHTS if peft_folder else ONE_FILE: weights}
+    if peft_folder:
+        folder[CONFIG] = config_json(adapter.config).encode("utf-8")
+    return AdapterFiles(weights, folder, hashlib.sha256(weights).hexdigest())
 
 
 def default_report(settings: Settings, *, adapter: bool) -> Path | None:
@@ -100,22 +101,19 @@ def write_merged(report: Report, files: AdapterFiles, settings: Settings) -> Pat
             _publish_report(path, report, settings)
             publish_file(output, files.weights, force=settings.force)
         return path
-    _write_folder(
-        report, {WEIGHTS: files.weights, CONFIG: files.config, REPORT: _text(report)}, settings
-    )
+    _write_folder(report, {**files.folder, REPORT: _text(report)}, settings)
     return path
 
 
 def write_refined(
     report: Report, clients: Mapping[str, AdapterFiles], settings: Settings
 ) -> Path | None:
-    """Publish one PEFT folder per client and the report, as one folder."""
+    """Publish one folder per client and the report, as one folder."""
     if settings.output is None:
         return _write_asked(report, settings)
     files = {REPORT: _text(report)}
     for folder, adapter in clients.items():
-        files[f"{folder}/{WEIGHTS}"] = adapter.weights
-        files[f"{folder}/{CONFIG}"] = adapter.config
+        files |= {f"{folder}/{name}": data for name, data in adapter.folder.items()}
     _write_folder(report, files, settings)
     return settings.report or default_report(settings, adapter=True)
 

@@ -135,7 +135,9 @@ def refine_round(judged: Judged, settings: Settings) -> Refined:
     offs = [state.off() for state in states.each(modules, "measuring")]
     gains, model = _gains(judged, settings, offs)
     keep = [gain is not None and not gain.sure for gain in gains]
-    writers = [AdapterWriter([judged.round.adapters[k]], settings) for k in judged.merged]
+    output = judged.round.output
+    assert output is not None
+    writers = [AdapterWriter([judged.round.adapters[k]], output, settings) for k in judged.merged]
     moved, size = [0.0] * len(writers), [0.0] * len(writers)
     for state in states.each(modules, "refining"):
         for i, writer in enumerate(writers):

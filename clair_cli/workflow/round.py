@@ -13,11 +13,12 @@ from typing import Any
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.cohort import Cohort, Rejection, load_cohort, rejection
-from clair_cli.formats.comparable import check_comparable
 from clair_cli.formats.key_map import first_few
 from clair_cli.formats.memory import adapters_from_memory
+from clair_cli.formats.output_format import OutputFormat
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.weights_file import read_weights
+from clair_cli.workflow.comparing import Chosen, choose_comparable, one_name_each
 from clair_cli.workflow.settings import Settings
 
 RESERVED = "report.json"  # in the folder of refined adapters
@@ -35,6 +36,7 @@ class Round:
         module_shapes: (out, in) of every module, sorted by name.
         weights: one positive number per adapter, or None for equal ones.
         previous: the adapter all started from, or None.
+        output: how adapters are written, or None when none will be.
         refusal: why no judgement is possible at all, or None.
         warnings: remarks for the report.
     """
@@ -44,6 +46,7 @@ class Round:
     module_shapes: Mapping[str, tuple[int, int]]
     weights: tuple[float, ...] | None
     previous: Adapter | None
+    output: OutputFormat | None
     refusal: InputRefused | None
     warnings: tuple[str, ...]
 
@@ -64,7 +67,7 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
     try:
         cohort = _load_cohort(settings)
     except InputRefused as error:
-        return Round((), (), {}, None, None, error, ())
+        return Round((), (), {}, None, None, None, error, ())
     if settings.command == "refine":
         cohort = _foldable(cohort)
     gone = {r.name for r in dropped}
@@ -74,33 +77,30 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
         rejected=tuple(r for r in cohort.rejected if r.name not in gone) + tuple(dropped),
     )
     weights = _read_weights(settings, cohort)
-    warnings = [*cohort.notes, *_ignored(cohort, settings)]
-    for adapter in cohort.adapters:
-        warnings += [f"client {adapter.name!r}: {note}" for note in adapter.notes]
-    rejected = list(cohort.rejected)
-    refusal: InputRefused | None = None
-    adapters: tuple[Adapter, ...] = ()
-    shapes: Mapping[str, tuple[int, int]] = {}
-    if cohort.adapters:
-        try:
-            comparable = check_comparable(cohort, settings.modules)  # type: ignore[arg-type]
-            adapters, shapes = comparable.adapters, comparable.module_shapes
-            rejected += comparable.rejected
-            warnings += comparable.notes
-        except InputRefused as error:
-            error.hint = error.hint or "look at the groups, then leave one out with --exclude"
-            refusal, adapters = error, cohort.adapters
-    adapters = tuple(sorted(adapters, key=_content))
     previous = _load_previous(settings)
-    if previous is not None:
-        shapes = _with_previous(shapes, previous)
+    adapters, previous, renamed = one_name_each(cohort.adapters, previous)
+    cohort = replace(cohort, adapters=adapters)
+    warnings = [*cohort.notes, *_ignored(cohort, settings), *renamed]
+    for adapter in adapters:
+        warnings += [f"client {adapter.name!r}: {note}" for note in adapter.notes]
+    try:
+        chosen = choose_comparable(settings, cohort, previous)
+        refusal = None
+    except InputRefused as error:
+        error.hint = error.hint or "look at the groups, then leave one out with --exclude"
+        chosen, refusal = Chosen(adapters, (), {}, None, ()), error
+    rejected = [*cohort.rejected, *chosen.rejected]
+    warnings += chosen.notes
+    adapters = tuple(sorted(chosen.adapters, key=_content))
+    refusal = refusal or _too_few(settings, len(adapters), len(rejected))
     return Round(
         adapters,
         tuple(sorted(rejected, key=lambda r: r.name)),
-        shapes,
+        {name: layout.matrix for name, layout in chosen.layouts.items()},
         None if weights is None else tuple(weights[a.name] for a in adapters),
         previous,
-        refusal or _too_few(settings, len(adapters), len(rejected)),
+        chosen.output,
+        refusal,
         tuple(warnings),
     )
 
@@ -191,20 +191,6 @@ def _cohort_of_one(path: Path, settings: Settings) -> Cohort:
     from clair_cli.formats.cohort import load_one
 
     return load_one(path, limits=settings.limit)
-
-
-def _with_previous(
-    shapes: Mapping[str, tuple[int, int]], previous: Adapter
-) -> dict[str, tuple[int, int]]:
-    """Modules of the clients and of the previous adapter, which must agree in shape."""
-    joined = dict(shapes)
-    for name, module in previous.modules.items():
-        if joined.setdefault(name, module.shape) != module.shape:
-            raise UsageError(
-                f"--previous: module {name!r} has shape {module.shape}, the clients have "
-                f"{joined[name]}"
-            )
-    return dict(sorted(joined.items()))
 
 
 def _too_few(settings: Settings, usable: int, rejected: int) -> InputRefused | None:

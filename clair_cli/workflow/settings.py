@@ -11,11 +11,13 @@ from typing import Any
 
 from clair_cli.errors import UsageError
 from clair_cli.formats.limits import Limits, changed_limits, parse_limits
+from clair_cli.formats.output_format import FORMATS
 from clair_cli.formats.publish import is_one_file
 
 Progress = Callable[[str, int, int], None]
 FAIL_ON = ("never", "suspicious", "contaminated")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+OUTPUT_FORMATS = ("auto", *FORMATS)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MODULES = ("union", "intersection", "strict")
 
@@ -39,6 +41,7 @@ class Settings:
     error_target: float = 0.1
     keep_alpha: bool = False
     dtype: str = "auto"
+    output_format: str = "auto"
     weights: Path | Mapping[str, float] | None = None
     previous: Any = None
     exclude: tuple[str, ...] = ()
@@ -78,14 +81,15 @@ class Settings:
             else "(in memory)",
         }
         names = (
-            "rank error_target keep_alpha dtype min_clients allow_undetermined fail_on modules "
-            "assume_alpha strict noise device"
+            "rank error_target keep_alpha dtype output_format min_clients allow_undetermined "
+            "fail_on modules assume_alpha strict noise device"
         )
         given.update({name: getattr(self, name) for name in names.split()})
         given["exclude"] = sorted(self.exclude)
         given["limit"] = changed_limits(self.limit)
         if self.command == "inspect":
-            for name in ("rank", "error_target", "keep_alpha", "dtype", "allow_undetermined"):
+            writing = "rank error_target keep_alpha dtype output_format allow_undetermined"
+            for name in writing.split():
                 del given[name]
         if self.command != "refine":
             del given["noise"]
@@ -141,6 +145,7 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
     )
     _one_of("fail_on", settings.fail_on, FAIL_ON)
     _one_of("dtype", settings.dtype, DTYPES)
+    _one_of("output_format", settings.output_format, OUTPUT_FORMATS)
     _one_of("device", settings.device, DEVICES)
     _one_of("modules", settings.modules, MODULES)
     rank = settings.rank

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from clair_cli.errors import OutputError
 from clair_cli.formats.adapter import Adapter
-from clair_cli.formats.write_adapter import merged_config, merged_prefix, tensor_names
+from clair_cli.formats.output_format import OutputFormat
+from clair_cli.formats.write_adapter import merged_config
 from clair_cli.maths.lowrank import Product, numerical_rank, singular_values, spectrum, tail_norm
 from clair_cli.maths.merge import SERVING_RANKS, WrittenModule, choose_rank, write_module
 from clair_cli.workflow.describe import number
@@ -35,6 +36,8 @@ class WrittenAdapter:
 
     Attributes:
         tensors: by tensor name. config: the adapter config.
+        format: whose names the tensors have.
+        header: metadata of a file that holds all of it, the config too.
         rank, alpha, scaling, dtype: one for all modules.
         full_rank: the largest rank any module has before it is cut.
         norm: of the exact update. error: of what is written, over `norm`; None for a zero one.
@@ -44,6 +47,8 @@ class WrittenAdapter:
 
     tensors: Mapping[str, Tensor]
     config: Mapping[str, object]
+    format: str
+    header: Mapping[str, str]
     rank: int
     alpha: float
     scaling: float
@@ -64,11 +69,14 @@ class AdapterWriter:
     scale and dtype, `put` takes the updates again and keeps the factors at that rank only.
 
     Args:
-        adapters: the clients whose names, prefix, dtype and config fields are followed.
+        adapters: the clients whose dtype and config fields are followed.
+        output: how all of the run's adapters are written.
     """
 
-    def __init__(self, adapters: Sequence[Adapter], settings: Settings) -> None:
-        self._adapters, self._settings = adapters, settings
+    def __init__(
+        self, adapters: Sequence[Adapter], output: OutputFormat, settings: Settings
+    ) -> None:
+        self._adapters, self._output, self._settings = adapters, output, settings
         self._values: dict[str, Tensor] = {}
         self._written: dict[str, WrittenModule] = {}
 
@@ -110,17 +118,16 @@ class AdapterWriter:
     def finish(self) -> WrittenAdapter:
         """The adapter, once every module was put."""
         modules = sorted(self._written)
-        prefix = merged_prefix(self._adapters)
-        tensors: dict[str, Tensor] = {}
-        for module in modules:
-            key_A, key_B = tensor_names(prefix, module)
-            tensors[key_A] = self._written[module].lora_A
-            tensors[key_B] = self._written[module].lora_B
+        output, scaling = self._output, self._scale.scaling
+        factors = {m: (self._written[m].lora_A, self._written[m].lora_B) for m in modules}
         config = merged_config(self._adapters, modules, self._rank, self._scale.alpha)
+        config = output.config({**config, "use_rslora": self._scale.use_rslora})
         error = math.hypot(*(w.error for w in self._written.values()))
         return WrittenAdapter(
-            tensors=tensors,
-            config={**config, "use_rslora": self._scale.use_rslora},
+            tensors=output.tensors(factors, scaling),
+            config=config,
+            format=output.format,
+            header=output.header(config, scaling),
             rank=self._rank,
             alpha=self._scale.alpha,
             scaling=self._scale.scaling,

@@ -83,8 +83,8 @@ BAD = [
         ("header length", f"limit of {HEADER}", "--limit header="),
     ),
     Bad(22, "100 axes", make.entry(shape=[1] * 98 + [6, 16]), (KEY, "100 axes")),
-    Bad(22, "one axis", make.entry(shape=[96]), (KEY, "1 ax")),
-    Bad(22, "seven axes", make.entry(shape=[6, 16, 1, 1, 1, 1, 1]), (KEY, "7 ax")),
+    Bad(22, "one axis", make.entry(shape=[96]), (KEY, "1 axis")),
+    Bad(22, "seven axes", make.entry(shape=[6, 16, 1, 1, 1, 1, 1]), (KEY, "7 axes")),
     Bad(23, "arrays", make.config("[" * 100_000), ("adapter_config.json is nested too deeply",)),
     Bad(
         23, "objects", make.config('{"a":' * 100_000), ("adapter_config.json is nested too deeply",)

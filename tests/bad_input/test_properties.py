@@ -107,8 +107,9 @@ def check(data: bytes) -> None:
         return
     theirs = safetensors.torch.load(data)
     for module in cohort.adapters[1].modules.values():
-        assert (module.rank, module.in_features) == tuple(theirs[module.key_A].shape)
-        assert (module.out_features, module.rank) == tuple(theirs[module.key_B].shape)
+        rows, columns = module.layout.matrix
+        assert (module.rank, columns) == theirs[module.key_A].flatten(1).shape
+        assert (rows, module.rank) == theirs[module.key_B].flatten(1).shape
 
 
 @given(headers(), st.integers(-9, 9))

@@ -85,12 +85,13 @@ def test_assumed_configs() -> None:
 
 def test_notes_for_zero_alpha_and_changed_bases() -> None:
     assert parse_config(config(lora_alpha=0)).notes == ("lora_alpha is 0: the update is zero",)
-    for init in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "future"):
+    for init in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "future", "eva"):
         parsed = parse_config(config(init_lora_weights=init))
-        assert parsed.base_changing_init == init
+        assert parsed.guarded_init == init
         assert init in parsed.notes[0]
-    for init in (True, False, None, "gaussian", "orthogonal", "eva", "mica"):
-        assert parse_config(config(init_lora_weights=init)).base_changing_init == ""
+        assert ("changes the base" in parsed.notes[0]) == (init != "eva")
+    for plain in (True, False, None, "gaussian", "orthogonal", "mica"):
+        assert parse_config(config(init_lora_weights=plain)).guarded_init == ""
 
 
 def test_lookup_agrees_with_peft() -> None:

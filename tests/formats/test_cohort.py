@@ -106,6 +106,13 @@ def test_nested_links_inside_and_pickles_beside(folder: Path) -> None:
     assert cohort.adapters[1].factors("layers.0.q_proj")[0].shape == (2, 8)
 
 
+def test_sub_folders_beside_an_adapter_are_named(folder: Path) -> None:
+    """PEFT saves the adapter "default" in the folder, and others below it."""
+    client(folder / "good", "other")
+    (adapter,) = load_cohort(folder).adapters
+    assert adapter.notes == ("ignored, as the folder has an adapter itself: sub-folders 'other'",)
+
+
 def test_one_peft_folder_is_one_client(folder: Path) -> None:
     (folder / "good" / "training_args.bin").write_bytes(b"x")
     (folder / "good" / "README.md").write_text("x")

@@ -144,3 +144,42 @@ def test_a_shared_init_is_a_warning() -> None:
 def test_no_client_is_left() -> None:
     with pytest.raises(InputRefused, match="no usable client"):
         check_comparable(Cohort(adapters=()))
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "loftq", "corda", "eva", "lora_ga"])
+def test_an_init_that_all_must_share(init: str) -> None:
+    """Accepted with a warning where all have it; who has another, or says nothing, goes."""
+    same = {"init_lora_weights": init}
+    found = check_comparable(cohort(a=(Q, same), b=(Q, same), c=(Q, same)))
+    assert names(found) == ["a", "b", "c"]
+    assert any(f"all clients used init_lora_weights '{init}'" in note for note in found.notes)
+    found = check_comparable(cohort(a=(Q, same), b=(Q, same), c=(Q, {})))
+    assert names(found) == ["a", "b"]
+    assert f"2 of 3 clients have '{init}'" in found.rejected[0].message
+    found = check_comparable(cohort(a=(Q, same), b=(Q, {}), c=(Q, {})))
+    assert names(found) == ["b", "c"]
+    with pytest.raises(InputRefused, match="no majority for init_lora_weights"):
+        check_comparable(cohort(a=(Q, same), b=(Q, {})))
+
+
+def test_a_client_that_says_nothing_of_its_init_goes() -> None:
+    kohya = {"q.lora_down.weight": torch.ones(2, 8), "q.lora_up.weight": torch.ones(6, 2)}
+    fields = config(init_lora_weights="pissa")
+    clients = {"a": (state(Q), fields), "b": (state(Q), fields), "k": (kohya, None)}
+    found = check_comparable(adapters_from_memory(clients))
+    assert names(found) == ["a", "b"]
+    assert "its init_lora_weights is not known, the other clients have 'pissa'" in (
+        found.rejected[0].message
+    )
+
+
+def test_one_name_means_one_kind_of_layer() -> None:
+    """An embedding's update is a matrix of its own, even where the shapes agree."""
+    embedding = {f"base_model.model.q.lora_embedding_{s}": t
+                 for s, t in (("A", torch.ones(2, 8)), ("B", torch.ones(6, 2)))}  # fmt: skip
+    clients = {"a": (state(Q), config()), "b": (state(Q), config()), "e": (embedding, config())}
+    found = check_comparable(adapters_from_memory(clients))
+    assert names(found) == ["a", "b"]
+    assert "delta weight has shape (8, 6) (embedding), 2 of 3 clients have (6, 8)" in (
+        found.rejected[0].message
+    )

@@ -1,0 +1,235 @@
+"""Adapters that peft itself makes and saves: read, merged and given back to peft.
+
+For every option of LoraConfig that changes an update, the delta weights are compared with
+`get_delta_weight`, as read and as PeftModel loads them from what was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import clair_cli
+from clair_cli.formats.adapter import Adapter
+from clair_cli.formats.cohort import load_cohort
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # peft warns of what it is asked to do here
+
+EPS = 1e-6
+Deltas = dict[str, torch.Tensor]
+
+
+class Layers(torch.nn.Module):
+    """One layer of each kind that peft adapts; no square weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.block = torch.nn.ModuleDict(
+            {"q": torch.nn.Linear(12, 10), "up": torch.nn.Linear(10, 14, bias=False)}
+        )
+        self.q = torch.nn.Linear(14, 9)
+        self.emb = torch.nn.Embedding(23, 12)
+        self.c1 = torch.nn.Conv1d(8, 10, 3, padding=1)
+        self.c2 = torch.nn.Conv2d(8, 10, (3, 5), stride=2)
+        self.c11 = torch.nn.Conv2d(8, 10, 1)
+        self.c3 = torch.nn.Conv3d(8, 9, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class Conv1Ds(torch.nn.Module):
+    """GPT-2's layer, whose weight is stored as (in, out)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attn = transformers.pytorch_utils.Conv1D(10, 12)
+        self.mlp = transformers.pytorch_utils.Conv1D(9, 10)
+
+
+ALL = ["q", "up", "emb", "c1", "c2", "c11", "c3"]
+LINEAR = ["q", "up"]
+GRID: dict[str, tuple[type[torch.nn.Module], dict[str, Any]]] = {
+    "plain": (Layers, {"target_modules": ALL, "r": 4, "lora_alpha": 4}),
+    "alpha": (Layers, {"target_modules": ALL, "r": 3, "lora_alpha": 7}),
+    "rank one": (Layers, {"target_modules": ALL, "r": 1, "lora_alpha": 16}),
+    "fraction": (Layers, {"target_modules": ALL, "r": 4, "lora_alpha": 0.5}),
+    "negative": (Layers, {"target_modules": LINEAR, "r": 4, "lora_alpha": -3}),
+    "rslora": (Layers, {"target_modules": ALL, "r": 4, "lora_alpha": 6, "use_rslora": True}),
+    "patterns": (
+        Layers,
+        {
+            "target_modules": ALL,
+            "r": 4,
+            "lora_alpha": 6,
+            "rank_pattern": {"emb": 2, "c2": 3, "^block.q": 5},
+            "alpha_pattern": {"emb": 3, "c1": 5, "block.*": 11},
+        },
+    ),
+    "patterns and rslora": (
+        Layers,
+        {
+            "target_modules": ALL,
+            "r": 4,
+            "lora_alpha": 6,
+            "use_rslora": True,
+            "rank_pattern": {"emb": 2, "c11": 3, "q": 5},
+            "alpha_pattern": {"c3": 3, "^q": 9},
+        },
+    ),
+    "regular expression": (Layers, {"target_modules": r"block\..*|c\d+", "r": 4, "lora_alpha": 6}),
+    "all linear": (Layers, {"target_modules": LINEAR, "exclude_modules": ["block.up"], "r": 4}),
+    "dropout": (Layers, {"target_modules": LINEAR, "r": 4, "lora_dropout": 0.3}),
+    "fan in": (Conv1Ds, {"target_modules": ["attn", "mlp"], "r": 4, "fan_in_fan_out": True}),
+    **{
+        f"init {init}": (Layers, {"target_modules": ALL, "r": 4, "init_lora_weights": init})
+        for init in (False, "gaussian")
+    },
+    **{
+        f"init {init}": (Layers, {"target_modules": LINEAR, "r": 4, "init_lora_weights": init})
+        for init in ("orthogonal", "pissa", "pissa_niter_4", "olora", "eva", "mica")
+    },
+}
+
+
+def make(model: torch.nn.Module, fields: Mapping[str, Any], seed: int = 1) -> Any:
+    """peft's model with factors that are not zero."""
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**fields))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data += 0.3 * noise.to(parameter.dtype)
+    return wrapped
+
+
+def theirs(model: Any, adapter: str = "default") -> Deltas:
+    """peft's own delta weights by module."""
+    return {
+        name.removeprefix("base_model.model."): layer.get_delta_weight(adapter).detach()
+        for name, layer in model.named_modules()
+        if hasattr(layer, "get_delta_weight")
+    }
+
+
+def ours(adapter: Adapter) -> Deltas:
+    """The delta weights as read here, in the shape of the layers' weights."""
+    result = {}
+    for name, module in adapter.modules.items():
+        lora_A, lora_B = adapter.factors(name)
+        delta = module.scaling * (lora_B @ lora_A)
+        assert delta.shape == module.shape
+        if module.layout.kind == "embedding" or adapter.config.fan_in_fan_out:
+            delta = delta.T
+        result[name] = delta if adapter.config.fan_in_fan_out else delta.reshape(
+            module.layout.weight
+        )  # fmt: skip
+    return result
+
+
+def worst(found: Deltas, wanted: Deltas) -> float:
+    """Largest relative error of a module."""
+    assert found.keys() == wanted.keys()
+    assert {n: d.shape for n, d in found.items()} == {n: d.shape for n, d in wanted.items()}
+    return max(float((found[n] - d).norm() / d.norm()) for n, d in wanted.items())
+
+
+@pytest.mark.parametrize("case", GRID)
+def test_delta_weights_equal_pefts(tmp_path: Path, case: str) -> None:
+    kind, fields = GRID[case]
+    model = make(kind(), fields)
+    wanted = theirs(model)
+    model.save_pretrained(tmp_path / "clients" / "one")
+    cohort = load_cohort(tmp_path / "clients")
+    assert cohort.rejected == ()
+    (adapter,) = cohort.adapters
+    assert worst(ours(adapter), wanted) <= EPS
+    clair_cli.merge(tmp_path / "clients", tmp_path / "merged", rank="full", allow_undetermined=True)
+    loaded = peft.PeftModel.from_pretrained(kind(), tmp_path / "merged")
+    assert worst(theirs(loaded), wanted) <= EPS
+
+
+@pytest.mark.parametrize("case", ["plain", "fan in"])
+def test_half_precision_and_other_adapter_names(tmp_path: Path, case: str) -> None:
+    kind, fields = GRID[case]
+    model = make(kind().bfloat16(), fields)
+    model.add_adapter("other", peft.LoraConfig(**fields))
+    model.save_pretrained(tmp_path / "clients" / "one", selected_adapters=["other"])
+    assert (tmp_path / "clients/one/other/adapter_model.safetensors").exists()
+    (adapter,) = load_cohort(tmp_path / "clients").adapters
+    assert "sub-folder 'other'" in adapter.notes[0]
+    (dtype,) = {module.dtype for module in adapter.modules.values()}
+    assert dtype in ("bfloat16", "float32")  # peft casts bfloat16 adapters up unless told not to
+
+
+def test_a_state_dict_in_memory(tmp_path: Path) -> None:
+    """The dump of a whole model, which still has the adapter's name and its base weights."""
+    fields = GRID["plain"][1]
+    model = make(Layers(), {**fields, "target_modules": ["emb", "c2"]})
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if "lora_" in name or name.endswith("emb.base_layer.weight")
+    }
+    config = model.peft_config["default"]
+    result = clair_cli.merge({"c": (state, config)}, rank="full", allow_undetermined=True)
+    assert result.tensors is not None
+    assert any("base weights of 'emb'" in warning for warning in result.report.warnings)
+    stem = "base_model.model.emb.lora_embedding_"
+    delta = (result.tensors[f"{stem}B"] @ result.tensors[f"{stem}A"]).T
+    assert worst({"emb": delta}, {"emb": theirs(model)["emb"]}) <= EPS
+
+
+def test_grouped_convolutions_are_refused(tmp_path: Path) -> None:
+    class Grouped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = torch.nn.Conv2d(8, 12, 3, groups=2)
+
+    make(Grouped(), {"target_modules": ["c"], "r": 4}).save_pretrained(tmp_path / "c" / "one")
+    (rejected,) = load_cohort(tmp_path / "c").rejected
+    assert "module 'c': a grouped convolution (2 groups) is not supported" in rejected.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"bias": "all"}, "bias"),
+        ({"bias": "lora_only"}, "bias"),
+        ({"modules_to_save": ["up"], "target_modules": ["q"]}, "modules_to_save"),
+        ({"target_modules": ["q"], "target_parameters": ["block.up.weight"]}, "target_parameters"),
+        ({"trainable_token_indices": {"emb": [1, 2]}}, "trainable tokens"),
+        ({"kasa_config": "KasaConfig"}, "KaSA"),
+        ({"alora_invocation_tokens": [1, 2]}, "aLoRA"),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
+)
+def test_what_is_not_plain_is_refused_by_name(
+    tmp_path: Path, fields: dict[str, Any], words: str
+) -> None:
+    if "kasa_config" in fields:
+        fields = {"kasa_config": getattr(peft.tuners.lora.config, fields["kasa_config"])()}
+    make(Layers(), {"target_modules": LINEAR, "r": 4, **fields}).save_pretrained(
+        tmp_path / "clients" / "one"
+    )
+    (rejected,) = load_cohort(tmp_path / "clients").rejected
+    assert words in rejected.message
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+def test_pefts_loha_and_lokr_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+    config = getattr(peft, f"{kind}Config")(target_modules=LINEAR, r=4)
+    peft.get_peft_model(Layers(), config).save_pretrained(tmp_path / "clients" / "one")
+    (rejected,) = load_cohort(tmp_path / "clients").rejected
+    assert f"peft_type is '{kind.upper()}'" in rejected.message
