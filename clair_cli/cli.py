@@ -17,7 +17,7 @@ from clair_cli import cli_options as opt
 from clair_cli.cli_paths import check_inputs, check_outputs
 from clair_cli.errors import OutputError
 from clair_cli.exits import EXIT_CODES, Stopped, error_text, guarded, raise_on_signals
-from clair_cli.formats.publish import is_one_file
+from clair_cli.formats.targets import is_one_file
 from clair_cli.terminal import (
     discard,
     prepare_streams,

@@ -10,8 +10,8 @@ from typing import Literal, cast
 
 from clair_cli.errors import UsageError
 from clair_cli.escape import printable
-from clair_cli.formats.publish import check_target
 from clair_cli.formats.report_json import records_nothing
+from clair_cli.formats.targets import check_distinct, check_target
 
 
 def check_inputs(clients: Path, *, weights: Path | None, previous: Path | None) -> None:
@@ -48,17 +48,16 @@ def check_outputs(
     Raises:
         UsageError, OutputError: as `check_target`; or two options name one path.
     """
-    seen: dict[str, str] = {}
+    seen: dict[str, Path] = {}
     given = [path for path in inputs if path is not None]
     for option, (path, kind) in targets.items():
         if path is None:
             continue
         if str(path) == "-":
             raise UsageError(f"{option} - : standard output is not supported", hint="give a path")
-        real = os.path.realpath(path)
-        if real in seen:
-            raise UsageError(f"{seen[real]} and {option} name the same path {_shown(path)}")
-        seen[real] = option
+        for other, there in seen.items():
+            check_distinct(other, there, option, path)
+        seen[option] = path
         literal = cast(Literal["file", "folder"], kind)
         may_replace = force or (option == "--report" and records_nothing(path))
         check_target(path, force=may_replace, kind=literal, inputs=given)

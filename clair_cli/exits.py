@@ -58,7 +58,8 @@ def guarded() -> Iterator[Run]:
         write_err(error_text(error))
         raise typer.Exit(error.exit_code) from None
     except (KeyboardInterrupt, Stopped) as stop:
-        what = "results are in place" if run.finished else "nothing written"
+        placed = run.finished or getattr(stop, "published", False)
+        what = "results are in place" if placed else "nothing written"
         write_err(f"clair: interrupted, {what}\n")
         raise typer.Exit(getattr(stop, "exit_code", 130)) from None
     except Exception as error:

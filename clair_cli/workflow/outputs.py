@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from clair_cli.formats.find_clients import CONFIG, WEIGHTS
-from clair_cli.formats.publish import check_target, publish_file, publish_folder
+from clair_cli.formats.publish import Output, publish
 from clair_cli.formats.report_json import records_nothing, report_json
+from clair_cli.formats.targets import SUFFIX, check_distinct, check_target
 from clair_cli.formats.write_adapter import config_json, safetensors_bytes
 from clair_cli.report import Report
 from clair_cli.workflow.settings import Settings
@@ -56,7 +56,7 @@ def default_report(settings: Settings, *, adapter: bool) -> Path | None:
     if output is None or settings.command == "inspect":
         return output
     if settings.one_file:
-        return output.with_name(output.name.removesuffix(".safetensors") + ".report.json")
+        return output.with_name(output.name[: -len(SUFFIX)] + ".report.json")
     return output / REPORT if adapter else output.with_name(output.name + ".report.json")
 
 
@@ -73,6 +73,8 @@ def check_outputs(settings: Settings) -> None:
         file = settings.one_file or settings.command == "inspect"
         kind = "file" if file else "folder"
         check_target(output, force=settings.force, kind=kind, inputs=inputs)  # type: ignore[arg-type]
+    if output is not None and report is not None:
+        check_distinct("output", output, "report", report)
     if report is None and settings.command != "inspect":
         # a folder's own report lies inside it; without an adapter it goes beside
         report = default_report(settings, adapter=settings.one_file)
@@ -84,7 +86,7 @@ def write_report_only(report: Report, settings: Settings) -> Path | None:
     """Publish the report of a run without an adapter; returns where, or None for nowhere."""
     path = settings.report or default_report(settings, adapter=False)
     if path is not None:
-        _publish_report(path, report, settings)
+        publish([_report_output(path, report, settings)])
     return path
 
 
@@ -96,9 +98,8 @@ def write_merged(report: Report, files: AdapterFiles, settings: Settings) -> Pat
     path = settings.report or default_report(settings, adapter=True)
     if settings.one_file:
         assert path is not None
-        with _undone(path):  # a report of an adapter that could not be written would be a lie
-            _publish_report(path, report, settings)
-            publish_file(output, files.weights, force=settings.force)
+        adapter = Output(output, files.weights, settings.force)
+        publish([_report_output(path, report, settings), adapter])
         return path
     _write_folder(
         report, {WEIGHTS: files.weights, CONFIG: files.config, REPORT: _text(report)}, settings
@@ -124,39 +125,26 @@ def _write_folder(report: Report, files: Mapping[str, bytes], settings: Settings
     """Publish a folder, after the report that `--report` asked for; a report beside it that an
     earlier run without an adapter left there goes."""
     assert settings.output is not None
-    with _undone(settings.report):
-        _write_asked(report, settings)
-        publish_folder(settings.output, files, force=settings.force)
+    outputs = [Output(settings.output, files, settings.force)]
+    if settings.report is not None:
+        outputs.insert(0, _report_output(settings.report, report, settings))
+    publish(outputs)
     beside = default_report(settings, adapter=False)
     if beside is not None and beside != settings.report and records_nothing(beside):
         beside.unlink(missing_ok=True)
 
 
-def _publish_report(path: Path, report: Report, settings: Settings) -> None:
-    publish_file(path, _text(report), force=_may_replace(path, settings))
+def _report_output(path: Path, report: Report, settings: Settings) -> Output:
+    return Output(path, _text(report), _may_replace(path, settings))
 
 
 def _may_replace(path: Path, settings: Settings) -> bool:
     return settings.force or records_nothing(path)
 
 
-@contextlib.contextmanager
-def _undone(path: Path | None) -> Iterator[None]:
-    """Put back what stood at `path` if what follows it fails."""
-    before = path.read_bytes() if path is not None and path.is_file() else None
-    try:
-        yield
-    except BaseException:
-        if path is not None and before is not None:
-            publish_file(path, before, force=True)
-        elif path is not None and not path.is_symlink():
-            path.unlink(missing_ok=True)
-        raise
-
-
 def _write_asked(report: Report, settings: Settings) -> Path | None:
     if settings.report is not None:
-        _publish_report(settings.report, report, settings)
+        publish([_report_output(settings.report, report, settings)])
     return settings.report
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from clair_cli.errors import UsageError
 from clair_cli.formats.limits import Limits
-from clair_cli.formats.publish import is_one_file
+from clair_cli.formats.targets import is_one_file
 
 Progress = Callable[[str, int, int], None]
 FAIL_ON = ("never", "suspicious", "contaminated")
