@@ -32,6 +32,13 @@ class GroupedCommand(TyperCommand):
                 formatter.write_dl(records)
 
 
+def path(text: str) -> Path:
+    """A path; help shows this function's name. An empty one would mean the folder one is in."""
+    if not text:
+        raise typer.BadParameter("the path is empty")
+    return Path(text)
+
+
 def parse_rank(text: str) -> str | int:
     """`auto`, `same`, `full` or a positive whole number."""
     if text in ("auto", "same", "full"):
@@ -81,6 +88,7 @@ Clients = Annotated[
     Path,
     typer.Argument(
         metavar="CLIENTS",
+        parser=path,
         show_default=False,
         help="Folder with one adapter per client: PEFT folders, NAME.safetensors files, or both.",
     ),
@@ -94,9 +102,10 @@ Output = Annotated[
         "--output",
         panel=OUTPUT,
         metavar="OUT",
+        parser=path,
         show_default=False,
         help="Where the merged adapter goes: one file if OUT ends in .safetensors, else a PEFT"
-        " folder.",
+        " folder; - for standard output.",
     ),
 ]
 OutputFolder = Annotated[
@@ -106,6 +115,7 @@ OutputFolder = Annotated[
         "--output",
         panel=OUTPUT,
         metavar="DIR",
+        parser=path,
         show_default=False,
         help="Folder for one refined PEFT folder per benign client.",
     ),
@@ -113,7 +123,13 @@ OutputFolder = Annotated[
 OutputReport = Annotated[
     Path | None,
     _option(
-        "-o", "--output", panel=OUTPUT, metavar="PATH", help="Also write the JSON report there."
+        "-o",
+        "--output",
+        panel=OUTPUT,
+        metavar="PATH",
+        parser=path,
+        help="Also write the JSON report there; with - the report goes to stdout and the table to"
+        " stderr.",
     ),
 ]
 ReportPath = Annotated[
@@ -122,6 +138,7 @@ ReportPath = Annotated[
         "--report",
         panel=OUTPUT,
         metavar="PATH",
+        parser=path,
         help="Where the JSON report goes, if not beside the output.",
     ),
 ]
@@ -172,6 +189,7 @@ Weights = Annotated[
         "--weights",
         panel=JUDGING,
         metavar="FILE",
+        parser=path,
         help="JSON object or two-column CSV of client name to positive number, such as sample"
         " counts. Default: all equal.",
     ),
@@ -233,6 +251,7 @@ Previous = Annotated[
         "--previous",
         panel=READING,
         metavar="ADAPTER",
+        parser=path,
         help="The adapter that all clients started this round from.",
     ),
 ]

@@ -54,7 +54,7 @@ def check_outputs(
         if path is None:
             continue
         if str(path) == "-":
-            raise UsageError(f"{option} - : standard output is not supported", hint="give a path")
+            raise UsageError(f"{option} - : standard output takes one file", hint="give a path")
         for other, there in seen.items():
             check_distinct(other, there, option, path)
         seen[option] = path

@@ -44,6 +44,11 @@ class Run:
     """What the guard has to know about the command that it guards."""
 
     finished: bool = False  # the workflow returned: its outputs are in place
+    so_far: str = "nothing written"
+
+    def begin_stream(self) -> None:
+        """The first bytes go to standard output."""
+        self.so_far = "what went to standard output is not whole"
 
 
 @contextmanager
@@ -59,7 +64,7 @@ def guarded() -> Iterator[Run]:
         raise typer.Exit(error.exit_code) from None
     except (KeyboardInterrupt, Stopped) as stop:
         placed = run.finished or getattr(stop, "published", False)
-        what = "results are in place" if placed else "nothing written"
+        what = "results are in place" if placed else run.so_far
         write_err(f"clair: interrupted, {what}\n")
         raise typer.Exit(getattr(stop, "exit_code", 130)) from None
     except Exception as error:

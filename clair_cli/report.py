@@ -220,8 +220,8 @@ class MergedReport:
     """The merged adapter.
 
     Attributes:
-        path: as given, "" when nothing was written. sha256: of the file (a folder's
-            `adapter_model.safetensors`).
+        path: as given, "" when nothing was written, "-" for a stream.
+        sha256: of the file (a folder's `adapter_model.safetensors`).
         rank, alpha, scaling, dtype: as written, one for all modules.
         error: norm of (written - exact mean) over the norm of the exact mean, rank and dtype
             both counted.

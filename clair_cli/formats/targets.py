@@ -145,24 +145,31 @@ def _check_apart(path: Path, target: Path, given: Path, kind: str) -> None:
         )
     if kind == "folder" and any(_same(parent, target) for parent in source.parents):
         raise UsageError(f"output {shown} is a folder that holds the input {read}")
-    inside = find_inside(source, target)
+    inside = _hard_link(source, target)
     if inside is not None:
-        name = quoted((given / inside).as_posix())
+        name = quoted((given / inside.relative_to(source)).as_posix())
         raise UsageError(f"output {shown} is the input {name} by another name (a hard link)")
 
 
-def find_inside(folder: Path, path: Path) -> Path | None:
-    """The file below `folder`, two levels deep, that is the very file `path`, or None."""
+def _hard_link(folder: Path, path: Path) -> Path | None:
+    """The file in `folder` that is the very file `path`, which lies elsewhere, or None."""
     try:
         status = os.stat(path)
     except OSError:
         return None
-    if not stat.S_ISREG(status.st_mode) or not folder.is_dir() or status.st_nlink < 2:
+    return find_inside(folder, status) if status.st_nlink > 1 else None
+
+
+def find_inside(given: Path, status: os.stat_result) -> Path | None:
+    """The file that `status` is of, if it is `given` or lies two levels deep in it, or None."""
+    if not stat.S_ISREG(status.st_mode):
         return None
-    for _, entry in zip(range(_MAX_ENTRIES), _files(folder, 2), strict=False):
+    if not given.is_dir():
+        return given if given.exists() and os.path.samestat(os.stat(given), status) else None
+    for _, entry in zip(range(_MAX_ENTRIES), _files(given, 2), strict=False):
         try:
             if os.path.samestat(entry.stat(follow_symlinks=False), status):
-                return Path(entry.path).relative_to(folder)
+                return Path(entry.path)
         except OSError:
             continue
     return None

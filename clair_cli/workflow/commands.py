@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from clair_cli.errors import UsageError
 from clair_cli.formats.cohort import Rejection
@@ -18,6 +18,7 @@ from clair_cli.workflow.judging import Judged, judge_round
 from clair_cli.workflow.merging import merge_round
 from clair_cli.workflow.outputs import (
     adapter_files,
+    check_least_room,
     check_outputs,
     write_merged,
     write_refined,
@@ -75,7 +76,7 @@ class RefineResult:
 
 def merge(
     clients: Clients,
-    output: PathLike | None = None,
+    output: PathLike | BinaryIO | None = None,
     *,
     report: PathLike | None = None,
     rank: str | int = "auto",
@@ -99,7 +100,9 @@ def merge(
 
     Args:
         clients: a folder, or name to (state dict, config) with a PEFT LoraConfig or its fields.
-        output: `NAME.safetensors`, a folder to be, or None to write nothing.
+        output: `NAME.safetensors`, a folder to be, an open binary file that gets the adapter
+            as one safetensors file (the report then goes only where `report` says), or None to
+            write nothing.
         report: where the JSON report goes besides its usual place.
         rank: "auto" (smallest serving rank within `error_target`), "same" (the clients' most
             common one), "full" (exact) or a number.
@@ -222,6 +225,8 @@ def _run(
     with one_thread():
         while True:
             round_ = load_round(settings, dropped)
+            if make is not None:
+                check_least_room(settings, round_.module_shapes.values())
             try:
                 judged = judge_round(
                     round_, device, settings.tell, allow_undetermined=settings.allow_undetermined

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from clair_cli.errors import OutputError
 from clair_cli.formats.find_clients import CONFIG, WEIGHTS
 from clair_cli.formats.publish import Output, publish
 from clair_cli.formats.report_json import records_nothing, report_json
-from clair_cli.formats.targets import SUFFIX, check_distinct, check_target
+from clair_cli.formats.targets import SUFFIX, check_distinct, check_room, check_target, resolve
 from clair_cli.formats.write_adapter import config_json, safetensors_bytes
+from clair_cli.maths.merge import SERVING_RANKS
 from clair_cli.report import Report
 from clair_cli.workflow.settings import Settings
 from clair_cli.workflow.writing import WrittenAdapter
@@ -82,6 +85,24 @@ def check_outputs(settings: Settings) -> None:
         check_target(report, force=_may_replace(report, settings), kind="file", inputs=inputs)
 
 
+def check_least_room(settings: Settings, shapes: Iterable[tuple[int, int]]) -> None:
+    """Refuse a disk that can't even hold the smallest adapter these settings may give.
+
+    Args:
+        shapes: (out, in) of every module.
+
+    Raises:
+        OutputError: see `check_room`.
+    """
+    if settings.output is None:
+        return
+    rank = settings.rank if isinstance(settings.rank, int) else 1
+    rank = SERVING_RANKS[0] if settings.rank == "auto" else rank
+    size = 4 if settings.dtype == "float32" else 2
+    least = sum(size * rank * (out + in_) for out, in_ in shapes)
+    check_room(resolve(settings.output).parent, least, settings.output)
+
+
 def write_report_only(report: Report, settings: Settings) -> Path | None:
     """Publish the report of a run without an adapter; returns where, or None for nowhere."""
     path = settings.report or default_report(settings, adapter=False)
@@ -93,6 +114,10 @@ def write_report_only(report: Report, settings: Settings) -> Path | None:
 def write_merged(report: Report, files: AdapterFiles, settings: Settings) -> Path | None:
     """Publish a merged adapter and its report; returns the report's path."""
     output = settings.output
+    if settings.stream is not None:
+        asked = _asked(report, settings)
+        publish(asked, between=lambda: _write_stream(files.weights, settings.stream))
+        return settings.report
     if output is None:
         return _write_asked(report, settings)
     path = settings.report or default_report(settings, adapter=True)
@@ -125,10 +150,7 @@ def _write_folder(report: Report, files: Mapping[str, bytes], settings: Settings
     """Publish a folder, after the report that `--report` asked for; a report beside it that an
     earlier run without an adapter left there goes."""
     assert settings.output is not None
-    outputs = [Output(settings.output, files, settings.force)]
-    if settings.report is not None:
-        outputs.insert(0, _report_output(settings.report, report, settings))
-    publish(outputs)
+    publish([*_asked(report, settings), Output(settings.output, files, settings.force)])
     beside = default_report(settings, adapter=False)
     if beside is not None and beside != settings.report and records_nothing(beside):
         beside.unlink(missing_ok=True)
@@ -143,9 +165,31 @@ def _may_replace(path: Path, settings: Settings) -> bool:
 
 
 def _write_asked(report: Report, settings: Settings) -> Path | None:
-    if settings.report is not None:
-        publish([_report_output(settings.report, report, settings)])
+    publish(_asked(report, settings))
     return settings.report
+
+
+def _asked(report: Report, settings: Settings) -> list[Output]:
+    """The report that `--report` asked for, if any."""
+    path = settings.report
+    return [] if path is None else [_report_output(path, report, settings)]
+
+
+def _write_stream(data: bytes, stream: Any) -> None:
+    """All of an adapter to an open binary file.
+
+    Raises:
+        OutputError: the system refuses.
+    """
+    view = memoryview(data)
+    try:
+        while view:
+            written = stream.write(view[: 2**20])
+            view = view[2**20 if written is None else written :]
+        if hasattr(stream, "flush"):
+            stream.flush()
+    except OSError as error:
+        raise OutputError(f"the adapter was not written: {error.strerror}") from error
 
 
 def _text(report: Report) -> bytes:

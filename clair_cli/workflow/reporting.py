@@ -65,7 +65,7 @@ def make_report(
 def _merged_report(settings: Settings, merged: Merged, files: AdapterFiles | None) -> MergedReport:
     adapter = merged.adapter
     return MergedReport(
-        path="" if settings.output is None else settings.output.as_posix(),
+        path=settings.shown_output or "",
         sha256=None if files is None else files.sha256,
         rank=adapter.rank,
         full_rank=adapter.full_rank,
