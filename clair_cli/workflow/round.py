@@ -21,7 +21,8 @@ from clair_cli.workflow.settings import Settings
 
 @dataclass(frozen=True)
 class Round:
-    """One round's comparable clients, in order of content (weights, then config, then name).
+    """One round's comparable clients, in order of content (tensors and scales, then weight in the
+    mean, then config, then name).
 
     The order makes every sum independent of names and of the folder's order.
 
@@ -83,7 +84,7 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
             warnings += comparable.notes
         except InputRefused as error:
             refusal, adapters = error, cohort.adapters
-    adapters = tuple(sorted(adapters, key=_content))
+    adapters = tuple(sorted(adapters, key=lambda a: _content(a, weights)))
     previous = _load_previous(settings)
     if previous is not None:
         shapes = _with_previous(shapes, previous)
@@ -98,10 +99,10 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
     )
 
 
-def _content(adapter: Adapter) -> tuple[str, str, str]:
-    """Equal weights may have unequal scales, so the config counts before the name does."""
+def _content(adapter: Adapter, weights: Mapping[str, float] | None) -> tuple[str, float, str, str]:
+    """Copies may differ in weight or config, so these count before the name does."""
     config = json.dumps(adapter.config.raw, sort_keys=True, default=str)
-    return adapter.sha256, config, adapter.name
+    return adapter.content(), (weights or {}).get(adapter.name, 1.0), config, adapter.name
 
 
 def _load_cohort(settings: Settings) -> Cohort:
