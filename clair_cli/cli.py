@@ -14,7 +14,7 @@ import typer
 
 from clair_cli import __version__
 from clair_cli import cli_options as opt
-from clair_cli.cli_paths import check_inputs, check_outputs
+from clair_cli.cli_paths import check_exists, check_inputs, check_outputs
 from clair_cli.errors import OutputError
 from clair_cli.escape import printable
 from clair_cli.exits import EXIT_CODES, Stopped, error_text, guarded, raise_on_signals
@@ -171,6 +171,46 @@ def refine(
     """
     settings = dict(locals())
     _write_and_tell("refine", settings, "folder")
+
+
+@app.command(cls=opt.GroupedCommand, epilog=_COMMAND_EPILOG)
+def verify(
+    output: opt.Verified,
+    clients: opt.VerifiedClients = None,
+    report: opt.VerifiedReport = None,
+    weights: opt.Weights = None,
+    previous: opt.Previous = None,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Compare an adapter with its report, and with the clients if given.
+
+    Hashes, shapes and scale are read again; with CLIENTS the merge itself is done
+    again, and nothing is written. Exit code 3 says that something differs.
+    """
+    with guarded() as run:
+        check_exists(output, "OUT")
+        if clients is not None:
+            check_inputs(clients, weights=weights, previous=previous)
+        if report is not None:
+            check_exists(report, "--report")
+        with progress_shown(quiet=quiet or clients is None) as progress:
+            from clair_cli import workflow
+
+            result = workflow.verify(
+                output, clients, report=report, weights=weights, previous=previous,
+                progress=progress,
+            )  # fmt: skip
+        run.finished = True
+        lines = [f"note: {text}" for text in result.notes]
+        lines += [f"differs: {text}" for text in result.differences]
+        count, where = len(result.differences), f"{result.output}: "
+        if count:
+            lines.append(f"{where}{count} difference{'s'[: count > 1]} from {result.report_path}")
+        else:
+            lines.append(f"{where}as {result.report_path} says ({'; '.join(result.checked)})")
+        shown = lines[-1:] if quiet else lines
+        write_out("".join(f"{printable(line)}\n" for line in shown))
+        raise typer.Exit(result.exit_code)
 
 
 def _write_and_tell(command: str, settings: dict[str, Any], kind: str) -> None:

@@ -182,6 +182,36 @@ Quiet = Annotated[
     bool, _option("-q", "--quiet", panel=OUTPUT, help="Print only the last line, and errors.")
 ]
 
+Verified = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUT",
+        parser=path,
+        show_default=False,
+        help="What clair merge or clair refine wrote: a file or a folder.",
+    ),
+]
+VerifiedClients = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="CLIENTS",
+        parser=path,
+        show_default=False,
+        help="The clients, to merge or refine them again with the options in the report.",
+    ),
+]
+VerifiedReport = Annotated[
+    Path | None,
+    _option(
+        "--report",
+        panel=READING,
+        metavar="PATH",
+        parser=path,
+        show_default=False,
+        help="The JSON report. Default: beside a file, or in a folder.",
+    ),
+]
+
 # Judging
 Weights = Annotated[
     Path | None,

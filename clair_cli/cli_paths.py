@@ -20,16 +20,16 @@ def check_inputs(clients: Path, *, weights: Path | None, previous: Path | None) 
     Raises:
         UsageError: with the path, and a sibling of a similar name where there is one.
     """
-    _check_exists(clients, "CLIENTS")
+    check_exists(clients, "CLIENTS")
     if not clients.is_dir():
         raise UsageError(
             f"CLIENTS {_shown(clients)} is a file, not a folder",
             hint="put the clients' adapters into one folder and give that folder",
         )
     if weights is not None:
-        _check_exists(weights, "--weights")
+        check_exists(weights, "--weights")
     if previous is not None:
-        _check_exists(previous, "--previous")
+        check_exists(previous, "--previous")
 
 
 def check_outputs(
@@ -63,7 +63,12 @@ def check_outputs(
         check_target(path, force=may_replace, kind=literal, inputs=given)
 
 
-def _check_exists(path: Path, what: str) -> None:
+def check_exists(path: Path, what: str) -> None:
+    """Refuse a path where nothing is.
+
+    Raises:
+        UsageError: with the path, and a sibling of a similar name where there is one.
+    """
     if os.path.exists(path):
         return
     try:

@@ -23,7 +23,7 @@ EXIT_CODES = (
     ("0", "ok", "done, and --fail-on did not trip"),
     ("1", "internal", "a bug, a missing library, or out of memory"),
     ("2", "usage", "a bad option, value or path"),
-    ("3", "findings", "judged, and --fail-on tripped: report, no adapter"),
+    ("3", "findings", "--fail-on tripped (no adapter), or verify differs"),
     ("4", "refused", "no usable cohort, or one rejected and --strict"),
     ("5", "undetermined", "no honest verdict possible: report, no adapter"),
     ("6", "output", "the result could not be written"),

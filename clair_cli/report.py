@@ -222,6 +222,7 @@ class MergedReport:
     Attributes:
         path: as given, "" when nothing was written, "-" for a stream.
         sha256: of the file (a folder's `adapter_model.safetensors`).
+        config_sha256: of a folder's `adapter_config.json`; None for a file, which holds its own.
         rank, alpha, scaling, dtype: as written, one for all modules.
         error: norm of (written - exact mean) over the norm of the exact mean, rank and dtype
             both counted.
@@ -244,6 +245,7 @@ class MergedReport:
     module_error_by_rank: Mapping[str, Mapping[str, float | None]]
     norm: float
     plain_mean_distance: float | None
+    config_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,7 @@ class RefinedClient:
     refined_error: float | None
     gain: float | None
     kept_local: bool
+    config_sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from clair_cli.errors import InputRefused, OutputError, RejectedClient, UsageErr
 from clair_cli.formats.report_json import load_schema
 from tests.fake_report import fake_report, undetermined
 
-COMMANDS = ("merge", "inspect", "refine")
+COMMANDS = ("merge", "inspect", "refine", "verify")
 
 
 def run(*args: object) -> Any:

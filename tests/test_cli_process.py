@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent.parent
         ([], 2),
         (["merge", "--bogus"], 2),
         (["merge", "not-there", "-o", "out"], 2),
+        (["verify", "--help"], 0),
+        (["verify", "not-there"], 2),
         (["inspect", "."], 1),  # gets as far as the workflow: shows that the check can fail
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -29,12 +29,13 @@ class AdapterFiles:
 
     Attributes:
         weights: of the safetensors file. config: of adapter_config.json (also in the header).
-        sha256: of `weights`, hex.
+        sha256, config_sha256: of the two, hex.
     """
 
     weights: bytes
     config: bytes
     sha256: str
+    config_sha256: str
 
 
 def adapter_files(adapter: WrittenAdapter, *, one_file: bool) -> AdapterFiles:
@@ -46,7 +47,8 @@ def adapter_files(adapter: WrittenAdapter, *, one_file: bool) -> AdapterFiles:
         )
     weights = safetensors_bytes(adapter.tensors, metadata)
     config = config_json(adapter.config).encode("utf-8")
-    return AdapterFiles(weights, config, hashlib.sha256(weights).hexdigest())
+    hashes = [hashlib.sha256(data).hexdigest() for data in (weights, config)]
+    return AdapterFiles(weights, config, *hashes)
 
 
 def default_report(settings: Settings, *, adapter: bool) -> Path | None:

@@ -39,6 +39,7 @@ def make_report(
     *,
     merged: Merged | None = None,
     files: AdapterFiles | None = None,
+    one_file: bool = False,
     refined: Refined | None = None,
     refined_files: Mapping[str, AdapterFiles] | None = None,
 ) -> Report:
@@ -53,7 +54,7 @@ def make_report(
         cohort=describe_cohort(judged),
         clients=describe_clients(judged),
         modules=describe_modules(judged),
-        merged=None if merged is None else _merged_report(settings, merged, files),
+        merged=None if merged is None else _merged_report(settings, merged, files, one_file),
         refined=None
         if refined is None
         else _refined_report(settings, refined, refined_files or {}),
@@ -62,7 +63,9 @@ def make_report(
     )
 
 
-def _merged_report(settings: Settings, merged: Merged, files: AdapterFiles | None) -> MergedReport:
+def _merged_report(
+    settings: Settings, merged: Merged, files: AdapterFiles | None, one_file: bool
+) -> MergedReport:
     adapter = merged.adapter
     return MergedReport(
         path=settings.shown_output or "",
@@ -77,6 +80,7 @@ def _merged_report(settings: Settings, merged: Merged, files: AdapterFiles | Non
         module_error_by_rank=adapter.module_error_by_rank,
         norm=adapter.norm,
         plain_mean_distance=number(merged.plain_mean_distance),
+        config_sha256=None if files is None or one_file else files.config_sha256,
     )
 
 
@@ -98,6 +102,7 @@ def _refined_report(
             refined_error=None if r.gain is None else number(r.gain.refined),
             gain=None if r.gain is None else number(r.gain.gain),
             kept_local=r.kept_local,
+            config_sha256=files[r.name].config_sha256,
         )
         for r in refined.clients
     )

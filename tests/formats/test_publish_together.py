@@ -285,3 +285,32 @@ def test_the_tool_sees_what_is_torn(tmp_path: Path) -> None:
     (tmp_path / "merged" / kill_publisher.FILES[0]).unlink()
     with pytest.raises(AssertionError):
         kill_publisher.look(tmp_path)
+
+
+READ_ONLY = """
+set -e
+mount -t tmpfs -o "$1" none "$2"
+cd "$2"
+"$3" -m clair_cli merge "$4" -o "$2/m.safetensors" || echo "code $?"
+ls -A "$2"
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare here")
+@pytest.mark.parametrize(
+    ("options", "words"), [("ro", "is not writable"), ("size=8k", "it needs 16,384 bytes, and")]
+)
+def test_a_read_only_and_a_full_disk_are_refused_before_the_work(
+    tmp_path: Path, options: str, words: str
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "clients").mkdir()  # empty: reading it would end with 4
+    paths = [str(tmp_path / "disk"), sys.executable, str(tmp_path / "clients")]
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", READ_ONLY, "sh", options, *paths],
+        capture_output=True, text=True, timeout=30, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    if "mount" in done.stderr and "clair:" not in done.stderr:
+        pytest.skip("may not mount a small disk here")
+    assert words in done.stderr
+    assert done.stdout == "code 6\n"
