@@ -2,6 +2,9 @@
 
     python tests/tools/kill_publisher.py --kills 200
     python tests/tools/kill_publisher.py --kills 200 --signal TERM
+    python tests/tools/kill_publisher.py --steps
+
+With --steps the child kills itself before and after each of its calls that touch the disk.
 
 The child publishes a report with an adapter file, and a folder, in turn with old and new
 contents, without end. After each kill every target must be whole: all old or all new, never
@@ -15,16 +18,20 @@ import argparse
 import hashlib
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from clair_cli.exits import Stopped, raise_on_signals
+from clair_cli.formats import rename
 from clair_cli.formats.publish import Output, leftovers, publish
 
 SIZE = 300_000
@@ -39,13 +46,17 @@ def report(turn: int) -> bytes:
     return f"{turn} {hashlib.sha256(adapter(turn)).hexdigest()}".encode()
 
 
+def publish_turn(folder: Path, turn: int) -> None:
+    data = adapter(turn)
+    one = [Output(folder / "m.report.json", report(turn), True)]
+    publish([*one, Output(folder / "m.safetensors", data, True)])
+    publish([Output(folder / "merged", dict.fromkeys(FILES, data), True)])
+
+
 def publish_for_ever(folder: Path, turn: int) -> None:
     while True:
         turn += 1
-        data = adapter(turn)
-        one = [Output(folder / "m.report.json", report(turn), True)]
-        publish([*one, Output(folder / "m.safetensors", data, True)])
-        publish([Output(folder / "merged", dict.fromkeys(FILES, data), True)])
+        publish_turn(folder, turn)
 
 
 def turn_of(data: bytes) -> int:
@@ -93,24 +104,74 @@ def run(kills: int, number: int, seed: int) -> Counter[str]:
     chance, found, turn = random.Random(seed), Counter[str](), 1
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = dict.fromkeys(FILES, adapter(turn))
-        publish([Output(folder / "m.report.json", report(turn))])
-        publish([Output(folder / "m.safetensors", adapter(turn)), Output(folder / "merged", files)])
+        publish_turn(folder, turn)
         for _ in range(kills):
             code = _kill_one(folder, turn, number, chance.random() * 0.04)
             assert code == (-number if number == signal.SIGKILL else 128 + number), code
             turn, where = look(folder)
             found[where] += 1
-            stale = sorted(set(os.listdir(folder)) - {"m.report.json", "m.safetensors", "merged"})
+            stale = _sweep(folder)
             found["with temporary files left"] += bool(stale)
             assert number == signal.SIGKILL or not stale, stale
-            known = [n for t in ("m.report.json", "m.safetensors", "merged")
-                     for n in leftovers(folder / t)]  # fmt: skip
-            assert sorted(known) == stale, "a temporary name that is not recognised"
-            for left in stale:
-                _remove(folder / left)
         found["published in all"] = turn - 1
     return found
+
+
+def run_steps() -> Counter[str]:
+    """Kill a child before and after each call that touches the disk; raises as `run`."""
+    found, turn, step = Counter[str](), 1, 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        publish_turn(folder, turn)
+        while True:
+            pid = os.fork()
+            if pid == 0:
+                _kill_at(step)
+                publish_turn(folder, turn + 1)
+                os._exit(0)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            turn, where = look(folder)
+            _sweep(folder)
+            if code == 0:
+                return found
+            assert code == -signal.SIGKILL, code
+            found[where] += 1
+            step += 1
+
+
+def _kill_at(step: int) -> None:
+    """Let this process kill itself at the step-th of all beginnings and ends of calls."""
+    left = [step]
+
+    def tick() -> None:
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+
+    def killing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            tick()
+            result = real(*args, **kwargs)
+            tick()
+            return result
+
+        return call
+
+    for name in ("open", "write", "fsync", "mkdir", "rename", "replace", "link", "unlink", "rmdir"):
+        setattr(os, name, killing(getattr(os, name)))
+    rename._renameat2 = killing(rename._renameat2)
+
+
+def _sweep(folder: Path) -> list[str]:
+    """Remove the temporary files of a killed child, which must all be known as such."""
+    targets = ("m.report.json", "m.safetensors", "merged")
+    stale = sorted(set(os.listdir(folder)) - set(targets))
+    known = [name for target in targets for name in leftovers(folder / target)]
+    assert sorted(known) == stale, "a temporary name that is not recognised"
+    for left in stale:
+        path = folder / left
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return stale
 
 
 def _kill_one(folder: Path, turn: int, number: int, delay: float) -> int:
@@ -127,22 +188,19 @@ def _kill_one(folder: Path, turn: int, number: int, delay: float) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
-    else:
-        path.unlink()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--signal", default="KILL", choices=["KILL", "TERM", "INT", "HUP"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", action="store_true")
     given = parser.parse_args()
     start = time.monotonic()
+    if given.steps:
+        found = run_steps()
+        print(f"{sum(found.values())} steps x SIGKILL: 0 torn, {time.monotonic() - start:.1f} s")
+        print("\n".join(f"  {what}: {count}" for what, count in sorted(found.items())))
+        return
     found = run(given.kills, signal.Signals[f"SIG{given.signal}"], given.seed)
     print(f"{given.kills} x SIG{given.signal}: 0 torn, {time.monotonic() - start:.1f} s")
     for what, count in sorted(found.items()):
