@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clair_cli.errors import ClairError, InputRefused, OutputError, RejectedClient, UsageError
     from clair_cli.report import ClientReport, CohortReport, MergedReport, Reason, Report
-    from clair_cli.workflow import inspect, merge, refine
+    from clair_cli.workflow import VerifyResult, inspect, merge, refine, verify
 
 __version__ = "0.1.0"
 
@@ -31,10 +31,12 @@ __all__ = [
     "RejectedClient",
     "Report",
     "UsageError",
+    "VerifyResult",
     "__version__",
     "inspect",
     "merge",
     "refine",
+    "verify",
 ]
 
 _HOME = {
@@ -51,6 +53,8 @@ _HOME = {
     "inspect": "workflow",
     "merge": "workflow",
     "refine": "workflow",
+    "verify": "workflow",
+    "VerifyResult": "workflow",
 }
 
 

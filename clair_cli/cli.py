@@ -15,11 +15,15 @@ import typer
 from clair_cli import __version__
 from clair_cli import cli_options as opt
 from clair_cli.cli_group import EscapingGroup, GroupedCommand
-from clair_cli.cli_paths import check_inputs, check_outputs
+from clair_cli.cli_paths import check_exists, check_inputs, check_outputs
 from clair_cli.errors import OutputError
+from clair_cli.escape import printable
 from clair_cli.exits import EXIT_CODES, Stopped, error_text, guarded, raise_on_signals
-from clair_cli.formats.publish import is_one_file
+from clair_cli.formats.publish import leftovers
+from clair_cli.formats.targets import is_one_file
 from clair_cli.terminal import (
+    BinaryOut,
+    check_binary_stdout,
     discard,
     prepare_streams,
     progress_shown,
@@ -92,7 +96,7 @@ def merge(
     """
     settings = dict(locals())
     kind = "file" if is_one_file(output) else "folder"
-    _write_and_tell("merge", settings, kind)
+    _write_and_tell("merge", settings, "stream" if _is_stdout(output) else kind)
 
 
 @app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
@@ -118,6 +122,9 @@ def inspect(
     """
     settings = dict(locals())
     del settings["output_format"]
+    to_stdout = output is not None and _is_stdout(output)
+    if to_stdout:
+        settings["output"] = output = None
     with guarded() as run:
         check_inputs(clients, weights=weights, previous=previous)
         check_outputs({"-o": (output, "file")}, force=force, inputs=[clients, weights, previous])
@@ -126,11 +133,14 @@ def inspect(
         report, path = result.report, "" if output is None else str(output)
         from clair_cli.render import render, verdict_line
 
-        if output_format == "json":
+        if output_format == "json" or to_stdout:
             from clair_cli.formats.report_json import report_json
 
             write_out(report_json(report))
-            write_err(verdict_line(report, report_path=path) + "\n")
+            if output_format == "json":
+                write_err(verdict_line(report, report_path=path) + "\n")
+            else:
+                write_err(render(report, view_of(sys.stderr), report_path=path))
         else:
             write_out(render(report, view_of(sys.stdout), report_path=path))
         raise typer.Exit(report.exit_code)
@@ -170,17 +180,61 @@ def refine(
     _write_and_tell("refine", settings, "folder")
 
 
+@app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
+def verify(
+    output: opt.Verified,
+    clients: opt.VerifiedClients = None,
+    report: opt.VerifiedReport = None,
+    weights: opt.Weights = None,
+    previous: opt.Previous = None,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Compare an adapter with its report, and with the clients if given.
+
+    Hashes, shapes and scale are read again; with CLIENTS the merge itself is done
+    again, and nothing is written. Exit code 3 says that something differs.
+    """
+    with guarded() as run:
+        check_exists(output, "OUT")
+        if clients is not None:
+            check_inputs(clients, weights=weights, previous=previous)
+        if report is not None:
+            check_exists(report, "--report")
+        with progress_shown(quiet=quiet or clients is None) as progress:
+            from clair_cli import workflow
+
+            result = workflow.verify(
+                output, clients, report=report, weights=weights, previous=previous,
+                progress=progress,
+            )  # fmt: skip
+        run.finished = True
+        lines = [f"note: {text}" for text in result.notes]
+        lines += [f"differs: {text}" for text in result.differences]
+        count, where = len(result.differences), f"{result.output}: "
+        if count:
+            lines.append(f"{where}{count} difference{'s'[: count > 1]} from {result.report_path}")
+        else:
+            lines.append(f"{where}as {result.report_path} says ({'; '.join(result.checked)})")
+        shown = lines[-1:] if quiet else lines
+        write_out("".join(f"{printable(line)}\n" for line in shown))
+        raise typer.Exit(result.exit_code)
+
+
 def _write_and_tell(command: str, settings: dict[str, Any], kind: str) -> None:
     """Run a command that writes adapters: its words go to stderr, its stdout stays free."""
     quiet = settings.pop("quiet")
     clients, weights, previous = (settings[key] for key in ("clients", "weights", "previous"))
+    output = None if kind == "stream" else settings["output"]
     with guarded() as run:
         check_inputs(clients, weights=weights, previous=previous)
         check_outputs(
-            {"-o": (settings["output"], kind), "--report": (settings["report"], "file")},
+            {"-o": (output, kind), "--report": (settings["report"], "file")},
             force=settings["force"],
             inputs=[clients, weights, previous],
         )
+        if kind == "stream":
+            check_binary_stdout([p for p in (clients, weights, previous) if p is not None])
+            settings["output"] = BinaryOut(run.begin_stream)
         result = _work(command, settings, quiet=quiet)
         run.finished = True
         report, path = result.report, str(getattr(result, "report_path", None) or "")
@@ -189,8 +243,21 @@ def _write_and_tell(command: str, settings: dict[str, Any], kind: str) -> None:
         if quiet:
             write_err(verdict_line(report, report_path=path) + "\n")
         else:
+            _mention_leftovers(*(Path(p) for p in (output, path) if p))
             write_err(render(report, view_of(sys.stderr), report_path=path))
         raise typer.Exit(report.exit_code)
+
+
+def _is_stdout(output: Path) -> bool:
+    return str(output) == "-"
+
+
+def _mention_leftovers(*paths: Path) -> None:
+    """Say which temporary files a killed run left beside the results."""
+    for path in paths:
+        for name in leftovers(path):
+            shown = printable(str(path.parent / name))
+            write_err(f"note: {shown} was left by a run that was killed; it may be deleted\n")
 
 
 def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
@@ -198,7 +265,7 @@ def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
     for name in ("exclude", "limit"):
         settings[name] = tuple(settings[name] or ())
     clients: Path = settings.pop("clients")
-    output: Path | None = settings.pop("output")
+    output: Path | BinaryOut | None = settings.pop("output")
     with progress_shown(quiet=quiet) as progress:
         try:
             from clair_cli import workflow
@@ -216,8 +283,9 @@ def main() -> None:
         app(prog_name="clair")
     except Stopped as stop:  # outside a command: nothing was begun
         sys.exit(stop.exit_code)
-    except OSError as error:  # help or version onto a full device
+    except (OutputError, OSError) as error:  # help or version onto a closed or full stdout
         discard(sys.stdout)
-        failed = OutputError(f"can't write to standard output: {error.strerror}")
-        write_err(error_text(failed))
-        sys.exit(failed.exit_code)
+        if not isinstance(error, OutputError):
+            error = OutputError(f"can't write to standard output: {error.strerror}")
+        write_err(error_text(error))
+        sys.exit(error.exit_code)

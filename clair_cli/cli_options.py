@@ -17,6 +17,13 @@ READING = "Reading"
 RUNNING = "Running"
 
 
+def path(text: str) -> Path:
+    """A path; help shows this function's name. An empty one would mean the folder one is in."""
+    if not text:
+        raise typer.BadParameter("the path is empty")
+    return Path(text)
+
+
 def parse_rank(text: str) -> str | int:
     """`auto`, `same`, `full` or a positive whole number."""
     if text in ("auto", "same", "full"):
@@ -76,6 +83,7 @@ Clients = Annotated[
     Path,
     typer.Argument(
         metavar="CLIENTS",
+        parser=path,
         show_default=False,
         help="Folder with one adapter per client: PEFT folders, NAME.safetensors files, or both.",
     ),
@@ -89,8 +97,10 @@ Output = Annotated[
         "--output",
         panel=OUTPUT,
         metavar="OUT",
+        parser=path,
         show_default=False,
-        help="Where the merged adapter goes: one file if OUT ends in .safetensors, else a folder.",
+        help="Where the merged adapter goes: one file if OUT ends in .safetensors, else a folder;"
+        " - for standard output.",
     ),
 ]
 OutputFolder = Annotated[
@@ -100,6 +110,7 @@ OutputFolder = Annotated[
         "--output",
         panel=OUTPUT,
         metavar="DIR",
+        parser=path,
         show_default=False,
         help="Folder for one refined adapter folder per benign client.",
     ),
@@ -107,7 +118,13 @@ OutputFolder = Annotated[
 OutputReport = Annotated[
     Path | None,
     _option(
-        "-o", "--output", panel=OUTPUT, metavar="PATH", help="Also write the JSON report there."
+        "-o",
+        "--output",
+        panel=OUTPUT,
+        metavar="PATH",
+        parser=path,
+        help="Also write the JSON report there; with - the report goes to stdout and the table to"
+        " stderr.",
     ),
 ]
 ReportPath = Annotated[
@@ -116,6 +133,7 @@ ReportPath = Annotated[
         "--report",
         panel=OUTPUT,
         metavar="PATH",
+        parser=path,
         help="Where the JSON report goes, if not beside the output.",
     ),
 ]
@@ -167,6 +185,36 @@ Quiet = Annotated[
     bool, _option("-q", "--quiet", panel=OUTPUT, help="Print only the last line, and errors.")
 ]
 
+Verified = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUT",
+        parser=path,
+        show_default=False,
+        help="What clair merge or clair refine wrote: a file or a folder.",
+    ),
+]
+VerifiedClients = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="CLIENTS",
+        parser=path,
+        show_default=False,
+        help="The clients, to merge or refine them again with the options in the report.",
+    ),
+]
+VerifiedReport = Annotated[
+    Path | None,
+    _option(
+        "--report",
+        panel=READING,
+        metavar="PATH",
+        parser=path,
+        show_default=False,
+        help="The JSON report. Default: beside a file, or in a folder.",
+    ),
+]
+
 # Judging
 Weights = Annotated[
     Path | None,
@@ -174,6 +222,7 @@ Weights = Annotated[
         "--weights",
         panel=JUDGING,
         metavar="FILE",
+        parser=path,
         help="JSON object or two-column CSV of client name to positive number, such as sample"
         " counts. Default: all equal.",
     ),
@@ -235,6 +284,7 @@ Previous = Annotated[
         "--previous",
         panel=READING,
         metavar="ADAPTER",
+        parser=path,
         help="The adapter that all clients started this round from.",
     ),
 ]

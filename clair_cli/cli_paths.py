@@ -10,8 +10,8 @@ from typing import Literal, cast
 
 from clair_cli.errors import UsageError
 from clair_cli.escape import printable
-from clair_cli.formats.publish import check_target
 from clair_cli.formats.report_json import records_nothing
+from clair_cli.formats.targets import check_distinct, check_target
 
 
 def check_inputs(clients: Path, *, weights: Path | None, previous: Path | None) -> None:
@@ -20,16 +20,16 @@ def check_inputs(clients: Path, *, weights: Path | None, previous: Path | None) 
     Raises:
         UsageError: with the path, and a sibling of a similar name where there is one.
     """
-    _check_exists(clients, "CLIENTS")
+    check_exists(clients, "CLIENTS")
     if not clients.is_dir():
         raise UsageError(
             f"CLIENTS {_shown(clients)} is a file, not a folder",
             hint="put the clients' adapters into one folder and give that folder",
         )
     if weights is not None:
-        _check_exists(weights, "--weights")
+        check_exists(weights, "--weights")
     if previous is not None:
-        _check_exists(previous, "--previous")
+        check_exists(previous, "--previous")
 
 
 def check_outputs(
@@ -48,23 +48,27 @@ def check_outputs(
     Raises:
         UsageError, OutputError: as `check_target`; or two options name one path.
     """
-    seen: dict[str, str] = {}
+    seen: dict[str, Path] = {}
     given = [path for path in inputs if path is not None]
     for option, (path, kind) in targets.items():
         if path is None:
             continue
         if str(path) == "-":
-            raise UsageError(f"{option} - : standard output is not supported", hint="give a path")
-        real = os.path.realpath(path)
-        if real in seen:
-            raise UsageError(f"{seen[real]} and {option} name the same path {_shown(path)}")
-        seen[real] = option
+            raise UsageError(f"{option} - : standard output takes one file", hint="give a path")
+        for other, there in seen.items():
+            check_distinct(other, there, option, path)
+        seen[option] = path
         literal = cast(Literal["file", "folder"], kind)
         may_replace = force or (option == "--report" and records_nothing(path))
         check_target(path, force=may_replace, kind=literal, inputs=given)
 
 
-def _check_exists(path: Path, what: str) -> None:
+def check_exists(path: Path, what: str) -> None:
+    """Refuse a path where nothing is.
+
+    Raises:
+        UsageError: with the path, and a sibling of a similar name where there is one.
+    """
     if os.path.exists(path):
         return
     try:

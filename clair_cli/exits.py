@@ -23,7 +23,7 @@ EXIT_CODES = (
     ("0", "ok", "done, and --fail-on did not trip"),
     ("1", "internal", "a bug, a missing library, or out of memory"),
     ("2", "usage", "a bad option, value or path"),
-    ("3", "findings", "judged, and --fail-on tripped: report, no adapter"),
+    ("3", "findings", "--fail-on tripped (no adapter), or verify differs"),
     ("4", "refused", "no usable cohort, or one rejected and --strict"),
     ("5", "undetermined", "no honest verdict possible: report, no adapter"),
     ("6", "output", "the result could not be written"),
@@ -44,6 +44,11 @@ class Run:
     """What the guard has to know about the command that it guards."""
 
     finished: bool = False  # the workflow returned: its outputs are in place
+    so_far: str = "nothing written"
+
+    def begin_stream(self) -> None:
+        """The first bytes go to standard output."""
+        self.so_far = "what went to standard output is not whole"
 
 
 @contextmanager
@@ -58,7 +63,8 @@ def guarded() -> Iterator[Run]:
         write_err(error_text(error))
         raise typer.Exit(error.exit_code) from None
     except (KeyboardInterrupt, Stopped) as stop:
-        what = "results are in place" if run.finished else "nothing written"
+        placed = run.finished or getattr(stop, "published", False)
+        what = "results are in place" if placed else run.so_far
         write_err(f"clair: interrupted, {what}\n")
         raise typer.Exit(getattr(stop, "exit_code", 130)) from None
     except Exception as error:

@@ -121,6 +121,7 @@ def _written(report: Report) -> str:
         merged = report.merged
         error = "" if merged.error is None else f", error {merged.error:.2g}"
         into = f" into {printable(merged.path)}" if merged.path else ""
+        into = " into standard output" if merged.path == "-" else into
         return f"merged {n_merged}{into} (rank {merged.rank}{error})"
     if report.refined is not None:
         into = f" into {printable(report.refined.path)}" if report.refined.path else ""

@@ -200,13 +200,15 @@ class ModuleReport:
     """One module over all clients.
 
     Attributes:
-        shape: (out_features, in_features).
+        shape: (out_features, in_features) of the update as a matrix; (dim, entries) of an
+            embedding, (out, in x kernel) of a convolution.
         n_updates: comparable clients with a nonzero update here.
         absent: names of comparable clients without the module.
         subspace_dim: dimension of the shared subspace here; None in the matrix stacking, where
             all modules share one line together.
         similarity_inside, similarity_outside: mean similarity within the collaborative set,
             and between it and the clients left out.
+        written: its path in adapters written from this round; None when none can be.
     """
 
     name: str
@@ -216,6 +218,7 @@ class ModuleReport:
     subspace_dim: int | None
     similarity_inside: float | None
     similarity_outside: float | None
+    written: str | None = None
 
 
 @dataclass(frozen=True)
@@ -223,8 +226,10 @@ class MergedReport:
     """The merged adapter.
 
     Attributes:
-        path: as given, "" when nothing was written. sha256: of the file (a folder's
-            `adapter_model.safetensors`).
+        path: as given, "" when nothing was written, "-" for a stream.
+        sha256: of the file (in a folder, of the weights file).
+        config_sha256: of a folder's `adapter_config.json`; None where the weights file holds it.
+        format: whose tensor names it has: "peft", "diffusers" or "kohya".
         rank, alpha, scaling, dtype: as written, one for all modules.
         error: norm of (written - exact mean) over the norm of the exact mean, rank and dtype
             both counted.
@@ -247,6 +252,8 @@ class MergedReport:
     module_error_by_rank: Mapping[str, Mapping[str, float | None]]
     norm: float
     plain_mean_distance: float | None
+    config_sha256: str | None = None
+    format: str = "peft"
 
 
 @dataclass(frozen=True)
@@ -270,6 +277,7 @@ class RefinedClient:
     refined_error: float | None
     gain: float | None
     kept_local: bool
+    config_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -282,6 +290,7 @@ class RefinedReport:
         noise: estimated or given standard deviation per entry of a delta weight, or None.
         heterogeneity: estimated squared norm of the benign clients' true differences off the
             subspace, per client, or None.
+        format: whose tensor names the adapters have: "peft", "diffusers" or "kohya".
     """
 
     path: str
@@ -291,6 +300,7 @@ class RefinedReport:
     noise: float | None
     heterogeneity: float | None
     clients: tuple[RefinedClient, ...]
+    format: str = "peft"
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, cast
 
-from clair_cli.errors import OutputError
+from clair_cli.errors import OutputError, UsageError
 from clair_cli.escape import printable
+from clair_cli.formats.targets import find_inside
 
 if TYPE_CHECKING:
     from clair_cli.render import View
@@ -41,8 +43,82 @@ class PipeSafe(io.TextIOWrapper):
             discard(self)
 
 
+class ClosedStream(io.TextIOBase):
+    """Stands for a stdout that was closed before the start: nothing can be shown."""
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def write(self, text: str) -> int:
+        raise OutputError("standard output is closed, so the result can't be shown")
+
+
+class BinaryOut:
+    """Standard output for bytes. A reader that goes away is no failure.
+
+    Args:
+        begin: called before the first byte.
+
+    Raises:
+        OutputError: when written to: stdout is full.
+    """
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self._begin: Callable[[], None] | None = begin
+
+    def write(self, data: bytes) -> int:
+        if self._begin is not None:
+            self._begin()
+            self._begin = None
+        stream = cast(TextIO, sys.stdout)
+        try:
+            stream.buffer.write(data)
+            stream.buffer.flush()
+        except BrokenPipeError:
+            discard(stream)
+        except OSError as error:
+            discard(stream)
+            raise OutputError(_cant_write(error)) from None
+        return len(data)
+
+
+def check_binary_stdout(inputs: Sequence[Path]) -> None:
+    """Refuse a stdout that an adapter must not go to, before any work is done.
+
+    Raises:
+        UsageError: a terminal, or a file that is one of `inputs` or lies in one.
+        OutputError: closed, or not writable.
+    """
+    stream = sys.stdout
+    if stream is None or isinstance(stream, ClosedStream):
+        raise OutputError("standard output is closed, so the adapter can't be written to it")
+    if stream.isatty():
+        raise UsageError(
+            "-o - : standard output is a terminal", hint="redirect it: -o - > merged.safetensors"
+        )
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # a stream in memory
+        return
+    for given in inputs:
+        inside = find_inside(given, status)
+        if inside is not None:
+            raise UsageError(f"-o - : standard output goes to {str(inside)!r}, an input")
+
+
 def prepare_streams() -> None:
-    """Make stdout and stderr fit for hostile names, odd locales and closed pipes."""
+    """Make stdout and stderr fit for hostile names, odd locales and closed pipes.
+
+    The numbers 0, 1 and 2 are taken where they are free, lest a result's file get one of them
+    and what a library writes to stderr end up in it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = cast(TextIO, ClosedStream())
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
@@ -72,9 +148,7 @@ def write_out(text: str) -> None:
     Raises:
         OutputError: stdout is closed or full (a closed pipe is neither).
     """
-    stream: TextIO | None = sys.stdout
-    if stream is None:
-        raise OutputError("standard output is closed, so the result can't be shown")
+    stream: TextIO = sys.stdout or cast(TextIO, ClosedStream())
     try:
         stream.write(text)
         stream.flush()
@@ -82,7 +156,11 @@ def write_out(text: str) -> None:
         discard(stream)
     except OSError as error:
         discard(stream)
-        raise OutputError(f"can't write to standard output: {error.strerror}") from None
+        raise OutputError(_cant_write(error)) from None
+
+
+def _cant_write(error: OSError) -> str:
+    return f"can't write to standard output: {error.strerror}"
 
 
 def write_err(text: str) -> None:

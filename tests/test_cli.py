@@ -22,7 +22,7 @@ from clair_cli.errors import InputRefused, OutputError, RejectedClient, UsageErr
 from clair_cli.formats.report_json import load_schema
 from tests.fake_report import fake_report, undetermined
 
-COMMANDS = ("merge", "inspect", "refine")
+COMMANDS = ("merge", "inspect", "refine", "verify")
 
 
 def run(*args: object) -> Any:
@@ -183,6 +183,37 @@ def test_the_python_functions_have_the_same_parameters(command: str) -> None:
     assert ours - own == theirs
 
 
+def test_inspect_to_stdout_is_the_report_and_the_table_goes_to_stderr(
+    clients: Path, calls: list[Any]
+) -> None:
+    result = run("inspect", clients, "-o", "-")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["exit_code"] == 3
+    assert result.stderr.splitlines()[-1].startswith("3 of 12 clients contaminated: ")
+    assert len(result.stderr.splitlines()) > 5
+    assert calls[0][1] == (Path("clients"), None)
+    assert os.listdir() == ["clients"]
+
+
+def test_refine_to_stdout_is_refused(clients: Path, calls: list[Any]) -> None:
+    result = run("refine", clients, "-o", "-")
+    assert (result.exit_code, result.stdout, calls) == (2, "", [])
+    assert "-o - : standard output takes one file" in result.stderr
+
+
+def test_a_killed_runs_leftovers_are_mentioned(clients: Path, calls: list[Any]) -> None:
+    Path(".merged.safetensors.clair-99999999-0123abcd.tmp").touch()
+    Path(".merged.report.json.clair-99999999-0123abcd.tmp").touch()
+    result = run("merge", clients, "-o", "merged.safetensors")
+    assert result.stderr.splitlines()[:2] == [
+        f"note: .merged.{kind}.clair-99999999-0123abcd.tmp was left by a run that was killed;"
+        " it may be deleted"
+        for kind in ("safetensors", "report.json")
+    ]
+    assert len(os.listdir()) == 3
+    assert "note: ." not in run("merge", clients, "-o", "merged.safetensors", "-q").stderr
+
+
 # Exit codes
 
 
@@ -266,7 +297,12 @@ def test_a_folder_that_is_not_there(clients: Path, calls: list[Any]) -> None:
         (["clients", "-o", "out", "--weights", "w.csv"], "--weights 'w.csv' does not exist"),
         (["clients", "-o", "out", "--previous", "p"], "--previous 'p' does not exist"),
         (["clients", "-o", "x.safetensors", "--report", "./x.safetensors"], "-o and --report"),
-        (["clients", "-o", "-"], "standard output is not supported"),
+        (["clients", "-o", "out", "--report", "-"], "--report - : standard output takes one"),
+        (["clients", "-o", ""], "'-o' / '--output': the path is empty"),
+        (["clients", "-o", "out", "--report", ""], "'--report': the path is empty"),
+        (["", "-o", "out"], "'CLIENTS': the path is empty"),
+        (["clients", "-o", "out", "--report", "out/r.json"], "one lies inside the other"),
+        (["clients", "-o", "M.SAFETENSORS", "--report", "m.safetensors"], "-o and --report"),
         (["clients", "-o", "clients/merged.safetensors"], "clients"),
         (["clients", "-o", "clients"], "clients"),
         (["clients", "-o", "nowhere/merged.safetensors"], "nowhere"),

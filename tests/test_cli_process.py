@@ -25,6 +25,8 @@ NO_NETWORK = str(ROOT / "tests" / "no_network")
         ([], 2),
         (["merge", "--bogus"], 2),
         (["merge", "not-there", "-o", "out"], 2),
+        (["verify", "--help"], 0),
+        (["verify", "not-there"], 2),
         (["inspect", "."], 1),  # gets as far as the workflow: shows that the check can fail
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -124,16 +126,168 @@ def test_stdout_on_a_full_device(tmp_path: Path, args: list[str]) -> None:
 def test_stdout_closed_from_the_start(tmp_path: Path) -> None:
     (tmp_path / "clients").mkdir()
     command = [*arguments(FAKE, "inspect", "clients")]
-    found = subprocess.run(
-        ["sh", "-c", 'exec "$@" >&-', "sh", *command],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
+    found = closed(command, ">&-", tmp_path)
     assert found.returncode == 6
     assert found.stderr == "clair: standard output is closed, so the result can't be shown\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closing a descriptor by shell")
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["merge", "--help"], ["inspect", "-h"]]
+)
+def test_help_onto_a_closed_stdout(tmp_path: Path, args: list[str]) -> None:
+    found = closed(arguments(FAKE, *args), ">&-", tmp_path)
+    assert found.returncode == 6
+    assert found.stderr == "clair: standard output is closed, so the result can't be shown\n"
+
+
+OPENS = """
+import os
+from types import SimpleNamespace
+from tests.fake_report import fake_report
+def merge(*args, **kwargs):
+    from clair_cli.formats.publish import publish_file
+    publish_file(args[1], b"adapter", force=False)
+    with open("numbers", "w") as file:
+        os.write(2, b"a library's warning")
+        print(file.fileno(), file=file)
+    return SimpleNamespace(report=fake_report())
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closing a descriptor by shell")
+@pytest.mark.parametrize("which", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_get_into_a_file(tmp_path: Path, which: str) -> None:
+    """A file opened where stderr was would take what libraries write there."""
+    (tmp_path / "clients").mkdir()
+    found = closed(arguments(OPENS, "merge", "clients", "-o", "m.safetensors"), which, tmp_path)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+    assert (tmp_path / "m.safetensors").read_bytes() == b"adapter"
+    assert int((tmp_path / "numbers").read_text()) > 2
+
+
+STREAM = """
+from types import SimpleNamespace
+from tests.fake_report import fake_report
+def merge(clients, output, **kwargs):
+    output.write(b"\\x00\\xff" * 500_000)
+    return SimpleNamespace(report=fake_report())
+"""
+
+
+@pytest.mark.parametrize("where", ["file", "pipe"])
+def test_the_adapter_to_stdout(tmp_path: Path, where: str) -> None:
+    (tmp_path / "clients").mkdir()
+    merge = [*arguments(STREAM, "merge", "clients", "-o", "-")]
+    with open(tmp_path / "out", "wb") as out:
+        found = subprocess.run(
+            merge, cwd=tmp_path, env=environment(), timeout=20, stderr=subprocess.PIPE,
+            stdout=out if where == "file" else subprocess.PIPE,
+        )  # fmt: skip
+    written = (tmp_path / "out").read_bytes() if where == "file" else found.stdout
+    assert (found.returncode, written) == (0, b"\x00\xff" * 500_000)
+    assert found.stderr.splitlines()[-1].startswith(b"3 of 12 clients contaminated")
+
+
+def test_a_reader_of_the_adapter_that_goes_away(tmp_path: Path) -> None:
+    (tmp_path / "clients").mkdir()
+    read, write = os.pipe()
+    os.close(read)
+    child = start(STREAM, "merge", "clients", "-o", "-", cwd=tmp_path, stdout=write)
+    os.close(write)
+    _, stderr = child.communicate(timeout=20)
+    assert child.returncode == 0
+    assert "roken" not in stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_the_adapter_to_a_full_device(tmp_path: Path) -> None:
+    (tmp_path / "clients").mkdir()
+    with open("/dev/full", "w") as full:
+        found = process(STREAM, "merge", "clients", "-o", "-", cwd=tmp_path, stdout=full)
+    assert found.returncode == 6
+    assert found.stderr == "clair: can't write to standard output: No space left on device\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals of POSIX")
+def test_no_adapter_to_a_terminal_a_closed_stdout_or_an_input(tmp_path: Path) -> None:
+    (tmp_path / "clients").mkdir()
+    ours, theirs = os.openpty()
+    found = process(STREAM, "merge", "clients", "-o", "-", cwd=tmp_path, stdout=theirs)
+    os.close(theirs)
+    os.close(ours)
+    assert found.returncode == 2
+    assert "-o - : standard output is a terminal" in found.stderr
+    assert "fix       redirect it: -o - > merged.safetensors" in found.stderr
+    merge = arguments(STREAM, "merge", "clients", "-o", "-")
+    found = closed(merge, ">&-", tmp_path)
+    assert found.returncode == 6
+    assert "standard output is closed" in found.stderr
+    with open(tmp_path / "clients" / "a.safetensors", "w") as inside:
+        found = process(STREAM, "merge", "clients", "-o", "-", cwd=tmp_path, stdout=inside)
+    assert found.returncode == 2
+    assert "goes to 'clients/a.safetensors', an input" in found.stderr
+
+
+STOPPED_STREAM = """
+def merge(clients, output, **kwargs):
+    output.write(b"begun")
+    import time
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_signal_in_the_middle_of_the_stream_says_so(tmp_path: Path) -> None:
+    (tmp_path / "clients").mkdir()
+    child = start(STOPPED_STREAM, "merge", "clients", "-o", "-", cwd=tmp_path)
+    assert child.stdout is not None
+    assert child.stdout.read(1)
+    child.send_signal(signal.SIGTERM)
+    _, stderr = child.communicate(timeout=20)
+    assert child.returncode == 143
+    assert stderr == "clair: interrupted, what went to standard output is not whole\n"
+
+
+PUBLISHES = """
+import os, signal
+from pathlib import Path
+from clair_cli.formats import publish
+from clair_cli.formats.publish import Output
+def merge(clients, output, **kwargs):
+    moment, number = Path("moment").read_text().split()
+    owner = publish if hasattr(publish, moment) else publish.os
+    real, calls = getattr(owner, moment), []
+    def step(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), int(number))
+        return real(*args, **kwargs)
+    setattr(owner, moment, step)
+    publish.publish([
+        Output(Path("m.report.json"), b"new", True),
+        Output(output, b"new" * 1_000_000, True),
+    ])
+    raise RuntimeError("the signal came to nothing")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize("moment", ["open", "write", "fsync", "read", "swap"])
+def test_signals_while_publishing(tmp_path: Path, name: str, code: int, moment: str) -> None:
+    (tmp_path / "clients").mkdir()
+    for old in ("m.safetensors", "m.report.json"):
+        (tmp_path / old).write_bytes(b"old")
+    (tmp_path / "moment").write_text(f"{moment} {getattr(signal, name).value}")
+    found = process(PUBLISHES, "merge", "clients", "-o", "m.safetensors", "--force", cwd=tmp_path)
+    assert (found.returncode, found.stdout) == (code, "")
+    done = moment == "swap"  # the first of two renames is made: the second follows
+    said = "results are in place" if done else "nothing written"
+    assert found.stderr == f"clair: interrupted, {said}\n"
+    assert (tmp_path / "m.report.json").read_bytes() == (b"new" if done else b"old")
+    assert (tmp_path / "m.safetensors").read_bytes()[:3] == (b"new" if done else b"old")
+    assert sorted(os.listdir(tmp_path)) == ["clients", "m.report.json", "m.safetensors", "moment"]
 
 
 def test_an_ascii_locale_shows_escapes(tmp_path: Path) -> None:
@@ -191,6 +345,18 @@ def arguments(workflow: str, *args: str, after: str = "") -> list[str]:
         f"finally:\n    pass\n{_indented(after)}\n"
     )
     return [sys.executable, "-c", source]
+
+
+def closed(command: list[str], which: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command by a shell that closes streams."""
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {which}', "sh", *command],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
 
 
 def _indented(source: str) -> str:

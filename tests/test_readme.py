@@ -55,7 +55,7 @@ def test_every_option_it_names_exists() -> None:
     """An option in the text is one of some command's options."""
     helps = [
         typer.testing.CliRunner().invoke(app, [*command, "--help"], catch_exceptions=False).stdout
-        for command in ([], ["merge"], ["inspect"], ["refine"])
+        for command in ([], ["merge"], ["inspect"], ["refine"], ["verify"])
     ]
     text = README.replace(between("help"), "")
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -61,12 +62,21 @@ def renamed(report: Any, back: Mapping[str, str], folder: str) -> Any:
     return report
 
 
-def run(folder: Path, clients: cohorts.Clients) -> tuple[bytes, dict[str, Any]]:
-    cohorts.save(folder, clients)
+def run(
+    folder: Path,
+    clients: cohorts.Clients,
+    layout: str = "peft",
+    weights: Mapping[str, float] | None = None,
+) -> tuple[bytes, dict[str, Any]]:
+    cohorts.save(folder, clients, layout)
+    options = []
+    if weights is not None:
+        (folder.parent / "weights.json").write_text(json.dumps(dict(weights)))
+        options = ["--weights", "weights.json"]
     before = Path.cwd()
     os.chdir(folder.parent)
     try:
-        result = clair("merge", folder.name, "-o", "m.safetensors", "--force")
+        result = clair("merge", folder.name, "-o", "m.safetensors", "--force", *options)
     finally:
         os.chdir(before)
     assert result.exit_code == 0, result.stderr
@@ -74,14 +84,26 @@ def run(folder: Path, clients: cohorts.Clients) -> tuple[bytes, dict[str, Any]]:
     return (out / "m.safetensors").read_bytes(), cohorts.read_report(out / "m.report.json")
 
 
-@pytest.mark.parametrize("seed", [7, 13])
-def test_names_order_and_folder_change_no_byte(tmp_path: Path, seed: int) -> None:
+NAMINGS: dict[str, list[str]] = {
+    "site-7": [f"site-{7 * (k + 1) % 17:02d}" for k in range(9)],
+    "site-13": [f"site-{13 * (k + 1) % 17:02d}" for k in range(9)],
+    "reversed": [f"site-{9 - k}" for k in range(9)],
+    "numbers": [f"s{10 ** (k % 3)}{'abc'[k // 3]}" for k in range(9)],  # "s100a" before "s1a"
+    "alphabets": ["zz", "\u00e9a", "Zb", "a b", "_x1", "\u4e16\u754c", "-o", "qq,;", "9.safe"],
+}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_names_order_and_folder_change_no_byte(tmp_path: Path, naming: str, weighted: bool) -> None:
     clients = cohort()
-    adapter, report = run(tmp_path / "a" / "clients", clients)
-    names = {n: f"site-{seed * (k + 1) % 17:02d}" for k, n in enumerate(clients)}
+    counts = {n: 10.0 + 7 * k % 11 for k, n in enumerate(clients)} if weighted else None
+    adapter, report = run(tmp_path / "a" / "clients", clients, weights=counts)
+    names = dict(zip(clients, NAMINGS[naming], strict=True))
     assert len(set(names.values())) == len(clients)
     shuffled = {names[n]: clients[n] for n in sorted(clients, key=lambda n: names[n])}
-    other, other_report = run(tmp_path / "b" / "another name", shuffled)
+    renamed_counts = None if counts is None else {names[n]: c for n, c in counts.items()}
+    other, other_report = run(tmp_path / "b" / "another name", shuffled, weights=renamed_counts)
     assert other == adapter
     back = {new: old for old, new in names.items()}
     same = {n: n for n in clients}
@@ -143,6 +165,72 @@ def test_copies_that_differ_in_their_config_only_are_ordered_by_content(tmp_path
     assert one == two
     verdicts, swapped = cohorts.verdicts(report), cohorts.verdicts(other)
     assert (verdicts["a"], verdicts["b"]) == (swapped["b"], swapped["a"])
+
+
+def test_copies_that_differ_in_their_weight_only_are_ordered_by_weight(tmp_path: Path) -> None:
+    honest = cohorts.honest(7)
+    twin = honest.pop("c0")
+    found = []
+    for folder, (a, b) in (("one", (1.0, 3.0)), ("two", (3.0, 1.0))):
+        weights = {**{n: 1.0 + k / 7 for k, n in enumerate(honest)}, "a": a, "b": b}
+        found.append(
+            run(tmp_path / folder / "c", {**honest, "a": twin, "b": twin}, "peft", weights)
+        )
+    assert found[0][0] == found[1][0]
+    weights = [{c["name"]: c["weight"] for c in report["clients"]} for _, report in found]
+    assert (weights[0]["a"], weights[0]["b"]) == (weights[1]["b"], weights[1]["a"])
+
+
+def test_folders_files_and_headers_of_the_same_tensors_give_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    """The files differ byte by byte (one has the config in its header); what they say does not."""
+    found = {layout: run(tmp_path / layout / "clients", cohort(), layout)
+             for layout in ("peft", "file", "header", "mixed")}  # fmt: skip
+    hashes = {layout: {c["sha256"] for c in report["clients"]}
+              for layout, (_, report) in found.items()}  # fmt: skip
+    assert hashes["peft"] == hashes["file"] and not hashes["peft"] & hashes["header"]
+    assert len({adapter for adapter, _ in found.values()}) == 1
+    scores = [[(c["scores"], c["verdict"], c["weight"], c["modules"]) for c in report["clients"]]
+              for _, report in found.values()]  # fmt: skip
+    assert all(other == scores[0] for other in scores)
+    assert (
+        len({json.dumps([r["cohort"], r["merged"], r["modules"]]) for _, r in found.values()}) == 1
+    )
+
+
+def test_adapters_in_memory_give_the_bytes_of_their_files(tmp_path: Path) -> None:
+    clients = {}
+    for name, client in cohort().items():
+        state = {cohorts.peft_names("A", m): torch.tensor(a).float() for m, a in client.A.items()}
+        state |= {cohorts.peft_names("B", m): torch.tensor(b).float() for m, b in client.B.items()}
+        clients[name] = (state, client.fields)
+    stream = io.BytesIO()
+    clair_cli.merge(dict(reversed(clients.items())), stream)
+    assert stream.getvalue() == run(tmp_path / "clients", cohort())[0]
+
+
+def test_the_report_is_canonical_json(tmp_path: Path) -> None:
+    """Sorted keys, one form of every number: parsing and writing it again changes no byte."""
+    run(tmp_path / "clients", cohort())
+    text = (tmp_path / "m.report.json").read_text(encoding="ascii")
+    again = json.dumps(json.loads(text), sort_keys=True, indent=2, allow_nan=False) + "\n"
+    assert text == again
+
+
+def test_refined_folders_are_the_same_bytes_under_other_names(tmp_path: Path) -> None:
+    clients = cohort()
+    names = {n: f"z{9 - k}" for k, n in enumerate(clients)}
+    one = cohorts.save(tmp_path / "one", clients)
+    two = cohorts.save(tmp_path / "two", {names[n]: c for n, c in clients.items()}, "mixed")
+    torch.set_num_threads(2)
+    clair_cli.refine(one, tmp_path / "r1")
+    torch.set_num_threads(1)
+    clair_cli.refine(two, tmp_path / "r2")
+    first, second = cohorts.snapshot(tmp_path / "r1"), cohorts.snapshot(tmp_path / "r2")
+    del first["report.json"], second["report.json"]
+    assert len(first) >= 12
+    assert {f"{names[n.split('/')[0]]}/{n.split('/')[1]}": d for n, d in first.items()} == second
 
 
 def test_the_header_is_canonical(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import clair_cli
 from clair_cli.errors import ClairError, OutputError
-from clair_cli.workflow import outputs
+from clair_cli.formats import publish
 from tests import cohorts
 
 
@@ -20,26 +20,33 @@ def saved(tmp_path: Path, n_clients: int) -> Path:
     return folder
 
 
+def fail_at(monkeypatch: pytest.MonkeyPatch, stage: str, name: str) -> None:
+    """Let the disk be full when the output of that name is written, or put in place."""
+    real = getattr(publish._Job, stage)
+
+    def full(job: Any, *args: Any) -> None:
+        if job.target.name == name:
+            raise OSError(28, "No space left on device")
+        real(job, *args)
+
+    monkeypatch.setattr(publish._Job, stage, full)
+
+
+@pytest.mark.parametrize("stage", ["prepare", "place"])
 def test_a_failed_adapter_takes_its_report_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     clients, merged = saved(tmp_path, 5), tmp_path / "m.safetensors"
-    publish = outputs.publish_file
-
-    def full(path: Path, data: bytes, *, force: bool) -> None:
-        if path.suffix == ".safetensors":
-            raise OutputError("no space left")
-        publish(path, data, force=force)
-
-    monkeypatch.setattr(outputs, "publish_file", full)
-    with pytest.raises(OutputError):
+    fail_at(monkeypatch, stage, "m.safetensors")
+    with pytest.raises(OutputError, match="No space left"):
         clair_cli.merge(clients, merged)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clients"]
 
     (tmp_path / "m.report.json").write_text("an older report")
-    with pytest.raises(OutputError):
+    with pytest.raises(OutputError, match="No space left"):
         clair_cli.merge(clients, merged, force=True)
     assert (tmp_path / "m.report.json").read_text() == "an older report"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clients", "m.report.json"]
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -22,6 +23,10 @@ class TensorSource(Protocol):
     """
 
     def read(self, key: str) -> Tensor: ...
+
+    def digest(self, key: str) -> bytes:
+        """Of the tensor's bytes as first read: the same for the same values in any file."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,16 @@ class Adapter:
     source: TensorSource
     notes: tuple[str, ...] = ()
     format: Format = "peft"
+
+    def content(self) -> str:
+        """A digest of what the adapter says: modules, scales and values, in hex. Names of clients,
+        files and tensors, the layout of a file and what else is in its header play no part.
+        """
+        whole = hashlib.sha256()
+        for name, m in sorted(self.modules.items()):
+            whole.update(repr((name, m.rank, m.layout, m.dtype, m.scaling)).encode("utf-8"))
+            whole.update(self.source.digest(m.key_A) + self.source.digest(m.key_B))
+        return whole.hexdigest()
 
     def factors(self, module: str) -> tuple[Tensor, Tensor]:
         """`(lora_A, lora_B)` of one module as matrices, (rank, columns) and (rows, rank).

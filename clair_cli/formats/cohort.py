@@ -22,6 +22,7 @@ from clair_cli.formats.find_clients import (
     Candidate,
     adapter_in,
     find_clients,
+    weights_in,
 )
 from clair_cli.formats.key_map import KeyMap
 from clair_cli.formats.keys import pair_keys
@@ -165,7 +166,7 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
         except (RejectedClient, OSError) as error:
             raise UsageError(f"adapter {shown}: {error}") from None
         configs = (weights.parent / CONFIG, path / CONFIG)
-    if not weights.name.endswith(SUFFIX) or not weights.is_file():
+    if not weights.name.lower().endswith(SUFFIX) or not weights.is_file():
         raise UsageError(
             f"{shown} is no adapter", hint=f"give a PEFT folder (with {WEIGHTS}) or a {SUFFIX} file"
         )
@@ -180,6 +181,20 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
     if isinstance(result, Adapter):
         return Cohort((result,))
     return Cohort((), (result,))
+
+
+def load_result(path: Path, *, limits: Limits | None = None) -> Adapter | Rejection:
+    """Read an adapter that clair wrote: a folder with its config in it, or a single file with its
+    config in the header and nowhere else."""
+    folder = path.is_dir()
+    candidate = Candidate(
+        entry=path.name,
+        name=path.name,
+        shown=path.as_posix(),
+        weights=weights_in(path) if folder else path,
+        configs=(path / CONFIG,) if folder else (),
+    )
+    return _load_one(candidate, Path(os.path.realpath(path)), None, limits or Limits())
 
 
 def similar_names(names: Iterable[str]) -> list[str]:

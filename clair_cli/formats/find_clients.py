@@ -15,6 +15,7 @@ from clair_cli.formats.strict_json import quoted
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 SUFFIX = ".safetensors"
+PIPELINE_WEIGHTS = "pytorch_lora_weights.safetensors"  # where diffusers looks in a folder
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npz")
@@ -115,6 +116,12 @@ def adapter_in(folder: Path) -> Path:
     if not any(name.endswith(SUFFIX) for name in _listing(folder)):
         folder = _nested(folder, _listing(folder), Path(os.path.realpath(folder))) or folder
     return folder / _weights_name(folder.name, _listing(folder))
+
+
+def weights_in(folder: Path) -> Path:
+    """The weights file of a folder that clair wrote."""
+    pipeline = folder / PIPELINE_WEIGHTS
+    return pipeline if pipeline.exists() and not (folder / WEIGHTS).exists() else folder / WEIGHTS
 
 
 def _listing(folder: Path) -> list[str]:

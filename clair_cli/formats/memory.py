@@ -54,6 +54,10 @@ class MemorySource:
             raise RejectedClient(f"tensor {quoted(key)} changed while reading")
         return tensor
 
+    def digest(self, key: str) -> bytes:
+        """Of one tensor's bytes when it was checked."""
+        return self.digests[key]
+
 
 def adapters_from_memory(
     clients: Mapping[str, tuple[Mapping[str, Tensor], Any]], *, limits: Limits | None = None

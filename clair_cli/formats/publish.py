@@ -1,210 +1,223 @@
-"""The one way results reach the disk: whole, checked and synced, or not at all. No torch here."""
+"""The one way results reach the disk: whole, checked and synced, or not at all. No torch here.
+
+All of a run's outputs are first written beside their targets under temporary names, synced and
+read again. Only then are they renamed, in the order given: the report first, the adapter that it
+names by hash last. A kill in between leaves the old adapter, and an adapter that no report names
+is known to be half-done. Temporary names are `.NAME.clair-PID-HEX.tmp`; those of a killed run
+are never removed (one may hold the only copy of what it replaced) but found by `leftovers`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
-from clair_cli.errors import OutputError, UsageError
-from clair_cli.formats.regular_file import kind_of
+from clair_cli.errors import OutputError
+from clair_cli.formats.held_signals import HeldSignals, held_signals
+from clair_cli.formats.rename import put_new, swap
 from clair_cli.formats.strict_json import quoted
+from clair_cli.formats.targets import check_existing, check_room, check_target, resolve
 
-OWN_FILES = frozenset(("adapter_model.safetensors", "adapter_config.json", "report.json"))
-OWN_FILES |= {"README.md"}
-"""What a run of clair may write into a folder; `--force` replaces folders of these only."""
-
-
-def is_one_file(output: Path) -> bool:
-    """Whether a merged adapter is to be one file rather than a PEFT folder."""
-    return output.name.endswith(".safetensors")
+CHUNK_BYTES = 4 * 2**20
 
 
-def check_target(
-    path: Path, *, force: bool, kind: Literal["file", "folder"], inputs: Sequence[Path]
-) -> None:
-    """Refuse an output path that can't or shouldn't be written, before any work is done.
+@dataclass(frozen=True)
+class Output:
+    """One file or folder to publish.
+
+    Attributes:
+        path: a link is followed, so that its target is replaced and not the link.
+        content: a file's bytes, or a folder's files: relative POSIX path to bytes.
+        force: replace an existing regular file (it keeps its mode), or a folder that clair wrote.
+    """
+
+    path: Path
+    content: bytes | Mapping[str, bytes]
+    force: bool = False
+
+
+def publish(outputs: Sequence[Output], *, between: Callable[[], None] | None = None) -> None:
+    """Write all outputs, then put them in place in the order given; all of them or none.
 
     Args:
-        path: where the result shall be; a link stands for what it points to.
-        force: an existing file, or a folder that clair wrote, may be replaced.
-        kind: what will be written.
-        inputs: files and folders read; nothing may be written to or into one.
+        between: called when everything is written and synced and nothing is in place yet;
+            what it raises undoes everything.
 
     Raises:
-        UsageError: no parent folder, a device, FIFO or socket, a file for a folder or a folder
-            for a file, a folder that is not empty, or a path among the inputs.
-        OutputError: exists without `force`, or the parent is not writable.
+        UsageError: as `check_target`.
+        OutputError: exists without `force`, no room, or the system refuses. What was there is
+            untouched.
+        ValueError: a path in a folder's files is absolute, or has ".." or an empty part.
     """
-    target = _resolve(path)
-    if not target.parent.is_dir():
-        raise UsageError(f"folder {quoted(path.parent.as_posix())} of the output does not exist")
-    for given in inputs:
-        _check_apart(path, target, given, kind)
-    _check_existing(path, target, force=force, kind=kind)
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"folder {quoted(target.parent.as_posix())} is not writable")
+    placed = False
+    jobs = [_Job(output) for output in outputs]
+    with held_signals(lambda: placed) as held:
+        try:
+            for job in jobs:
+                with _os_errors(job.output.path):
+                    job.prepare(held)
+            held.check()
+            if between is not None:
+                with held.released():
+                    between()
+            _put_in_place(jobs)
+            placed = True
+        finally:
+            for job in jobs:
+                job.clean_up(done=placed)
 
 
 def publish_file(path: Path, data: bytes, *, force: bool) -> None:
-    """Write one file: beside the target, synced and re-read, then renamed over it.
-
-    Args:
-        path: a link is followed, so that its target is replaced and not the link.
-        force: replace an existing regular file; it keeps its mode.
-
-    Raises:
-        UsageError: as `check_target`.
-        OutputError: exists without `force`, or the system refuses. What was there is untouched.
-    """
-    check_target(path, force=force, kind="file", inputs=())
-    target = _resolve(path)
-    temp = _temp_name(target)
-    with _os_errors(path), _removing(temp):
-        mode = stat.S_IMODE(os.stat(target).st_mode) if target.exists() else None
-        _write(temp, data, mode)
-        if not force and os.path.lexists(target):
-            raise OutputError(f"output {quoted(path.as_posix())} appeared during the run")
-        os.replace(temp, target)
-        _sync_folder(target.parent)
+    """Write one file; see `publish`."""
+    publish([Output(path, data, force)])
 
 
 def publish_folder(path: Path, files: Mapping[str, bytes], *, force: bool) -> None:
-    """Write a folder of files: built beside the target, then renamed as a whole.
+    """Write a folder of files: built beside the target, then renamed as a whole."""
+    publish([Output(path, files, force)])
 
-    Args:
-        path: the folder; absent, empty, or with `force` one that clair wrote.
-        files: relative POSIX path ("client/adapter_config.json") to contents.
 
-    Raises:
-        UsageError: as `check_target`.
-        OutputError: the system refuses. What was there is untouched.
-        ValueError: a path in `files` is absolute, or has ".." or an empty part.
-    """
-    for name in files:
-        if not name or PurePosixPath(name).is_absolute() or {"..", "", "."} & set(name.split("/")):
-            raise ValueError(f"not a path inside the output folder: {name!r}")
-    check_target(path, force=force, kind="folder", inputs=())
-    target = _resolve(path)
-    temp = _temp_name(target)
-    with _os_errors(path), _removing(temp):
-        os.mkdir(temp)
-        for name, data in files.items():
-            file = temp / name
+def leftovers(path: Path) -> list[str]:
+    """Temporary names beside `path` that a killed run left there; those of a live one are not."""
+    target = resolve(path)
+    pattern = re.compile(re.escape(_short(target)) + r"\.clair-(\d+)-[0-9a-f]{8}\.tmp")
+    try:
+        names = sorted(os.listdir(target.parent))
+    except OSError:
+        return []
+    found = [(name, pattern.fullmatch(name)) for name in names]
+    return [name for name, match in found if match and not _runs(int(match[1]))]
+
+
+class _Job:
+    """One output on its way: written under `temp`, later at `target`, the old one under `old`."""
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self.folder = not isinstance(output.content, bytes)
+        for name in () if isinstance(output.content, bytes) else output.content:
+            parts = set(name.split("/"))
+            if not name or PurePosixPath(name).is_absolute() or {"..", "", "."} & parts:
+                raise ValueError(f"not a path inside the output folder: {name!r}")
+        self.kind = "folder" if self.folder else "file"
+        check_target(output.path, force=output.force, kind=self.kind, inputs=())  # type: ignore[arg-type]
+        self.target = resolve(output.path)
+        self.temp, self.aside = _temp_name(self.target), _temp_name(self.target)
+        self.old: Path | None = None
+        self.placed = False
+
+    def prepare(self, held: HeldSignals) -> None:
+        """Write and sync everything under the temporary name."""
+        content = self.output.content
+        if isinstance(content, bytes):
+            check_room(self.target.parent, len(content), self.output.path)
+            mode = stat.S_IMODE(os.stat(self.target).st_mode) if self.target.exists() else None
+            _write(self.temp, content, mode, held)
+            return
+        check_room(self.target.parent, sum(map(len, content.values())), self.output.path)
+        os.mkdir(self.temp)
+        for name, data in content.items():
+            file = self.temp / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            _write(file, data, None)
-        for folder, _, _ in os.walk(temp):
+            _write(file, data, None, held)
+        for folder, _, _ in os.walk(self.temp):
             _sync_folder(Path(folder))
-        _swap(temp, target)
-        _sync_folder(target.parent)
+
+    def place(self) -> None:
+        path, target = self.output.path, self.target
+        if os.path.lexists(target):
+            # looked at again: something may have appeared since the run began
+            check_existing(path, target, force=self.output.force, kind=self.kind)
+            self.old = swap(self.temp, target, self.aside)
+        else:
+            put_new(self.temp, target)
+        self.placed = True
+
+    def undo(self) -> None:
+        """Put back what stood there."""
+        if self.old is not None:
+            self.temp = swap(self.old, self.target, _temp_name(self.target))
+            self.old = None
+        else:
+            os.rename(self.target, self.temp)
+        self.placed = False
+
+    def clean_up(self, *, done: bool) -> None:
+        """Remove the new output if it was not placed, or else the old one if all went well."""
+        path = self.temp if not self.placed else self.old if done else None
+        if path is None:
+            return
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
-def _swap(temp: Path, target: Path) -> None:
-    """Put the folder `temp` at `target`; an old folder there is removed once that worked."""
-    if not os.path.lexists(target):
-        os.rename(temp, target)
-        return
-    old = _temp_name(target)
-    os.rename(target, old)
+def _put_in_place(jobs: Sequence[_Job]) -> None:
+    """Rename all, in order, or none; signals wait."""
     try:
-        os.rename(temp, target)
+        for job in jobs:
+            with _os_errors(job.output.path):
+                job.place()
+        for folder in dict.fromkeys(job.target.parent for job in jobs):
+            _sync_folder(folder)
     except BaseException:
-        os.rename(old, target)
+        for job in reversed(jobs):
+            if job.placed:
+                job.undo()
         raise
-    shutil.rmtree(old)
 
 
-def _resolve(path: Path) -> Path:
-    """The path with links followed; the last part may be absent."""
-    try:
-        return Path(os.path.realpath(path))
-    except OSError as error:
-        raise UsageError(f"output {quoted(path.as_posix())}: {error.strerror}") from None
-
-
-def _check_apart(path: Path, target: Path, given: Path, kind: str) -> None:
-    source = Path(os.path.realpath(given))
-    shown, read = quoted(path.as_posix()), quoted(given.as_posix())
-    if target == source or (target.exists() and source.exists() and target.samefile(source)):
-        raise UsageError(f"output {shown} is the input {read}")
-    if source in target.parents:
-        raise UsageError(
-            f"output {shown} lies inside the input {read}: the next run would read it as a client"
-        )
-    if kind == "folder" and target in source.parents:
-        raise UsageError(f"output {shown} is a folder that holds the input {read}")
-
-
-def _check_existing(path: Path, target: Path, *, force: bool, kind: str) -> None:
-    shown = quoted(path.as_posix())
-    try:
-        mode = os.lstat(target).st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UsageError(f"output {shown}: {error.strerror}") from None
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise UsageError(f"output {shown} is {kind_of(mode)}", hint="give a path of a new file")
-    if stat.S_ISDIR(mode) != (kind == "folder"):
-        raise UsageError(f"output {shown} is {kind_of(mode)}, but a {kind} is to be written")
-    if kind == "file":
-        if not force:
-            raise OutputError(f"output {shown} exists", hint="give --force to replace it")
-        return
-    try:
-        foreign = _foreign(target)
-        empty = not os.listdir(target)
-    except OSError as error:
-        raise OutputError(f"output {shown} can't be listed: {error.strerror}") from None
-    if not empty and not force:
-        raise UsageError(f"output {shown} is a folder that is not empty", hint="give --force")
-    if foreign:
-        raise UsageError(f"output {shown} holds {quoted(foreign)}, which no run of clair wrote")
-
-
-def _foreign(folder: Path, prefix: str = "", depth: int = 0) -> str:
-    """The first entry that no run writes, or "" (sub-folders, one level, hold OWN_FILES)."""
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            name = prefix + entry.name
-            if entry.is_dir(follow_symlinks=False) and depth == 0:
-                found = _foreign(Path(entry.path), f"{name}/", 1)
-                if found:
-                    return found
-            elif entry.name not in OWN_FILES or not entry.is_file(follow_symlinks=False):
-                return name
-    return ""
+def _short(target: Path) -> str:
+    return "." + os.fsdecode(os.fsencode(target.name)[:150])
 
 
 def _temp_name(target: Path) -> Path:
-    name = os.fsdecode(os.fsencode(target.name)[:150])
-    return target.parent / f".{name}.clair-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    return target.parent / f"{_short(target)}.clair-{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
 
-def _write(path: Path, data: bytes, mode: int | None) -> None:
+def _runs(pid: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    if os.name != "posix":
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _write(path: Path, data: bytes, mode: int | None, held: HeldSignals) -> None:
     """Create, fill, sync, read again and compare. `mode` None: 0666 less the umask."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     fd = os.open(path, flags, 0o666)
     try:
         if mode is not None:
-            os.chmod(path, mode)
+            os.chmod(fd if os.chmod in os.supports_fd else path, mode)
         view = memoryview(data)
         while view:
-            view = view[os.write(fd, view) :]
+            held.check()
+            view = view[os.write(fd, view[:CHUNK_BYTES]) :]
         os.fsync(fd)
+        held.check()
+        os.lseek(fd, 0, os.SEEK_SET)
+        written = hashlib.sha256()
+        while chunk := os.read(fd, CHUNK_BYTES):
+            written.update(chunk)
     finally:
         os.close(fd)
-    with open(path, "rb") as file:
-        written = hashlib.sha256()
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            written.update(chunk)
     if written.digest() != hashlib.sha256(data).digest():
         raise OutputError(f"{quoted(path.name)} reads back differently from what was written")
 
@@ -219,21 +232,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _removing(temp: Path) -> Iterator[None]:
-    """Remove `temp`, file or folder, if it is still there at the end, whatever happened."""
-    try:
-        yield
-    finally:
-        if temp.is_dir() and not temp.is_symlink():
-            shutil.rmtree(temp, ignore_errors=True)
-        else:
-            temp.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
 def _os_errors(path: Path) -> Iterator[None]:
     try:
         yield
+    except FileExistsError as error:
+        raise OutputError(f"output {quoted(path.as_posix())} appeared during the run") from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise OutputError(f"output {quoted(path.as_posix())} not written: {reason}") from error

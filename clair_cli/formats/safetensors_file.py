@@ -121,6 +121,10 @@ class SafetensorsFile:
         tensor = torch.frombuffer(data, dtype=getattr(torch, dtype))
         return tensor.reshape(entry.shape)
 
+    def digest(self, key: str) -> bytes:
+        """Of one tensor's bytes when the file was opened."""
+        return self.tensors[key].digest
+
     def _changed(self, key: str) -> RejectedClient:
         name = os.path.basename(self.shown)
         return RejectedClient(

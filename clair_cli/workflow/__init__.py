@@ -8,5 +8,15 @@ from clair_cli.workflow.commands import (
     merge,
     refine,
 )
+from clair_cli.workflow.verifying import VerifyResult, verify
 
-__all__ = ["InspectResult", "MergeResult", "RefineResult", "inspect", "merge", "refine"]
+__all__ = [
+    "InspectResult",
+    "MergeResult",
+    "RefineResult",
+    "VerifyResult",
+    "inspect",
+    "merge",
+    "refine",
+    "verify",
+]

@@ -9,22 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from clair_cli.errors import UsageError
 from clair_cli.formats.cohort import Rejection
 from clair_cli.report import Report
 from clair_cli.workflow.judging import Judged, judge_round
-from clair_cli.workflow.merging import merge_round
+from clair_cli.workflow.merging import Merged, merge_round
 from clair_cli.workflow.outputs import (
+    AdapterFiles,
     adapter_files,
+    check_least_room,
     check_outputs,
     write_merged,
     write_refined,
     write_report_only,
 )
 from clair_cli.workflow.passes import ClientLost, choose_device, one_thread
-from clair_cli.workflow.refining import refine_round
+from clair_cli.workflow.refining import Refined, refine_round
 from clair_cli.workflow.reporting import exit_code, make_report
 from clair_cli.workflow.round import load_round, rejection_of
 from clair_cli.workflow.settings import Progress, Settings, make_settings
@@ -75,7 +77,7 @@ class RefineResult:
 
 def merge(
     clients: Clients,
-    output: PathLike | None = None,
+    output: PathLike | BinaryIO | None = None,
     *,
     report: PathLike | None = None,
     rank: str | int = "auto",
@@ -102,7 +104,9 @@ def merge(
     Args:
         clients: a folder, or name to (state dict, config) with a PEFT LoraConfig or its fields,
             or None where the tensors say the scale (kohya, diffusers).
-        output: `NAME.safetensors`, a folder to be, or None to write nothing.
+        output: `NAME.safetensors`, a folder to be, an open binary file that gets the adapter
+            as one safetensors file (the report then goes only where `report` says), or None to
+            write nothing.
         report: where the JSON report goes besides its usual place.
         rank: "auto" (smallest serving rank within `error_target`), "same" (the clients' most
             common one), "full" (exact) or a number.
@@ -130,9 +134,7 @@ def merge(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("merge", clients, output, options)
     check_outputs(settings)
-    judged, merged = _run(settings, merge_round)
-    files = None if merged is None else adapter_files(merged.adapter, one_file=settings.one_file)
-    result = make_report(settings, judged, merged=merged, files=files)
+    result, merged, files = _merge(settings, one_file=settings.one_file)
     if merged is None or files is None:
         path = write_report_only(result, settings)
         return MergeResult(result, None, None, _text(path))
@@ -165,7 +167,7 @@ def inspect(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("inspect", clients, output, options)
     check_outputs(settings)
-    judged, _ = _run(settings, None)
+    judged, _ = run_round(settings, None)
     report = make_report(settings, judged)
     return InspectResult(report, _text(write_report_only(report, settings)))
 
@@ -206,21 +208,47 @@ def refine(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("refine", clients, output, options)
     check_outputs(settings)
-    judged, refined = _run(settings, refine_round)
+    result, refined, files = _refine(settings)
     if refined is None:
-        result = make_report(settings, judged)
         return RefineResult(result, {}, _text(write_report_only(result, settings)))
-    files = {r.name: adapter_files(r.adapter, one_file=False) for r in refined.clients}
-    result = make_report(settings, judged, refined=refined, refined_files=files)
     path = write_refined(result, files, settings)
     adapters = {r.name: (r.adapter.tensors, r.adapter.config) for r in refined.clients}
     return RefineResult(result, adapters, _text(path))
 
 
+def _merge(
+    settings: Settings, *, one_file: bool
+) -> tuple[Report, Merged | None, AdapterFiles | None]:
+    judged, merged = run_round(settings, merge_round)
+    files = None if merged is None else adapter_files(merged.adapter, one_file=one_file)
+    report = make_report(settings, judged, merged=merged, files=files)
+    return report, merged, files
+
+
+def _refine(settings: Settings) -> tuple[Report, Refined | None, dict[str, AdapterFiles]]:
+    judged, refined = run_round(settings, refine_round)
+    made = () if refined is None else refined.clients
+    files = {r.name: adapter_files(r.adapter, one_file=False) for r in made}
+    return make_report(settings, judged, refined=refined, refined_files=files), refined, files
+
+
+def do_again(settings: Settings, *, one_file: bool) -> tuple[Report, dict[str, AdapterFiles]]:
+    """Merge or refine, and write nothing: the report, and the adapters by client's folder.
+
+    Args:
+        one_file: whether the merged adapter is to be a single file; its folder is "".
+    """
+    if settings.command == "refine":
+        report, _, files = _refine(settings)
+        return report, files
+    report, _, merged = _merge(settings, one_file=one_file)
+    return report, {} if merged is None else {"": merged}
+
+
 Made = TypeVar("Made")
 
 
-def _run(
+def run_round(
     settings: Settings, make: Callable[[Judged, Settings], Made] | None
 ) -> tuple[Judged, Made | None]:
     """Read, judge and make; a client whose file changes on the way is rejected and the round
@@ -230,6 +258,8 @@ def _run(
     with one_thread():
         while True:
             round_ = load_round(settings, dropped)
+            if make is not None:
+                check_least_room(settings, round_.module_shapes.values())
             try:
                 judged = judge_round(
                     round_, device, settings.tell, allow_undetermined=settings.allow_undetermined

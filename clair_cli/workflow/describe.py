@@ -252,6 +252,7 @@ def describe_modules(judged: Judged) -> tuple[ModuleReport, ...]:
             name, shape, updates[i],
             tuple(sorted(a.name for a in round_.adapters if name not in a.modules)),
             dims[i], inside[i], outside[i],
+            None if round_.output is None else round_.output.names.get(name),
         )
         for i, (name, shape) in enumerate(round_.module_shapes.items())
     )  # fmt: skip

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from clair_cli.formats.find_clients import CONFIG, WEIGHTS
-from clair_cli.formats.publish import check_target, publish_file, publish_folder
+from clair_cli.errors import OutputError
+from clair_cli.formats.find_clients import CONFIG, PIPELINE_WEIGHTS, WEIGHTS
+from clair_cli.formats.publish import Output, publish
 from clair_cli.formats.report_json import records_nothing, report_json
+from clair_cli.formats.targets import SUFFIX, check_distinct, check_room, check_target, resolve
 from clair_cli.formats.write_adapter import config_json, safetensors_bytes
+from clair_cli.maths.merge import SERVING_RANKS
 from clair_cli.report import Report
 from clair_cli.workflow.settings import Settings
 from clair_cli.workflow.writing import WrittenAdapter
 
 REPORT = "report.json"
-ONE_FILE = "pytorch_lora_weights.safetensors"  # where diffusers looks for a folder's adapter
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,13 @@ class AdapterFiles:
         weights: of the safetensors file.
         folder: the files of the folder that holds this adapter, by name.
         sha256: of `weights`, hex.
+        config_sha256: of the folder's config file, hex; None if it has none.
     """
 
     weights: bytes
     folder: Mapping[str, bytes]
     sha256: str
+    config_sha256: str | None
 
 
 def adapter_files(adapter: WrittenAdapter, *, one_file: bool) -> AdapterFiles:
@@ -41,10 +45,12 @@ def adapter_files(adapter: WrittenAdapter, *, one_file: bool) -> AdapterFiles:
     peft_folder = adapter.format == "peft" and not one_file
     header = {"format": "pt"} if peft_folder else adapter.header
     weights = safetensors_bytes(adapter.tensors, header)
-    folder = {WEIGHTS if peft_folder else ONE_FILE: weights}
-    if peft_folder:
-        folder[CONFIG] = config_json(adapter.config).encode("utf-8")
-    return AdapterFiles(weights, folder, hashlib.sha256(weights).hexdigest())
+    sha256 = hashlib.sha256(weights).hexdigest()
+    if not peft_folder:
+        return AdapterFiles(weights, {PIPELINE_WEIGHTS: weights}, sha256, None)
+    config = config_json(adapter.config).encode("utf-8")
+    folder = {WEIGHTS: weights, CONFIG: config}
+    return AdapterFiles(weights, folder, sha256, hashlib.sha256(config).hexdigest())
 
 
 def default_report(settings: Settings, *, adapter: bool) -> Path | None:
@@ -57,7 +63,7 @@ def default_report(settings: Settings, *, adapter: bool) -> Path | None:
     if output is None or settings.command == "inspect":
         return output
     if settings.one_file:
-        return output.with_name(output.name.removesuffix(".safetensors") + ".report.json")
+        return output.with_name(output.name[: -len(SUFFIX)] + ".report.json")
     return output / REPORT if adapter else output.with_name(output.name + ".report.json")
 
 
@@ -74,6 +80,8 @@ def check_outputs(settings: Settings) -> None:
         file = settings.one_file or settings.command == "inspect"
         kind = "file" if file else "folder"
         check_target(output, force=settings.force, kind=kind, inputs=inputs)  # type: ignore[arg-type]
+    if output is not None and report is not None:
+        check_distinct("output", output, "report", report)
     if report is None and settings.command != "inspect":
         # a folder's own report lies inside it; without an adapter it goes beside
         report = default_report(settings, adapter=settings.one_file)
@@ -81,25 +89,46 @@ def check_outputs(settings: Settings) -> None:
         check_target(report, force=_may_replace(report, settings), kind="file", inputs=inputs)
 
 
+def check_least_room(settings: Settings, shapes: Iterable[tuple[int, int]]) -> None:
+    """Refuse a disk that can't even hold the smallest adapter these settings may give.
+
+    Args:
+        shapes: (out, in) of every module.
+
+    Raises:
+        OutputError: see `check_room`.
+    """
+    if settings.output is None:
+        return
+    rank = settings.rank if isinstance(settings.rank, int) else 1
+    rank = SERVING_RANKS[0] if settings.rank == "auto" else rank
+    size = 4 if settings.dtype == "float32" else 2
+    least = sum(size * rank * (out + in_) for out, in_ in shapes)
+    check_room(resolve(settings.output).parent, least, settings.output)
+
+
 def write_report_only(report: Report, settings: Settings) -> Path | None:
     """Publish the report of a run without an adapter; returns where, or None for nowhere."""
     path = settings.report or default_report(settings, adapter=False)
     if path is not None:
-        _publish_report(path, report, settings)
+        publish([_report_output(path, report, settings)])
     return path
 
 
 def write_merged(report: Report, files: AdapterFiles, settings: Settings) -> Path | None:
     """Publish a merged adapter and its report; returns the report's path."""
     output = settings.output
+    if settings.stream is not None:
+        asked = _asked(report, settings)
+        publish(asked, between=lambda: _write_stream(files.weights, settings.stream))
+        return settings.report
     if output is None:
         return _write_asked(report, settings)
     path = settings.report or default_report(settings, adapter=True)
     if settings.one_file:
         assert path is not None
-        with _undone(path):  # a report of an adapter that could not be written would be a lie
-            _publish_report(path, report, settings)
-            publish_file(output, files.weights, force=settings.force)
+        adapter = Output(output, files.weights, settings.force)
+        publish([_report_output(path, report, settings), adapter])
         return path
     _write_folder(report, {**files.folder, REPORT: _text(report)}, settings)
     return path
@@ -122,40 +151,46 @@ def _write_folder(report: Report, files: Mapping[str, bytes], settings: Settings
     """Publish a folder, after the report that `--report` asked for; a report beside it that an
     earlier run without an adapter left there goes."""
     assert settings.output is not None
-    with _undone(settings.report):
-        _write_asked(report, settings)
-        publish_folder(settings.output, files, force=settings.force)
+    publish([*_asked(report, settings), Output(settings.output, files, settings.force)])
     beside = default_report(settings, adapter=False)
     if beside is not None and beside != settings.report and records_nothing(beside):
         beside.unlink(missing_ok=True)
 
 
-def _publish_report(path: Path, report: Report, settings: Settings) -> None:
-    publish_file(path, _text(report), force=_may_replace(path, settings))
+def _report_output(path: Path, report: Report, settings: Settings) -> Output:
+    return Output(path, _text(report), _may_replace(path, settings))
 
 
 def _may_replace(path: Path, settings: Settings) -> bool:
     return settings.force or records_nothing(path)
 
 
-@contextlib.contextmanager
-def _undone(path: Path | None) -> Iterator[None]:
-    """Put back what stood at `path` if what follows it fails."""
-    before = path.read_bytes() if path is not None and path.is_file() else None
-    try:
-        yield
-    except BaseException:
-        if path is not None and before is not None:
-            publish_file(path, before, force=True)
-        elif path is not None and not path.is_symlink():
-            path.unlink(missing_ok=True)
-        raise
-
-
 def _write_asked(report: Report, settings: Settings) -> Path | None:
-    if settings.report is not None:
-        _publish_report(settings.report, report, settings)
+    publish(_asked(report, settings))
     return settings.report
+
+
+def _asked(report: Report, settings: Settings) -> list[Output]:
+    """The report that `--report` asked for, if any."""
+    path = settings.report
+    return [] if path is None else [_report_output(path, report, settings)]
+
+
+def _write_stream(data: bytes, stream: Any) -> None:
+    """All of an adapter to an open binary file.
+
+    Raises:
+        OutputError: the system refuses.
+    """
+    view = memoryview(data)
+    try:
+        while view:
+            written = stream.write(view[: 2**20])
+            view = view[2**20 if written is None else written :]
+        if hasattr(stream, "flush"):
+            stream.flush()
+    except OSError as error:
+        raise OutputError(f"the adapter was not written: {error.strerror}") from error
 
 
 def _text(report: Report) -> bytes:

@@ -65,7 +65,7 @@ def make_report(
 def _merged_report(settings: Settings, merged: Merged, files: AdapterFiles | None) -> MergedReport:
     adapter = merged.adapter
     return MergedReport(
-        path="" if settings.output is None else settings.output.as_posix(),
+        path=settings.shown_output or "",
         sha256=None if files is None else files.sha256,
         rank=adapter.rank,
         full_rank=adapter.full_rank,
@@ -77,6 +77,8 @@ def _merged_report(settings: Settings, merged: Merged, files: AdapterFiles | Non
         module_error_by_rank=adapter.module_error_by_rank,
         norm=adapter.norm,
         plain_mean_distance=number(merged.plain_mean_distance),
+        config_sha256=None if files is None else files.config_sha256,
+        format=adapter.format,
     )
 
 
@@ -98,6 +100,7 @@ def _refined_report(
             refined_error=None if r.gain is None else number(r.gain.refined),
             gain=None if r.gain is None else number(r.gain.gain),
             kept_local=r.kept_local,
+            config_sha256=files[r.name].config_sha256,
         )
         for r in refined.clients
     )
@@ -109,4 +112,5 @@ def _refined_report(
         noise=None if average is None else number(average**0.5),
         heterogeneity=number(model.heterogeneity),
         clients=clients,
+        format=refined.clients[0].adapter.format if refined.clients else "peft",
     )

@@ -26,7 +26,8 @@ RESERVED = "report.json"  # in the folder of refined adapters
 
 @dataclass(frozen=True)
 class Round:
-    """One round's comparable clients, in order of content (weights, then config, then name).
+    """One round's comparable clients, in order of content (tensors and scales, then weight in the
+    mean, then config, then name).
 
     The order makes every sum independent of names and of the folder's order.
 
@@ -91,7 +92,7 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
         chosen, refusal = Chosen(adapters, (), {}, None, ()), error
     rejected = [*cohort.rejected, *chosen.rejected]
     warnings += chosen.notes
-    adapters = tuple(sorted(chosen.adapters, key=_content))
+    adapters = tuple(sorted(chosen.adapters, key=lambda a: _content(a, weights)))
     refusal = refusal or _too_few(settings, len(adapters), len(rejected))
     return Round(
         adapters,
@@ -132,10 +133,10 @@ def _ignored(cohort: Cohort, settings: Settings) -> list[str]:
     ]
 
 
-def _content(adapter: Adapter) -> tuple[str, str, str]:
-    """Equal weights may have unequal scales, so the config counts before the name does."""
+def _content(adapter: Adapter, weights: Mapping[str, float] | None) -> tuple[str, float, str, str]:
+    """Copies may differ in weight or config, so these count before the name does."""
     config = json.dumps(adapter.config.raw, sort_keys=True, default=str)
-    return adapter.sha256, config, adapter.name
+    return adapter.content(), (weights or {}).get(adapter.name, 1.0), config, adapter.name
 
 
 def _load_cohort(settings: Settings) -> Cohort:

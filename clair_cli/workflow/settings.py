@@ -12,7 +12,7 @@ from typing import Any
 from clair_cli.errors import UsageError
 from clair_cli.formats.limits import Limits, changed_limits, parse_limits
 from clair_cli.formats.output_format import FORMATS
-from clair_cli.formats.publish import is_one_file
+from clair_cli.formats.targets import is_one_file
 
 Progress = Callable[[str, int, int], None]
 FAIL_ON = ("never", "suspicious", "contaminated")
@@ -29,6 +29,7 @@ class Settings:
     Attributes:
         clients: a folder, or adapters in memory: name to (state dict, config).
         output: where the result goes, or None for nowhere.
+        stream: an open binary file that the merged adapter is written to instead, or None.
         report: where the JSON report goes, or None for its usual place.
         limit: the limits on the input, defaults filled in.
     """
@@ -36,6 +37,7 @@ class Settings:
     command: str
     clients: Any
     output: Path | None = None
+    stream: Any = None
     report: Path | None = None
     rank: str | int = "auto"
     error_target: float = 0.1
@@ -64,7 +66,14 @@ class Settings:
     @property
     def one_file(self) -> bool:
         """Whether the merged adapter is one file rather than a PEFT folder."""
+        if self.stream is not None:
+            return True
         return self.command == "merge" and self.output is not None and is_one_file(self.output)
+
+    @property
+    def shown_output(self) -> str | None:
+        """The output as given, "-" for a stream."""
+        return _path(self.output) if self.stream is None else "-"
 
     def tell(self, stage: str, done: int, total: int) -> None:
         if self.progress is not None:
@@ -74,7 +83,7 @@ class Settings:
         """The options as the report holds them: plain values, paths as given, no clock."""
         given: dict[str, object] = {
             "clients": "(in memory)" if self.in_memory else _path(self.clients),
-            "output": _path(self.output),
+            "output": self.shown_output,
             "weights": "(in memory)" if isinstance(self.weights, Mapping) else _path(self.weights),
             "previous": _path(self.previous)
             if isinstance(self.previous, (str, os.PathLike, type(None)))
@@ -130,6 +139,12 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
         UsageError: naming the option, what was given and what is expected.
     """
     given = dict(options)
+    stream = output if hasattr(output, "write") else None
+    if stream is not None and command != "merge":
+        raise UsageError(f"output is a stream, but {command} does not write one adapter")
+    for name, value in [("clients", clients), ("output", output), *given.items()]:
+        if value == "" and name in ("clients", "output", "report", "weights", "previous"):
+            raise UsageError(f"{name} is an empty path")
     for name in ("report", "weights", "previous"):
         if isinstance(given.get(name), (str, os.PathLike)):
             given[name] = Path(given[name])
@@ -140,7 +155,8 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
     settings = Settings(
         command,
         clients if isinstance(clients, Mapping) else Path(clients),
-        None if output is None else Path(output),
+        None if output is None or stream is not None else Path(output),
+        stream,
         **given,
     )
     _one_of("fail_on", settings.fail_on, FAIL_ON)

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from clair_cli.errors import OutputError, UsageError
-from clair_cli.formats.publish import check_target, publish_file, publish_folder
+from clair_cli.formats import publish, rename
+from clair_cli.formats.publish import publish_file, publish_folder
+from clair_cli.formats.targets import check_target
 
 
 @pytest.fixture
@@ -20,6 +22,20 @@ def umask() -> Iterator[int]:
     old = os.umask(0o027)
     yield 0o027
     os.umask(old)
+
+
+@pytest.fixture(params=["exchange", "link", "neither"])
+def renames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Systems with a call that exchanges two names, with hard links only, and with neither."""
+    if request.param != "exchange":
+        monkeypatch.setattr(rename, "_renameat2", lambda *_: False)
+    if request.param == "neither":
+        monkeypatch.setattr(os, "link", no_links)
+    return str(request.param)
+
+
+def no_links(*_: Any, **__: Any) -> None:
+    raise PermissionError(1, "Operation not permitted")
 
 
 def mode(path: Path) -> int:
@@ -34,7 +50,7 @@ def test_a_new_file_obeys_the_umask(tmp_path: Path, umask: int) -> None:
     assert os.listdir(tmp_path) == ["out.bin"]
 
 
-def test_force_replaces_and_keeps_the_mode(tmp_path: Path, umask: int) -> None:
+def test_force_replaces_and_keeps_the_mode(tmp_path: Path, umask: int, renames: str) -> None:
     path = tmp_path / "out.bin"
     path.write_bytes(b"old")
     path.chmod(0o664)
@@ -47,7 +63,7 @@ def test_force_replaces_and_keeps_the_mode(tmp_path: Path, umask: int) -> None:
     assert mode(path) == 0o664
 
 
-@pytest.mark.parametrize("function", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("function", ["write", "fsync", "read", "swap"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_leaves_the_old_file_and_no_temp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: BaseException
@@ -58,7 +74,7 @@ def test_a_failure_leaves_the_old_file_and_no_temp(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(os, function, fail)
+    monkeypatch.setattr(publish if function == "swap" else os, function, fail)
     expected = OutputError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         publish_file(path, b"new", force=True)
@@ -73,8 +89,8 @@ def test_a_failure_leaves_the_old_file_and_no_temp(
 def test_bytes_that_read_back_differently_are_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(len(data))))
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(len(data))))
     with pytest.raises(OutputError, match="reads back differently"):
         publish_file(tmp_path / "out.bin", b"new", force=False)
     assert os.listdir(tmp_path) == []
@@ -150,7 +166,7 @@ def test_an_unwritable_parent_is_known_before(
 FILES = {"adapter_model.safetensors": b"1", "client/adapter_config.json": b"2"}
 
 
-def test_folders(tmp_path: Path, umask: int) -> None:
+def test_folders(tmp_path: Path, umask: int, renames: str) -> None:
     out = tmp_path / "out"
     publish_folder(out, FILES, force=False)
     assert (out / "client/adapter_config.json").read_bytes() == b"2"
@@ -185,6 +201,7 @@ def test_a_failing_rename_restores_the_old_folder(
             raise OSError(5, "Input/output error")
         real(source, target)
 
+    monkeypatch.setattr(rename, "_renameat2", lambda *_: False)
     monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(OutputError, match="Input/output error"):
         publish_folder(out, {"report.json": b"new"}, force=True)
