@@ -44,7 +44,7 @@ def test_the_set_up_commands_come_first() -> None:
     assert blocks[:2] == [
         "pip install -c constraints.txt . "
         "&& clair merge sample_adapters/clients -o merged.safetensors\n",
-        "pip install -c constraints.txt '.[test]' && pytest\n",
+        "pip install -c constraints.txt '.[test]' && pytest -n 2 --dist worksteal\n",
     ]
     before = README.split("```sh", 1)[0]
     assert "```" not in before

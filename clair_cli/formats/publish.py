@@ -27,6 +27,7 @@ from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.targets import check_existing, check_room, check_target, resolve
 
 CHUNK_BYTES = 4 * 2**20
+_ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
@@ -132,14 +133,22 @@ class _Job:
             _sync_folder(Path(folder))
 
     def place(self) -> None:
+        """Rename. Another run may put something there, or take it away, between look and rename:
+        then look again."""
         path, target = self.output.path, self.target
-        if os.path.lexists(target):
-            # looked at again: something may have appeared since the run began
-            check_existing(path, target, force=self.output.force, kind=self.kind)
-            self.old = swap(self.temp, target, self.aside)
-        else:
-            put_new(self.temp, target)
-        self.placed = True
+        for attempt in range(_ATTEMPTS):
+            try:
+                if os.path.lexists(target):
+                    check_existing(path, target, force=self.output.force, kind=self.kind)
+                    self.old = swap(self.temp, target, self.aside)
+                else:
+                    put_new(self.temp, target)
+            except (FileExistsError, FileNotFoundError):
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            else:
+                self.placed = True
+                return
 
     def undo(self) -> None:
         """Put back what stood there."""

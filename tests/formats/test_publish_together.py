@@ -114,6 +114,26 @@ def test_a_file_that_appears_during_the_run_is_kept(tmp_path: Path, renames: Non
         rename.put_new(out, out)
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_another_run_puts_its_own_between_look_and_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    real, out = publish.put_new, tmp_path / "out.bin"
+
+    def overtaken(source: Path, target: Path) -> None:
+        target.write_bytes(b"theirs")
+        real(source, target)
+
+    monkeypatch.setattr(publish, "put_new", overtaken)
+    if force:
+        publish.publish_file(out, b"ours", force=True)
+    else:
+        with pytest.raises(OutputError, match="exists"):
+            publish.publish_file(out, b"ours", force=False)
+    assert out.read_bytes() == (b"ours" if force else b"theirs")
+    assert os.listdir(tmp_path) == ["out.bin"]
+
+
 def test_leftovers_of_a_killed_run_are_found_and_kept(tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     with subprocess.Popen(["true"]) as gone:
