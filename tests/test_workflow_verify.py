@@ -303,7 +303,10 @@ BAD_REPORTS: dict[str, tuple[Callable[[], str], str]] = {
         ),
         "'../up' is no client's folder",
     ),
-    "modules": (lambda: edited(modules=[{"name": "x", "written": None, "shape": "wide"}]), "a shape is 'wide'"),
+    "modules": (
+        lambda: edited(modules=[{"name": "x", "written": None, "shape": "wide"}]),
+        "a shape is 'wide'",
+    ),
 }  # fmt: skip
 
 
