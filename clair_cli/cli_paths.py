@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-from clair_cli.errors import UsageError
+from clair_cli.errors import OutputError, UsageError
 from clair_cli.escape import printable
 from clair_cli.formats.report_json import records_nothing
 from clair_cli.formats.targets import check_distinct, check_target
@@ -46,9 +46,11 @@ def check_outputs(
         inputs: what is read; None is passed over.
 
     Raises:
-        UsageError, OutputError: as `check_target`; or two options name one path.
+        UsageError, OutputError: as `check_target`; or two options name one path. Wrong use of
+            any of them counts before an output that can't be written.
     """
     seen: dict[str, Path] = {}
+    refused: OutputError | None = None
     given = [path for path in inputs if path is not None]
     for option, (path, kind) in targets.items():
         if path is None:
@@ -60,7 +62,12 @@ def check_outputs(
         seen[option] = path
         literal = cast(Literal["file", "folder"], kind)
         may_replace = force or (option == "--report" and records_nothing(path))
-        check_target(path, force=may_replace, kind=literal, inputs=given)
+        try:
+            check_target(path, force=may_replace, kind=literal, inputs=given)
+        except OutputError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
 
 
 def check_exists(path: Path, what: str) -> None:

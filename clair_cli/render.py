@@ -143,7 +143,8 @@ def _above(report: Report) -> list[str]:
         return [f"{clients}: not compared"]
     sharing = next((s for s in cohort.sharing if s.stacking == cohort.stacking), None)
     if sharing is None:
-        lines = [f"{clients}: no agreement found among them"]
+        found = ": no agreement found among them" if cohort.n_comparable > 2 else ""
+        lines = [clients + found]
     else:
         numbers = [] if sharing.level is None else [f"similarity {_plus_minus(sharing)}"]
         if cohort.subspace_dim is not None:

@@ -207,7 +207,7 @@ def _refuse_variants(raw: Mapping[str, Any]) -> None:
     for name, variant in _REFUSED_FIELDS.items():
         if _is_set(raw.get(name)):
             raise RejectedClient(
-                f"adapter config: {variant} is not supported ({name} is {quoted(raw[name], 60)})",
+                f"adapter config: not supported: {variant} ({name} is {quoted(raw[name], 60)})",
                 found=variant,
                 expected="plain LoRA, scaling * B @ A",
             )

@@ -199,7 +199,9 @@ def _read_header(fd: int, size: int, limits: Limits) -> bytes:
     if kind:
         raise RejectedClient(f"file is {kind}", found=kind, expected="a safetensors file")
     if size < 8:
-        raise RejectedClient(f"file has {size} bytes, too short for safetensors")
+        raise RejectedClient(
+            f"file has {size} byte{'s' if size > 1 else ''}, too short for safetensors"
+        )
     if length > limits.max_header_bytes:
         raise RejectedClient(
             f"header length {length:,} is above the limit of {limits.max_header_bytes:,} bytes",

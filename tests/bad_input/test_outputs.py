@@ -150,6 +150,9 @@ def test_report_and_adapter_at_one_path(clients: Path, row: int, report: str) ->
     ran = merge("--report", report)
     assert ran.code == ROWS[row].code and "-o and --report" in ran.words
     assert sorted(os.listdir()) == ["clients"]
+    Path(OUT).write_bytes(b"old")
+    ran = merge("--report", report)
+    assert ran.code == ROWS[row].code, "wrong use counts before an output that exists"
 
 
 @covers(79)

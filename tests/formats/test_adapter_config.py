@@ -21,7 +21,7 @@ from .hostile import config
 REFUSED = [
     ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
     ({"peft_type": "lora"}, "peft_type is 'lora'"),
-    ({"use_dora": True}, "DoRA is not supported (use_dora is True)"),
+    ({"use_dora": True}, "not supported: DoRA (use_dora is True)"),
     ({"lora_bias": True}, "lora_bias"),
     ({"bias": "all"}, "bias is 'all'"),
     ({"modules_to_save": ["head"]}, "modules_to_save is ['head']"),

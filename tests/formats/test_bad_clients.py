@@ -24,7 +24,7 @@ CONFIGS = {
     "digits": (b'{"r": ' + b"1" * 5000 + b"}", "number of 5,000 digits"),
     "twice": (b'{"r": 1, "r": 2}', "gives the key 'r' twice"),
     "nan": (b'{"r": 2, "lora_alpha": NaN}', "holds NaN"),
-    "dora": (json.dumps(config(use_dora=True)).encode(), "DoRA is not supported"),
+    "dora": (json.dumps(config(use_dora=True)).encode(), "not supported: DoRA"),
     "rank": (json.dumps(config(r=3)).encode(), "have rank 2 but the config says rank 3"),
 }
 
