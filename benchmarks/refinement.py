@@ -36,8 +36,9 @@ import torch
 from planted_rounds import PlantedRound, dense, planted_round, squared_error
 from refinement_table import HEADER, Case, Row, line, measured_crossing, summary
 
+from clair_cli.workflow.engine import make_engine
 from clair_cli.workflow.judging import Judged, judge_round
-from clair_cli.workflow.passes import choose_device, one_thread
+from clair_cli.workflow.pool import one_thread_each
 from clair_cli.workflow.refining import Refined, RefinedAdapter, refine_round
 from clair_cli.workflow.round import load_round
 from clair_cli.workflow.settings import make_settings
@@ -95,15 +96,14 @@ def refined_both_ways(round_: PlantedRound, kind: str) -> tuple[Judged, Refined,
         known = {"weights": round_.counts}
     options = {"rank": "full", "dtype": "float32", **known}
     settings = make_settings("refine", adapters, None, options)
-    with one_thread():
-        judged = judge_round(
-            load_round(settings), choose_device("cpu"), settings.tell, allow_undetermined=False
-        )
+    engine = make_engine(settings)
+    with one_thread_each():
+        judged = judge_round(load_round(settings), engine, allow_undetermined=False)
         if judged.outcome != "judged":
             return None
-        choice = refine_round(judged, settings)
+        choice = refine_round(judged, settings, engine)
         nothing = dataclasses.replace(judged, round=dataclasses.replace(judged.round, weights=None))
-        formula = refine_round(nothing, dataclasses.replace(settings, noise=None))
+        formula = refine_round(nothing, dataclasses.replace(settings, noise=None), engine)
     return judged, choice, formula
 
 

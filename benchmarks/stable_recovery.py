@@ -39,7 +39,7 @@ from clair_cli.maths.evidence import gather, unit_core
 from clair_cli.maths.judge import Judgement, joint_stack, judge, needs_cores
 from clair_cli.maths.lowrank import Product, norm
 from clair_cli.maths.refine import shared_subspace
-from clair_cli.maths.stack import stack_factors
+from clair_cli.maths.stack import grams, stack_factors
 from clair_cli.maths.structure import find_structure
 
 OUT, IN, N_MODULES, DIM, RANK = 32, 24, 6, 2, 4
@@ -131,10 +131,10 @@ def judged(cohort: Cohort) -> Judgement:
     """Verdicts as the commands reach them."""
     factors = [[(p.lora_A, p.lora_B, 1.0) for p in clients] for clients in cohort.modules]
     stack = stack_factors(factors, (OUT, IN))
-    evidence = gather(stack)
+    evidence = gather(grams(stack))
     structure = find_structure(evidence)
     side = needs_cores(structure)
-    cores = None if side is None else joint_stack([unit_core(stack, side)])
+    cores = None if side is None else joint_stack([unit_core(grams(stack), side)])
     names = [f"c{k:02}" for k in range(len(factors[0]))]
     modules = [f"m{m}" for m in range(len(factors))]
     return judge(evidence, names, modules, structure=structure, stack=cores, ranks=stack.ranks)

@@ -236,8 +236,8 @@ class MergedReport:
         error_by_rank: the same for truncation alone, at every serving rank and at the full rank.
         module_error_by_rank: the same per module (None where the mean is zero).
         norm: of the exact mean.
-        plain_mean_distance: distance to the plain mean of all comparable clients, over the
-            latter's norm.
+        plain_mean_distance: distance of the merged update to the plain mean of all comparable
+            clients, over the latter's norm.
     """
 
     path: str

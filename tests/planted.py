@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clair_cli.maths.evidence import concatenate, gather, unit_core
 from clair_cli.maths.judge import Judgement, joint_stack, judge, needs_cores
-from clair_cli.maths.stack import Factors, stack_factors
+from clair_cli.maths.stack import Factors, grams, stack_factors
 from clair_cli.maths.structure import find_structure
 
 
@@ -156,10 +156,12 @@ def judge_factors(
     stacks = [stack_factors([modules[m] for m in ms], s) for s, ms in by_shape.items()]
     given = [m for ms in by_shape.values() for m in ms]
     order = sorted(range(len(given)), key=given.__getitem__)
-    evidence = concatenate([gather(stack) for stack in stacks], order)
+    evidence = concatenate([gather(grams(stack)) for stack in stacks], order)
     structure = find_structure(evidence)
     side = needs_cores(structure)
-    cores = None if side is None else joint_stack([unit_core(s, side) for s in stacks])[order]
+    cores = (
+        None if side is None else joint_stack([unit_core(grams(s), side) for s in stacks])[order]
+    )
     return judge(
         evidence, names, [f"m{m}" for m in range(len(modules))], structure=structure,
         stack=cores, ranks=None if cores is None else stacks[0].ranks,

@@ -19,7 +19,7 @@ from clair_cli.maths.similarity import (
     subspace_similarity,
     unit_side,
 )
-from clair_cli.maths.stack import FactorStack, Grams, block_sums, grams
+from clair_cli.maths.stack import Grams, block_sums
 
 # Dimensions kept on each side of a two-sided core.
 CORE_DIM = 16
@@ -49,19 +49,15 @@ class Evidence:
         return {"matrix": self.matrix, "output": self.output, "input": self.input}[stacking]
 
 
-def gather(stack: FactorStack) -> Evidence:
+def gather(pair: Grams) -> Evidence:
     """Reduce a batch of modules of one shape to what the judgement needs of it.
-
-    Args:
-        stack: any dtype and device; everything after the two products is float64 on the CPU.
 
     Returns:
         Numbers that depend on the delta weights only, not on the factors' gauge.
     """
-    pair = grams(stack)
     output, output_root = unit_side(pair.B, pair.A, pair)
     input_, input_root = unit_side(pair.A, pair.B, pair)
-    out_features, in_features = stack.shape
+    out_features, in_features = pair.shape
     return Evidence(
         pair.delta_norms,
         matrix_similarity(pair),
@@ -77,14 +73,13 @@ def _effective_ranks(unit_gram: Tensor, pair: Grams) -> Tensor:
     return torch.where(pair.norms > 0, 1.0 / energy.clamp_min(1e-300), torch.nan)
 
 
-def unit_core(stack: FactorStack, side: str) -> Tensor:
+def unit_core(pair: Grams, side: str) -> Tensor:
     """Core of the horizontal stack of unit-norm delta weights (or of their transposes).
 
     Returns:
         C with C'C the stack's Gram, shape (n_modules, sum_rank, sum_rank); columns of a
         zero update are zero.
     """
-    pair = grams(stack)
     outer, inner = (pair.B, pair.A) if side == "output" else (pair.A, pair.B)
     return core_from_gram(unit_side(outer, inner, pair)[0])[0]
 

@@ -38,9 +38,9 @@ class Spectrum:
     """Singular value decomposition left @ diag(values) @ right of a `Product`.
 
     Attributes:
-        left: orthonormal columns, (out_features, n).
-        values: descending, at least 0, (n,), n = min(sum of ranks, out, in).
-        right: orthonormal rows, (n, in_features).
+        left: orthonormal columns, (out_features, m); the leading ones, where m < n.
+        values: all of them, descending, at least 0, (n,), n <= min(sum of ranks, out, in).
+        right: orthonormal rows, (m, in_features).
     """
 
     left: Tensor
@@ -50,9 +50,14 @@ class Spectrum:
     def truncated(self, rank: int) -> Product:
         """The best approximation of that rank, singular values split evenly, zero padded.
 
+        Raises:
+            ValueError: fewer singular vectors are known.
+
         Source: C. Eckart, G. Young, Psychometrika 1(3), 1936.
         """
         kept = min(rank, len(self.values))
+        if self.left.shape[1] < kept:
+            raise ValueError(f"{self.left.shape[1]} singular vectors, {kept} needed")
         half = self.values[:kept].sqrt()
         lora_B = self.left.new_zeros(self.left.shape[0], rank)
         lora_A = self.right.new_zeros(rank, self.right.shape[1])
@@ -93,7 +98,11 @@ def spectrum(product: Product) -> Spectrum:
     left, left_core = torch.linalg.qr(product.lora_B)
     right, right_core = torch.linalg.qr(product.lora_A.mT)
     u, values, vt = torch.linalg.svd(left_core @ right_core.mT, full_matrices=False)
-    left, right = left @ u, vt @ right.mT
+    return with_signs(left @ u, values, vt @ right.mT)
+
+
+def with_signs(left: Tensor, values: Tensor, right: Tensor) -> Spectrum:
+    """A spectrum whose signs are fixed: the largest entry of each left vector is positive."""
     if left.numel():
         largest = left.abs().argmax(dim=0)
         signs = torch.sign(left[largest, torch.arange(left.shape[1], device=left.device)])

@@ -136,10 +136,37 @@ class Grams:
     ranks: tuple[int, ...]
     shape: tuple[int, int]
 
+    def module(self, index: int) -> Grams:
+        """Those of one module of the batch."""
+        one = slice(index, index + 1)
+        return Grams(
+            self.B[one], self.A[one], self.norms[one], self.scale[one], self.ranks, self.shape
+        )
+
     @property
     def delta_norms(self) -> Tensor:
         """Frobenius norm of every delta weight, (n_modules, n_clients), weight units."""
         return self.norms * self.scale
+
+
+# Rows that one block of a symmetric product has at least.
+_MIN_BLOCK = 64
+
+
+def symmetric_product(rows: Tensor) -> Tensor:
+    """`rows @ rows'` of shape (..., n, width), the half above the diagonal copied from below.
+
+    In eight blocks of rows that is 9/16 of the operations.
+    """
+    n = rows.shape[-2]
+    step = max(_MIN_BLOCK, -(-n // 8))
+    product = rows.new_empty((*rows.shape[:-1], n))
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        block = rows[..., start:stop, :] @ rows[..., :stop, :].mT
+        product[..., start:stop, :stop] = block
+        product[..., :start, start:stop] = block[..., :start].mT
+    return product
 
 
 # Below this share of its factors' size a product is rounding error, not an update (float64
@@ -152,8 +179,8 @@ def grams(stack: FactorStack) -> Grams:
 
     A product that cancels to rounding error counts as a zero update (norm exactly 0).
     """
-    B = (stack.lora_B.mT @ stack.lora_B).double().cpu()
-    A = (stack.lora_A @ stack.lora_A.mT).double().cpu()
+    B = symmetric_product(stack.lora_B.mT).double().cpu()
+    A = symmetric_product(stack.lora_A).double().cpu()
     squared = block_sums(B * A, stack.ranks).diagonal(dim1=1, dim2=2)
     norms = squared.clamp_min(0.0).sqrt()
     norms = torch.where(norms > _VANISHING, norms, 0.0)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from clair_cli.errors import UsageError
 from clair_cli.formats.cohort import Rejection
 from clair_cli.report import Report
+from clair_cli.workflow.engine import Engine, make_engine
 from clair_cli.workflow.judging import Judged, judge_round
 from clair_cli.workflow.merging import Merged, merge_round
 from clair_cli.workflow.outputs import (
@@ -25,11 +26,12 @@ from clair_cli.workflow.outputs import (
     write_refined,
     write_report_only,
 )
-from clair_cli.workflow.passes import ClientLost, choose_device, one_thread
+from clair_cli.workflow.pool import one_thread_each
 from clair_cli.workflow.refining import Refined, refine_round
 from clair_cli.workflow.reporting import exit_code, make_report
 from clair_cli.workflow.round import load_round, rejection_of
 from clair_cli.workflow.settings import Progress, Settings, make_settings
+from clair_cli.workflow.tensors import ClientLost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -249,23 +251,21 @@ Made = TypeVar("Made")
 
 
 def run_round(
-    settings: Settings, make: Callable[[Judged, Settings], Made] | None
+    settings: Settings, make: Callable[[Judged, Settings, Engine], Made] | None
 ) -> tuple[Judged, Made | None]:
     """Read, judge and make; a client whose file changes on the way is rejected and the round
     starts again without it, so that what is judged is what is merged."""
-    device = choose_device(settings.device)
+    engine = make_engine(settings)
     dropped: list[Rejection] = []
-    with one_thread():
+    with one_thread_each():
         while True:
             round_ = load_round(settings, dropped)
             if make is not None:
                 check_least_room(settings, round_.module_shapes.values())
             try:
-                judged = judge_round(
-                    round_, device, settings.tell, allow_undetermined=settings.allow_undetermined
-                )
+                judged = judge_round(round_, engine, allow_undetermined=settings.allow_undetermined)
                 wanted = make is not None and exit_code(settings, judged) == 0
-                made = make(judged, settings) if make is not None and wanted else None
+                made = make(judged, settings, engine) if make is not None and wanted else None
             except ClientLost as lost:
                 if lost.adapter is round_.previous:
                     raise UsageError(f"--previous: {lost.error.message}") from None

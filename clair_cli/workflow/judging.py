@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.judge import Judgement, judge, needs_cores
+from clair_cli.maths.stack import Grams
 from clair_cli.maths.structure import find_structure, joint_cosine
-from clair_cli.workflow.passes import Device, Tell, gather_cores, gather_evidence
+from clair_cli.workflow.engine import Engine
+from clair_cli.workflow.passes import Gathered, gather_cores, gather_evidence
+from clair_cli.workflow.pool import in_order
 from clair_cli.workflow.round import Round
 
 # Unrelated updates on top of a common adapter three times their size have cosine 0.9, twice
@@ -22,6 +28,7 @@ class Judged:
     Attributes:
         weights: of every adapter in the merged mean, summing to 1; all 0 if nothing is merged.
         plain_weights: what the plain mean of all comparable clients would use.
+        grams: by module, as far as they were kept.
     """
 
     round: Round
@@ -30,6 +37,7 @@ class Judged:
     weights: tuple[float, ...]
     plain_weights: tuple[float, ...]
     warnings: tuple[str, ...]
+    grams: Mapping[str, Grams]
 
     @property
     def outcome(self) -> str:
@@ -49,15 +57,26 @@ class Judged:
         return tuple(k for k, w in enumerate(self.weights) if w > 0)
 
 
-def judge_round(round_: Round, device: Device, tell: Tell, *, allow_undetermined: bool) -> Judged:
+def judge_round(round_: Round, engine: Engine, *, allow_undetermined: bool) -> Judged:
     """First pass and judgement; nothing is merged yet."""
     zeros = tuple(0.0 for _ in round_.adapters)
     if round_.refusal is not None:
-        return Judged(round_, None, None, zeros, zeros, round_.warnings)
-    evidence = gather_evidence(round_, device, tell)
+        return Judged(round_, None, None, zeros, zeros, round_.warnings, {})
+    gathered = gather_evidence(round_, engine)
+    engine.tell("judging", 0, 1)
+    (judged,) = in_order(lambda _: _judged(round_, engine, gathered, allow_undetermined), [0], 1)
+    engine.tell("judging", 1, 1)
+    return judged
+
+
+def _judged(round_: Round, engine: Engine, gathered: Gathered, allow_undetermined: bool) -> Judged:
+    evidence = gathered.evidence
     structure = find_structure(evidence)
     side = needs_cores(structure)
-    stack, ranks = (None, None) if side is None else gather_cores(round_, side, device, tell)
+    stack: Tensor | None = None
+    ranks: tuple[int, ...] | None = None
+    if side is not None:
+        stack, ranks = gather_cores(round_, side, engine, gathered.grams)
     judgement = judge(
         evidence, round_.names, tuple(round_.module_shapes),
         structure=structure, stack=stack, ranks=ranks,
@@ -72,6 +91,7 @@ def judge_round(round_: Round, device: Device, tell: Tell, *, allow_undetermined
         round_.warnings
         + _previous_warning(round_, evidence)
         + _remarks(judgement, allow_undetermined),
+        gathered.grams,
     )  # fmt: skip
 
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from clair_cli.maths.merge import plain_distance, weighted_sum
-from clair_cli.maths.stack import Factors
+import torch
+from torch import Tensor
+
+from clair_cli.maths.collaborate import columns_of
+from clair_cli.maths.core_merge import MergedCore, merged_core
+from clair_cli.maths.lowrank import Product, Spectrum, singular_values, spectrum, with_signs
+from clair_cli.maths.merge import WrittenModule, plain_distance, weighted_sum
+from clair_cli.maths.stack import FactorStack, Grams, grams, stack_factors
+from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
-from clair_cli.workflow.passes import naming_module, previous_of, updates_of
+from clair_cli.workflow.passes import KEPT_BYTES
 from clair_cli.workflow.settings import Settings
+from clair_cli.workflow.tensors import factors_of, less, naming_module, previous_of
 from clair_cli.workflow.writing import AdapterWriter, WrittenAdapter
 
 
@@ -21,7 +29,7 @@ class Merged:
     plain_mean_distance: float | None
 
 
-def merge_round(judged: Judged, settings: Settings) -> Merged:
+def merge_round(judged: Judged, settings: Settings, engine: Engine) -> Merged:
     """Merge the clients with a weight. Sums run in order of content.
 
     Raises:
@@ -32,30 +40,101 @@ def merge_round(judged: Judged, settings: Settings) -> Merged:
     adapters = [judged.round.adapters[k] for k in judged.merged]
     assert judged.round.output is not None
     writer = AdapterWriter(adapters, judged.round.output, settings)
-    distance = size = 0.0
-    for done, (module, shape) in enumerate(shapes.items()):
-        settings.tell("merging", done, 2 * len(shapes))
-        with naming_module(module):
-            clients, weights, plain = _parts(judged, module)
-            writer.observe(module, weighted_sum(clients, weights, shape))
-            moved, norm = plain_distance(clients, weights, plain, shape)
-        distance, size = math.hypot(distance, moved), math.hypot(size, norm)
+    merger = _Merger(judged, engine)
+    cores: dict[str, MergedCore | None] = {}
+    room = KEPT_BYTES
+    for module, (values, core) in zip(
+        shapes, engine.each("merging", merger.observe, shapes), strict=True
+    ):
+        writer.observe(module, values)
+        size = 0 if core is None else 8 * (core.left.numel() + core.right.numel())
+        if size <= room:
+            cores[module] = core
+            room -= size
     writer.plan()
-    for done, (module, shape) in enumerate(shapes.items()):
-        settings.tell("merging", len(shapes) + done, 2 * len(shapes))
+
+    def cut(module: str) -> WrittenModule:
         with naming_module(module):
-            clients, weights, _ = _parts(judged, module)
-            writer.put(module, weighted_sum(clients, weights, shape))
-    return Merged(writer.finish(), distance / size if size > 0 else None)
+            core = cores[module] if module in cores else merger.observe(module)[1]
+            return writer.cut(module, merger.leading(module, core, writer.rank))
+
+    for module, written in zip(shapes, engine.each("writing", cut, shapes), strict=True):
+        writer.put(module, written)
+    return Merged(writer.finish(), _plain_distance(judged))
 
 
-def _parts(
-    judged: Judged, module: str
-) -> tuple[list[Factors], tuple[float, ...], tuple[float, ...]]:
-    """One module's updates with their weights, merged and plain; the previous adapter, if
-    given, is one more with weight 1: the mean update goes on top of it."""
-    previous = previous_of(judged.round, module)
-    clients = updates_of(judged.round, module, previous)
-    if previous is None:
-        return clients, judged.weights, judged.plain_weights
-    return [*clients, previous], (*judged.weights, 1.0), (*judged.plain_weights, 1.0)
+class _Merger:
+    """The merged update of each module: by its Grams where they allow it, else by QR."""
+
+    def __init__(self, judged: Judged, engine: Engine) -> None:
+        self.judged, self.engine = judged, engine
+
+    def observe(self, module: str) -> tuple[Tensor, MergedCore | None]:
+        """A module's singular values, and its core where the Grams allow one."""
+        with naming_module(module):
+            core = self._core(module)
+            if core is not None:
+                return core.values, core
+            return singular_values(self._product(module)), None
+
+    def leading(self, module: str, core: MergedCore | None, rank: int) -> Spectrum:
+        """The singular vectors of one module, the leading `rank` of them at least."""
+        if core is None:
+            return spectrum(self._product(module))
+        stack = self._stack(module)
+        device, dtype = self.engine.device.name, self.engine.device.dtype
+        left = stack.lora_B[0] @ core.left[:, :rank].to(device=device, dtype=dtype)
+        right = core.right[:rank].to(device=device, dtype=dtype) @ stack.lora_A[0]
+        return with_signs(left.double().cpu(), core.values, right.double().cpu())
+
+    def _core(self, module: str) -> MergedCore | None:
+        """With a previous adapter every client's stack holds it too: never well-conditioned."""
+        if self.judged.round.previous is not None:
+            return None
+        shape = self.judged.round.module_shapes[module]
+        merged = self.judged.merged
+        pair: Grams | None = self.judged.grams.get(module)
+        if pair is None:
+            pair = grams(self._stack(module))
+            ranks, scale = pair.ranks, pair.scale[0]
+            B, A = pair.B[0], pair.A[0]
+        else:
+            columns = columns_of(pair.ranks, merged)
+            ranks, scale = tuple(pair.ranks[k] for k in merged), pair.scale[0][list(merged)]
+            B, A = pair.B[0][columns][:, columns], pair.A[0][columns][:, columns]
+        if sum(ranks) > min(shape):
+            return None
+        weights = torch.tensor([self.judged.weights[k] for k in merged], dtype=torch.float64)
+        return merged_core(B, A, torch.repeat_interleave(weights * scale, torch.tensor(ranks)))
+
+    def _stack(self, module: str) -> FactorStack:
+        """The factors of the clients with a weight."""
+        adapters = [self.judged.round.adapters[k] for k in self.judged.merged]
+        shape = self.judged.round.module_shapes[module]
+        device = self.engine.device
+        factors = [factors_of(adapter, module) for adapter in adapters]
+        return stack_factors([factors], shape, dtype=device.dtype, device=device.name)
+
+    def _product(self, module: str) -> Product:
+        """The weighted sum; the previous adapter, if given, is one more with weight 1: the mean
+        update goes on top of it."""
+        round_, merged = self.judged.round, self.judged.merged
+        previous = previous_of(round_, module)
+        clients = [less(factors_of(round_.adapters[k], module), previous) for k in merged]
+        used = [self.judged.weights[k] for k in merged]
+        if previous is not None:
+            clients, used = [*clients, previous], [*used, 1.0]
+        return weighted_sum(clients, used, round_.module_shapes[module])
+
+
+def _plain_distance(judged: Judged) -> float | None:
+    """Distance of the merged update to the plain mean of all comparable clients, over the norm
+    of the latter; from the pairs' inner products in every module."""
+    evidence = judged.evidence
+    assert evidence is not None
+    distance = size = 0.0
+    for cosines, norms in zip(evidence.matrix.value, evidence.norms, strict=True):
+        inner = torch.nan_to_num(cosines, nan=0.0) * norms[:, None] * norms[None, :]
+        moved, norm = plain_distance(inner, judged.weights, judged.plain_weights)
+        distance, size = math.hypot(distance, moved), math.hypot(size, norm)
+    return distance / size if size > 0 else None

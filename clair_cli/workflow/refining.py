@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from clair_cli.maths.gain import (
     Gain,
@@ -13,17 +15,18 @@ from clair_cli.maths.gain import (
     noise_from_counts,
     noise_from_option,
 )
-from clair_cli.maths.lowrank import Product, norm, singular_values
-from clair_cli.maths.merge import weighted_sum
+from clair_cli.maths.lowrank import Product, norm, singular_values, spectrum
+from clair_cli.maths.merge import WrittenModule, weighted_sum
 from clair_cli.maths.refine import (
     OffSubspace,
     off_subspace,
     refine_module,
     shared_subspace,
 )
+from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
-from clair_cli.workflow.passes import previous_of, updates_of
 from clair_cli.workflow.settings import Settings
+from clair_cli.workflow.tensors import naming_module, previous_of, updates_of
 from clair_cli.workflow.writing import AdapterWriter, WrittenAdapter
 
 
@@ -123,55 +126,76 @@ def _dim(judged: Judged, module: str, mean: Product) -> int:
     return int((energy < 0.9 * energy[-1]).sum()) + 1
 
 
-def refine_round(judged: Judged, settings: Settings) -> Refined:
+def refine_round(judged: Judged, settings: Settings, engine: Engine) -> Refined:
     """Refine every client with a weight, module by module in three looks.
 
     The first estimates noise and gain, the second gives every client's singular values, the
-    third its factors; what is held is one module of all clients and the adapters to write.
+    third its factors; what is held is a few modules of all clients and the adapters to write.
     """
     side, why = choose_side(judged)
+    looks = _Looks(judged, side)
     modules = list(judged.round.module_shapes)
-    states = _States(judged, side, settings)
-    offs = [state.off() for state in states.each(modules, "measuring")]
+    offs = list(engine.each("measuring", looks.off, modules))
     gains, model = _gains(judged, settings, offs)
-    keep = [gain is not None and not gain.sure for gain in gains]
+    looks.keep = [gain is not None and not gain.sure for gain in gains]
     output = judged.round.output
     assert output is not None
-    writers = [AdapterWriter([judged.round.adapters[k]], output, settings) for k in judged.merged]
+    looks.writers = writers = [
+        AdapterWriter([judged.round.adapters[k]], output, settings) for k in judged.merged
+    ]
     moved, size = [0.0] * len(writers), [0.0] * len(writers)
-    for state in states.each(modules, "refining"):
-        for i, writer in enumerate(writers):
-            update = state.result(i, keep[i])
-            writer.observe(state.module, state.on_top(update))
-            moved[i] = math.hypot(moved[i], 0.0 if keep[i] else norm(update - state.local[i]))
-            size[i] = math.hypot(size[i], norm(state.local[i]))
+    for module, seen in zip(modules, engine.each("refining", looks.values, modules), strict=True):
+        for i, (values, distance, norm_) in enumerate(seen):
+            writers[i].observe(module, values)
+            moved[i], size[i] = math.hypot(moved[i], distance), math.hypot(size[i], norm_)
     for writer in writers:
         writer.plan()
-    for state in states.each(modules, "writing"):
-        for i, writer in enumerate(writers):
-            writer.put(state.module, state.on_top(state.result(i, keep[i])))
+    for module, written in zip(modules, engine.each("writing", looks.cut, modules), strict=True):
+        for writer, factors in zip(writers, written, strict=True):
+            writer.put(module, factors)
     results = [
         RefinedAdapter(
             judged.round.adapters[k].name, writers[i].finish(),
-            moved[i] / size[i] if size[i] > 0 else None, gains[i], keep[i],
+            moved[i] / size[i] if size[i] > 0 else None, gains[i], looks.keep[i],
         )
         for i, k in enumerate(judged.merged)
     ]  # fmt: skip
     return Refined(tuple(sorted(results, key=lambda r: r.name)), side, why, model)
 
 
-@dataclass(frozen=True)
-class _States:
-    """The modules of a judged round, one at a time."""
+class _Looks:
+    """What is done with one module at a time, on any thread."""
 
-    judged: Judged
-    side: str
-    settings: Settings
+    def __init__(self, judged: Judged, side: str) -> None:
+        self.judged, self.side = judged, side
+        self.keep: list[bool] = []  # by client: write the local update
+        self.writers: list[AdapterWriter] = []
 
-    def each(self, modules: Sequence[str], stage: str) -> Iterator[_Module]:
-        for done, module in enumerate(modules):
-            self.settings.tell(stage, done, len(modules))
-            yield _Module(self.judged, module, self.side)
+    def off(self, module: str) -> OffSubspace:
+        """What the module says about noise and differences."""
+        with naming_module(module):
+            return _Module(self.judged, module, self.side).off()
+
+    def values(self, module: str) -> list[tuple[Tensor, float, float]]:
+        """Of every client: singular values, distance to the local update, norm of that one."""
+        with naming_module(module):
+            state = _Module(self.judged, module, self.side)
+            seen = []
+            for i, keep in enumerate(self.keep):
+                update = state.result(i, keep)
+                distance = 0.0 if keep else norm(update - state.local[i])
+                values = singular_values(state.on_top(update))
+                seen.append((values, distance, norm(state.local[i])))
+            return seen
+
+    def cut(self, module: str) -> list[WrittenModule]:
+        """Every client's factors as they will be written."""
+        with naming_module(module):
+            state = _Module(self.judged, module, self.side)
+            return [
+                writer.cut(module, spectrum(state.on_top(state.result(i, self.keep[i]))))
+                for i, writer in enumerate(self.writers)
+            ]
 
 
 def _gains(

@@ -32,6 +32,7 @@ class Settings:
         stream: an open binary file that the merged adapter is written to instead, or None.
         report: where the JSON report goes, or None for its usual place.
         limit: the limits on the input, defaults filled in.
+        threads: how many modules are worked on at once; None for as many as there are cores.
     """
 
     command: str
@@ -57,6 +58,7 @@ class Settings:
     limit: Limits = field(default_factory=Limits)
     strict: bool = False
     noise: float | None = None
+    threads: int | None = None
     progress: Progress | None = None
 
     @property

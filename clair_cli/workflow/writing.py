@@ -1,7 +1,7 @@
 """Exact updates as an adapter to write: rank, scale and dtype chosen, the cost of each measured.
 
-Updates are asked for module by module and let go again: first for their singular values, which
-decide the rank, then once more for the factors at that rank.
+Two looks at each module: its singular values decide the rank, then its factors are kept at that
+rank only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clair_cli.errors import OutputError
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.output_format import OutputFormat
 from clair_cli.formats.write_adapter import merged_config
-from clair_cli.maths.lowrank import Product, numerical_rank, singular_values, spectrum, tail_norm
+from clair_cli.maths.lowrank import Spectrum, numerical_rank, tail_norm
 from clair_cli.maths.merge import SERVING_RANKS, WrittenModule, choose_rank, write_module
 from clair_cli.workflow.describe import number
 from clair_cli.workflow.settings import Settings
@@ -65,8 +65,8 @@ class WrittenAdapter:
 class AdapterWriter:
     """Turns exact updates into an adapter in two looks at each module.
 
-    `observe` takes every module's update for its singular values, `plan` then chooses rank,
-    scale and dtype, `put` takes the updates again and keeps the factors at that rank only.
+    `observe` takes every module's singular values, `plan` then chooses rank, scale and dtype,
+    `cut` makes a module's factors at that rank (on any thread), and `put` keeps them.
 
     Args:
         adapters: the clients whose dtype and config fields are followed.
@@ -80,8 +80,13 @@ class AdapterWriter:
         self._values: dict[str, Tensor] = {}
         self._written: dict[str, WrittenModule] = {}
 
-    def observe(self, module: str, update: Product) -> None:
-        self._values[module] = singular_values(update)
+    def observe(self, module: str, values: Tensor) -> None:
+        self._values[module] = values
+
+    @property
+    def rank(self) -> int:
+        """Of what is written, once planned."""
+        return self._rank
 
     def plan(self) -> None:
         """Choose rank, scale and dtype from all modules observed."""
@@ -99,13 +104,13 @@ class AdapterWriter:
             self._settings, self._adapters, largest / self._scale.scaling
         )
 
-    def put(self, module: str, update: Product) -> None:
-        """Keep one module's factors.
+    def cut(self, module: str, exact: Spectrum) -> WrittenModule:
+        """One module's factors as they will be written.
 
         Raises:
             OutputError: they do not fit the dtype.
         """
-        exact, dtype = spectrum(update), TORCH_DTYPES[self._dtype]
+        dtype = TORCH_DTYPES[self._dtype]
         written = write_module(exact, self._rank, self._scale.scaling, dtype)
         if written is None:
             raise OutputError(
@@ -113,6 +118,10 @@ class AdapterWriter:
                 f"{float(exact.values[0]):.3g}",
                 hint="choose a wider --dtype",
             )
+        return written
+
+    def put(self, module: str, written: WrittenModule) -> None:
+        """Keep one module's factors."""
         self._written[module] = written
 
     def finish(self) -> WrittenAdapter:

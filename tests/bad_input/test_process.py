@@ -82,15 +82,18 @@ def test_signals(work: Path, row: int) -> None:
 @covers(87)
 @pytest.mark.parametrize("stage", ["comparing", "merging"])
 def test_out_of_memory(work: Path, row: int, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
-    from clair_cli.workflow import merging, passes
+    from clair_cli.workflow import merging, tensors
 
     cohorts.save(CLIENTS, GOOD)
 
     def fail(*_: Any, **__: Any) -> Any:
         raise MemoryError if stage == "comparing" else RuntimeError("can't allocate memory: 9 GB")
 
-    name = "stack_factors" if stage == "comparing" else "weighted_sum"
-    monkeypatch.setattr(passes if stage == "comparing" else merging, name, fail)
+    if stage == "comparing":
+        monkeypatch.setattr(tensors, "stack_factors", fail)
+    else:
+        for name in ("with_signs", "weighted_sum"):
+            monkeypatch.setattr(merging, name, fail)
     ran = merge()
     assert (ran.code, ran.report) == (ROWS[row].code, None)
     assert "out of memory" in ran.words and "module 'model.layers.0." in ran.words

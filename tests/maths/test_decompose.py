@@ -37,7 +37,7 @@ def core_stack(problem: Planted) -> tuple[Tensor, list[int]]:
     """The same in factor space, through our code."""
     shape = (problem.deltas.shape[1], problem.deltas.shape[2])
     stack = stack_factors([problem.factors], shape)
-    return unit_core(stack, "output"), list(stack.ranks)
+    return unit_core(grams(stack), "output"), list(stack.ranks)
 
 
 def leading_error(solution: Decomposition, problem: Planted) -> float:

@@ -607,11 +607,11 @@ def test_names_are_words_only() -> None:
 def test_cores_are_asked_for_in_the_output_stacking() -> None:
     from clair_cli.maths.evidence import concatenate, gather
     from clair_cli.maths.judge import judge, needs_cores
-    from clair_cli.maths.stack import stack_factors
+    from clair_cli.maths.stack import grams, stack_factors
     from clair_cli.maths.structure import find_structure
 
     modules, shapes = mixed_cohort("output")
-    evidence = concatenate([gather(stack_factors(modules, shapes[0]))], range(5))
+    evidence = concatenate([gather(grams(stack_factors(modules, shapes[0])))], range(5))
     assert needs_cores(find_structure(evidence)) == "output"
     with pytest.raises(ValueError, match="needs the cores"):
         judge(evidence, [f"c{k}" for k in range(11)], [f"m{m}" for m in range(5)])

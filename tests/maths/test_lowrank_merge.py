@@ -162,7 +162,8 @@ def test_weighted_sum_balances_extreme_factors(size_A: float, size_B: float) -> 
 def test_distance_to_the_plain_mean_and_its_norm() -> None:
     clients = cohort()[1]
     weights, plain = [0.5, 0.5, 0.0, 0.0], [0.25] * 4
-    distance, size = plain_distance(clients, weights, plain, (OUT, IN))
+    rows = torch.tensor(np.stack([dense(f).ravel() for f in clients]))
+    distance, size = plain_distance(rows @ rows.T, weights, plain)
     exact = np.asarray(sum(w * dense(f) for w, f in zip(weights, clients, strict=True)))
     mean = np.asarray(sum(w * dense(f) for w, f in zip(plain, clients, strict=True)))
     assert size == pytest.approx(np.linalg.norm(mean), rel=1e-12)
@@ -214,7 +215,7 @@ def test_the_error_of_what_is_written_is_measured(
     assert got.lora_A.shape == (rank, IN)
     assert got.lora_B.shape == (OUT, rank)
     file = scaling * multiplied(Product(got.lora_B, got.lora_A))
-    assert got.error == pytest.approx(np.linalg.norm(whole - file), rel=1e-9)
+    assert got.error == pytest.approx(np.linalg.norm(whole - file), rel=1e-5)
     assert got.error <= tail_norm(exact.values, rank) + rounding * np.linalg.norm(whole)
     assert not got.lora_A[4:].any()
 

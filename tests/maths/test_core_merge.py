@@ -1,0 +1,88 @@
+"""The merge from Gram matrices against dense float64 numpy, and when it is not to be had."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from clair_cli.maths.core_merge import merged_core
+from clair_cli.maths.stack import grams, stack_factors, symmetric_product
+
+OUT, IN, RANKS = 60, 44, (3, 5, 8)
+
+
+def clients(seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    g = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.randn(r, IN, generator=g, dtype=torch.float64),
+            torch.randn(OUT, r, generator=g, dtype=torch.float64),
+            0.5 * r,
+        )
+        for r in RANKS
+    ]
+
+
+def core_of(factors: list, weights: list[float]):  # type: ignore[no-untyped-def]
+    stack = stack_factors([factors], (OUT, IN))
+    pair = grams(stack)
+    terms = torch.repeat_interleave(
+        torch.tensor(weights, dtype=torch.float64) * pair.scale[0], torch.tensor(pair.ranks)
+    )
+    return stack, merged_core(pair.B[0], pair.A[0], terms)
+
+
+@pytest.mark.parametrize("weights", [[0.2, 0.5, 0.3], [1.0, 0.0, 1e-3]])
+def test_it_is_the_singular_value_decomposition_of_the_mean(weights: list[float]) -> None:
+    factors = clients()
+    stack, core = core_of(factors, weights)
+    assert core is not None
+    dense = sum(w * s * (B @ A) for w, (A, B, s) in zip(weights, factors, strict=True)).numpy()
+    left, right = (stack.lora_B[0] @ core.left).numpy(), (core.right @ stack.lora_A[0]).numpy()
+    np.testing.assert_allclose(left * core.values.numpy() @ right, dense, atol=1e-11)
+    np.testing.assert_allclose(left.T @ left, np.eye(left.shape[1]), atol=1e-11)
+    np.testing.assert_allclose(right @ right.T, np.eye(right.shape[0]), atol=1e-11)
+    exact = np.linalg.svd(dense, compute_uv=False)[: len(core.values)]
+    np.testing.assert_allclose(core.values.numpy(), exact, rtol=1e-11)
+
+
+def test_sums_that_cancel_are_seen() -> None:
+    """Of two clients with the same lora_B: well-conditioned in neither side."""
+    first, second, third = clients()
+    factors = [first, (second[0][:3], first[1], 1.0), third]
+    assert core_of(factors, [0.3, 0.3, 0.4])[1] is None
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-9, 1e-3])
+def test_copies_are_left_to_qr_and_near_ones_are_exact(noise: float) -> None:
+    (first, *_), g = clients(), torch.Generator().manual_seed(9)
+    copy = (
+        first[0] + noise * torch.randn(first[0].shape, generator=g, dtype=torch.float64),
+        first[1] + noise * torch.randn(first[1].shape, generator=g, dtype=torch.float64),
+        first[2],
+    )
+    stack, core = core_of([first, copy], [0.5, 0.5])
+    if noise < 1e-4:
+        assert core is None
+        return
+    assert core is not None
+    dense = (0.5 * first[2] * (first[1] @ first[0] + copy[1] @ copy[0])).numpy()
+    got = (stack.lora_B[0] @ core.left * core.values @ (core.right @ stack.lora_A[0])).numpy()
+    assert np.linalg.norm(got - dense) <= 1e-12 * np.linalg.norm(dense)
+    exact = np.linalg.svd(dense, compute_uv=False)[: len(core.values)]
+    np.testing.assert_allclose(core.values.numpy(), exact, atol=1e-8 * exact[0])
+
+
+def test_nothing_to_merge_is_an_empty_core() -> None:
+    _, core = core_of(clients(), [0.0, 0.0, 0.0])
+    assert core is not None
+    assert core.left.shape == (sum(RANKS), 0) and core.right.shape == (0, sum(RANKS))
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 200, 1025])
+def test_a_symmetric_product_in_blocks(n: int) -> None:
+    rows = torch.randn(2, n, 7, dtype=torch.float64)
+    got = symmetric_product(rows)
+    torch.testing.assert_close(got, rows @ rows.mT, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(got, got.mT, rtol=1e-13, atol=1e-13)
