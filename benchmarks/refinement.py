@@ -98,7 +98,7 @@ def refined_both_ways(round_: PlantedRound, kind: str) -> tuple[Judged, Refined,
     settings = make_settings("refine", adapters, None, options)
     engine = make_engine(settings)
     with one_thread_each():
-        judged = judge_round(load_round(settings), engine, allow_undetermined=False)
+        judged = judge_round(load_round(settings, engine), engine, allow_undetermined=False)
         if judged.outcome != "judged":
             return None
         choice = refine_round(judged, settings, engine)

@@ -14,6 +14,7 @@ import typer
 
 from clair_cli import __version__
 from clair_cli import cli_options as opt
+from clair_cli import cli_options_running as running
 from clair_cli.cli_group import EscapingGroup, GroupedCommand
 from clair_cli.cli_paths import check_exists, check_inputs, check_outputs
 from clair_cli.errors import OutputError
@@ -26,11 +27,11 @@ from clair_cli.terminal import (
     check_binary_stdout,
     discard,
     prepare_streams,
-    progress_shown,
     view_of,
     write_err,
     write_out,
 )
+from clair_cli.watch import watched
 
 _EPILOG = "\n".join(
     ["\b", "Exit codes:", *(f"  {code:<11} {name:<12} {text}" for code, name, text in EXIT_CODES)]
@@ -88,7 +89,9 @@ def merge(
     modules: opt.Modules = "union",
     assume_alpha: opt.AssumeAlpha = None,
     limit: opt.LimitOption = None,
-    device: opt.Device = "auto",
+    device: running.Device = "auto",
+    threads: running.Threads = None,
+    timings: running.Timings = False,
 ) -> None:
     """Judge the clients and merge the benign ones into one adapter.
 
@@ -114,7 +117,9 @@ def inspect(
     modules: opt.Modules = "union",
     assume_alpha: opt.AssumeAlpha = None,
     limit: opt.LimitOption = None,
-    device: opt.Device = "auto",
+    device: running.Device = "auto",
+    threads: running.Threads = None,
+    timings: running.Timings = False,
 ) -> None:
     """Judge the clients and show who is contaminated; merge nothing.
 
@@ -169,7 +174,9 @@ def refine(
     modules: opt.Modules = "union",
     assume_alpha: opt.AssumeAlpha = None,
     limit: opt.LimitOption = None,
-    device: opt.Device = "auto",
+    device: running.Device = "auto",
+    threads: running.Threads = None,
+    timings: running.Timings = False,
 ) -> None:
     """Judge the clients and denoise each benign one.
 
@@ -200,7 +207,7 @@ def verify(
             check_inputs(clients, weights=weights, previous=previous)
         if report is not None:
             check_exists(report, "--report")
-        with progress_shown(quiet=quiet or clients is None) as progress:
+        with watched(quiet=quiet or clients is None) as progress:
             from clair_cli import workflow
 
             result = workflow.verify(
@@ -266,7 +273,7 @@ def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
         settings[name] = tuple(settings[name] or ())
     clients: Path = settings.pop("clients")
     output: Path | BinaryOut | None = settings.pop("output")
-    with progress_shown(quiet=quiet) as progress:
+    with watched(quiet=quiet, timings=settings.pop("timings")) as progress:
         try:
             from clair_cli import workflow
         except OSError as error:  # a library of torch's is not what it should be

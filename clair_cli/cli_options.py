@@ -75,7 +75,7 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _option(*names: str, panel: str, **settings: Any) -> Any:
+def option(*names: str, panel: str, **settings: Any) -> Any:
     return typer.Option(*names, rich_help_panel=panel, **settings)
 
 
@@ -92,7 +92,7 @@ Clients = Annotated[
 # Output
 Output = Annotated[
     Path,
-    _option(
+    option(
         "-o",
         "--output",
         panel=OUTPUT,
@@ -105,7 +105,7 @@ Output = Annotated[
 ]
 OutputFolder = Annotated[
     Path,
-    _option(
+    option(
         "-o",
         "--output",
         panel=OUTPUT,
@@ -117,7 +117,7 @@ OutputFolder = Annotated[
 ]
 OutputReport = Annotated[
     Path | None,
-    _option(
+    option(
         "-o",
         "--output",
         panel=OUTPUT,
@@ -129,7 +129,7 @@ OutputReport = Annotated[
 ]
 ReportPath = Annotated[
     Path | None,
-    _option(
+    option(
         "--report",
         panel=OUTPUT,
         metavar="PATH",
@@ -139,11 +139,11 @@ ReportPath = Annotated[
 ]
 Format = Annotated[
     Literal["table", "json"],
-    _option("--format", panel=OUTPUT, help="What stdout gets; json is one JSON document."),
+    option("--format", panel=OUTPUT, help="What stdout gets; json is one JSON document."),
 ]
 Rank = Annotated[
     Any,
-    _option(
+    option(
         "--rank",
         panel=OUTPUT,
         metavar="auto|same|full|N",
@@ -154,7 +154,7 @@ Rank = Annotated[
 ]
 ErrorTarget = Annotated[
     Any,
-    _option(
+    option(
         "--error-target",
         panel=OUTPUT,
         metavar="X",
@@ -164,25 +164,25 @@ ErrorTarget = Annotated[
 ]
 KeepAlpha = Annotated[
     bool,
-    _option("--keep-alpha", panel=OUTPUT, help="Write the clients' alpha instead of alpha = rank."),
+    option("--keep-alpha", panel=OUTPUT, help="Write the clients' alpha instead of alpha = rank."),
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    _option("--dtype", panel=OUTPUT, help="Type of the numbers written."),
+    option("--dtype", panel=OUTPUT, help="Type of the numbers written."),
 ]
 OutputFormat = Annotated[
     Literal["auto", "peft", "diffusers", "kohya"],
-    _option(
+    option(
         "--output-format",
         panel=OUTPUT,
         help="Tensor names to write: what most clients have, or one of these.",
     ),
 ]
 Force = Annotated[
-    bool, _option("--force", panel=OUTPUT, help="Replace an output that already exists.")
+    bool, option("--force", panel=OUTPUT, help="Replace an output that already exists.")
 ]
 Quiet = Annotated[
-    bool, _option("-q", "--quiet", panel=OUTPUT, help="Print only the last line, and errors.")
+    bool, option("-q", "--quiet", panel=OUTPUT, help="Print only the last line, and errors.")
 ]
 
 Verified = Annotated[
@@ -205,7 +205,7 @@ VerifiedClients = Annotated[
 ]
 VerifiedReport = Annotated[
     Path | None,
-    _option(
+    option(
         "--report",
         panel=READING,
         metavar="PATH",
@@ -218,7 +218,7 @@ VerifiedReport = Annotated[
 # Judging
 Weights = Annotated[
     Path | None,
-    _option(
+    option(
         "--weights",
         panel=JUDGING,
         metavar="FILE",
@@ -229,7 +229,7 @@ Weights = Annotated[
 ]
 MinClients = Annotated[
     int,
-    _option(
+    option(
         "--min-clients",
         panel=JUDGING,
         metavar="N",
@@ -239,7 +239,7 @@ MinClients = Annotated[
 ]
 AllowUndetermined = Annotated[
     bool,
-    _option(
+    option(
         "--allow-undetermined",
         panel=JUDGING,
         help="Without a verdict, go on with everybody not rejected (exit 0 instead of 5).",
@@ -247,7 +247,7 @@ AllowUndetermined = Annotated[
 ]
 FailOn = Annotated[
     Literal["never", "suspicious", "contaminated"],
-    _option(
+    option(
         "--fail-on",
         panel=JUDGING,
         help="Exit 3, and write no adapter, from this verdict on.",
@@ -255,18 +255,18 @@ FailOn = Annotated[
 ]
 FailOnInspect = Annotated[
     Literal["never", "suspicious", "contaminated"],
-    _option(
+    option(
         "--fail-on",
         panel=JUDGING,
         help="Exit 3 from this verdict on; a rejected client trips it too.",
     ),
 ]
 Strict = Annotated[
-    bool, _option("--strict", panel=JUDGING, help="Exit 4 if any client is rejected.")
+    bool, option("--strict", panel=JUDGING, help="Exit 4 if any client is rejected.")
 ]
 Noise = Annotated[
     Any,
-    _option(
+    option(
         "--noise",
         panel=JUDGING,
         metavar="SIGMA",
@@ -280,7 +280,7 @@ Noise = Annotated[
 # Reading
 Previous = Annotated[
     Path | None,
-    _option(
+    option(
         "--previous",
         panel=READING,
         metavar="ADAPTER",
@@ -290,11 +290,11 @@ Previous = Annotated[
 ]
 Exclude = Annotated[
     list[str] | None,
-    _option("--exclude", panel=READING, metavar="NAME", help="Leave a client out; repeatable."),
+    option("--exclude", panel=READING, metavar="NAME", help="Leave a client out; repeatable."),
 ]
 Modules = Annotated[
     Literal["union", "intersection", "strict"],
-    _option(
+    option(
         "--modules",
         panel=READING,
         help="Where clients lack modules: absent counts as no update; keep only those all have;"
@@ -303,7 +303,7 @@ Modules = Annotated[
 ]
 AssumeAlpha = Annotated[
     Any,
-    _option(
+    option(
         "--assume-alpha",
         panel=READING,
         metavar="N|rank",
@@ -314,7 +314,7 @@ AssumeAlpha = Annotated[
 ]
 LimitOption = Annotated[
     list[Any] | None,
-    _option(
+    option(
         "--limit",
         panel=READING,
         metavar="NAME=VALUE",
@@ -322,10 +322,4 @@ LimitOption = Annotated[
         help="Raise or lower a limit on the input; repeatable. Defaults: clients=1000,"
         " file=4G, total=64G, header=8M, tensors=20000, rank=1024.",
     ),
-]
-
-# Running
-Device = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"],
-    _option("--device", panel=RUNNING, help="Where to compute."),
 ]

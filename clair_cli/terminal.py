@@ -9,21 +9,17 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 from clair_cli.errors import OutputError, UsageError
-from clair_cli.escape import printable
 from clair_cli.formats.targets import find_inside
 
 if TYPE_CHECKING:
     from clair_cli.render import View
 
 WIDEST = 120  # longer lines are hard to read
-
-ProgressCallback = Callable[[str, int, int], None]
 
 
 class PipeSafe(io.TextIOWrapper):
@@ -181,38 +177,15 @@ def view_of(stream: TextIO | None) -> View:
 
     encoding = (getattr(stream, "encoding", None) or "").lower()
     unicode = encoding.startswith("utf")
-    if not _is_terminal(stream):
+    if not is_terminal(stream):
         return View(unicode=unicode)
     width = min(shutil.get_terminal_size().columns, WIDEST)
-    return View(width=width, colour=_takes_ansi(), unicode=unicode)
+    return View(width=width, colour=takes_ansi(), unicode=unicode)
 
 
-@contextmanager
-def progress_shown(*, quiet: bool) -> Iterator[ProgressCallback | None]:
-    """Yield a callback that draws a transient bar on stderr; None where nobody would see it."""
-    if quiet or not _is_terminal(sys.stderr) or not _takes_ansi():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    bar = Progress(
-        *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
-    )
-    with bar:
-        task = bar.add_task("loading torch", total=None)
-
-        def show(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=printable(stage), completed=done, total=total)
-
-        yield show
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
+def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and not stream.closed and stream.isatty()
 
 
-def _takes_ansi() -> bool:
+def takes_ansi() -> bool:
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") != "dumb"

@@ -46,6 +46,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], d
 
     def stand_in(command: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            assert callable(kwargs.pop("progress"))
             made.append((command, args, kwargs))
             path = "merged.report.json" if command == "merge" else None
             return SimpleNamespace(report=fake_report(command=command), report_path=path)
@@ -99,7 +100,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Any]) -> None:
                 "assume_alpha": None,
                 "limit": (),
                 "strict": False,
-                "progress": None,
+                "threads": None,
             },
         )
     ]
@@ -117,11 +118,13 @@ def test_merge_with_every_option(clients: Path, calls: list[Any]) -> None:
         "--output-format kohya "
         "--weights w.csv --previous before.safetensors --exclude a --exclude b --min-clients 5 "
         "--allow-undetermined --device cpu --fail-on suspicious --force -q "
-        "--modules strict --assume-alpha 32 --limit clients=20 --limit file=1G --strict"
+        "--threads 2 --timings --modules strict --assume-alpha 32 --limit clients=20 --limit file=1G --strict"
     )
     result = run("merge", clients, "-o", "out", *options.split())
     assert (result.exit_code, result.stdout) == (0, "")
-    assert len(result.stderr.splitlines()) == 1  # -q
+    where, *stages, last = result.stderr.splitlines()  # -q
+    assert where == "where the time went:"
+    assert stages[-1].startswith("  memory: ") and "clients contaminated" in last
     assert calls[0][2] == {
         "report": Path("r.json"),
         "rank": 16,
@@ -141,7 +144,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Any]) -> None:
         "assume_alpha": 32.0,
         "limit": ("clients=20", "file=1G"),
         "strict": True,
-        "progress": None,
+        "threads": 2,
     }
 
 
@@ -179,7 +182,9 @@ def test_the_python_functions_have_the_same_parameters(command: str) -> None:
     workflow = pytest.importorskip("clair_cli.workflow", reason="the workflow is not there yet")
     theirs = set(inspect.signature(getattr(workflow, command)).parameters) - {"progress"}
     ours = set(inspect.signature(getattr(cli, command)).parameters)
-    own = {"quiet"} | ({"output_format"} if command == "inspect" else set())  # inspect's --format
+    own = {"quiet", "timings"} | (
+        {"output_format"} if command == "inspect" else set()
+    )  # inspect's --format
     assert ours - own == theirs
 
 

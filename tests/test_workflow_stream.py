@@ -115,5 +115,5 @@ def test_a_disk_too_small_for_any_adapter_is_refused_before_comparing(
     for command, name in ((clair_cli.merge, "m.safetensors"), (clair_cli.refine, "r")):
         with pytest.raises(OutputError, match=r"no room for output .* 17,000 are free"):
             command(clients, tmp_path / name, **options)
-    assert stages == []
+    assert set(stages) == {"reading", "memory"}
     assert [p.name for p in tmp_path.iterdir()] == ["clients"]

@@ -6,7 +6,7 @@ import difflib
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,12 +94,17 @@ def rejection(error: RejectedClient, name: str, path: str, sha256: str | None = 
     )
 
 
+Loader = Callable[[Candidate], "Adapter | Rejection"]
+Each = Callable[[Loader, Sequence[Candidate]], "Iterable[Adapter | Rejection]"]
+
+
 def load_cohort(
     folder: Path,
     *,
     assume_alpha: float | str | None = None,
     exclude: Sequence[str] = (),
     limits: Limits | None = None,
+    each: Each = map,
 ) -> Cohort:
     """Read every client of a folder.
 
@@ -108,6 +113,7 @@ def load_cohort(
         assume_alpha: finite `lora_alpha` for files without any config, or "rank".
         exclude: names of clients to leave out unopened.
         limits: default `Limits()`.
+        each: like `map`; may work on several threads.
 
     Returns:
         The cohort; at least one adapter, rejection or excluded client.
@@ -131,8 +137,11 @@ def load_cohort(
     adapters: list[Adapter] = []
     rejected: list[Rejection] = []
     root = Path(os.path.realpath(folder))
-    for candidate in candidates:
-        result = _load_one(candidate, root, assume_alpha, limits)
+
+    def load(candidate: Candidate) -> Adapter | Rejection:
+        return _load_one(candidate, root, assume_alpha, limits)
+
+    for result in each(load, candidates):
         if isinstance(result, Adapter):
             adapters.append(result)
         else:

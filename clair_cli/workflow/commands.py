@@ -16,6 +16,7 @@ from clair_cli.formats.cohort import Rejection
 from clair_cli.report import Report
 from clair_cli.workflow.engine import Engine, make_engine
 from clair_cli.workflow.judging import Judged, judge_round
+from clair_cli.workflow.memory_estimate import estimate_memory
 from clair_cli.workflow.merging import Merged, merge_round
 from clair_cli.workflow.outputs import (
     AdapterFiles,
@@ -93,6 +94,7 @@ def merge(
     min_clients: int = 3,
     allow_undetermined: bool = False,
     device: str = "auto",
+    threads: int | None = None,
     fail_on: str = "never",
     force: bool = False,
     modules: str = "union",
@@ -122,13 +124,16 @@ def merge(
         min_clients: fewer usable ones after rejections are refused (exit code 4).
         allow_undetermined: merge everybody not rejected when no verdict is possible.
         device: "auto", "cpu", "cuda" or "mps".
+        threads: how many modules are worked on at once, the same bytes for any number; one per
+            core if None.
         fail_on: "never", "suspicious" or "contaminated": exit code 3, and no adapter.
         force: replace existing outputs.
         modules: "union" (a missing module is a zero update), "intersection" or "strict".
         assume_alpha: alpha of files without any config, or "rank".
         limit: other limits on the input, as in {"clients": 2000, "file": "8G"}.
         strict: one rejected client refuses the round.
-        progress: called as `progress(stage, done, total)`.
+        progress: called as `progress(stage, done, total)`; before the work as
+            `progress("memory", bytes, 0)` with an estimate of what it will take.
 
     Raises:
         UsageError, OutputError: nothing was written.
@@ -153,6 +158,7 @@ def inspect(
     exclude: Sequence[str] = (),
     min_clients: int = 3,
     device: str = "auto",
+    threads: int | None = None,
     fail_on: str = "contaminated",
     force: bool = False,
     modules: str = "union",
@@ -191,6 +197,7 @@ def refine(
     min_clients: int = 3,
     allow_undetermined: bool = False,
     device: str = "auto",
+    threads: int | None = None,
     fail_on: str = "never",
     force: bool = False,
     modules: str = "union",
@@ -259,7 +266,9 @@ def run_round(
     dropped: list[Rejection] = []
     with one_thread_each():
         while True:
-            round_ = load_round(settings, dropped)
+            round_ = load_round(settings, engine, dropped)
+            if round_.refusal is None:
+                engine.tell("memory", estimate_memory(round_, engine), 0)
             if make is not None:
                 check_least_room(settings, round_.module_shapes.values())
             try:

@@ -69,10 +69,14 @@ def largest_ranks(round_: Round, modules: Sequence[str]) -> list[int]:
     return columns
 
 
+def kept_bytes(round_: Round) -> int:
+    """Bytes of all Grams."""
+    return sum(16 * sum(largest_ranks(round_, [m])) ** 2 for m in round_.module_shapes)
+
+
 def gather_evidence(round_: Round, engine: Engine) -> Gathered:
     """First pass: norms, pairwise numbers and small cores of every module, in order of name."""
-    size = sum(16 * sum(largest_ranks(round_, [m])) ** 2 for m in round_.module_shapes)
-    keep = size <= KEPT_BYTES
+    keep = kept_bytes(round_) <= KEPT_BYTES
 
     def work(modules: list[str]) -> tuple[list[str], Evidence, list[Grams]]:
         with naming_module(modules[0]):

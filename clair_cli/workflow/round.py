@@ -19,6 +19,7 @@ from clair_cli.formats.output_format import OutputFormat
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.weights_file import read_weights
 from clair_cli.workflow.comparing import Chosen, choose_comparable, one_name_each
+from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.settings import Settings
 
 RESERVED = "report.json"  # in the folder of refined adapters
@@ -56,7 +57,7 @@ class Round:
         return tuple(a.name for a in self.adapters)
 
 
-def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
+def load_round(settings: Settings, engine: Engine, dropped: Sequence[Rejection] = ()) -> Round:
     """Read the clients' headers and configs and find those that can be compared.
 
     Args:
@@ -66,7 +67,7 @@ def load_round(settings: Settings, dropped: Sequence[Rejection] = ()) -> Round:
         UsageError: a wrong path or option value.
     """
     try:
-        cohort = _load_cohort(settings)
+        cohort = _load_cohort(settings, engine)
     except InputRefused as error:
         return Round((), (), {}, None, None, None, error, ())
     if settings.command == "refine":
@@ -139,13 +140,14 @@ def _content(adapter: Adapter, weights: Mapping[str, float] | None) -> tuple[str
     return adapter.content(), (weights or {}).get(adapter.name, 1.0), config, adapter.name
 
 
-def _load_cohort(settings: Settings) -> Cohort:
+def _load_cohort(settings: Settings, engine: Engine) -> Cohort:
     if not settings.in_memory:
         return load_cohort(
             settings.clients,
             assume_alpha=settings.assume_alpha,
             exclude=settings.exclude,
             limits=settings.limit,
+            each=lambda load, found: engine.each("reading", load, found),
         )
     unknown = [name for name in settings.exclude if name not in settings.clients]
     if unknown:

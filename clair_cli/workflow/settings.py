@@ -166,6 +166,11 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
     _one_of("output_format", settings.output_format, OUTPUT_FORMATS)
     _one_of("device", settings.device, DEVICES)
     _one_of("modules", settings.modules, MODULES)
+    threads = settings.threads
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool)):
+        raise UsageError(f"threads is {threads!r}, expected a whole number")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}, expected at least 1")
     rank = settings.rank
     if rank not in ("auto", "same", "full") and not (
         isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1

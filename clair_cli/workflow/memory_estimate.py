@@ -1,0 +1,29 @@
+"""How much memory a round will take beside torch itself, known before its first tensor is read."""
+
+from __future__ import annotations
+
+from clair_cli.maths.evidence import CORE_DIM
+from clair_cli.workflow.engine import Engine
+from clair_cli.workflow.passes import KEPT_BYTES, kept_bytes, largest_ranks
+from clair_cli.workflow.round import Round
+
+_FLOAT = 8
+# Matrices of the size of one module's stacked factors, and of its Grams, that its work holds.
+_STACKS, _SQUARES = 2, 8
+
+
+def estimate_memory(round_: Round, engine: Engine) -> int:
+    """Bytes at the highest point: the modules in work, the Grams that are kept, and the result.
+
+    The largest modules are taken to be worked on at the same time.
+    """
+    sizes = []
+    for module, shape in round_.module_shapes.items():
+        rank = sum(largest_ranks(round_, [module]))
+        sizes.append(_FLOAT * (_STACKS * rank * sum(shape) + _SQUARES * rank * rank))
+    in_work = sum(sorted(sizes, reverse=True)[: engine.threads])
+    kept = kept_bytes(round_)
+    kept = 2 * kept if kept <= KEPT_BYTES else KEPT_BYTES
+    clients = len(round_.adapters)
+    evidence = len(sizes) * clients * _FLOAT * (6 * clients + CORE_DIM**2)
+    return in_work + kept + evidence
