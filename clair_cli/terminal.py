@@ -5,14 +5,14 @@ A reader that went away (`| head`) is no failure. A full device is: exit code 6.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from clair_cli.errors import OutputError, UsageError
 from clair_cli.escape import printable
@@ -123,12 +123,23 @@ def prepare_streams() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             safe = PipeSafe(
-                stream.detach(),
+                _whole_writes(stream.detach()),
                 encoding=stream.encoding,
                 errors="backslashreplace",
                 line_buffering=stream.line_buffering,
             )
             setattr(sys, name, safe)
+
+
+def _whole_writes(binary: Any) -> Any:
+    """A stream under which no write is cut short in silence.
+
+    With PYTHONUNBUFFERED a stream is the file itself, which takes what fits and says how much;
+    a pipe that somebody made non-blocking, as some CI runners do, takes what fits and fails.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # in memory, or on Windows
+        os.set_blocking(binary.fileno(), True)
+    return io.BufferedWriter(binary) if isinstance(binary, io.RawIOBase) else binary
 
 
 def discard(stream: TextIO) -> None:
@@ -187,7 +198,7 @@ def view_of(stream: TextIO | None) -> View:
     return View(width=width, colour=_takes_ansi(), unicode=unicode)
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress_shown(*, quiet: bool) -> Iterator[ProgressCallback | None]:
     """Yield a callback that draws a transient bar on stderr; None where nobody would see it."""
     if quiet or not _is_terminal(sys.stderr) or not _takes_ansi():
