@@ -218,6 +218,15 @@ def test_a_client_called_like_the_report(work: Path, row: int) -> None:
     assert merge().verdicts["Report.json"] == "benign"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a backslash in a name")
+def test_a_client_with_a_backslash_does_not_stop_refinement(work: Path) -> None:
+    cohorts.save(CLIENTS, {**GOOD, "c\\4": FIVE["c4"]})
+    ran = run("refine", "clients", "-o", "r", report="r/report.json")
+    assert ran.code == 0
+    assert ran.verdicts == {**dict.fromkeys(GOOD, "benign"), "c\\4": "rejected"}
+    assert "can't be in a folder of that name" in ran.reason("c\\4")
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", "a\\b"])
 def test_names_from_memory_that_are_no_folders(work: Path, name: str) -> None:
     import torch
