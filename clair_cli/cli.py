@@ -269,10 +269,12 @@ def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
     with progress_shown(quiet=quiet) as progress:
         try:
             from clair_cli import workflow
+
+            function = getattr(workflow, command)
         except OSError as error:  # a library of torch's is not what it should be
             raise ImportError(str(error), name="torch") from error
 
-        return getattr(workflow, command)(clients, output, **settings, progress=progress)
+        return function(clients, output, **settings, progress=progress)
 
 
 def main() -> None:

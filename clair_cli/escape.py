@@ -46,6 +46,18 @@ def bytes_of(text: str) -> str | None:
     return base64.b64encode(text.encode("utf-8", "surrogateescape")).decode("ascii")
 
 
+def from_bytes(encoded: str) -> str:
+    r"""The name behind `bytes_of`.
+
+    Raises:
+        ValueError: not base64.
+
+    >>> from_bytes("Y2Fm6Q==")
+    'caf\udce9'
+    """
+    return base64.b64decode(encoded, validate=True).decode("utf-8", "surrogateescape")
+
+
 def _escaped(code: int) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode of the byte 0x80 to 0xFF
         code -= 0xDC00
