@@ -233,7 +233,8 @@ def _write_and_tell(command: str, settings: dict[str, Any], kind: str) -> None:
             inputs=[clients, weights, previous],
         )
         if kind == "stream":
-            check_binary_stdout([p for p in (clients, weights, previous) if p is not None])
+            inputs = [p for p in (clients, weights, previous) if p is not None]
+            check_binary_stdout(inputs, settings["report"])
             settings["output"] = BinaryOut(run.begin_stream)
         result = _work(command, settings, quiet=quiet)
         run.finished = True

@@ -82,11 +82,11 @@ class BinaryOut:
         return len(data)
 
 
-def check_binary_stdout(inputs: Sequence[Path]) -> None:
+def check_binary_stdout(inputs: Sequence[Path], report: Path | None = None) -> None:
     """Refuse a stdout that an adapter must not go to, before any work is done.
 
     Raises:
-        UsageError: a terminal, or a file that is one of `inputs` or lies in one.
+        UsageError: a terminal, a file that is one of `inputs` or lies in one, or `report`.
         OutputError: closed, or not writable.
     """
     stream = sys.stdout
@@ -104,6 +104,8 @@ def check_binary_stdout(inputs: Sequence[Path]) -> None:
         inside = find_inside(given, status)
         if inside is not None:
             raise UsageError(f"-o - : standard output goes to {str(inside)!r}, an input")
+    if report is not None and find_inside(report, status) is not None:
+        raise UsageError(f"-o - : standard output goes to {str(report)!r}, the report's place")
 
 
 def prepare_streams() -> None:

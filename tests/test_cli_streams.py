@@ -57,3 +57,14 @@ def test_a_pipe_that_does_not_block_gets_all(tmp_path: Path, env: dict[str, str]
             seen = pipe.read()
         assert b"contaminated" in child.communicate(timeout=20)[1]
     assert (child.returncode, seen) == (0, b"\x00\xff" * 500_000)
+
+
+def test_no_adapter_into_the_reports_place(tmp_path: Path) -> None:
+    (tmp_path / "clients").mkdir()
+    command = arguments(*COMMANDS["adapter"], "--report", "r.json", "--force")
+    with open(tmp_path / "r.json", "wb") as out:
+        found = subprocess.run(
+            command, cwd=tmp_path, env=environment(), stdout=out, stderr=subprocess.PIPE, timeout=20
+        )
+    assert found.returncode == 2
+    assert b"standard output goes to 'r.json', the report's place" in found.stderr
