@@ -148,7 +148,8 @@ def load_cohort(
 
 
 def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
-    """Read one adapter: its folder, or a `.safetensors` file with its config beside it.
+    """Read one adapter: its folder, or a `.safetensors` file with its config beside it. Its files
+    may be links, as they are in a download cache: it is the caller's own choice, not a client's.
 
     Returns:
         A cohort of one adapter, or of one rejection.
@@ -174,8 +175,8 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
         entry=path.name,
         name=path.name.removesuffix(SUFFIX),
         shown=weights.as_posix(),
-        weights=weights,
-        configs=configs,
+        weights=_followed(weights),
+        configs=tuple(map(_followed, configs)),
     )
     result = _load_one(candidate, Path(os.path.realpath(weights.parent)), None, limits or Limits())
     if isinstance(result, Adapter):
@@ -195,6 +196,10 @@ def load_result(path: Path, *, limits: Limits | None = None) -> Adapter | Reject
         configs=(path / CONFIG,) if folder else (),
     )
     return _load_one(candidate, Path(os.path.realpath(path)), None, limits or Limits())
+
+
+def _followed(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if path.is_symlink() and path.exists() else path
 
 
 def similar_names(names: Iterable[str]) -> list[str]:
