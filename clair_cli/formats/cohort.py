@@ -22,6 +22,7 @@ from clair_cli.formats.find_clients import (
     Candidate,
     adapter_in,
     find_clients,
+    is_weights,
     weights_in,
 )
 from clair_cli.formats.key_map import KeyMap
@@ -167,13 +168,13 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
         except (RejectedClient, OSError) as error:
             raise UsageError(f"adapter {shown}: {error}") from None
         configs = (weights.parent / CONFIG, path / CONFIG)
-    if not weights.name.lower().endswith(SUFFIX) or not weights.is_file():
+    if not is_weights(weights.name) or not weights.is_file():
         raise UsageError(
             f"{shown} is no adapter", hint=f"give a PEFT folder (with {WEIGHTS}) or a {SUFFIX} file"
         )
     candidate = Candidate(
         entry=path.name,
-        name=path.name.removesuffix(SUFFIX),
+        name=path.stem if is_weights(path.name) else path.name,
         shown=weights.as_posix(),
         weights=_followed(weights),
         configs=tuple(map(_followed, configs)),
