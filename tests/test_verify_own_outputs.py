@@ -22,6 +22,10 @@ from tests.test_cli_process import environment
 BYTES = os.fsdecode(b"caf\xe9")
 
 
+def unet(side: str, module: str) -> str:
+    return f"unet.{module}.lora_{side}.weight"
+
+
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -57,9 +61,6 @@ def test_sizes_above_the_usual_limits(work: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("output", ["m", "m.safetensors"])
 def test_an_alpha_that_float32_rounds(work: Path, output: str) -> None:
-    def unet(side: str, module: str) -> str:
-        return f"unet.{module}.lora_{side}.weight"
-
     odd = {n: replace(c, config={**c.config, "lora_alpha": 10.3}) for n, c in
            cohorts.honest(4).items()}  # fmt: skip
     cohorts.save(Path("unet"), odd, "file", names=unet)
@@ -68,9 +69,6 @@ def test_an_alpha_that_float32_rounds(work: Path, output: str) -> None:
 
 
 def test_the_weights_file_of_a_pipelines_folder_stands_for_the_folder(work: Path) -> None:
-    def unet(side: str, module: str) -> str:
-        return f"unet.{module}.lora_{side}.weight"
-
     cohorts.save(Path("unet"), cohorts.honest(4), "file", names=unet)
     clair_cli.merge("unet", "m", output_format="kohya")
     found = clair_cli.verify("m/pytorch_lora_weights.safetensors", "unet")
@@ -117,3 +115,21 @@ def test_options_of_a_wrong_type_are_damage(work: Path, options: dict[str, Any])
         clair_cli.verify("m.safetensors", "clients", report="bad.json")
     with pytest.raises(UsageError, match=next(iter(options))):
         clair_cli.merge("clients", **options)
+
+
+@pytest.mark.parametrize("form", ["peft", "kohya", "refined"])
+def test_a_second_adapter_in_the_folder_is_seen(work: Path, form: str) -> None:
+    """Which of two a loader takes is up to the loader."""
+    if form == "kohya":
+        cohorts.save(Path("unet"), cohorts.honest(4), "file", names=unet)
+        clair_cli.merge("unet", "m", output_format="kohya")
+        planted = Path("m/adapter_config.json")
+    else:
+        (clair_cli.refine if form == "refined" else clair_cli.merge)("clients", "m")
+        planted = Path("m", "c0" if form == "refined" else "", "pytorch_lora_weights.safetensors")
+    assert clair_cli.verify("m").differences == ()
+    fields = {"peft_type": "LORA", "r": 16, "lora_alpha": 16}
+    planted.write_text(json.dumps(fields))
+    (planted.parent / "README.md").write_text("words")
+    found = clair_cli.verify("m").differences
+    assert found == (f"'{planted.as_posix()}' is there, and the report does not name it",)

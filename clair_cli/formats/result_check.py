@@ -18,9 +18,9 @@ from clair_cli.formats.limits import Limits
 from clair_cli.formats.regular_file import open_regular, read_small
 from clair_cli.formats.report_read import NamedAdapter, OldReport
 from clair_cli.formats.strict_json import quoted
-from clair_cli.formats.targets import OWN_FILES
 
 CHUNK_BYTES = 2**20
+_BESIDE = {"report.json", "README.md"}
 _MODULES_SHOWN = 3
 _HEADER_BYTES = 4096  # more than one tensor takes
 
@@ -56,16 +56,14 @@ def check_adapter(
 
 def check_entries(folder: Path, old: OldReport) -> Iterator[str]:
     """What a folder holds that its report does not name, and a report in it that is another."""
-    folders = {adapter.folder for adapter in old.adapters} - {""}
+    adapters = {adapter.folder: _files_of(adapter) for adapter in old.adapters}
     for name in sorted(os.listdir(folder)):
         path = folder / name
-        if name in folders:
+        if name and name in adapters:
             for inner in sorted(os.listdir(path)) if path.is_dir() else ():
-                if inner not in OWN_FILES and not inner.startswith("."):
+                if inner not in adapters[name] and not inner.startswith("."):
                     yield _not_named(path / inner)
-        elif name in OWN_FILES and not (folders and name in (WEIGHTS, PIPELINE_WEIGHTS, CONFIG)):
-            continue
-        elif not name.startswith("."):
+        elif name not in _BESIDE | adapters.get("", set()) and not name.startswith("."):
             yield _not_named(path)
     inside = folder / "report.json"
     if inside.exists():
@@ -75,6 +73,12 @@ def check_entries(folder: Path, old: OldReport) -> Iterator[str]:
             same = False
         if not same:
             yield f"{quoted(inside.as_posix())} is not the report that was given"
+
+
+def _files_of(adapter: NamedAdapter) -> set[str]:
+    """What an adapter's folder holds: a loader that finds more may take the wrong one."""
+    own = {PIPELINE_WEIGHTS} if adapter.config_sha256 is None else {WEIGHTS, CONFIG}
+    return own | {"README.md"}
 
 
 def file_hash(path: Path) -> str:
