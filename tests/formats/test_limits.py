@@ -37,7 +37,7 @@ def test_values() -> None:
     "given",
     [["rank"], ["rank="], ["rank=0"], ["rank=-1"], ["rank=1K"], ["file=1.5G"], ["file=1GB"],
      ["modules=3"], ["=3"], ["rank=\u0663"], ["file=" + "9" * 30], {"rank": 1.5}, {"rank": True},
-     [None]],
+     [None], ["file=99999999999T"], ["clients=9223372036854775808"]],
 )  # fmt: skip
 def test_other_values_are_refused(given: Any) -> None:
     with pytest.raises(UsageError, match="--limit"):
