@@ -240,7 +240,8 @@ def _write_and_tell(command: str, settings: dict[str, Any], kind: str) -> None:
             inputs=[clients, weights, previous],
         )
         if kind == "stream":
-            check_binary_stdout([p for p in (clients, weights, previous) if p is not None])
+            inputs = [p for p in (clients, weights, previous) if p is not None]
+            check_binary_stdout(inputs, settings["report"])
             settings["output"] = BinaryOut(run.begin_stream)
         result = _work(command, settings, quiet=quiet)
         run.finished = True
@@ -276,10 +277,12 @@ def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
     with watched(quiet=quiet, timings=settings.pop("timings")) as progress:
         try:
             from clair_cli import workflow
+
+            function = getattr(workflow, command)
         except OSError as error:  # a library of torch's is not what it should be
             raise ImportError(str(error), name="torch") from error
 
-        return getattr(workflow, command)(clients, output, **settings, progress=progress)
+        return function(clients, output, **settings, progress=progress)
 
 
 def main() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import re
+
+_LOG_COMMAND = re.compile(r"#(#(?:vso)?\[)", re.IGNORECASE)
 
 
 def printable(text: str) -> str:
@@ -11,14 +14,19 @@ def printable(text: str) -> str:
     Escaped are control characters (ESC, newline, tab), format and bidi characters, line and
     paragraph separators, unassigned and private characters, and lone surrogates. A surrogate
     that stands for an undecodable byte becomes that byte. Leading `::` would be a command in
-    the log of GitHub Actions, so its first colon is escaped too. Everything else, backslashes
-    included, stays as it is. Every writer of words to a terminal passes names through here.
+    the log of GitHub Actions, so its first colon is escaped too, and so is the first `#` of `##[`
+    and `##vso[`, which it and Azure Pipelines obey anywhere in a line. Everything else,
+    backslashes included, stays as it is. Every writer of words to a terminal passes names
+    through here.
 
     >>> print(printable("a\x1b[31mb\n\u202ec\udcff"))
     a\x1b[31mb\x0a\u202ec\xff
     >>> print(printable("::error::[/] bob"))
     \x3a:error::[/] bob
+    >>> print(printable("a ##vso[task.complete]"))
+    a \x23#vso[task.complete]
     """
+    text = _LOG_COMMAND.sub(r"\\x23\1", text)
     if text.lstrip().startswith("::"):
         text = text.replace(":", "\\x3a", 1)
     if text.isprintable():
@@ -44,6 +52,18 @@ def bytes_of(text: str) -> str | None:
     if whole_characters(text) == text:
         return None
     return base64.b64encode(text.encode("utf-8", "surrogateescape")).decode("ascii")
+
+
+def from_bytes(encoded: str) -> str:
+    r"""The name behind `bytes_of`.
+
+    Raises:
+        ValueError: not base64.
+
+    >>> from_bytes("Y2Fm6Q==")
+    'caf\udce9'
+    """
+    return base64.b64decode(encoded, validate=True).decode("utf-8", "surrogateescape")
 
 
 def _escaped(code: int) -> str:

@@ -5,13 +5,14 @@ A reader that went away (`| head`) is no failure. A full device is: exit code 6.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from clair_cli.errors import OutputError, UsageError
 from clair_cli.formats.targets import find_inside
@@ -78,11 +79,11 @@ class BinaryOut:
         return len(data)
 
 
-def check_binary_stdout(inputs: Sequence[Path]) -> None:
+def check_binary_stdout(inputs: Sequence[Path], report: Path | None = None) -> None:
     """Refuse a stdout that an adapter must not go to, before any work is done.
 
     Raises:
-        UsageError: a terminal, or a file that is one of `inputs` or lies in one.
+        UsageError: a terminal, a file that is one of `inputs` or lies in one, or `report`.
         OutputError: closed, or not writable.
     """
     stream = sys.stdout
@@ -100,6 +101,8 @@ def check_binary_stdout(inputs: Sequence[Path]) -> None:
         inside = find_inside(given, status)
         if inside is not None:
             raise UsageError(f"-o - : standard output goes to {str(inside)!r}, an input")
+    if report is not None and find_inside(report, status) is not None:
+        raise UsageError(f"-o - : standard output goes to {str(report)!r}, the report's place")
 
 
 def prepare_streams() -> None:
@@ -119,12 +122,23 @@ def prepare_streams() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             safe = PipeSafe(
-                stream.detach(),
+                _whole_writes(stream.detach()),
                 encoding=stream.encoding,
                 errors="backslashreplace",
                 line_buffering=stream.line_buffering,
             )
             setattr(sys, name, safe)
+
+
+def _whole_writes(binary: Any) -> Any:
+    """A stream under which no write is cut short in silence.
+
+    With PYTHONUNBUFFERED a stream is the file itself, which takes what fits and says how much;
+    a pipe that somebody made non-blocking, as some CI runners do, takes what fits and fails.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # in memory, or on Windows
+        os.set_blocking(binary.fileno(), True)
+    return io.BufferedWriter(binary) if isinstance(binary, io.RawIOBase) else binary
 
 
 def discard(stream: TextIO) -> None:

@@ -118,7 +118,8 @@ def test_merge_with_every_option(clients: Path, calls: list[Any]) -> None:
         "--output-format kohya "
         "--weights w.csv --previous before.safetensors --exclude a --exclude b --min-clients 5 "
         "--allow-undetermined --device cpu --fail-on suspicious --force -q "
-        "--threads 2 --timings --modules strict --assume-alpha 32 --limit clients=20 --limit file=1G --strict"
+        "--threads 2 --timings --modules strict --assume-alpha 32 "
+        "--limit clients=20 --limit file=1G --strict"
     )
     result = run("merge", clients, "-o", "out", *options.split())
     assert (result.exit_code, result.stdout) == (0, "")

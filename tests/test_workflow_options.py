@@ -357,6 +357,19 @@ def test_previous(work: Path, form: str) -> None:
             assert after["scores"][key] == pytest.approx(value, rel=1e-6, abs=1e-6), key
 
 
+def test_previous_may_be_links(work: Path) -> None:
+    """As in a download cache: a link that one names oneself is no stranger's."""
+    cohorts.save(Path("clients"), cohorts.honest(6))
+    cohorts.save_peft(Path("store"), cohorts.honest(8)["c7"])
+    Path("cache").mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        Path("cache", name).symlink_to(f"../store/{name}")
+    wanted = merged("--previous", "store", *FULL)[0]
+    for given in ("cache", "cache/adapter_model.safetensors"):
+        found = merged("--previous", given, *FULL)[0]
+        assert cohorts.relative(found, wanted) == 0
+
+
 def test_a_warning_when_previous_looks_needed(work: Path) -> None:
     _, alone, clients = second_round()
     for name, cohort, wanted in (("alone", alone, False), ("clients", clients, True)):

@@ -22,6 +22,7 @@ from clair_cli.formats.find_clients import (
     Candidate,
     adapter_in,
     find_clients,
+    is_weights,
     weights_in,
 )
 from clair_cli.formats.key_map import KeyMap
@@ -157,7 +158,8 @@ def load_cohort(
 
 
 def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
-    """Read one adapter: its folder, or a `.safetensors` file with its config beside it.
+    """Read one adapter: its folder, or a `.safetensors` file with its config beside it. Its files
+    may be links, as they are in a download cache: it is the caller's own choice, not a client's.
 
     Returns:
         A cohort of one adapter, or of one rejection.
@@ -175,16 +177,16 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
         except (RejectedClient, OSError) as error:
             raise UsageError(f"adapter {shown}: {error}") from None
         configs = (weights.parent / CONFIG, path / CONFIG)
-    if not weights.name.lower().endswith(SUFFIX) or not weights.is_file():
+    if not is_weights(weights.name) or not weights.is_file():
         raise UsageError(
             f"{shown} is no adapter", hint=f"give a PEFT folder (with {WEIGHTS}) or a {SUFFIX} file"
         )
     candidate = Candidate(
         entry=path.name,
-        name=path.name.removesuffix(SUFFIX),
+        name=path.stem if is_weights(path.name) else path.name,
         shown=weights.as_posix(),
-        weights=weights,
-        configs=configs,
+        weights=_followed(weights),
+        configs=tuple(map(_followed, configs)),
     )
     result = _load_one(candidate, Path(os.path.realpath(weights.parent)), None, limits or Limits())
     if isinstance(result, Adapter):
@@ -204,6 +206,10 @@ def load_result(path: Path, *, limits: Limits | None = None) -> Adapter | Reject
         configs=(path / CONFIG,) if folder else (),
     )
     return _load_one(candidate, Path(os.path.realpath(path)), None, limits or Limits())
+
+
+def _followed(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if path.is_symlink() and path.exists() else path
 
 
 def similar_names(names: Iterable[str]) -> list[str]:

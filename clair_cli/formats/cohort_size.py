@@ -39,7 +39,7 @@ def check_cohort_size(
             f"{limits.max_clients:,}",
             hint=remedy("clients"),
         )
-    sizes = {c.entry: _size(c) for c in candidates}
+    sizes = {c.entry: _size(c) for c in candidates if c.refusal is None}
     sizes = {entry: size for entry, size in sizes.items() if size <= limits.max_file_bytes}
     total = sum(sizes.values())
     if total <= limits.max_total_bytes:
@@ -61,8 +61,6 @@ def check_cohort_size(
 
 
 def _size(candidate: Candidate) -> int:
-    if candidate.refusal is not None:
-        return 0
     try:
         return os.stat(candidate.weights).st_size
     except OSError:

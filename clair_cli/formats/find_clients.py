@@ -56,6 +56,11 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
+def is_weights(name: str) -> bool:
+    """Whether a file of that name is a weights file; letters of either case."""
+    return name.lower().endswith(SUFFIX)
+
+
 def find_clients(folder: Path) -> Found:
     """List the clients of an existing folder, sorted by the bytes of their entry names.
 
@@ -65,9 +70,10 @@ def find_clients(folder: Path) -> Found:
     found = Found()
     root = Path(os.path.realpath(folder))
     entries = _listing(folder)
+    stems = {_stem(entry) for entry in entries if is_weights(entry)}
     for entry in entries:
         try:
-            candidate = _candidate(folder, root, entry, entries, found)
+            candidate = _candidate(folder, root, entry, stems, found)
         except RejectedClient as error:
             candidate = _refused(folder, entry, error)
         except OSError as error:
@@ -113,7 +119,7 @@ def adapter_in(folder: Path) -> Path:
         RejectedClient: none, or several.
         OSError: the folder can't be listed.
     """
-    if not any(name.endswith(SUFFIX) for name in _listing(folder)):
+    if not any(map(is_weights, _listing(folder))):
         folder = _nested(folder, _listing(folder), Path(os.path.realpath(folder))) or folder
     return folder / _weights_name(folder.name, _listing(folder))
 
@@ -131,7 +137,7 @@ def _listing(folder: Path) -> list[str]:
 def _refused(folder: Path, entry: str, refusal: RejectedClient) -> Candidate:
     path = folder / entry
     refusal.path = path.as_posix()
-    name = _stem(entry) if entry.endswith(SUFFIX) else entry
+    name = _stem(entry) if is_weights(entry) else entry
     return Candidate(entry, name, path.as_posix(), path, refusal=refusal)
 
 
@@ -140,7 +146,7 @@ def _stem(entry: str) -> str:
 
 
 def _candidate(
-    folder: Path, root: Path, entry: str, entries: list[str], found: Found
+    folder: Path, root: Path, entry: str, stems: set[str], found: Found
 ) -> Candidate | None:
     path = folder / entry
     lower = entry.lower()
@@ -150,20 +156,18 @@ def _candidate(
     mode = os.stat(open_path(path, root)).st_mode if _may_be_client(path) else 0
     if stat.S_ISDIR(mode):
         return _in_folder(folder, root, entry, found)
-    if entry.endswith(SUFFIX):
+    if is_weights(entry):
         if not stat.S_ISREG(mode):
             raise _not_a_file(entry, mode)
         configs = (folder / f"{_stem(entry)}.json", folder / CONFIG)
         return Candidate(entry, _stem(entry), path.as_posix(), open_path(path, root), configs)
     if lower.endswith(_PICKLES) and not lower.startswith(_TRAINER_FILES):
-        if _without_suffix(entry) + SUFFIX not in entries:
+        if _without_suffix(entry) not in stems:
             raise _pickle(entry)
         found.notes.append(f"{quoted(entry)} ignored: the .safetensors file beside it is read")
     elif lower.endswith(_ARCHIVES):
         raise _archive(entry)
-    is_config = entry == CONFIG or (
-        entry.endswith(".json") and _without_suffix(entry) + SUFFIX in entries
-    )
+    is_config = entry == CONFIG or (entry.endswith(".json") and _without_suffix(entry) in stems)
     if not is_config:
         found.ignored.append(entry)
     return None
@@ -171,7 +175,7 @@ def _candidate(
 
 def _may_be_client(path: Path) -> bool:
     """Folders, weights files, and links whose name is not that of some other file."""
-    if path.name.endswith(SUFFIX):
+    if is_weights(path.name):
         return True
     if path.is_symlink():
         return path.is_dir() or not path.suffix
@@ -182,7 +186,7 @@ def _in_folder(folder: Path, root: Path, entry: str, found: Found) -> Candidate 
     here = folder / entry
     names = _listing(here)
     base, notes = here, []
-    if not any(name.endswith(SUFFIX) and not name.startswith(".") for name in names):
+    if not any(is_weights(name) and not name.startswith(".") for name in names):
         nested = _nested(here, names, root)
         if nested is None:
             _check_no_weights(names)
@@ -239,7 +243,7 @@ def _nested(here: Path, names: list[str], root: Path) -> Path | None:
 def _weights_name(entry: str, names: list[str]) -> str:
     if WEIGHTS in names:
         return WEIGHTS
-    files = [name for name in names if name.endswith(SUFFIX) and not name.startswith(".")]
+    files = [name for name in names if is_weights(name) and not name.startswith(".")]
     index = next((name for name in names if name.endswith(f"{SUFFIX}.index.json")), "")
     if len(files) == 1 and not index:
         return files[0]

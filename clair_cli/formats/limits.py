@@ -46,6 +46,7 @@ NAMES = {
     "rank": "max_rank",
 }
 _SIZES = ("file", "total", "header")
+LARGEST = 2**63 - 1  # what every reader of a report takes
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
@@ -100,4 +101,7 @@ def _number(name: str, value: object) -> int:
         raise UsageError(
             f"--limit: {name} is {quoted(value)}, expected a whole number of at least 1{units}"
         )
-    return int(match[1]) * _UNITS[unit]
+    number = int(match[1]) * _UNITS[unit]
+    if number > LARGEST:
+        raise UsageError(f"--limit: {name} is {quoted(value)}, expected at most {LARGEST:,}")
+    return number

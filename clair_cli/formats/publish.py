@@ -28,6 +28,7 @@ from clair_cli.formats.targets import check_existing, check_room, check_target, 
 
 CHUNK_BYTES = 4 * 2**20
 _ATTEMPTS = 100
+_MADE_HERE: set[str] = set()  # temporary names of this process
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,11 @@ def leftovers(path: Path) -> list[str]:
     except OSError:
         return []
     found = [(name, pattern.fullmatch(name)) for name in names]
-    return [name for name, match in found if match and not _runs(int(match[1]))]
+    return [
+        name
+        for name, match in found
+        if match and name not in _MADE_HERE and not _runs_elsewhere(int(match[1]))
+    ]
 
 
 class _Job:
@@ -165,7 +170,7 @@ class _Job:
         if path is None:
             return
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            _remove_folder(path)
         else:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -191,12 +196,23 @@ def _short(target: Path) -> str:
 
 
 def _temp_name(target: Path) -> Path:
-    return target.parent / f"{_short(target)}.clair-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    name = f"{_short(target)}.clair-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    _MADE_HERE.add(name)
+    return target.parent / name
 
 
-def _runs(pid: int) -> bool:
-    """Whether a process of that number runs on this machine."""
-    if os.name != "posix":
+def _remove_folder(path: Path) -> None:
+    """A folder of ours, even a write-protected one: what is removed was to be replaced."""
+    for folder, _, _ in os.walk(path):
+        with contextlib.suppress(OSError):
+            os.chmod(folder, 0o700)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs_elsewhere(pid: int) -> bool:
+    """Whether another process of that number runs on this machine. (In a container every run may
+    have the same one.)"""
+    if os.name != "posix" or pid == os.getpid():
         return False
     try:
         os.kill(pid, 0)

@@ -30,13 +30,15 @@ def report_json(report: Report) -> str:
 
     Keys are sorted, characters outside ASCII escaped (so that printing it is safe anywhere),
     and one newline stands at the end. A client name that is not Unicode has its stray bytes
-    as `\xNN` in the text, because many readers refuse half a surrogate pair.
+    as `\xNN` in the text, because many readers refuse half a surrogate pair. Every second `#`
+    in a row is escaped: `##[` and `##vso[` in a line are commands to some CI systems.
 
     Raises:
         ValueError: a NaN or an infinity, which JSON does not have.
         TypeError: as `report_dict`.
     """
-    return json.dumps(report_dict(report), sort_keys=True, indent=2, allow_nan=False) + "\n"
+    text = json.dumps(report_dict(report), sort_keys=True, indent=2, allow_nan=False)
+    return text.replace("##", "#\\u0023") + "\n"
 
 
 def load_schema() -> dict[str, Any]:

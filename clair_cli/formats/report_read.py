@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clair_cli.errors import RejectedClient, UsageError
+from clair_cli.escape import from_bytes
 from clair_cli.formats.regular_file import read_small
 from clair_cli.formats.report_json import MAX_REPORT
 from clair_cli.formats.strict_json import parse_strict, quoted
@@ -107,7 +108,11 @@ def _adapters(data: Mapping[str, Any]) -> tuple[NamedAdapter, ...]:
     if refined is None:
         return ()
     clients = _typed(_typed(refined, dict, "refined")["clients"], list, "refined clients")
-    return tuple(_adapter(client, _folder(client["name"])) for client in clients)
+    # the text of a name that is not Unicode is no path, its bytes are
+    behind = {c["name"]: c.get("name_bytes") for c in data["clients"]}
+    return tuple(
+        _adapter(client, _folder(client["name"], behind.get(client["name"]))) for client in clients
+    )
 
 
 def _adapter(fields: Mapping[str, Any], folder: str) -> NamedAdapter:
@@ -124,8 +129,10 @@ def _adapter(fields: Mapping[str, Any], folder: str) -> NamedAdapter:
     )
 
 
-def _folder(name: Any) -> str:
+def _folder(name: Any, encoded: Any) -> str:
     """A client's name as a folder; one that would lead elsewhere is no client's."""
+    if encoded is not None:
+        name = from_bytes(_typed(encoded, str, "name_bytes"))
     if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
         raise ValueError(f"{quoted(name)} is no client's folder")
     return name

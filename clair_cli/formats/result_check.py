@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from clair_cli.errors import RejectedClient
@@ -16,10 +18,11 @@ from clair_cli.formats.limits import Limits
 from clair_cli.formats.regular_file import open_regular, read_small
 from clair_cli.formats.report_read import NamedAdapter, OldReport
 from clair_cli.formats.strict_json import quoted
-from clair_cli.formats.targets import OWN_FILES
 
 CHUNK_BYTES = 2**20
+_BESIDE = {"report.json", "README.md"}
 _MODULES_SHOWN = 3
+_HEADER_BYTES = 4096  # more than one tensor takes
 
 
 def check_adapter(
@@ -43,7 +46,7 @@ def check_adapter(
         yield f"{shown} has sha256 {found}, the report says {named.sha256}"
     if path.is_dir() and named.config_sha256 is not None:
         yield from _check_config(path / CONFIG, named)
-    adapter = load_result(path)
+    adapter = load_result(path, limits=_own_limits(named, len(shapes)))
     if isinstance(adapter, Rejection):
         reason = adapter.message.removeprefix(f"client {quoted(adapter.name)}").lstrip(":, ")
         yield f"{shown} is no adapter that can be read: {reason}"
@@ -53,16 +56,14 @@ def check_adapter(
 
 def check_entries(folder: Path, old: OldReport) -> Iterator[str]:
     """What a folder holds that its report does not name, and a report in it that is another."""
-    folders = {adapter.folder for adapter in old.adapters} - {""}
+    adapters = {adapter.folder: _files_of(adapter) for adapter in old.adapters}
     for name in sorted(os.listdir(folder)):
         path = folder / name
-        if name in folders:
+        if name and name in adapters:
             for inner in sorted(os.listdir(path)) if path.is_dir() else ():
-                if inner not in OWN_FILES and not inner.startswith("."):
+                if inner not in adapters[name] and not inner.startswith("."):
                     yield _not_named(path / inner)
-        elif name in OWN_FILES and not (folders and name in (WEIGHTS, PIPELINE_WEIGHTS, CONFIG)):
-            continue
-        elif not name.startswith("."):
+        elif name not in _BESIDE | adapters.get("", set()) and not name.startswith("."):
             yield _not_named(path)
     inside = folder / "report.json"
     if inside.exists():
@@ -72,6 +73,12 @@ def check_entries(folder: Path, old: OldReport) -> Iterator[str]:
             same = False
         if not same:
             yield f"{quoted(inside.as_posix())} is not the report that was given"
+
+
+def _files_of(adapter: NamedAdapter) -> set[str]:
+    """What an adapter's folder holds: a loader that finds more may take the wrong one."""
+    own = {PIPELINE_WEIGHTS} if adapter.config_sha256 is None else {WEIGHTS, CONFIG}
+    return own | {"README.md"}
 
 
 def file_hash(path: Path) -> str:
@@ -103,6 +110,22 @@ def _check_config(path: Path, named: NamedAdapter) -> Iterator[str]:
         yield f"{shown} has sha256 {found}, the report says {named.config_sha256}"
 
 
+def _own_limits(named: NamedAdapter, modules: int) -> Limits:
+    """As large as the report says: it is no stranger's file, and its bytes were hashed already."""
+    usual, tensors = Limits(), 3 * modules  # two factors and an alpha
+    return replace(
+        usual,
+        max_file_bytes=sys.maxsize,
+        max_header_bytes=max(usual.max_header_bytes, _HEADER_BYTES * tensors),
+        max_tensors=max(usual.max_tensors, tensors),
+        max_rank=max(usual.max_rank, named.rank),
+    )
+
+
+def _same_scale(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6)  # kohya's alpha is a float32
+
+
 def _check_modules(
     shown: str, adapter: Adapter, named: NamedAdapter, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[str]:
@@ -117,7 +140,7 @@ def _check_modules(
             lines.append(f"{where} has shape {tuple(module.shape)}, the report says {shapes[name]}")
         if module.rank != named.rank:
             lines.append(f"{where} has rank {module.rank}, the report says {named.rank}")
-        if named.scaling is not None and not math.isclose(module.scaling, named.scaling):
+        if named.scaling is not None and not _same_scale(module.scaling, named.scaling):
             lines.append(f"{where} has scale {module.scaling}, the report says {named.scaling}")
         if named.dtype is not None and module.dtype != named.dtype:
             lines.append(f"{where} is {module.dtype}, the report says {named.dtype}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import unicodedata
@@ -49,7 +50,8 @@ def check_target(
     Raises:
         UsageError: no parent folder, a device, FIFO or socket, a file for a folder or a folder
             for a file, a folder that is not empty, or a path among the inputs (by whatever
-            name: a link, a hard link, or letters of another case where the disk has no case).
+            name: a link, a hard link, or letters of another case where the disk has no case),
+            or a folder that one is in.
         OutputError: exists without `force`, the parent is not writable, or its disk is full.
     """
     _check_kind(path)
@@ -58,6 +60,8 @@ def check_target(
         raise UsageError(f"folder {quoted(path.parent.as_posix())} of the output does not exist")
     for given in inputs:
         _check_apart(path, target, given, kind)
+    if kind == "folder":
+        _check_not_here(path, target)
     check_existing(path, target, force=force, kind=kind)
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OutputError(f"folder {quoted(target.parent.as_posix())} is not writable")
@@ -132,6 +136,17 @@ def _check_kind(path: Path) -> None:
             f"output {quoted(path.as_posix())} is {kind_of(mode)}",
             hint="give a path of a new file; -o - writes to standard output",
         )
+
+
+def _check_not_here(path: Path, target: Path) -> None:
+    """A folder is replaced as a whole, and whoever stands in the old one stands nowhere then."""
+    with contextlib.suppress(OSError):
+        here = Path.cwd()
+        if any(_same(folder, target) for folder in (here, *here.parents)):
+            raise UsageError(
+                f"output {quoted(path.as_posix())} is the working folder or holds it",
+                hint="give another path, or run from elsewhere",
+            )
 
 
 def _check_apart(path: Path, target: Path, given: Path, kind: str) -> None:

@@ -71,7 +71,7 @@ def load_round(settings: Settings, engine: Engine, dropped: Sequence[Rejection] 
     except InputRefused as error:
         return Round((), (), {}, None, None, None, error, ())
     if settings.command == "refine":
-        cohort = _foldable(cohort)
+        cohort = _foldable(cohort, in_memory=settings.in_memory)
     gone = {r.name for r in dropped}
     cohort = replace(
         cohort,
@@ -107,20 +107,25 @@ def load_round(settings: Settings, engine: Engine, dropped: Sequence[Rejection] 
     )
 
 
-def _foldable(cohort: Cohort) -> Cohort:
+def _foldable(cohort: Cohort, *, in_memory: bool) -> Cohort:
     """Refinement makes a folder of each client's name, beside the report.
 
     Raises:
-        UsageError: a name, given from memory, that is no folder's.
+        UsageError: a name, given from memory, that is no folder's. (A stranger's rejects him.)
     """
-    for name in (adapter.name for adapter in cohort.adapters):
-        if not name or name in (".", "..") or set(name) & set("/\\\0"):
+    kept, refused = [], []
+    for adapter in cohort.adapters:
+        name = adapter.name
+        bad = not name or name in (".", "..") or set(name) & set("/\\\0")
+        if bad and in_memory:
             raise UsageError(f"client name {name!r} can't be the name of a folder")
-    taken = [a for a in cohort.adapters if a.name.casefold() == RESERVED]
-    error = RejectedClient("its refined adapter can't be called what the report is called")
-    rejected = tuple(rejection(error, a.name, a.path, a.sha256) for a in taken)
-    kept = tuple(a for a in cohort.adapters if a not in taken)
-    return replace(cohort, adapters=kept, rejected=cohort.rejected + rejected)
+        if bad or name.casefold() == RESERVED:
+            why = "in a folder of that name" if bad else "called what the report is called"
+            error = RejectedClient(f"its refined adapter can't be {why}")
+            refused.append(rejection(error, name, adapter.path, adapter.sha256))
+        else:
+            kept.append(adapter)
+    return replace(cohort, adapters=tuple(kept), rejected=(*cohort.rejected, *refused))
 
 
 def _ignored(cohort: Cohort, settings: Settings) -> list[str]:

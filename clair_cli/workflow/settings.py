@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,11 @@ def _check_types(clients: Any, given: Mapping[str, Any]) -> None:
     weights = given.get("weights")
     if weights is not None and not isinstance(weights, (Path, Mapping)):
         raise UsageError(f"weights is a {type(weights).__name__}, expected a path or a mapping")
+    if wrong := [name for name in given["exclude"] if not isinstance(name, str)]:
+        raise UsageError(f"exclude has {wrong[0]!r}, expected names of clients")
+    alpha = given.get("assume_alpha")
+    if not (alpha is None or isinstance(alpha, (str, Real))):
+        raise UsageError(f"assume_alpha is {alpha!r}, expected a number or 'rank'")
     for name in ("min_clients", "error_target", "noise"):
         value = given.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
@@ -12,19 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from clair_cli import __version__
 from clair_cli.errors import InputRefused, UsageError
-from clair_cli.formats.find_clients import CONFIG, WEIGHTS
+from clair_cli.escape import whole_characters
+from clair_cli.formats.find_clients import CONFIG, PIPELINE_WEIGHTS, WEIGHTS, find_clients
 from clair_cli.formats.regular_file import kind_of
 from clair_cli.formats.report_json import report_json
 from clair_cli.formats.report_read import OldReport, read_report
 from clair_cli.formats.result_check import check_adapter, check_entries
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.targets import SUFFIX
-from clair_cli.workflow import commands
 from clair_cli.workflow.compare_reports import compare_reports
 from clair_cli.workflow.settings import Progress, make_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from clair_cli.workflow import commands
 
 # Options of the report that are given anew: they are paths, or about this run only.
 _GIVEN = {"clients", "output", "weights", "previous", "report", "force", "progress"}
@@ -81,7 +84,7 @@ def verify(
             raise UsageError(f"{name} is an empty path")
     given = Path(output)
     _check_readable(given)
-    target = given.parent if given.name == WEIGHTS and (given.parent / CONFIG).exists() else given
+    target = _folder_of(given) or given
     path = report_of(target) if report is None else Path(report)
     if not path.exists():
         raise UsageError(
@@ -98,8 +101,10 @@ def verify(
     checked = [_what_was_compared(old)]
     notes: tuple[str, ...] = ()
     if clients is not None and old.adapters:
+        remarks = _mend_options(options, clients)
         again = _again(clients, old, options, one_file=target.is_file(), progress=progress)
         found, notes = compare_reports(old, again[0])
+        notes = (*remarks, *notes)
         differences += [*_compare_hashes(old, again[1]), *found]
         checked.append(f"{old.command} of {len(old.data['clients'])} clients again")
     return VerifyResult(
@@ -114,6 +119,14 @@ def report_of(output: Path) -> Path:
     name = output.name
     stem = name[: -len(SUFFIX)] if name.lower().endswith(SUFFIX) else name
     return output.with_name(stem + ".report.json")
+
+
+def _folder_of(output: Path) -> Path | None:
+    """The folder that clair wrote, if `output` is its weights file."""
+    beside = {WEIGHTS: CONFIG, PIPELINE_WEIGHTS: "report.json"}.get(output.name)
+    if beside is None or report_of(output).exists():
+        return None
+    return output.parent if (output.parent / beside).exists() else None
 
 
 def _check_readable(output: Path) -> None:
@@ -151,6 +164,8 @@ def _compare_files(target: Path, old: OldReport) -> Iterator[str]:
 
 def _options(old: OldReport, weights: Any, previous: Any) -> dict[str, Any]:
     """The recorded options, with the inputs that are given anew."""
+    from clair_cli.workflow import commands
+
     known = set(inspect.signature(getattr(commands, old.command)).parameters)
     options = {name: value for name, value in old.options.items() if name not in _GIVEN}
     if unknown := sorted(set(options) - known):
@@ -168,6 +183,28 @@ def _options(old: OldReport, weights: Any, previous: Any) -> dict[str, Any]:
     return options
 
 
+def _mend_options(options: dict[str, Any], clients: commands.Clients) -> list[str]:
+    """Recorded options as this machine and folder need them; remarks on what that changes."""
+    from clair_cli.workflow.engine import choose_device
+
+    excluded = options.get("exclude")
+    if isinstance(excluded, list) and isinstance(clients, (str, Path)):
+        # as the report spells them; only the folder knows names that are not Unicode
+        with contextlib.suppress(OSError):
+            names = [candidate.name for candidate in find_clients(Path(clients)).candidates]
+            spelt = {whole_characters(name): name for name in names}
+            options["exclude"] = [spelt.get(str(name), name) for name in excluded]
+    device = options.get("device")
+    if device in ("cuda", "mps"):
+        try:
+            choose_device(device)
+        except UsageError:
+            options["device"] = "auto"
+            return [f"the report was made with --device {device}, which is not here: last bits "
+                    "may differ"]  # fmt: skip
+    return []
+
+
 def _again(
     clients: commands.Clients, old: OldReport, options: Mapping[str, Any], *, one_file: bool,
     progress: Progress | None,
@@ -177,6 +214,8 @@ def _again(
     Returns:
         The new report as plain data, and the weights' SHA-256 by client's folder ("" for a merge).
     """
+    from clair_cli.workflow import commands
+
     try:
         settings = make_settings(old.command, clients, None, {**options, "progress": progress})
     except (TypeError, UsageError) as error:

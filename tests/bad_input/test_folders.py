@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -216,6 +217,30 @@ def test_a_client_called_like_the_report(work: Path, row: int) -> None:
     assert ran.verdicts == {**dict.fromkeys(GOOD, "benign"), "Report.json": "rejected"}
     assert "what the report is called" in ran.reason("Report.json")
     assert merge().verdicts["Report.json"] == "benign"
+
+
+@pytest.mark.parametrize("command", ["##vso[task.setvariable variable=x]", "##[error]", "###[a"])
+def test_commands_to_ci_systems_are_not_passed_on(work: Path, command: str) -> None:
+    """GitHub and Azure obey these anywhere in a line of the log."""
+    name = f"x{command}y"
+    cohorts.save(CLIENTS, {**GOOD, name: FIVE["c4"]})
+    (CLIENTS / f"z{command}.safetensors").write_bytes(b"")
+    for args in (["merge", CLIENTS, "-o", OUT], ["inspect", CLIENTS, "--format", "json"]):
+        result = cohorts.clair(*args)
+        assert result.exit_code in (0, 3)
+        for said in (result.stdout, result.stderr):
+            assert "##[" not in said and "##vso[" not in said
+        if result.stdout:
+            assert name in [client["name"] for client in json.loads(result.stdout)["clients"]]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a backslash in a name")
+def test_a_client_with_a_backslash_does_not_stop_refinement(work: Path) -> None:
+    cohorts.save(CLIENTS, {**GOOD, "c\\4": FIVE["c4"]})
+    ran = run("refine", "clients", "-o", "r", report="r/report.json")
+    assert ran.code == 0
+    assert ran.verdicts == {**dict.fromkeys(GOOD, "benign"), "c\\4": "rejected"}
+    assert "can't be in a folder of that name" in ran.reason("c\\4")
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", "a\\b"])

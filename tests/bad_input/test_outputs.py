@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import clair_cli
+from clair_cli.formats.publish import publish_folder
 from tests import cohorts
 from tests.bad_input.running import GOOD, OUT, REPORT, merge, run
 from tests.bad_input.table import ROWS, covers
@@ -62,6 +63,29 @@ def test_its_folder_is_read_only(unprivileged: Path, row: int) -> None:
     with pytest.raises(clair_cli.ClairError, match="not writable"):
         clair_cli.merge(CLIENTS, f"out/{OUT}", progress=lambda *a: told.append(a[0]))
     assert told == [], "nothing was computed"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+def test_a_write_protected_folder_is_replaced_whole(unprivileged: Path) -> None:
+    files = {"adapter_model.safetensors": b"old", "c0/adapter_config.json": b"{}"}
+    publish_folder(Path("m"), files, force=False)
+    os.chmod("m/c0", 0o500)
+    os.chmod("m", 0o500)
+    publish_folder(Path("m"), {"adapter_model.safetensors": b"new"}, force=True)
+    assert os.listdir() == ["m"] and os.listdir("m") == ["adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("out", [".", "../here", "..", "sub/.."])
+def test_the_folder_one_is_in(clients: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    """Whoever stands in a folder that is replaced stands nowhere then."""
+    Path("apart/here/sub").mkdir(parents=True)
+    monkeypatch.chdir("apart/here")
+    if not out.startswith("sub"):
+        Path("sub").rmdir()
+    for force in ([], ["--force"]):
+        result = cohorts.clair("merge", "../../clients", "-o", out, *force)
+        assert result.exit_code == 2
+        assert f"output '{out}' is the working folder or holds it" in result.stderr
 
 
 @covers(74)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from clair_cli.errors import InputRefused, UsageError
-from clair_cli.formats.cohort import load_cohort
+from clair_cli.formats.cohort import load_cohort, load_one
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.write_adapter import safetensors_bytes
 
@@ -131,6 +131,24 @@ def test_equal_names_are_told_apart(folder: Path) -> None:
     names = [a.name for a in cohort.adapters]
     assert names == ["GOOD", "good", "good.safetensors", "good.safetensors.safetensors"]
     assert cohort.notes == ("clients 'GOOD', 'good': names differ only in case or Unicode form",)
+
+
+def test_a_suffix_in_capitals_is_the_suffix(folder: Path) -> None:
+    data = safetensors_bytes(pair(), {})
+    (folder / "X.SAFETENSORS").write_bytes(data)
+    (folder / "X.json").write_text(json.dumps(config(lora_alpha=6)))
+    (folder / "X.bin").write_bytes(b"")
+    (folder / "good.Safetensors").write_bytes(data)
+    inner = client(folder, "inner")
+    (inner / "adapter_model.safetensors").rename(inner / "Adapter.SafeTensors")
+    client(folder, "D.SAFETENSORS")
+    cohort = load_cohort(folder, assume_alpha=4)
+    names = [a.name for a in cohort.adapters]
+    assert names == ["D.SAFETENSORS", "X", "good", "good.Safetensors", "inner"]
+    assert [m.alpha for a in cohort.adapters if a.name == "X" for m in a.modules.values()] == [6]
+    assert cohort.ignored == ("X.bin",)
+    assert load_one(folder / "X.SAFETENSORS").adapters[0].name == "X"
+    assert load_one(inner).adapters
 
 
 def test_hostile_names_are_escaped_in_messages(folder: Path) -> None:

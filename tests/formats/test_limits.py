@@ -37,7 +37,7 @@ def test_values() -> None:
     "given",
     [["rank"], ["rank="], ["rank=0"], ["rank=-1"], ["rank=1K"], ["file=1.5G"], ["file=1GB"],
      ["modules=3"], ["=3"], ["rank=\u0663"], ["file=" + "9" * 30], {"rank": 1.5}, {"rank": True},
-     [None]],
+     [None], ["file=99999999999T"], ["clients=9223372036854775808"]],
 )  # fmt: skip
 def test_other_values_are_refused(given: Any) -> None:
     with pytest.raises(UsageError, match="--limit"):
@@ -76,3 +76,15 @@ def test_a_file_above_its_own_limit_does_not_count_in_the_total(folder: Path) ->
     cohort = load_cohort(folder, limits=Limits(max_file_bytes=9 * size, max_total_bytes=9 * size))
     assert "above the limit" in rejected(cohort)["large"]
     assert "--limit file=" in cohort.rejected[0].hint
+
+
+def test_what_is_not_read_does_not_set_the_typical_size(folder: Path) -> None:
+    for k in range(3):
+        client(folder, f"c{k}")
+    size = (folder / "c0" / "adapter_model.safetensors").stat().st_size
+    for k in range(9):
+        (folder / f"p{k}.bin").write_bytes(b"")
+    os.truncate(client(folder, "large") / "adapter_model.safetensors", 100 * size)
+    cohort = load_cohort(folder, limits=Limits(max_total_bytes=50 * size))
+    assert [a.name for a in cohort.adapters] == ["c0", "c1", "c2", "good"]
+    assert "100 x the median" in rejected(cohort)["large"]

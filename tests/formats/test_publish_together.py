@@ -139,12 +139,21 @@ def test_leftovers_of_a_killed_run_are_found_and_kept(tmp_path: Path) -> None:
     with subprocess.Popen(["true"]) as gone:
         pass
     dead = f".m.safetensors.clair-{gone.pid}-0123abcd.tmp"
-    live = f".m.safetensors.clair-{os.getpid()}-0123abcd.tmp"
+    live = f".m.safetensors.clair-{os.getppid()}-0123abcd.tmp"
     for name in (dead, live, ".m.safetensors.clair-x.tmp", f"x{dead}"):
         (tmp_path / name).write_bytes(b"half")
     assert leftovers(out) == [dead]
     publish.publish_file(out, b"new", force=False)
     assert leftovers(out) == [dead]
+    # in a container every run may have the same number
+    before = f".m.safetensors.clair-{os.getpid()}-0123abcd.tmp"
+    (tmp_path / before).write_bytes(b"half")
+    assert leftovers(out) == sorted([dead, before])
+
+    def ours() -> None:
+        assert leftovers(out) == sorted([dead, before])
+
+    publish.publish([publish.Output(out, b"newer", True)], between=ours)
     assert (tmp_path / live).exists()
     assert leftovers(tmp_path / "absent" / "m") == []
 
