@@ -317,6 +317,7 @@ HEADERS = [
     ({}, {"ss_network_args": '{"algo": 1, "algo": 2}'}, "gives the key 'algo' twice"),
     ({}, {"ss_network_args": '{"algo": "locon"}', "ss_network_dim": "99"},
      "ss_network_dim 99 is the rank of no module"),
+    ({}, {"ss_network_dim": "1" + "0" * 400, "ss_network_alpha": "-1" + "0" * 400}, ""),
     ({f"{STEM}.dora_scale": np.ones((1, 4))}, {}, "DoRA not supported"),
     ({f"{STEM}.hada_w1_a": np.ones((1, 4))}, {}, "LoHa not supported"),
     ({f"{STEM}.alpha": np.array(0.0)}, {}, "is 0, which some loaders take for a zero update"),
