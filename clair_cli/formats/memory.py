@@ -103,7 +103,7 @@ def _pair(client: Any) -> tuple[Any, Any]:
     return client[0], client[1]
 
 
-def _adapter(name: str, state: Mapping[str, Tensor], config: Any, limits: Limits) -> Adapter:
+def _adapter(name: str, state: Any, config: Any, limits: Limits) -> Adapter:
     if not isinstance(state, Mapping):
         kind = type(state).__name__
         raise RejectedClient(f"{kind} is no state dict", found=kind, expected="a state dict")
