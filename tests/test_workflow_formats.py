@@ -273,6 +273,87 @@ def test_one_client_can_not_decide_the_format(tmp_path: Path) -> None:
     assert {name.split(".")[0] for name in names} == {kohya_module(m) for m in UNET}
 
 
+def given(client: Client, extra: Mapping[str, tuple[int, int]] | None = None) -> Any:
+    """A client in memory under diffusers' names, with further modules of rank 6."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    state = {name: torch.tensor(value) for name, value in diffusers_new(client).items()}
+    for module, (rows, columns) in (extra or {}).items():
+        state[f"{module}.lora_A.weight"] = torch.randn(6, columns, generator=generator)
+        state[f"{module}.lora_B.weight"] = torch.randn(rows, 6, generator=generator)
+    return state, {"peft_type": "LORA", "r": 6, "lora_alpha": ALPHA}
+
+
+def states_of(result: Any) -> set[str]:
+    """The modules written."""
+    return {name.rsplit(".lora_", 1)[0] for name in result.tensors}
+
+
+def test_one_client_can_not_name_the_encoders() -> None:
+    """kohya's `lora_te1_` is for models that have a second text encoder, not for one client's."""
+    clients = {n: given(c) for n, c in pipeline_clients(4, MODULES).items()}
+    clients["c3"][0].update(given(Client({}, {}), {"text_encoder_2.x": (9, 5)})[0])
+    result = clair_cli.merge(clients, output_format="kohya", allow_undetermined=True)
+    names = {name.split("_text_model")[0] for name in states_of(result) if "_text_model" in name}
+    assert names == {"lora_te"}
+    for client in clients.values():
+        client[0].update(given(Client({}, {}), {"text_encoder_2.x": (9, 5)})[0])
+    result = clair_cli.merge(clients, output_format="kohya", allow_undetermined=True)
+    names = {name.split("_text_model")[0] for name in states_of(result) if "_text_model" in name}
+    assert names == {"lora_te1"}
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya", "peft"])
+def test_a_client_left_out_brings_no_modules(tmp_path: Path, form: str) -> None:
+    clients = pipeline_clients(6, UNET)
+    states = {name: given(client) for name, client in clients.items()}
+    bad = Client(clients["c5"].A, {m: -2 * b for m, b in clients["c5"].B.items()})
+    states["c5"] = given(bad, {"unet.evil": (9, 5)})
+    wanted = clair_cli.merge({n: s for n, s in states.items() if n != "c5"}, output_format=form)
+    path = tmp_path / "m.safetensors"
+    result = clair_cli.merge(states, path, output_format=form)
+    assert [c.name for c in result.report.with_verdict("contaminated")] == ["c5"]
+    assert states_of(result) == states_of(wanted)
+    assert result.config == wanted.config
+    assert "evil" not in json.dumps(cohorts.read_safetensors(path)[1])
+    (evil,) = [m for m in result.report.modules if m.name == "unet.evil"]
+    assert evil.written is None
+    assert not clair_cli.verify(path, states).differences
+    refined = clair_cli.refine(states, tmp_path / "r", output_format=form)
+    assert refined.report.refined is not None
+    assert canonical(tmp_path / "r" / "c0").keys() <= {*UNET, *(u[5:] for u in UNET)}
+
+
+def test_a_client_unlike_the_previous_adapter_is_rejected() -> None:
+    """It ended the round, or crashed it where another client had the module too."""
+    clients = pipeline_clients(6, UNET)
+    previous = given(clients["c0"], {"unet.x": (9, 8)})
+    states = {name: given(client) for name, client in clients.items()}
+    states["c5"] = given(clients["c5"], {"unet.x": (9, 5)})
+    for more in ({}, {"unet.x": (9, 8)}):
+        states["c4"] = given(clients["c4"], more)
+        result = clair_cli.merge(states, previous=previous)
+        (rejected,) = result.report.with_verdict("rejected")
+        assert rejected.name == "c5"
+        assert "has shape (9, 5), the previous adapter's has (9, 8)" in rejected.reasons[0].text
+        assert "unet.x" in states_of(result)
+
+
+def test_intersection_keeps_the_previous_adapter_where_some_lack_a_module() -> None:
+    clients = pipeline_clients(4, UNET)
+    previous = given(clients["c0"], {"unet.x": (9, 8)})
+    states = {name: given(client) for name, client in clients.items()}
+    states["c3"] = given(clients["c3"], {"unet.x": (9, 8)})
+    states["c3"][0]["unet.x.lora_B.weight"] *= 3
+    options: dict[str, Any] = {"rank": "full", "dtype": "float32", "allow_undetermined": True}
+    result = clair_cli.merge(states, previous=previous, modules="intersection", **options)
+    found = result.tensors["unet.x.lora_B.weight"] @ result.tensors["unet.x.lora_A.weight"]
+    state = previous[0]
+    wanted = ALPHA / 6 * state["unet.x.lora_B.weight"] @ state["unet.x.lora_A.weight"]
+    assert float((found - wanted).norm() / wanted.norm()) <= 1e-6
+
+
 def test_one_client_can_not_part_the_others(tmp_path: Path) -> None:
     """Its spellings of the modules are outvoted."""
     clients = pipeline_clients(7, UNET)

@@ -96,14 +96,16 @@ class OutputFormat:
         assert isinstance(targets, list)
         return {**config, "target_modules": sorted(self.names.get(t, t) for t in targets)}
 
-    def header(self, config: Mapping[str, object], scaling: float) -> dict[str, str]:
-        """The header's metadata when the config is to be in the file itself."""
+    def header(
+        self, config: Mapping[str, object], modules: Sequence[str], scaling: float
+    ) -> dict[str, str]:
+        """The header's metadata when the config of these modules is to be in the file itself."""
         if self.format == "kohya":
             rank = int(str(config["r"]))
             return {"format": "pt", **header_of(rank, scaling * rank)}
         fields: Mapping[str, object] = config
         if self.format == "diffusers":
-            fields = _by_part(config, list(self.names.values()))
+            fields = _by_part(config, [self.names[module] for module in modules])
         text = json.dumps(fields, sort_keys=True, allow_nan=False)
         return {"format": "pt", HEADER_FIELD: text}
 
@@ -193,9 +195,7 @@ def _kohya_names(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> 
         )
     own = [adapter for adapter in adapters if adapter.format == "kohya"]
     dotted = any(not is_kohya(m.written) for a in own for m in a.modules.values())
-    second = ("text_encoder_2.", "lora_te2_")
-    several = any(module.startswith(second) for module in layouts)
-    names, without = {}, []
+    several, names, without = _several_encoders(adapters), {}, []
     for module in layouts:
         name = _written(own, module) or kohya_spelling(module, several_encoders=several)
         if name is None and not dotted:
@@ -209,6 +209,15 @@ def _kohya_names(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> 
             f"give {_OPTION} peft",
         )
     return names
+
+
+def _several_encoders(adapters: Sequence[Adapter]) -> bool:
+    """Whether kohya's names tell a first text encoder from a second one: at least half of the
+    adapters of an encoder's modules have some of the second's."""
+    first, second = ("text_encoder.", "lora_te_", "lora_te1_"), ("text_encoder_2.", "lora_te2_")
+    two = sum(any(m.startswith(second) for m in a.modules) for a in adapters)
+    some = sum(any(m.startswith(first + second) for m in a.modules) for a in adapters)
+    return 0 < some <= 2 * two
 
 
 def _dotted(
