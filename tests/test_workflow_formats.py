@@ -458,6 +458,62 @@ def test_kohya_clients_in_memory_and_the_previous_round(tmp_path: Path) -> None:
     assert not math.isnan(off)
 
 
+def test_one_client_can_not_part_a_name_from_the_others() -> None:
+    """Its name for a module is as common as another client's: both are the others' module."""
+    clients = pipeline_clients(7, UNET)
+    honest = {name: given(client) for name, client in clients.items()}
+    bare = {
+        n: ({f"base_model.model.{k.removeprefix('unet.')}": t for k, t in s.items()}, c)
+        for n, (s, c) in honest.items()
+    }
+    import torch
+
+    spelled = {
+        n: ({k: torch.tensor(v) for k, v in kohya(c).items()}, None) for n, c in clients.items()
+    }
+    for others, change in (
+        (bare, lambda key: key.replace("unet.", "text_encoder.")),
+        (spelled, lambda key: key.replace("attentions.0", "attentions_0")),
+    ):
+        state, config = honest["c6"]
+        odd = ({change(key): tensor for key, tensor in state.items()}, config)
+        cohort = {**others, "c5": honest["c5"], "c6": odd}
+        report = clair_cli.inspect(cohort).report
+        assert not report.with_verdict("rejected")
+        assert {m.name for m in report.modules} == {
+            m.name for m in clair_cli.inspect(others).report.modules
+        }
+        # One that has both names in its file decides nothing either.
+        both = ({**state, **odd[0]}, config)
+        report = clair_cli.inspect({**cohort, "c6": both}).report
+        assert not [c for c in report.with_verdict("rejected") if c.name != "c6"]
+        assert {m.name for m in report.modules if m.n_updates > 1} == {
+            m.name for m in clair_cli.inspect(others).report.modules
+        }
+
+
+def test_peft_output_of_clients_with_one_and_with_two_models() -> None:
+    """A text encoder's modules are not written as the U-Net's."""
+    import torch
+
+    clients = pipeline_clients(5, MODULES)
+    states: dict[str, Any] = {}
+    for name, client in pipeline_clients(4, UNET).items():
+        state, config = given(client)
+        states[name] = (
+            {f"base_model.model.{k.removeprefix('unet.')}": t for k, t in state.items()}, config
+        )  # fmt: skip
+    states["c4"] = ({k: torch.tensor(v) for k, v in kohya(clients["c4"]).items()}, None)
+    result = clair_cli.merge(states, allow_undetermined=True)
+    assert not any("text_model" in name for name in states_of(result))
+    (rejected,) = result.report.with_verdict("rejected")
+    assert rejected.name == "c4"
+    assert "PEFT's format is that of one model" in rejected.reasons[0].text
+    assert "'text_encoder', 'unet'" in rejected.reasons[0].text
+    result = clair_cli.merge(states, modules="intersection", allow_undetermined=True)
+    assert not result.report.with_verdict("rejected")
+
+
 def test_names_that_differ_in_module_or_part_alone(tmp_path: Path) -> None:
     """A wrapper's `module`, or a pipeline's part, in some clients' names only."""
     clients = pipeline_clients(4, UNET)

@@ -263,11 +263,13 @@ def _peft_names(
     others = _dotted(adapters, rest, "peft")
     kept = {split_part(name)[0] for name in names.values() if name is not None}
     parts = {split_part(name)[0] for name in others.values()}
-    if not kept and len(parts) > 1:
+    home = _home(adapters, names)
+    foreign = [m for m, name in others.items() if split_part(name)[0] not in home]
+    if (not kept and len(parts) > 1) or (kept == {""} and home and foreign):
         raise Unnamed(
             f"PEFT's format is that of one model, and the modules are of several: "
-            f"{first_few(parts)}",
-            list(others),
+            f"{first_few(parts | home - {''})}",
+            foreign,
             f"give {_OPTION} diffusers or kohya",
         )
     strip = not kept - {""}
@@ -275,6 +277,19 @@ def _peft_names(
         module: name or (split_part(others[module])[1] if strip else others[module])
         for module, name in names.items()
     }
+
+
+def _home(adapters: Sequence[Adapter], names: Mapping[str, str | None]) -> set[str]:
+    """The part of a pipeline whose modules PEFT's files name without it, as the other clients
+    have them; of several the most common one."""
+    counts: Counter[str] = Counter()
+    for adapter in adapters:
+        for module, entry in adapter.modules.items():
+            name = names.get(module)
+            if name is not None and not split_part(name)[0]:
+                counts[split_part(dotted_spelling(entry.written) or "")[0]] += 1
+    del counts[""]
+    return {max(sorted(counts), key=counts.__getitem__), ""} if counts else set()
 
 
 def _by_part(config: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
