@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
@@ -25,7 +25,7 @@ from clair_cli.formats.find_clients import (
     weights_in,
 )
 from clair_cli.formats.key_map import KeyMap
-from clair_cli.formats.keys import pair_keys
+from clair_cli.formats.keys import COMPONENTS, TRANSFORMER, pair_keys
 from clair_cli.formats.kohya_header import check_header
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.read_adapter import build_adapter
@@ -237,6 +237,8 @@ def _load_one(
             assume_alpha=assume_alpha,
             limits=limits,
         )
+        if config.parts.keys() & {*COMPONENTS, TRANSFORMER} and keys.format == "peft":
+            keys = replace(keys, format="diffusers")
         if keys.format == "kohya":
             ranks = [file.tensors[pair.key_A].shape[0] for pair in keys.pairs]
             without = any(pair.key_alpha is None for pair in keys.pairs)

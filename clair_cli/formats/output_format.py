@@ -213,9 +213,10 @@ def _kohya_names(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> 
 
 def _several_encoders(adapters: Sequence[Adapter]) -> bool:
     """Whether kohya's names tell a first text encoder from a second one: at least half of the
-    adapters of an encoder's modules have some of the second's."""
+    adapters of an encoder's modules have some of the second's, or a `transformer` beside them."""
     first, second = ("text_encoder.", "lora_te_", "lora_te1_"), ("text_encoder_2.", "lora_te2_")
-    two = sum(any(m.startswith(second) for m in a.modules) for a in adapters)
+    more = (*second, "transformer.", "lora_transformer_")
+    two = sum(any(m.startswith(more) for m in a.modules) for a in adapters)
     some = sum(any(m.startswith(first + second) for m in a.modules) for a in adapters)
     return 0 < some <= 2 * two
 

@@ -104,6 +104,8 @@ def kohya_spelling(name: str, *, several_encoders: bool) -> str | None:
         return None
     if part == "te1" and not several_encoders:
         part = "te"
+    if first == "transformer":
+        part = first
     return f"lora_{part}_{rest.replace('.', '_')}"
 
 
