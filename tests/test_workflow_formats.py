@@ -540,6 +540,26 @@ def test_names_that_differ_in_module_or_part_alone(tmp_path: Path) -> None:
     assert any("modules of 'c2', 'c3' go by the others' names" in w for w in report["warnings"])
 
 
+@pytest.mark.parametrize("form", ["kohya", "diffusers"])
+def test_text_encoders_of_two_versions_of_transformers(form: str) -> None:
+    """Its layers are in `text_model` or not, in either format; most clients' names are written."""
+    import torch
+
+    clients = pipeline_clients(5, MODULES)
+    states: dict[str, Any] = {name: given(client) for name, client in clients.items()}
+    if form == "kohya":
+        for name, client in clients.items():
+            states[name] = ({k: torch.tensor(v) for k, v in kohya(client).items()}, None)
+    for name, old in (("c3", "text_model."), ("c4", "text_model_")):
+        source = given(clients["c3"]) if name == "c3" else states["c4"]
+        state = {k.replace(old, "").replace("text_model.", ""): t for k, t in source[0].items()}
+        states[name] = (state, source[1])
+    result = clair_cli.merge(states, allow_undetermined=True)
+    assert not result.report.with_verdict("rejected")
+    assert all(module.absent == () for module in result.report.modules)
+    assert all("text_model" in name for name in states_of(result) if "self_attn" in name)
+
+
 def test_refined_adapters_keep_the_format(tmp_path: Path) -> None:
     for name, client in pipeline_clients(4, UNET).items():
         write(tmp_path / "clients" / f"{name}.safetensors", kohya(client))

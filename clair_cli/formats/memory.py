@@ -119,8 +119,11 @@ def _adapter(name: str, state: Any, config: Any, limits: Limits) -> Adapter:
         raise RejectedClient("no adapter config, so the scale is unknown", found="no config")
     parsed, notes, text = *inside_config(keys), ""
     if config is not None:
-        fields = _plain(config.to_dict() if hasattr(config, "to_dict") else config)
-        parsed, notes = parse_config(fields), ()
+        try:
+            fields = _plain(config.to_dict() if hasattr(config, "to_dict") else config)
+            parsed, notes = parse_config(fields), ()
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise RejectedClient(f"adapter config can't be read: {error}") from None
         try:
             text = config_json(fields)
         except (TypeError, ValueError) as error:

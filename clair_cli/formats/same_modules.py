@@ -6,7 +6,8 @@ Names are the same module's when they are equal but for
 - kohya's spelling: `lora_unet_` and `lora_te_`, `lora_te1_`, `lora_te2_`, `lora_te3_` for those,
   and underscores for dots (several dotted names could have one such spelling: it is that of the
   one that most clients have);
-- a `module` among the dotted parts, which DataParallel inserts.
+- a `module` among the dotted parts, which DataParallel inserts;
+- the `text_model` in front of a text encoder's layers, which transformers 5 no longer has.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _DOTTED = {
 }
 _KOHYA = re.compile(r"lora_(unet|transformer|te[123]?)_([^.]+)")
 _KOHYA_PARTS = {"unet": "unet", "transformer": "unet", "te": "te1"}
+_TEXT_MODEL = re.compile(r"^text_model[._](?=encoder[._]layers[._])")
 # Names with underscores, and the others, in the paths of Stable Diffusion's U-Net and encoders.
 _WORDS = frozenset(
     (
@@ -143,11 +145,12 @@ def split_part(name: str) -> Place:
 def _place(name: str) -> Place:
     match = _KOHYA.fullmatch(name)
     if match:
-        return _KOHYA_PARTS.get(match[1], match[1]), match[2]
+        return _KOHYA_PARTS.get(match[1], match[1]), _TEXT_MODEL.sub("", match[2])
     first, _, rest = name.partition(".")
     part = _DOTTED.get(first, "") if rest else ""
     path = rest if part else name
-    return part, ".".join(p for p in path.split(".") if p != "module") or path
+    path = ".".join(p for p in path.split(".") if p != "module") or path
+    return part, _TEXT_MODEL.sub("", path)
 
 
 def _places(adapters: Sequence[Adapter]) -> list[dict[str, Place]]:

@@ -53,6 +53,7 @@ def test_bytes_are_canonical_and_readable() -> None:
         ((pair("m.q"), config(r=10**5000)), "can't be written as JSON"),
         ((pair("m.q"), config(lora_alpha=10**5000)), "expected a finite number"),
         ((pair("m.q"), config(alpha_pattern={"q": 10**400})), "expected a finite number"),
+        ((pair("m.q"), config(foo=torch.ones(2))), "adapter config can't be read"),
         ((pair("m.q"),), "not a pair of state dict and config"),
         (pair("m.q"), "not a pair of state dict and config"),
     ],
