@@ -290,6 +290,28 @@ def states_of(result: Any) -> set[str]:
     return {name.rsplit(".lora_", 1)[0] for name in result.tensors}
 
 
+@pytest.mark.parametrize("wanted", ["kohya", "peft"])
+def test_one_client_of_the_format_asked_for_does_not_name_the_modules(wanted: str) -> None:
+    import torch
+
+    clients = pipeline_clients(5, UNET)
+    states: dict[str, Any] = {name: given(client) for name, client in clients.items()}
+    state, config = states["c4"]
+    odd = {k.replace(".attentions.", ".module.attentions."): t for k, t in state.items()}
+    if wanted == "kohya":
+        names = {k: k.replace("lora_A", "lora_down").replace("lora_B", "lora_up") for k in odd}
+        last: Any = ({names[k]: t for k, t in odd.items()}, None)
+    else:  # the others are kohya's
+        last = ({f"base_model.model.{k}": t for k, t in odd.items()}, config)
+        for name, client in clients.items():
+            states[name] = ({k: torch.tensor(v) for k, v in kohya(client).items()}, None)
+    options: dict[str, Any] = {"output_format": wanted, "allow_undetermined": True}
+    expected = states_of(clair_cli.merge(states, **options))
+    result = clair_cli.merge({**states, "c4": last}, **options)
+    assert not result.report.with_verdict("rejected")
+    assert states_of(result) == expected
+
+
 def test_one_client_can_not_name_the_encoders() -> None:
     """kohya's `lora_te1_` is for models that have a second text encoder, not for one client's."""
     clients = {n: given(c) for n, c in pipeline_clients(4, MODULES).items()}

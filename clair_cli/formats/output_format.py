@@ -153,10 +153,19 @@ def _in_format(
     if format_ == "diffusers":
         names = _diffusers_names(adapters, layouts)
         return _checked(OutputFormat("diffusers", "", names, layouts))
-    own = [adapter for adapter in adapters if adapter.format == "peft"]
+    own = _own(adapters, "peft")
     counts = Counter(adapter.prefix for adapter in own)
     prefix = PREFIX if counts[PREFIX] >= counts[""] else ""
     return _checked(OutputFormat("peft", prefix, _peft_names(adapters, own, layouts), layouts))
+
+
+def _own(adapters: Sequence[Adapter], format_: Format) -> list[Adapter]:
+    """The adapters whose names are written as they are: those of the format, unless more have
+    another one (then a format was asked for, and few clients' names do not decide)."""
+    counts = Counter(adapter.format for adapter in adapters)
+    if counts[format_] < max(counts.values()):
+        return []
+    return [adapter for adapter in adapters if adapter.format == format_]
 
 
 def _checked(output: OutputFormat) -> OutputFormat:
@@ -193,11 +202,13 @@ def _kohya_names(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> 
             embeddings,
             f"give {_OPTION} peft",
         )
-    own = [adapter for adapter in adapters if adapter.format == "kohya"]
+    own = _own(adapters, "kohya")
+    few = [adapter for adapter in adapters if adapter.format == "kohya"]
     dotted = any(not is_kohya(m.written) for a in own for m in a.modules.values())
     several, names, without = _several_encoders(adapters), {}, []
     for module in layouts:
         name = _written(own, module) or kohya_spelling(module, several_encoders=several)
+        name = name or _written(few, module)
         if name is None and not dotted:
             without.append(module)
         names[module] = name or module
