@@ -454,6 +454,29 @@ def test_a_config_beside_must_agree_with_the_alphas(tmp_path: Path) -> None:
     assert "but the config's scale is 16.5" in cohorts.reasons(report, "c4")
 
 
+def test_the_cohorts_config_is_for_files_that_say_nothing_themselves(tmp_path: Path) -> None:
+    """It overruled the config in a file's header, and had kohya's files rejected."""
+    clients = pipeline_clients(6, UNET)
+    folder = tmp_path / "clients"
+    for name in ("c0", "c1"):
+        write(folder / f"{name}.safetensors", kohya(clients[name]))
+    write(folder / "c2.safetensors", kohya(clients["c2"], None))
+    write(folder / "c3.safetensors", diffusers_new(clients["c3"]), part_fields(clients["c3"]))
+    fields = {"peft_type": "LORA", "r": 6, "lora_alpha": 30}
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    for name in ("c4", "c5"):
+        halved = {
+            k: v * 0.1 if "lora_B" in k else v for k, v in diffusers_new(clients[name]).items()
+        }
+        write(folder / f"{name}.safetensors", halved)
+    assert clair("merge", folder, "-o", tmp_path / "m.safetensors", *EXACT).exit_code == 0
+    report = cohorts.read_report(tmp_path / "m.report.json")
+    assert "rejected" not in cohorts.verdicts(report).values()
+    weights = {c["name"]: c["weight"] for c in report["clients"]}
+    mean = cohorts.mean([c.deltas() for c in clients.values()], [weights[n] for n in clients])
+    assert cohorts.relative(canonical(tmp_path / "m.safetensors"), mean) <= 1e-5
+
+
 def test_kohya_clients_in_memory_and_the_previous_round(tmp_path: Path) -> None:
     clients = pipeline_clients(4, UNET)
     import torch

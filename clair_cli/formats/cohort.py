@@ -168,7 +168,10 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
     shown = quoted(path.as_posix())
     if not os.path.lexists(path):
         raise UsageError(f"adapter {shown} does not exist", hint=_did_you_mean(path))
-    weights, configs = path, (path.with_suffix(".json"), path.parent / CONFIG)
+    weights, shared = path, path.parent / CONFIG
+    configs: tuple[Path, ...] = (path.with_suffix(".json"),)
+    if path.name == WEIGHTS:
+        configs = (*configs, shared)
     if path.is_dir():
         try:
             weights = adapter_in(path)
@@ -185,6 +188,7 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
         shown=weights.as_posix(),
         weights=weights,
         configs=configs,
+        shared=shared,
     )
     result = _load_one(candidate, Path(os.path.realpath(weights.parent)), None, limits or Limits())
     if isinstance(result, Adapter):
@@ -233,6 +237,7 @@ def _load_one(
             candidate.configs,
             file.metadata,
             keys,
+            shared=candidate.shared,
             root=root,
             assume_alpha=assume_alpha,
             limits=limits,
@@ -264,7 +269,13 @@ def _keys(candidate: Candidate, file: SafetensorsFile, root: Path, limits: Limit
         return pair_keys({key: entry.shape for key, entry in file.tensors.items()})
     except RejectedClient:
         find_config(
-            candidate.configs, {}, KeyMap("", ()), root=root, assume_alpha="rank", limits=limits
+            candidate.configs,
+            {},
+            KeyMap("", ()),
+            shared=candidate.shared,
+            root=root,
+            assume_alpha="rank",
+            limits=limits,
         )
         raise
 
