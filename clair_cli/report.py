@@ -208,7 +208,8 @@ class ModuleReport:
             all modules share one line together.
         similarity_inside, similarity_outside: mean similarity within the collaborative set,
             and between it and the clients left out.
-        written: its path in adapters written from this round; None when none can be.
+        written: its path in adapters written from this round; None when none can be, and for
+            a module that only clients left out of the merge have.
     """
 
     name: str

@@ -273,6 +273,109 @@ def test_one_client_can_not_decide_the_format(tmp_path: Path) -> None:
     assert {name.split(".")[0] for name in names} == {kohya_module(m) for m in UNET}
 
 
+def given(client: Client, extra: Mapping[str, tuple[int, int]] | None = None) -> Any:
+    """A client in memory under diffusers' names, with further modules of rank 6."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    state = {name: torch.tensor(value) for name, value in diffusers_new(client).items()}
+    for module, (rows, columns) in (extra or {}).items():
+        state[f"{module}.lora_A.weight"] = torch.randn(6, columns, generator=generator)
+        state[f"{module}.lora_B.weight"] = torch.randn(rows, 6, generator=generator)
+    return state, {"peft_type": "LORA", "r": 6, "lora_alpha": ALPHA}
+
+
+def states_of(result: Any) -> set[str]:
+    """The modules written."""
+    return {name.rsplit(".lora_", 1)[0] for name in result.tensors}
+
+
+@pytest.mark.parametrize("wanted", ["kohya", "peft"])
+def test_one_client_of_the_format_asked_for_does_not_name_the_modules(wanted: str) -> None:
+    import torch
+
+    clients = pipeline_clients(5, UNET)
+    states: dict[str, Any] = {name: given(client) for name, client in clients.items()}
+    state, config = states["c4"]
+    odd = {k.replace(".attentions.", ".module.attentions."): t for k, t in state.items()}
+    if wanted == "kohya":
+        names = {k: k.replace("lora_A", "lora_down").replace("lora_B", "lora_up") for k in odd}
+        last: Any = ({names[k]: t for k, t in odd.items()}, None)
+    else:  # the others are kohya's
+        last = ({f"base_model.model.{k}": t for k, t in odd.items()}, config)
+        for name, client in clients.items():
+            states[name] = ({k: torch.tensor(v) for k, v in kohya(client).items()}, None)
+    options: dict[str, Any] = {"output_format": wanted, "allow_undetermined": True}
+    expected = states_of(clair_cli.merge(states, **options))
+    result = clair_cli.merge({**states, "c4": last}, **options)
+    assert not result.report.with_verdict("rejected")
+    assert states_of(result) == expected
+
+
+def test_one_client_can_not_name_the_encoders() -> None:
+    """kohya's `lora_te1_` is for models that have a second text encoder, not for one client's."""
+    clients = {n: given(c) for n, c in pipeline_clients(4, MODULES).items()}
+    clients["c3"][0].update(given(Client({}, {}), {"text_encoder_2.x": (9, 5)})[0])
+    result = clair_cli.merge(clients, output_format="kohya", allow_undetermined=True)
+    names = {name.split("_text_model")[0] for name in states_of(result) if "_text_model" in name}
+    assert names == {"lora_te"}
+    for client in clients.values():
+        client[0].update(given(Client({}, {}), {"text_encoder_2.x": (9, 5)})[0])
+    result = clair_cli.merge(clients, output_format="kohya", allow_undetermined=True)
+    names = {name.split("_text_model")[0] for name in states_of(result) if "_text_model" in name}
+    assert names == {"lora_te1"}
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya", "peft"])
+def test_a_client_left_out_brings_no_modules(tmp_path: Path, form: str) -> None:
+    clients = pipeline_clients(6, UNET)
+    states = {name: given(client) for name, client in clients.items()}
+    bad = Client(clients["c5"].A, {m: -2 * b for m, b in clients["c5"].B.items()})
+    states["c5"] = given(bad, {"unet.evil": (9, 5)})
+    wanted = clair_cli.merge({n: s for n, s in states.items() if n != "c5"}, output_format=form)
+    path = tmp_path / "m.safetensors"
+    result = clair_cli.merge(states, path, output_format=form)
+    assert [c.name for c in result.report.with_verdict("contaminated")] == ["c5"]
+    assert states_of(result) == states_of(wanted)
+    assert result.config == wanted.config
+    assert "evil" not in json.dumps(cohorts.read_safetensors(path)[1])
+    (evil,) = [m for m in result.report.modules if m.name == "unet.evil"]
+    assert evil.written is None
+    assert not clair_cli.verify(path, states).differences
+    refined = clair_cli.refine(states, tmp_path / "r", output_format=form)
+    assert refined.report.refined is not None
+    assert canonical(tmp_path / "r" / "c0").keys() <= {*UNET, *(u[5:] for u in UNET)}
+
+
+def test_a_client_unlike_the_previous_adapter_is_rejected() -> None:
+    """It ended the round, or crashed it where another client had the module too."""
+    clients = pipeline_clients(6, UNET)
+    previous = given(clients["c0"], {"unet.x": (9, 8)})
+    states = {name: given(client) for name, client in clients.items()}
+    states["c5"] = given(clients["c5"], {"unet.x": (9, 5)})
+    for more in ({}, {"unet.x": (9, 8)}):
+        states["c4"] = given(clients["c4"], more)
+        result = clair_cli.merge(states, previous=previous)
+        (rejected,) = result.report.with_verdict("rejected")
+        assert rejected.name == "c5"
+        assert "has shape (9, 5), the previous adapter's has (9, 8)" in rejected.reasons[0].text
+        assert "unet.x" in states_of(result)
+
+
+def test_intersection_keeps_the_previous_adapter_where_some_lack_a_module() -> None:
+    clients = pipeline_clients(4, UNET)
+    previous = given(clients["c0"], {"unet.x": (9, 8)})
+    states = {name: given(client) for name, client in clients.items()}
+    states["c3"] = given(clients["c3"], {"unet.x": (9, 8)})
+    states["c3"][0]["unet.x.lora_B.weight"] *= 3
+    options: dict[str, Any] = {"rank": "full", "dtype": "float32", "allow_undetermined": True}
+    result = clair_cli.merge(states, previous=previous, modules="intersection", **options)
+    found = result.tensors["unet.x.lora_B.weight"] @ result.tensors["unet.x.lora_A.weight"]
+    state = previous[0]
+    wanted = ALPHA / 6 * state["unet.x.lora_B.weight"] @ state["unet.x.lora_A.weight"]
+    assert float((found - wanted).norm() / wanted.norm()) <= 1e-6
+
+
 def test_one_client_can_not_part_the_others(tmp_path: Path) -> None:
     """Its spellings of the modules are outvoted."""
     clients = pipeline_clients(7, UNET)
@@ -317,6 +420,7 @@ HEADERS = [
     ({}, {"ss_network_args": '{"algo": 1, "algo": 2}'}, "gives the key 'algo' twice"),
     ({}, {"ss_network_args": '{"algo": "locon"}', "ss_network_dim": "99"},
      "ss_network_dim 99 is the rank of no module"),
+    ({}, {"ss_network_dim": "1" + "0" * 400, "ss_network_alpha": "-1" + "0" * 400}, ""),
     ({f"{STEM}.dora_scale": np.ones((1, 4))}, {}, "DoRA not supported"),
     ({f"{STEM}.hada_w1_a": np.ones((1, 4))}, {}, "LoHa not supported"),
     ({f"{STEM}.alpha": np.array(0.0)}, {}, "is 0, which some loaders take for a zero update"),
@@ -350,6 +454,29 @@ def test_a_config_beside_must_agree_with_the_alphas(tmp_path: Path) -> None:
     assert "but the config's scale is 16.5" in cohorts.reasons(report, "c4")
 
 
+def test_the_cohorts_config_is_for_files_that_say_nothing_themselves(tmp_path: Path) -> None:
+    """It overruled the config in a file's header, and had kohya's files rejected."""
+    clients = pipeline_clients(6, UNET)
+    folder = tmp_path / "clients"
+    for name in ("c0", "c1"):
+        write(folder / f"{name}.safetensors", kohya(clients[name]))
+    write(folder / "c2.safetensors", kohya(clients["c2"], None))
+    write(folder / "c3.safetensors", diffusers_new(clients["c3"]), part_fields(clients["c3"]))
+    fields = {"peft_type": "LORA", "r": 6, "lora_alpha": 30}
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    for name in ("c4", "c5"):
+        halved = {
+            k: v * 0.1 if "lora_B" in k else v for k, v in diffusers_new(clients[name]).items()
+        }
+        write(folder / f"{name}.safetensors", halved)
+    assert clair("merge", folder, "-o", tmp_path / "m.safetensors", *EXACT).exit_code == 0
+    report = cohorts.read_report(tmp_path / "m.report.json")
+    assert "rejected" not in cohorts.verdicts(report).values()
+    weights = {c["name"]: c["weight"] for c in report["clients"]}
+    mean = cohorts.mean([c.deltas() for c in clients.values()], [weights[n] for n in clients])
+    assert cohorts.relative(canonical(tmp_path / "m.safetensors"), mean) <= 1e-5
+
+
 def test_kohya_clients_in_memory_and_the_previous_round(tmp_path: Path) -> None:
     clients = pipeline_clients(4, UNET)
     import torch
@@ -376,6 +503,62 @@ def test_kohya_clients_in_memory_and_the_previous_round(tmp_path: Path) -> None:
     assert not math.isnan(off)
 
 
+def test_one_client_can_not_part_a_name_from_the_others() -> None:
+    """Its name for a module is as common as another client's: both are the others' module."""
+    clients = pipeline_clients(7, UNET)
+    honest = {name: given(client) for name, client in clients.items()}
+    bare = {
+        n: ({f"base_model.model.{k.removeprefix('unet.')}": t for k, t in s.items()}, c)
+        for n, (s, c) in honest.items()
+    }
+    import torch
+
+    spelled = {
+        n: ({k: torch.tensor(v) for k, v in kohya(c).items()}, None) for n, c in clients.items()
+    }
+    for others, change in (
+        (bare, lambda key: key.replace("unet.", "text_encoder.")),
+        (spelled, lambda key: key.replace("attentions.0", "attentions_0")),
+    ):
+        state, config = honest["c6"]
+        odd = ({change(key): tensor for key, tensor in state.items()}, config)
+        cohort = {**others, "c5": honest["c5"], "c6": odd}
+        report = clair_cli.inspect(cohort).report
+        assert not report.with_verdict("rejected")
+        assert {m.name for m in report.modules} == {
+            m.name for m in clair_cli.inspect(others).report.modules
+        }
+        # One that has both names in its file decides nothing either.
+        both = ({**state, **odd[0]}, config)
+        report = clair_cli.inspect({**cohort, "c6": both}).report
+        assert not [c for c in report.with_verdict("rejected") if c.name != "c6"]
+        assert {m.name for m in report.modules if m.n_updates > 1} == {
+            m.name for m in clair_cli.inspect(others).report.modules
+        }
+
+
+def test_peft_output_of_clients_with_one_and_with_two_models() -> None:
+    """A text encoder's modules are not written as the U-Net's."""
+    import torch
+
+    clients = pipeline_clients(5, MODULES)
+    states: dict[str, Any] = {}
+    for name, client in pipeline_clients(4, UNET).items():
+        state, config = given(client)
+        states[name] = (
+            {f"base_model.model.{k.removeprefix('unet.')}": t for k, t in state.items()}, config
+        )  # fmt: skip
+    states["c4"] = ({k: torch.tensor(v) for k, v in kohya(clients["c4"]).items()}, None)
+    result = clair_cli.merge(states, allow_undetermined=True)
+    assert not any("text_model" in name for name in states_of(result))
+    (rejected,) = result.report.with_verdict("rejected")
+    assert rejected.name == "c4"
+    assert "PEFT's format is that of one model" in rejected.reasons[0].text
+    assert "'text_encoder', 'unet'" in rejected.reasons[0].text
+    result = clair_cli.merge(states, modules="intersection", allow_undetermined=True)
+    assert not result.report.with_verdict("rejected")
+
+
 def test_names_that_differ_in_module_or_part_alone(tmp_path: Path) -> None:
     """A wrapper's `module`, or a pipeline's part, in some clients' names only."""
     clients = pipeline_clients(4, UNET)
@@ -400,6 +583,26 @@ def test_names_that_differ_in_module_or_part_alone(tmp_path: Path) -> None:
     assert {m["name"] for m in report["modules"]} == set(UNET)
     assert all(m["absent"] == [] for m in report["modules"])
     assert any("modules of 'c2', 'c3' go by the others' names" in w for w in report["warnings"])
+
+
+@pytest.mark.parametrize("form", ["kohya", "diffusers"])
+def test_text_encoders_of_two_versions_of_transformers(form: str) -> None:
+    """Its layers are in `text_model` or not, in either format; most clients' names are written."""
+    import torch
+
+    clients = pipeline_clients(5, MODULES)
+    states: dict[str, Any] = {name: given(client) for name, client in clients.items()}
+    if form == "kohya":
+        for name, client in clients.items():
+            states[name] = ({k: torch.tensor(v) for k, v in kohya(client).items()}, None)
+    for name, old in (("c3", "text_model."), ("c4", "text_model_")):
+        source = given(clients["c3"]) if name == "c3" else states["c4"]
+        state = {k.replace(old, "").replace("text_model.", ""): t for k, t in source[0].items()}
+        states[name] = (state, source[1])
+    result = clair_cli.merge(states, allow_undetermined=True)
+    assert not result.report.with_verdict("rejected")
+    assert all(module.absent == () for module in result.report.modules)
+    assert all("text_model" in name for name in states_of(result) if "self_attn" in name)
 
 
 def test_refined_adapters_keep_the_format(tmp_path: Path) -> None:

@@ -248,9 +248,13 @@ def _rank(name: str, value: Any) -> int:
 
 
 def _finite(name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:  # an int of hundreds of digits, from memory
+        number = math.nan
+    if not math.isfinite(number):
         raise _wrong(name, value, "a finite number")
-    return float(value)
+    return number
 
 
 def _flag(raw: Mapping[str, Any], name: str) -> bool:

@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
@@ -26,7 +26,7 @@ from clair_cli.formats.find_clients import (
     weights_in,
 )
 from clair_cli.formats.key_map import KeyMap
-from clair_cli.formats.keys import pair_keys
+from clair_cli.formats.keys import COMPONENTS, TRANSFORMER, pair_keys
 from clair_cli.formats.kohya_header import check_header
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.read_adapter import build_adapter
@@ -170,7 +170,10 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
     shown = quoted(path.as_posix())
     if not os.path.lexists(path):
         raise UsageError(f"adapter {shown} does not exist", hint=_did_you_mean(path))
-    weights, configs = path, (path.with_suffix(".json"), path.parent / CONFIG)
+    weights, shared = path, path.parent / CONFIG
+    configs: tuple[Path, ...] = (path.with_suffix(".json"),)
+    if path.name == WEIGHTS:
+        configs = (*configs, shared)
     if path.is_dir():
         try:
             weights = adapter_in(path)
@@ -187,6 +190,7 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
         shown=weights.as_posix(),
         weights=_followed(weights),
         configs=tuple(map(_followed, configs)),
+        shared=_followed(shared),
     )
     result = _load_one(candidate, Path(os.path.realpath(weights.parent)), None, limits or Limits())
     if isinstance(result, Adapter):
@@ -239,10 +243,13 @@ def _load_one(
             candidate.configs,
             file.metadata,
             keys,
+            shared=candidate.shared,
             root=root,
             assume_alpha=assume_alpha,
             limits=limits,
         )
+        if config.parts.keys() & {*COMPONENTS, TRANSFORMER} and keys.format == "peft":
+            keys = replace(keys, format="diffusers")
         if keys.format == "kohya":
             ranks = [file.tensors[pair.key_A].shape[0] for pair in keys.pairs]
             without = any(pair.key_alpha is None for pair in keys.pairs)
@@ -268,7 +275,13 @@ def _keys(candidate: Candidate, file: SafetensorsFile, root: Path, limits: Limit
         return pair_keys({key: entry.shape for key, entry in file.tensors.items()})
     except RejectedClient:
         find_config(
-            candidate.configs, {}, KeyMap("", ()), root=root, assume_alpha="rank", limits=limits
+            candidate.configs,
+            {},
+            KeyMap("", ()),
+            shared=candidate.shared,
+            root=root,
+            assume_alpha="rank",
+            limits=limits,
         )
         raise
 

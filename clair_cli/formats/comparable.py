@@ -69,9 +69,9 @@ def check_comparable(cohort: Cohort, modules: Modules = "union") -> Comparable:
     errors: dict[str, RejectedClient] = {}
     adapters = list(cohort.adapters)
     adapters = _same_base(adapters, errors, notes)
-    adapters = _majority(adapters, "fan_in_fan_out", _fan_in_fan_out, errors, notes)
-    adapters = _majority(adapters, "init_lora_weights", _init, errors, notes)
-    adapters = _all_say_init(adapters, errors)
+    says = [adapter for adapter in adapters if adapter.config.raw]
+    adapters = _majority(adapters, says, "fan_in_fan_out", _fan_in_fan_out, errors, notes)
+    adapters = _same_init(adapters, errors, notes)
     adapters, left_out = reject_by_module(adapters, errors, notes)
     adapters, layouts = select_modules(adapters, modules, left_out, errors, notes)
     _note_differences(adapters, notes)
@@ -105,8 +105,18 @@ def _init(adapter: Adapter) -> str:
     return quoted(init) if init else "an ordinary one"
 
 
-def _all_say_init(adapters: list[Adapter], errors: dict[str, RejectedClient]) -> list[Adapter]:
-    """Where the others share an init that all must share, a client without a config goes."""
+def _same_init(
+    adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[str]
+) -> list[Adapter]:
+    """One init for all. A client without a config counts as one of an ordinary init, so that few
+    configs never part with most clients; where the others share an init that all must share, it
+    goes."""
+    ordinary = [adapter for adapter in adapters if not adapter.config.guarded_init]
+    voters = [adapter for adapter in adapters if adapter.config.raw]
+    if 2 * len(ordinary) > len(adapters):
+        voters = adapters
+    _majority(voters, voters, "init_lora_weights", _init, errors, notes)
+    adapters = [adapter for adapter in adapters if adapter.name not in errors]
     inits = {adapter.config.guarded_init for adapter in adapters} - {""}
     for adapter in adapters:
         if inits and not adapter.config.guarded_init:
@@ -133,25 +143,24 @@ def _groups(
 
 def _majority(
     adapters: list[Adapter],
+    voters: Sequence[Adapter],
     field: str,
     key: Callable[[Adapter], str],
     errors: dict[str, RejectedClient],
     notes: list[str],
-    n_clients: int | None = None,
 ) -> list[Adapter]:
-    """Keep the adapters of the strict majority; without one, refuse.
+    """The adapters without those of `voters` that differ from the voters' strict majority.
 
-    If those compared (`adapters`) are fewer than half of all `n_clients`, no majority is only
-    a note: a few clients never end a round.
+    Without one, refuse; but if the voters are at most half of the adapters, that is only a
+    note: a few clients never end a round.
     """
-    voters = [adapter for adapter in adapters if adapter.config.raw] or adapters
-    groups = _groups(voters, key)  # an assumed config knows nothing of the field
+    groups = _groups(voters, key)
     if len(groups) < 2:
         return adapters
     top = max(groups, key=lambda value: len(groups[value]))
     if 2 * len(groups[top]) <= len(voters):
         listed = describe_groups({str(value): names for value, names in groups.items()})
-        if n_clients is not None and 2 * len(adapters) < n_clients:
+        if 2 * len(voters) <= len(adapters):
             notes.append(f"{field} differs: {listed}")
             return adapters
         raise InputRefused(f"no majority for {field}: {listed}")
@@ -184,19 +193,21 @@ def _same_base(
 ) -> list[Adapter]:
     """Hub names vote; a local path or a missing name is a note at most."""
     voters = [a for a in adapters if _base_name(a) and not is_local_path(_base_name(a))]
+    named = {adapter.name for adapter in voters}
     kept = _majority(
+        adapters,
         voters,
         "base_model_name_or_path",
         lambda adapter: quoted(_base_name(adapter)),
         errors,
         notes,
-        len(adapters),
     )
     missing = [a.name for a in adapters if not _base_name(a)]
     if missing:
         clients = "1 client" if len(missing) == 1 else f"{len(missing)} clients"
         notes.append(f"base model not named by {clients}: {first_few(missing)}")
     local = [a for a in adapters if is_local_path(_base_name(a))]
+    kept = [a for a in kept if a.name in named]
     names = {_last_part(_base_name(a)) for a in kept} or {_last_part(_base_name(a)) for a in local}
     odd = local if len(names) != 1 else [a for a in local if _last_part(_base_name(a)) not in names]
     if odd:

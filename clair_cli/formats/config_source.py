@@ -23,6 +23,7 @@ def find_config(
     metadata: Mapping[str, str],
     keys: KeyMap,
     *,
+    shared: Path | None,
     root: Path,
     assume_alpha: float | str | None,
     limits: Limits,
@@ -33,6 +34,8 @@ def find_config(
         paths: files to try, in order; the first that exists is the one.
         metadata: the weights file's header metadata, tried next.
         keys: the file's pairs; some formats need no config.
+        shared: the cohort's config, tried last, and only for a file that does not say its own
+            scale: by that metadata, by an alpha for every module, or because it is kohya's.
         root: real path of the cohort's folder, which no link may leave.
         assume_alpha: alpha to assume if there is none at all, or "rank"; None refuses.
 
@@ -42,15 +45,14 @@ def find_config(
     tried = tuple(paths)
     for path in tried:
         if os.path.lexists(path):
-            shown = path.as_posix()
-            try:
-                config = parse_config(_read(open_path(path, root), path.name, shown, limits))
-            except RejectedClient as error:
-                error.path = error.path or shown
-                raise
-            return config, ()
+            return _from_file(path, root, limits), ()
     if HEADER_FIELD in metadata:
         return _from_header(metadata[HEADER_FIELD], keys, limits), ()
+    if shared is not None:
+        alone = keys.pairs and all(pair.key_alpha is not None for pair in keys.pairs)
+        if os.path.lexists(shared) and not (alone or keys.format == "kohya"):
+            return _from_file(shared, root, limits), ()
+        tried = tuple(dict.fromkeys((*tried, shared)))
     if keys.scale_inside:
         return inside_config(keys)
     if assume_alpha is not None:
@@ -72,6 +74,15 @@ def inside_config(keys: KeyMap) -> tuple[AdapterConfig, tuple[str, ...]]:
     if not without or keys.format == "kohya":  # `kohya_header` has the note
         return assumed_config("rank"), ()
     return assumed_config("rank"), ("no config: alpha = rank, as diffusers loads it",)
+
+
+def _from_file(path: Path, root: Path, limits: Limits) -> AdapterConfig:
+    shown = path.as_posix()
+    try:
+        return parse_config(_read(open_path(path, root), path.name, shown, limits))
+    except RejectedClient as error:
+        error.path = error.path or shown
+        raise
 
 
 def _read(path: Path, name: str, shown: str, limits: Limits) -> Mapping[str, Any]:

@@ -33,7 +33,8 @@ class Candidate:
         name: the client's name.
         shown: path of the weights file (or of the entry) as the user would write it.
         weights: the file to open; unused when `refusal` is set.
-        configs: where its config may be, first choice first.
+        configs: where its own config may be, first choice first.
+        shared: the cohort's config, for files that don't say their scale themselves, or None.
         notes: remarks for the report.
         refusal: why it can't be read at all.
     """
@@ -43,6 +44,7 @@ class Candidate:
     shown: str
     weights: Path
     configs: tuple[Path, ...] = ()
+    shared: Path | None = None
     notes: tuple[str, ...] = ()
     refusal: RejectedClient | None = None
 
@@ -159,8 +161,14 @@ def _candidate(
     if is_weights(entry):
         if not stat.S_ISREG(mode):
             raise _not_a_file(entry, mode)
-        configs = (folder / f"{_stem(entry)}.json", folder / CONFIG)
-        return Candidate(entry, _stem(entry), path.as_posix(), open_path(path, root), configs)
+        return Candidate(
+            entry,
+            _stem(entry),
+            path.as_posix(),
+            open_path(path, root),
+            (folder / f"{_stem(entry)}.json",),
+            folder / CONFIG,
+        )
     if lower.endswith(_PICKLES) and not lower.startswith(_TRAINER_FILES):
         if _without_suffix(entry) not in stems:
             raise _pickle(entry)
@@ -209,7 +217,7 @@ def _in_folder(folder: Path, root: Path, entry: str, found: Found) -> Candidate 
     mode = os.lstat(open_path(path, root)).st_mode
     if not stat.S_ISREG(mode):
         raise _not_a_file(file, mode)
-    configs = [base / f"{_stem(file)}.json", base / CONFIG, here / CONFIG, folder / CONFIG]
+    configs = [base / f"{_stem(file)}.json", base / CONFIG, here / CONFIG]
     if file == WEIGHTS:
         del configs[0]
     return Candidate(
@@ -218,6 +226,7 @@ def _in_folder(folder: Path, root: Path, entry: str, found: Found) -> Candidate 
         path.as_posix(),
         open_path(path, root),
         tuple(dict.fromkeys(configs)),
+        folder / CONFIG,
         tuple(notes),
     )
 
@@ -304,7 +313,8 @@ def _archive(name: str) -> RejectedClient:
 def _single(folder: Path, root: Path, found: Found) -> Candidate:
     name = folder.name if folder.name not in ("", "..") else root.name
     found.notes.append(f"the folder is itself one adapter: read as the one client {quoted(name)}")
-    return replace(found.candidates[0], name=name)
+    (only,) = found.candidates
+    return replace(only, name=name, configs=(*only.configs, folder / CONFIG), shared=None)
 
 
 def _distinct_names(candidates: list[Candidate]) -> list[Candidate]:

@@ -17,8 +17,13 @@ FORMATS: tuple[Callable[[str], TensorPart | None], ...] = (peft_name, diffusers_
 file and one line here."""
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3")
-"""Parts of a diffusers pipeline that begin a module's path in its files, `transformer` apart,
-which is a module of some language models too."""
+"""Parts of a diffusers pipeline that begin a module's path in its files."""
+
+TRANSFORMER = "transformer"
+"""A further one, which is a module of some language models too: what is in it tells, or a config
+in the header that has parts."""
+
+_TRANSFORMER_BLOCKS = ("transformer.transformer_blocks.", "transformer.single_transformer_blocks.")
 
 Found = dict[tuple[str, str], tuple[str, TensorPart]]  # (module, part) to (tensor name, part)
 
@@ -131,9 +136,11 @@ def _format(factors: Mapping[str, TensorPart]) -> Format:
         return "kohya"
     if "diffusers" in formats:
         return "diffusers"
-    parts = factors.values()
-    component = all(p.module.split(".")[0] in COMPONENTS and not p.prefix for p in parts)
-    return "diffusers" if component else "peft"
+    firsts = {part.prefix + part.module.split(".")[0] for part in factors.values()}
+    if firsts - {*COMPONENTS, TRANSFORMER}:
+        return "peft"
+    blocks = any(part.module.startswith(_TRANSFORMER_BLOCKS) for part in factors.values())
+    return "diffusers" if blocks or firsts != {TRANSFORMER} else "peft"
 
 
 def _notes(found: Found) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ def _number(text: str | None) -> float | None:
     """A number given as text; None for "Dynamic" and whatever else is none."""
     try:
         return float(json.loads(text or ""))
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return None
 
 

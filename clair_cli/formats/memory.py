@@ -89,29 +89,41 @@ def adapters_from_memory(
     adapters: list[Adapter] = []
     rejected: list[Rejection] = []
     for name in sorted(clients, key=os.fsencode):
-        state, config = clients[name]
         try:
+            state, config = _pair(clients[name])
             adapters.append(_adapter(name, state, config, limits))
         except RejectedClient as error:
             rejected.append(rejection(error, name, ""))
     return Cohort(tuple(adapters), tuple(rejected), notes=tuple(similar_names(clients)))
 
 
-def _adapter(name: str, state: Mapping[str, Tensor], config: Any, limits: Limits) -> Adapter:
+def _pair(client: Any) -> tuple[Any, Any]:
+    if not isinstance(client, (tuple, list)) or len(client) != 2:
+        raise RejectedClient("is not a pair of state dict and config")
+    return client[0], client[1]
+
+
+def _adapter(name: str, state: Any, config: Any, limits: Limits) -> Adapter:
+    if not isinstance(state, Mapping):
+        kind = type(state).__name__
+        raise RejectedClient(f"{kind} is no state dict", found=kind, expected="a state dict")
     if len(state) > limits.max_tensors:
         raise RejectedClient(
             f"{len(state):,} tensors, above the limit of {limits.max_tensors:,}",
             hint=remedy("tensors"),
         )
     tensors = dict(state)
-    entries = {key: _entry(key, tensors[key], limits) for key in sorted(tensors)}
+    entries = {key: _entry(key, tensors[key], limits) for key in sorted(tensors, key=str)}
     keys = pair_keys({key: entry.shape for key, entry in entries.items()})
     if config is None and not keys.scale_inside:
         raise RejectedClient("no adapter config, so the scale is unknown", found="no config")
     parsed, notes, text = *inside_config(keys), ""
     if config is not None:
-        fields = _plain(config.to_dict() if hasattr(config, "to_dict") else config)
-        parsed, notes = parse_config(fields), ()
+        try:
+            fields = _plain(config.to_dict() if hasattr(config, "to_dict") else config)
+            parsed, notes = parse_config(fields), ()
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise RejectedClient(f"adapter config can't be read: {error}") from None
         try:
             text = config_json(fields)
         except (TypeError, ValueError) as error:

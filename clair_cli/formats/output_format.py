@@ -96,14 +96,16 @@ class OutputFormat:
         assert isinstance(targets, list)
         return {**config, "target_modules": sorted(self.names.get(t, t) for t in targets)}
 
-    def header(self, config: Mapping[str, object], scaling: float) -> dict[str, str]:
-        """The header's metadata when the config is to be in the file itself."""
+    def header(
+        self, config: Mapping[str, object], modules: Sequence[str], scaling: float
+    ) -> dict[str, str]:
+        """The header's metadata when the config of these modules is to be in the file itself."""
         if self.format == "kohya":
             rank = int(str(config["r"]))
             return {"format": "pt", **header_of(rank, scaling * rank)}
         fields: Mapping[str, object] = config
         if self.format == "diffusers":
-            fields = _by_part(config, list(self.names.values()))
+            fields = _by_part(config, [self.names[module] for module in modules])
         text = json.dumps(fields, sort_keys=True, allow_nan=False)
         return {"format": "pt", HEADER_FIELD: text}
 
@@ -151,10 +153,19 @@ def _in_format(
     if format_ == "diffusers":
         names = _diffusers_names(adapters, layouts)
         return _checked(OutputFormat("diffusers", "", names, layouts))
-    own = [adapter for adapter in adapters if adapter.format == "peft"]
+    own = _own(adapters, "peft")
     counts = Counter(adapter.prefix for adapter in own)
     prefix = PREFIX if counts[PREFIX] >= counts[""] else ""
     return _checked(OutputFormat("peft", prefix, _peft_names(adapters, own, layouts), layouts))
+
+
+def _own(adapters: Sequence[Adapter], format_: Format) -> list[Adapter]:
+    """The adapters whose names are written as they are: those of the format, unless more have
+    another one (then a format was asked for, and few clients' names do not decide)."""
+    counts = Counter(adapter.format for adapter in adapters)
+    if counts[format_] < max(counts.values()):
+        return []
+    return [adapter for adapter in adapters if adapter.format == format_]
 
 
 def _checked(output: OutputFormat) -> OutputFormat:
@@ -191,13 +202,13 @@ def _kohya_names(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> 
             embeddings,
             f"give {_OPTION} peft",
         )
-    own = [adapter for adapter in adapters if adapter.format == "kohya"]
+    own = _own(adapters, "kohya")
+    few = [adapter for adapter in adapters if adapter.format == "kohya"]
     dotted = any(not is_kohya(m.written) for a in own for m in a.modules.values())
-    second = ("text_encoder_2.", "lora_te2_")
-    several = any(module.startswith(second) for module in layouts)
-    names, without = {}, []
+    several, names, without = _several_encoders(adapters), {}, []
     for module in layouts:
         name = _written(own, module) or kohya_spelling(module, several_encoders=several)
+        name = name or _written(few, module)
         if name is None and not dotted:
             without.append(module)
         names[module] = name or module
@@ -209,6 +220,16 @@ def _kohya_names(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> 
             f"give {_OPTION} peft",
         )
     return names
+
+
+def _several_encoders(adapters: Sequence[Adapter]) -> bool:
+    """Whether kohya's names tell a first text encoder from a second one: at least half of the
+    adapters of an encoder's modules have some of the second's, or a `transformer` beside them."""
+    first, second = ("text_encoder.", "lora_te_", "lora_te1_"), ("text_encoder_2.", "lora_te2_")
+    more = (*second, "transformer.", "lora_transformer_")
+    two = sum(any(m.startswith(more) for m in a.modules) for a in adapters)
+    some = sum(any(m.startswith(first + second) for m in a.modules) for a in adapters)
+    return 0 < some <= 2 * two
 
 
 def _dotted(
@@ -254,11 +275,13 @@ def _peft_names(
     others = _dotted(adapters, rest, "peft")
     kept = {split_part(name)[0] for name in names.values() if name is not None}
     parts = {split_part(name)[0] for name in others.values()}
-    if not kept and len(parts) > 1:
+    home = _home(adapters, names)
+    foreign = [m for m, name in others.items() if split_part(name)[0] not in home]
+    if (not kept and len(parts) > 1) or (kept == {""} and home and foreign):
         raise Unnamed(
             f"PEFT's format is that of one model, and the modules are of several: "
-            f"{first_few(parts)}",
-            list(others),
+            f"{first_few(parts | home - {''})}",
+            foreign,
             f"give {_OPTION} diffusers or kohya",
         )
     strip = not kept - {""}
@@ -266,6 +289,19 @@ def _peft_names(
         module: name or (split_part(others[module])[1] if strip else others[module])
         for module, name in names.items()
     }
+
+
+def _home(adapters: Sequence[Adapter], names: Mapping[str, str | None]) -> set[str]:
+    """The part of a pipeline whose modules PEFT's files name without it, as the other clients
+    have them; of several the most common one."""
+    counts: Counter[str] = Counter()
+    for adapter in adapters:
+        for module, entry in adapter.modules.items():
+            name = names.get(module)
+            if name is not None and not split_part(name)[0]:
+                counts[split_part(dotted_spelling(entry.written) or "")[0]] += 1
+    del counts[""]
+    return {max(sorted(counts), key=counts.__getitem__), ""} if counts else set()
 
 
 def _by_part(config: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:

@@ -145,13 +145,14 @@ def _hash(value: Any) -> str:
 
 
 def _shapes(data: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    modules = _typed(data["modules"], list, "modules")
-    return {
-        _typed(m["written"] or m["name"], str, "a module's name"): tuple(
-            _typed(axis, int, "a shape") for axis in _typed(m["shape"], list, "a shape")
-        )
-        for m in modules
-    }
+    """Shapes of the modules that were written, by their paths in the file."""
+    shapes = {}
+    for module in _typed(data["modules"], list, "modules"):
+        axes = _typed(module["shape"], list, "a shape")
+        shape = tuple(_typed(axis, int, "a shape") for axis in axes)
+        if module["written"] is not None:
+            shapes[_typed(module["written"], str, "a module's name")] = shape
+    return shapes
 
 
 def _typed(value: Any, kind: Any, what: str) -> Any:

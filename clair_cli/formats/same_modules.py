@@ -6,7 +6,8 @@ Names are the same module's when they are equal but for
 - kohya's spelling: `lora_unet_` and `lora_te_`, `lora_te1_`, `lora_te2_`, `lora_te3_` for those,
   and underscores for dots (several dotted names could have one such spelling: it is that of the
   one that most clients have);
-- a `module` among the dotted parts, which DataParallel inserts.
+- a `module` among the dotted parts, which DataParallel inserts;
+- the `text_model` in front of a text encoder's layers, which transformers 5 no longer has.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _DOTTED = {
 }
 _KOHYA = re.compile(r"lora_(unet|transformer|te[123]?)_([^.]+)")
 _KOHYA_PARTS = {"unet": "unet", "transformer": "unet", "te": "te1"}
+_TEXT_MODEL = re.compile(r"^text_model[._](?=encoder[._]layers[._])")
 # Names with underscores, and the others, in the paths of Stable Diffusion's U-Net and encoders.
 _WORDS = frozenset(
     (
@@ -59,7 +61,7 @@ def unify_names(adapters: Sequence[Adapter]) -> tuple[tuple[Adapter, ...], tuple
     if len({frozenset(adapter.modules) for adapter in adapters}) < 2:
         return tuple(adapters), ()
     places = _places(adapters)
-    spelled = _spellings(place for own in places for place in own.values())
+    spelled = _spellings(places)
     names: dict[Place, Counter[str]] = defaultdict(Counter)
     for own in places:
         for name, place in own.items():
@@ -104,6 +106,8 @@ def kohya_spelling(name: str, *, several_encoders: bool) -> str | None:
         return None
     if part == "te1" and not several_encoders:
         part = "te"
+    if first == "transformer":
+        part = first
     return f"lora_{part}_{rest.replace('.', '_')}"
 
 
@@ -128,6 +132,7 @@ def dotted_spelling(name: str) -> str | None:
             return None
     part = _KOHYA_PARTS.get(match[1], match[1])
     first = next(dotted for dotted, known in _DOTTED.items() if known == part)
+    first = match[1] if match[1] in _DOTTED else first
     return f"{first}.{'.'.join(words)}"
 
 
@@ -140,53 +145,95 @@ def split_part(name: str) -> Place:
 def _place(name: str) -> Place:
     match = _KOHYA.fullmatch(name)
     if match:
-        return _KOHYA_PARTS.get(match[1], match[1]), match[2]
+        return _KOHYA_PARTS.get(match[1], match[1]), _TEXT_MODEL.sub("", match[2])
     first, _, rest = name.partition(".")
     part = _DOTTED.get(first, "") if rest else ""
     path = rest if part else name
-    return part, ".".join(p for p in path.split(".") if p != "module") or path
+    path = ".".join(p for p in path.split(".") if p != "module") or path
+    return part, _TEXT_MODEL.sub("", path)
 
 
 def _places(adapters: Sequence[Adapter]) -> list[dict[str, Place]]:
-    """Every adapter's names with their places; a client without parts gets the one it fits best."""
+    """Every adapter's names with their places; a client without parts gets the one it fits best.
+
+    Parts that equally many clients call the same paths by are taken for one, unless some client
+    has a path in two of them: what one client calls a part parts nobody from the others.
+    """
     found = [{name: _place(name) for name in adapter.modules} for adapter in adapters]
-    by_part: dict[str, Counter[str]] = defaultdict(Counter)
-    for own in found:
-        for part, path in own.values():
-            if part:
-                by_part[part][_flat(path)] += 1
-    for own in found:
-        if any(part for part, _ in own.values()):
-            continue
-        paths = {_flat(path) for _, path in own.values()}
-        fit = Counter({part: sum(known[p] for p in paths) for part, known in by_part.items()})
-        best = _leader(fit)
-        if best is not None:
-            for name, (_, path) in own.items():
-                own[name] = best, path
+    bare = [own for own in found if own and not any(part for part, _ in own.values())]
+    sets = _path_sets(found)
+    best: dict[frozenset[str], str | None] = {}
+    for own in bare:
+        paths = frozenset(_flat(path) for _, path in own.values())
+        if paths not in best:
+            equal = _most(Counter({part: _clients(paths, sets[part]) for part in sorted(sets)}))
+            if len(equal) > 1 and _apart(found, equal):
+                for other in found:
+                    other.update({n: (equal[0], p[1]) for n, p in other.items() if p[0] in equal})
+                best = {key: equal[0] if was in equal else was for key, was in best.items()}
+                sets = _path_sets(found)
+            fit = Counter({part: _shared(paths, sets[part]) for part in sorted(sets)})
+            most = _most(fit)
+            best[paths] = most[0] if len(most) == 1 else None
+    for own in bare:
+        part = best[frozenset(_flat(path) for _, path in own.values())]
+        if part is not None:
+            own.update({name: (part, path) for name, (_, path) in own.items()})
     return found
 
 
-def _leader(counts: Counter[str] | Counter[Place]) -> Any:
-    """What is counted most, or None if it is nothing or two are equal."""
-    (first, most), *rest = [*counts.most_common(2), (None, 0), (None, 0)][:2]
-    return first if most > rest[0][1] else None
+def _path_sets(found: Iterable[Mapping[str, Place]]) -> dict[str, Counter[frozenset[str]]]:
+    """Part to the sets of paths that clients have in it, and how many clients have each."""
+    result: dict[str, Counter[frozenset[str]]] = defaultdict(Counter)
+    for own in found:
+        for part in {part for part, _ in own.values()} - {""}:
+            result[part][frozenset(_flat(p) for q, p in own.values() if q == part)] += 1
+    return result
+
+
+def _clients(paths: frozenset[str], sets: Counter[frozenset[str]]) -> int:
+    """How many clients have some of the paths."""
+    return sum(n for own, n in sets.items() if not paths.isdisjoint(own))
+
+
+def _shared(paths: frozenset[str], sets: Counter[frozenset[str]]) -> int:
+    """How many of the paths all clients have, added up."""
+    return sum(n * len(paths & own) for own, n in sets.items())
+
+
+def _apart(found: Iterable[Mapping[str, Place]], parts: Sequence[str]) -> bool:
+    """Whether no client has one path in two of the parts."""
+    for own in found:
+        paths = [_flat(path) for part, path in own.values() if part in parts]
+        if len(set(paths)) < len(paths):
+            return False
+    return True
+
+
+def _most(counts: Counter[Any]) -> list[Any]:
+    """What is counted most, all of it in order; nothing if all counts are 0."""
+    most = max(counts.values(), default=0)
+    return sorted(item for item, count in counts.items() if count == most > 0)
 
 
 def _flat(path: str) -> str:
     return path.replace(".", "_")
 
 
-def _spellings(places: Iterable[Place]) -> Mapping[Place, Place]:
-    """kohya's place to the dotted one that most clients have."""
+def _spellings(places: Sequence[Mapping[str, Place]]) -> Mapping[Place, Place]:
+    """kohya's place to the dotted one that most clients have. Equally common ones are taken for
+    one, unless some client has two of them: one client's spelling parts nobody from the others.
+    """
+    clients = [set(own.values()) for own in places]
     by_flat: dict[Place, Counter[Place]] = defaultdict(Counter)
-    for part, path in places:
-        by_flat[part, _flat(path)][part, path] += 1
-    result = {}
+    for own in clients:
+        for part, path in own:
+            by_flat[part, _flat(path)][part, path] += 1
+    result: dict[Place, Place] = {}
     for flat, spelled in by_flat.items():
-        dotted = _leader(Counter({p: n for p, n in spelled.items() if "." in p[1]}))
-        if flat in spelled and dotted is not None:
-            result[flat] = dotted
+        equal = _most(Counter({p: n for p, n in spelled.items() if "." in p[1]}))
+        if flat in spelled and equal and all(len(own & set(equal)) < 2 for own in clients):
+            result |= dict.fromkeys([flat, *equal], equal[0])
     return result
 
 

@@ -72,7 +72,10 @@ def quoted(name: object, limit: int = 120) -> str:
     >>> quoted("a\\x1b[31m")
     "'a\\\\x1b[31m'"
     """
-    text = repr(name)
+    try:
+        text = repr(name)
+    except ValueError:  # an int of thousands of digits
+        text = f"{type(name).__name__} that can't be shown"
     return text if len(text) <= limit else text[: limit - 4] + "..." + text[-1]
 
 

@@ -97,7 +97,7 @@ def merged_config(
         "base_model_name_or_path": _most_common(c.base_model_name_or_path for c in configs),
         "revision": _most_common(config.revision for config in configs),
         "task_type": _most_common(config.task_type for config in configs),
-        "fan_in_fan_out": bool(_most_common(config.fan_in_fan_out for config in configs)),
+        "fan_in_fan_out": bool(_most_common(c.fan_in_fan_out for c in configs if c.raw)),
         "lora_dropout": _most_common(_dropout(config.raw) for config in configs) or 0.0,
         "target_modules": _target_modules(adapters, modules),
         "r": rank,

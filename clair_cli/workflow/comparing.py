@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from clair_cli.errors import RejectedClient, UsageError
@@ -37,14 +37,20 @@ def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | No
     """
     unnamed: list[Rejection] = []
     while cohort.adapters:
+        if previous is not None and (unlike := _unlike(cohort.adapters, previous)):
+            unnamed += unlike
+            cohort = _without(cohort, unlike)
+            continue
         found = check_comparable(cohort, settings.modules)  # type: ignore[arg-type]
         layouts: Mapping[str, Layout] = found.layouts
+        adapters = found.adapters
         if previous is not None:
+            adapters = tuple(_only(adapter, found.layouts) for adapter in adapters)
             layouts = _with_previous(layouts, previous)
         rejected = (*unnamed, *found.rejected)
         if settings.command == "inspect":
-            return Chosen(found.adapters, rejected, layouts, None, found.notes)
-        sources = [*found.adapters] if previous is None else [*found.adapters, previous]
+            return Chosen(adapters, rejected, layouts, None, found.notes)
+        sources = [*adapters] if previous is None else [*adapters, previous]
         try:
             output, notes = choose_output(sources, layouts, settings.output_format)
         except Unnamed as error:
@@ -52,13 +58,44 @@ def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | No
             if not few or any(a is previous for holders in few.values() for a in holders):
                 raise
             unnamed += _unwritable(error, few)
-            gone = {rejection.name for rejection in unnamed}
-            cohort = replace(
-                cohort, adapters=tuple(a for a in cohort.adapters if a.name not in gone)
-            )
+            cohort = _without(cohort, unnamed)
             continue
-        return Chosen(found.adapters, rejected, layouts, output, (*found.notes, *notes))
+        return Chosen(adapters, rejected, layouts, output, (*found.notes, *notes))
     return Chosen((), tuple(unnamed), {}, None, ())
+
+
+def _without(cohort: Cohort, gone: Sequence[Rejection]) -> Cohort:
+    names = {rejection.name for rejection in gone}
+    return replace(cohort, adapters=tuple(a for a in cohort.adapters if a.name not in names))
+
+
+def _only(adapter: Adapter, layouts: Mapping[str, Layout]) -> Adapter:
+    """The adapter without the modules that are left out, which the previous one may have."""
+    modules = {name: module for name, module in adapter.modules.items() if name in layouts}
+    return adapter if len(modules) == len(adapter.modules) else replace(adapter, modules=modules)
+
+
+def _unlike(adapters: Sequence[Adapter], previous: Adapter) -> list[Rejection]:
+    """Clients with a module of another shape than the previous adapter's, if few have it so:
+    then they are wrong, and not the previous adapter."""
+    found: dict[str, Rejection] = {}
+    for name, module in sorted(previous.modules.items()):
+        having = [a for a in adapters if name in a.modules]
+        wrong = [a for a in having if a.modules[name].layout != module.layout]
+        if 2 * len(wrong) > len(adapters):
+            continue
+        for adapter in wrong:
+            shape = adapter.modules[name].layout
+            reason = RejectedClient(
+                f"delta weight has shape {shape}, the previous adapter's has {module.layout}",
+                module=name,
+                found=f"shape {shape}",
+                expected=f"shape {module.layout}",
+            )
+            found.setdefault(
+                adapter.name, rejection(reason, adapter.name, adapter.path, adapter.sha256)
+            )
+    return list(found.values())
 
 
 def _unwritable(error: Unnamed, few: Mapping[str, tuple[Adapter, ...]]) -> list[Rejection]:

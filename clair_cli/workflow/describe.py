@@ -242,6 +242,8 @@ def describe_modules(judged: Judged) -> tuple[ModuleReport, ...]:
     inside: list[float | None] = [None] * n
     outside: list[float | None] = [None] * n
     dims: Sequence[int | None] = [None] * n
+    names = {} if round_.output is None else round_.output.names
+    written = set(judged.written if judged.merged else names)
     if judgement is not None and evidence is not None:
         updates = (evidence.norms > 0).sum(1).tolist()
         inside, outside = _module_levels(evidence, judgement.structure)
@@ -252,7 +254,7 @@ def describe_modules(judged: Judged) -> tuple[ModuleReport, ...]:
             name, shape, updates[i],
             tuple(sorted(a.name for a in round_.adapters if name not in a.modules)),
             dims[i], inside[i], outside[i],
-            None if round_.output is None else round_.output.names.get(name),
+            names.get(name) if name in written else None,
         )
         for i, (name, shape) in enumerate(round_.module_shapes.items())
     )  # fmt: skip

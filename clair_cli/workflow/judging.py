@@ -56,6 +56,15 @@ class Judged:
         """Indices of the clients with a weight."""
         return tuple(k for k, w in enumerate(self.weights) if w > 0)
 
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The modules that an adapter of this round has: those of the clients with a weight and
+        of the previous adapter. A client that is left out brings none."""
+        sources = [self.round.adapters[k] for k in self.merged]
+        if self.round.previous is not None:
+            sources.append(self.round.previous)
+        return tuple(m for m in self.round.module_shapes if any(m in a.modules for a in sources))
+
 
 def judge_round(round_: Round, engine: Engine, *, allow_undetermined: bool) -> Judged:
     """First pass and judgement; nothing is merged yet."""

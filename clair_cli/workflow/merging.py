@@ -36,7 +36,7 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine) -> Merged:
         ClientLost: a tensor changed since the first pass.
         OutputError: the result does not fit the dtype asked for.
     """
-    shapes = judged.round.module_shapes
+    modules = judged.written
     adapters = [judged.round.adapters[k] for k in judged.merged]
     assert judged.round.output is not None
     writer = AdapterWriter(adapters, judged.round.output, settings)
@@ -44,7 +44,7 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine) -> Merged:
     cores: dict[str, MergedCore | None] = {}
     room = KEPT_BYTES
     for module, (values, core) in zip(
-        shapes, engine.each("merging", merger.observe, shapes), strict=True
+        modules, engine.each("merging", merger.observe, modules), strict=True
     ):
         writer.observe(module, values)
         size = 0 if core is None else 8 * (core.left.numel() + core.right.numel())
@@ -58,7 +58,7 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine) -> Merged:
             core = cores[module] if module in cores else merger.observe(module)[1]
             return writer.cut(module, merger.leading(module, core, writer.rank))
 
-    for module, written in zip(shapes, engine.each("writing", cut, shapes), strict=True):
+    for module, written in zip(modules, engine.each("writing", cut, modules), strict=True):
         writer.put(module, written)
     return Merged(writer.finish(), _plain_distance(judged))
 

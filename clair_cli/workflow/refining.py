@@ -134,7 +134,7 @@ def refine_round(judged: Judged, settings: Settings, engine: Engine) -> Refined:
     """
     side, why = choose_side(judged)
     looks = _Looks(judged, side)
-    modules = list(judged.round.module_shapes)
+    modules = judged.written
     offs = list(engine.each("measuring", looks.off, modules))
     gains, model = _gains(judged, settings, offs)
     looks.keep = [gain is not None and not gain.sure for gain in gains]

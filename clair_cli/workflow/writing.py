@@ -136,7 +136,7 @@ class AdapterWriter:
             tensors=output.tensors(factors, scaling),
             config=config,
             format=output.format,
-            header=output.header(config, scaling),
+            header=output.header(config, modules, scaling),
             rank=self._rank,
             alpha=self._scale.alpha,
             scaling=self._scale.scaling,

@@ -173,6 +173,40 @@ def test_a_client_that_says_nothing_of_its_init_goes() -> None:
     )
 
 
+def test_one_config_does_not_part_with_clients_that_have_none() -> None:
+    """Whose init is not known is taken for ordinary, unless most say what all must share."""
+    kohya = {"q.lora_down.weight": torch.ones(2, 8), "q.lora_up.weight": torch.ones(6, 2)}
+    silent: dict[str, Any] = {f"k{i}": (kohya, None) for i in range(3)}
+    pissa = (state(Q), config(init_lora_weights="pissa"))
+    found = check_comparable(adapters_from_memory({**silent, "a": pissa}))
+    assert names(found) == ["k0", "k1", "k2"]
+    assert "init_lora_weights is 'pissa', 3 of 4 clients have an ordinary one" in (
+        found.rejected[0].message
+    )
+    plain = (state(Q), config())
+    found = check_comparable(adapters_from_memory({**silent, "a": pissa, "b": plain}))
+    assert names(found) == ["b", "k0", "k1", "k2"]
+    olora = (state(Q), config(init_lora_weights="olora"))
+    with pytest.raises(InputRefused, match="no majority for init_lora_weights"):
+        check_comparable(
+            adapters_from_memory({"a": pissa, "b": olora, "k0": silent["k0"], "k1": silent["k1"]})
+        )
+
+
+def test_two_configs_of_many_do_not_end_the_round() -> None:
+    kohya = {"q.lora_down.weight": torch.ones(2, 8), "q.lora_up.weight": torch.ones(6, 2)}
+    clients: dict[str, Any] = {f"k{i}": (kohya, None) for i in range(3)}
+    clients |= {"a": (state(Q), config()), "b": (state(Q), config(fan_in_fan_out=True))}
+    found = check_comparable(adapters_from_memory(clients))
+    assert len(found.adapters) == 5
+    assert any("fan_in_fan_out differs: 1 client has false ('a')" in n for n in found.notes)
+    local = {"base_model_name_or_path": "/data/base"}
+    other = {"base_model_name_or_path": "org/other"}
+    found = check_comparable(cohort(a=(Q, BASE), b=(Q, other), c=(Q, local), d=(Q, local)))
+    assert len(found.adapters) == 4
+    assert any("base_model_name_or_path differs" in note for note in found.notes)
+
+
 def test_one_name_means_one_kind_of_layer() -> None:
     """An embedding's update is a matrix of its own, even where the shapes agree."""
     embedding = {f"base_model.model.q.lora_embedding_{s}": t

@@ -186,3 +186,79 @@ def test_the_oldest_names(tmp_path: Path) -> None:
     assert worst(ours(adapter), wanted) <= EPS
     converted = diffusers.utils.state_dict_utils.convert_unet_state_dict_to_peft(old)
     assert {n.rsplit(".lora_", 1)[0] for n in converted} == set(adapter.modules)
+
+
+def flux() -> Any:
+    torch.manual_seed(0)
+    return diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=[4, 4, 8],
+    )
+
+
+def load_flux(path: Path) -> Any:
+    model = flux()
+    state, alphas, metadata = diffusers.FluxPipeline.lora_state_dict(
+        path, return_alphas=True, return_lora_metadata=True
+    )
+    diffusers.FluxPipeline.load_lora_into_transformer(
+        state, network_alphas=alphas, transformer=model, metadata=metadata
+    )
+    return model
+
+
+@pytest.mark.parametrize("written", ["auto", "kohya"])
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("keep_alpha", [False, True])
+def test_a_transformer_in_place_of_a_unet(
+    tmp_path: Path, written: str, header: bool, keep_alpha: bool
+) -> None:
+    """Flux, with diffusers' config in the header and, as older files, without any."""
+    model = flux()
+    torch.manual_seed(1)
+    alpha = 10 if header else 4
+    targets = ["to_q", "to_k", "to_out.0"]
+    model.add_adapter(
+        peft.LoraConfig(r=4, lora_alpha=alpha, target_modules=targets, init_lora_weights=False)
+    )
+    fields = model.peft_config["default"].to_dict() if header else None
+    diffusers.FluxPipeline.save_lora_weights(
+        tmp_path / "clients",
+        transformer_lora_layers=peft.utils.get_peft_model_state_dict(model),
+        transformer_lora_adapter_metadata=fields,
+        weight_name="one.safetensors",
+    )
+    wanted = {f"transformer.{name.removeprefix('unet.')}": d for name, d in theirs(model).items()}
+    (adapter,) = load_cohort(tmp_path / "clients").adapters
+    assert adapter.format == "diffusers"
+    assert worst(ours(adapter), wanted) <= EPS
+    clair_cli.merge(
+        tmp_path / "clients",
+        tmp_path / "out.safetensors",
+        rank="full",
+        allow_undetermined=True,
+        output_format=written,
+        keep_alpha=keep_alpha,
+    )
+    assert worst(theirs(load_flux(tmp_path / "out.safetensors")), theirs(model)) <= EPS
+
+
+def test_a_transformer_of_other_modules_by_its_header(tmp_path: Path) -> None:
+    """The config in the header has parts, so that the names are diffusers'."""
+    state = {
+        "transformer.blocks.0.q.lora_A.weight": torch.ones(2, 8),
+        "transformer.blocks.0.q.lora_B.weight": torch.ones(6, 2),
+    }
+    metadata = {
+        "lora_adapter_metadata": json.dumps({"transformer.r": 2, "transformer.lora_alpha": 3})
+    }
+    safetensors.torch.save_file(state, tmp_path / "one.safetensors", metadata)
+    (adapter,) = load_cohort(tmp_path).adapters
+    assert (adapter.format, adapter.modules["transformer.blocks.0.q"].alpha) == ("diffusers", 3.0)

@@ -125,6 +125,8 @@ TEXT = "text_encoder.text_model.layers.0.self_attn"
         (tuple(both("unet.x.to_q")), "unet.x.to_q", "diffusers", True),
         (tuple(both(f"{P}unet.x.to_q")), "unet.x.to_q", "peft", False),
         (tuple(both("transformer.h.0.c_attn")), "transformer.h.0.c_attn", "peft", False),
+        (tuple(both("transformer.transformer_blocks.0.attn.to_q")),
+         "transformer.transformer_blocks.0.attn.to_q", "diffusers", True),
         ((f"{P}e.lora_embedding_A", f"{P}e.lora_embedding_B"), "e", "peft", False),
         ((f"{P}e.lora_embedding_A.x", f"{P}e.lora_embedding_B.x"), "e", "peft", False),
     ],

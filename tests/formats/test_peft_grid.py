@@ -189,6 +189,126 @@ def test_a_state_dict_in_memory(tmp_path: Path) -> None:
     assert worst({"emb": delta}, {"emb": theirs(model)["emb"]}) <= EPS
 
 
+class Chain(torch.nn.Module):
+    """Linear layers that data runs through, for the inits that look at data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.block = torch.nn.ModuleDict(
+            {"q": torch.nn.Linear(12, 10), "up": torch.nn.Linear(10, 14, bias=False)}
+        )
+        self.q = torch.nn.Linear(14, 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.q(self.block["up"](torch.tanh(self.block["q"](x))))
+        return found
+
+
+def batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    scales = torch.logspace(0, 2, 12)  # some directions matter more, so that EVA moves ranks
+    return [torch.randn(64, 12, generator=generator) * scales for _ in range(4)]
+
+
+def config_of(init: str, **more: Any) -> Any:
+    fields = {"target_modules": LINEAR, "r": 4, "lora_alpha": 6}
+    return peft.LoraConfig(init_lora_weights=init, **fields, **more)
+
+
+def corda(method: str, **more: Any) -> Any:
+    from peft.tuners.lora.corda import preprocess_corda
+
+    model, config = Chain(), config_of(
+        "corda", corda_config=peft.tuners.lora.config.CordaConfig(corda_method=method), **more
+    )  # fmt: skip
+    preprocess_corda(model, config, run_model=lambda: [model(x) for x in batches()])
+    return peft.get_peft_model(model, config)
+
+
+def lora_ga(**more: Any) -> Any:
+    from peft.tuners.lora.loraga import preprocess_loraga
+
+    model = Chain()
+    config = config_of("lora_ga", lora_ga_config=peft.tuners.lora.config.LoraGAConfig(), **more)
+    preprocess_loraga(model, config, lambda: model(batches()[0]).square().mean().backward())
+    return peft.get_peft_model(model, config)
+
+
+def loftq(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """peft's own quantisers are bitsandbytes' and run on a GPU only; rounding to 16 levels takes
+    their place. The rest of the init, the factors and the config, is peft's."""
+
+    def rounded(weight: torch.Tensor, num_bits: int, reduced_rank: int, num_iter: int) -> Any:
+        step = weight.abs().max() / 2 ** (num_bits - 1)
+        quantised = (weight.detach() / step).round() * step
+        found = peft.utils.loftq_utils._low_rank_decomposition(
+            weight.detach() - quantised, reduced_rank=reduced_rank
+        )
+        return quantised, found["R"], found["L"]
+
+    monkeypatch.setattr(peft.tuners.lora.layer, "loftq_init", rounded)
+    config = config_of("loftq", loftq_config={"loftq_bits": 4, "loftq_iter": 1})
+    return peft.get_peft_model(Chain(), config)
+
+
+def eva(**more: Any) -> Any:
+    from peft.tuners.lora.eva import initialize_lora_eva_weights
+
+    sub = peft.tuners.lora.config.EvaConfig(rho=2.0, tau=0.5)
+    model = peft.get_peft_model(Chain(), config_of("eva", eva_config=sub, **more))
+    initialize_lora_eva_weights(
+        model,
+        batches(),
+        forward_fn=lambda model, x: model(x),
+        prepare_model_inputs_fn=None,
+        prepare_layer_inputs_fn=lambda x, model_input, name: x[0] if isinstance(x, tuple) else x,
+        show_progress_bar=False,
+    )
+    return model
+
+
+FROM_DATA: dict[str, tuple[str, Any]] = {
+    "corda ipm": ("corda", lambda _: corda("ipm")),
+    "corda kpm": ("corda", lambda _: corda("kpm", rank_pattern={"up": 3})),
+    "lora ga": ("lora_ga", lambda _: lora_ga()),
+    "lora ga and rslora": ("lora_ga", lambda _: lora_ga(use_rslora=True)),
+    "loftq": ("loftq", loftq),
+    "eva": ("eva", lambda _: eva()),
+    "eva and patterns": ("eva", lambda _: eva(alpha_pattern={"block.q": 5}, use_rslora=True)),
+}
+
+
+@pytest.mark.parametrize("case", FROM_DATA)
+def test_inits_that_peft_makes_from_weights_and_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """The adapter that peft makes, after some training, as read and as written and loaded."""
+    init, make_model = FROM_DATA[case]
+    model = make_model(monkeypatch)
+    start = theirs(model)
+    if init not in ("eva",):
+        assert any(float(delta.norm()) > 0 for delta in start.values())
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for x in batches():
+        optimiser.zero_grad()
+        model(x / x.norm()).square().sum().backward()
+        optimiser.step()
+    wanted = theirs(model)
+    model.save_pretrained(tmp_path / "clients" / "one")
+    (adapter,) = load_cohort(tmp_path / "clients").adapters
+    assert adapter.config.guarded_init == init
+    assert worst(ours(adapter), wanted) <= EPS
+    if init == "eva":  # the ranks were moved
+        assert len({module.rank for module in adapter.modules.values()}) > 1
+    result = clair_cli.merge(
+        tmp_path / "clients", tmp_path / "merged", rank="full", allow_undetermined=True
+    )
+    assert any(f"all clients used init_lora_weights '{init}'" in w for w in result.report.warnings)
+    loaded = peft.PeftModel.from_pretrained(Chain(), tmp_path / "merged")
+    assert worst(theirs(loaded), wanted) <= EPS
+
+
 def test_grouped_convolutions_are_refused(tmp_path: Path) -> None:
     class Grouped(torch.nn.Module):
         def __init__(self) -> None:

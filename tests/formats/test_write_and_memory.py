@@ -43,6 +43,40 @@ def test_bytes_are_canonical_and_readable() -> None:
         safetensors_bytes({"a": torch.arange(3, dtype=torch.int8)}, {})
 
 
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ((None, config()), "NoneType is no state dict"),
+        (([torch.ones(2)], config()), "list is no state dict"),
+        (({**pair("m.q"), 1: torch.ones(2)}, config()), "tensor name 1 is not a name"),
+        ((pair("m.q"), config(lora_alpha=10**400)), "expected a finite number"),
+        ((pair("m.q"), config(r=10**5000)), "can't be written as JSON"),
+        ((pair("m.q"), config(lora_alpha=10**5000)), "expected a finite number"),
+        ((pair("m.q"), config(alpha_pattern={"q": 10**400})), "expected a finite number"),
+        ((pair("m.q"), config(foo=torch.ones(2))), "adapter config can't be read"),
+        ((pair("m.q"),), "not a pair of state dict and config"),
+        (pair("m.q"), "not a pair of state dict and config"),
+    ],
+)
+def test_a_bad_client_in_memory_is_a_rejection(bad: Any, words: str) -> None:
+    good = (pair("m.q"), config())
+    cohort = adapters_from_memory({"bad": bad, "good": good})
+    assert [adapter.name for adapter in cohort.adapters] == ["good"]
+    assert words in cohort.rejected[0].message
+
+
+def test_the_flag_written_is_that_of_clients_with_a_config() -> None:
+    """An assumed config knows nothing of `fan_in_fan_out`."""
+    kohya = {"m.q.lora_down.weight": torch.ones(2, 8), "m.q.lora_up.weight": torch.ones(6, 2)}
+    clients = {
+        "a": (pair("m.q"), config(fan_in_fan_out=True)),
+        "b": (kohya, None),
+        "c": (kohya, None),
+    }
+    found = adapters_from_memory(clients).adapters
+    assert merged_config(found, ["m.q"], 2, 2.0)["fan_in_fan_out"] is True
+
+
 def test_written_adapters_are_read_back(tmp_path: Path) -> None:
     key_A, key_B = f"{PREFIX}m.q.lora_A.weight", f"{PREFIX}m.q.lora_B.weight"
     tensors = {key_A: torch.randn(3, 8), key_B: torch.randn(6, 3)}
