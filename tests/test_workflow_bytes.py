@@ -140,19 +140,20 @@ def test_threads_change_no_byte_where_products_would(tmp_path: Path) -> None:
     clients = {}
     for k in range(3):
         state = {
-            "layer.q.lora_A.weight": torch.randn(32, 512, generator=g),
-            "layer.q.lora_B.weight": torch.randn(2048, 32, generator=g),
+            f"layer.{name}.lora_{side}.weight": torch.randn(*shape, generator=g)
+            for name in ("q", "k", "v")
+            for side, shape in (("A", (32, 512)), ("B", (2048, 32)))
         }
         clients[f"c{k}"] = (state, {"r": 32, "lora_alpha": 32})
     found = []
-    for threads in (1, 2):
+    for threads, side_by_side in ((1, 1), (2, 1), (2, 2), (1, 3)):
         torch.set_num_threads(threads)
-        tensors = clair_cli.merge(clients, allow_undetermined=True).tensors
+        tensors = clair_cli.merge(clients, allow_undetermined=True, threads=side_by_side).tensors
         assert tensors is not None
         found.append(
             {k: hashlib.sha256(t.numpy().tobytes()).hexdigest() for k, t in tensors.items()}
         )
-    assert found[0] == found[1]
+    assert found == [found[0]] * 4
 
 
 def test_copies_that_differ_in_their_config_only_are_ordered_by_content(tmp_path: Path) -> None:
