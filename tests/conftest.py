@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -18,6 +19,19 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 NO_NETWORK = str(Path(__file__).parent / "no_network")
 collect_ignore = ["no_network"]  # nothing to test in there, and another file may have its name
+
+
+def pytest_configure() -> None:
+    """Signals as an ordinary process has them: nohup and `&` leave some ignored, and a child of
+    the tests inherits that."""
+    for name, handler in (
+        ("SIGINT", signal.default_int_handler),
+        ("SIGTERM", signal.SIG_DFL),
+        ("SIGHUP", signal.SIG_DFL),
+    ):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

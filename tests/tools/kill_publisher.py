@@ -85,6 +85,8 @@ def look(folder: Path) -> tuple[int, str]:
 
 
 def child(folder: Path, turn: int, ready: int) -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # nohup, say, leaves one ignored
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
     raise_on_signals()
     try:
         os.write(ready, b"x")
