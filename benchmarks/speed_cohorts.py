@@ -72,7 +72,7 @@ def make_cohort(
     Returns:
         Bytes of all weights files.
     """
-    done = folder.with_suffix(".complete")
+    done = folder.with_name(folder.name + ".complete")
     if not done.exists():
         for client in range(clients):
             _write_client(folder / f"client-{client:03}", model, client, ranks, layers)

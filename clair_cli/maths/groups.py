@@ -21,8 +21,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
 # Measured on trained cohorts (benchmarks/README.md): mislabelled and unrelated clients reach at
@@ -214,6 +212,9 @@ def coherent_groups(levels: PairLevels, clients: Sequence[int]) -> list[tuple[in
     above it, is undone, and what is left is joined where it is coherent all the same.
     Ties in size go to the higher level, then to the first client.
     """
+    from scipy.cluster.hierarchy import linkage  # slow to import
+    from scipy.spatial.distance import squareform
+
     clients = list(clients)
     if len(clients) < 2:
         return [tuple(clients)] if clients else []

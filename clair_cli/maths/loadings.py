@@ -20,7 +20,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse.csgraph import connected_components
 
 from clair_cli.maths.groups import GROUP_RATIO, PairLevels
 
@@ -127,6 +126,8 @@ def near_copies(levels: PairLevels, clients: Sequence[int]) -> dict[int, int]:
     if middle > 0:
         expected = np.clip(np.outer(typical, typical) / middle, 0.0, 1.0)
     alike = 1.0 - table <= COPY_DISTANCE * (1.0 - expected)  # never where NaN
+    from scipy.sparse.csgraph import connected_components  # slow to import
+
     _, cluster = connected_components(alike, directed=False)
     _, first = np.unique(cluster, return_index=True)
     return {

@@ -13,8 +13,8 @@ class Product:
     """A matrix as lora_B @ lora_A, never multiplied out.
 
     Attributes:
-        lora_B: shape (out_features, rank), float64.
-        lora_A: shape (rank, in_features), float64.
+        lora_B: shape (out_features, rank), float64 (float32 where it is only to be rounded).
+        lora_A: shape (rank, in_features), of the same dtype.
     """
 
     lora_B: Tensor
@@ -58,11 +58,11 @@ class Spectrum:
         kept = min(rank, len(self.values))
         if self.left.shape[1] < kept:
             raise ValueError(f"{self.left.shape[1]} singular vectors, {kept} needed")
-        half = self.values[:kept].sqrt()
-        lora_B = self.left.new_zeros(self.left.shape[0], rank)
-        lora_A = self.right.new_zeros(rank, self.right.shape[1])
-        lora_B[:, :kept] = self.left[:, :kept] * half
-        lora_A[:kept] = half[:, None] * self.right[:kept]
+        half = self.values[:kept].sqrt().to(self.left.dtype)
+        lora_B, lora_A = self.left[:, :kept] * half, half[:, None] * self.right[:kept]
+        if kept < rank:
+            lora_B = torch.nn.functional.pad(lora_B, (0, rank - kept))
+            lora_A = torch.nn.functional.pad(lora_A, (0, 0, 0, rank - kept))
         return Product(lora_B, lora_A)
 
 

@@ -86,6 +86,8 @@ def write_module(
 ) -> WrittenModule | None:
     """Cut to `rank`, divide `scaling` out, round to `dtype`; None if that overflows.
 
+    The singular vectors may be float32 for a dtype of 16 bits, whose rounding is 1e4 times larger.
+
     What rounding adds is taken as orthogonal to what the cut leaves out; the product of both
     factors' rounding errors is not, but smaller by another factor of the dtype's precision.
 
@@ -101,32 +103,32 @@ def write_module(
         return None
     kept = exact.values.new_zeros(rank)
     kept[: len(exact.values)] = exact.values[:rank]
-    rounding = _rounding_error(
-        cut, lora_B.double() / half - cut.lora_B, lora_A.double() / half - cut.lora_A, kept
-    )
+    wrong_B = (lora_B.to(cut.lora_B.dtype) / half).sub_(cut.lora_B)
+    wrong_A = (lora_A.to(cut.lora_A.dtype) / half).sub_(cut.lora_A)
+    rounding = _rounding_error(cut, wrong_B, wrong_A, kept)
     return WrittenModule(lora_A, lora_B, math.hypot(tail_norm(exact.values, rank), rounding))
 
 
-def _rounding_error(cut: Product, error_B: Tensor, error_A: Tensor, values: Tensor) -> float:
-    """Norm of (B + error_B)(A + error_A) - B A, where B'B = AA' = diag(values).
+def _rounding_error(cut: Product, wrong_B: Tensor, wrong_A: Tensor, values: Tensor) -> float:
+    """Norm of (B + wrong_B)(A + wrong_A) - B A, where B'B = AA' = diag(values).
 
-    As [B error_B] [error_A; A + error_A] it is a sum over two small Grams. The products run in
-    float32 on terms scaled to size one: relative error about 1e-6 of an error.
+    As [B wrong_B] [wrong_A; A + wrong_A] it is a sum over two small Grams. The products run in
+    float32 on terms scaled to size one: relative error about 1e-6 of an error. Overwrites the
+    wrongs.
     """
-    scale = float(values.max()) ** 0.5 if len(values) else 0.0
-    sizes = [float(e.abs().max()) if e.numel() else 0.0 for e in (error_B, error_A)]
-    if scale == 0.0 or max(sizes) == 0.0:
+    scale = math.sqrt(float(values.max())) if len(values) else 0.0
+    size = max(float(w.abs().max()) if w.numel() else 0.0 for w in (wrong_B, wrong_A))
+    if scale == 0.0 or size == 0.0:
         return 0.0
-    size = max(sizes)
     B, A = (cut.lora_B / scale).float(), (cut.lora_A / scale).float()
-    wrong_B, wrong_A = (error_B / size).float(), (error_A / size).float()
+    wrong_B, wrong_A = wrong_B.div_(size).float(), wrong_A.div_(size).float()
     step = size / scale  # the errors' size beside the factors'
     diagonal = torch.diag(values / scale**2)
-    BB, BE, EE = diagonal, (B.mT @ wrong_B).double(), symmetric_product(wrong_B.mT).double()
-    AA, AE, FF = diagonal, (A @ wrong_A.mT).double(), symmetric_product(wrong_A).double()
+    BE, EE = (B.mT @ wrong_B).double(), symmetric_product(wrong_B.mT).double()
+    AE, FF = (A @ wrong_A.mT).double(), symmetric_product(wrong_A).double()
     # columns [B, step E], rows [F; A + step F], all times step * scale**2
-    below = AA + step * (AE + AE.mT) + step**2 * FF
-    square = (BB * FF).sum() + 2 * (BE * (AE.mT + step * FF)).sum() + (EE * below).sum()
+    below = diagonal + step * (AE + AE.mT) + step**2 * FF
+    square = (diagonal * FF).sum() + 2 * (BE * (AE.mT + step * FF)).sum() + (EE * below).sum()
     return size * scale * math.sqrt(max(0.0, float(square)))
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from clair_cli.maths.client_scores import CLIENT_SCORES
@@ -105,7 +104,9 @@ def member_probability(ratios: Sequence[float], client: int, members: Sequence[i
         return 1.0
     spread = float(others.std()) * (1.0 + 1.0 / len(others)) ** 0.5
     depth = (float(others.mean()) - ratios[client]) / max(spread, 1e-12)
-    return float(student.sf(depth, len(others) - 1))
+    from scipy.special import stdtr  # slow to import
+
+    return float(stdtr(len(others) - 1, -depth))
 
 
 def odd_modules(similarities: Tensor, client: int, members: Sequence[int]) -> tuple[int, ...]:

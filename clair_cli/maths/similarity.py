@@ -69,7 +69,23 @@ def unit_side(outer: Tensor, inner: Tensor, grams: Grams) -> tuple[Tensor, Tenso
     inverse = torch.where(grams.norms > 0, 1.0 / grams.norms, 0.0)
     columns = torch.repeat_interleave(inverse, torch.tensor(list(grams.ranks)), dim=1)
     root = half_factors(inner, grams.ranks) * columns[:, None, :]
-    return root.mT @ outer @ root, root
+    return _congruent(root, outer, grams.ranks), root
+
+
+def _congruent(root: Tensor, outer: Tensor, ranks: Sequence[int]) -> Tensor:
+    """`root' @ outer @ root` for a block-diagonal root, block by block."""
+    half, result = torch.empty_like(outer), torch.empty_like(outer)
+    start = 0
+    for rank in ranks:
+        block = slice(start, start + rank)
+        half[:, :, block] = outer[:, :, block] @ root[:, block, block]
+        start += rank
+    start = 0
+    for rank in ranks:
+        block = slice(start, start + rank)
+        result[:, block] = root[:, block, block].mT @ half[:, block]
+        start += rank
+    return result
 
 
 def unit_grams(grams: Grams) -> tuple[Tensor, Tensor]:

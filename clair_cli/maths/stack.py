@@ -89,8 +89,8 @@ def stack_factors(
         for k in range(n_clients)
     )
     total = sum(ranks)
-    stacked_A = torch.zeros(len(modules), total, in_features, dtype=torch.float64)
-    stacked_B = torch.zeros(len(modules), out_features, total, dtype=torch.float64)
+    stacked_A = torch.zeros(len(modules), total, in_features, dtype=dtype)
+    stacked_B = torch.zeros(len(modules), out_features, total, dtype=dtype)
     scale = torch.zeros(len(modules), n_clients, dtype=torch.float64)
     for i, clients in enumerate(modules):
         start = 0
@@ -109,8 +109,8 @@ def stack_factors(
                 scale[i, k] = size
             start += ranks[k]
     return FactorStack(
-        stacked_A.to(device=device, dtype=dtype),
-        stacked_B.to(device=device, dtype=dtype),
+        stacked_A.to(device),
+        stacked_B.to(device),
         scale,
         ranks,
     )

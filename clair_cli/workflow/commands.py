@@ -1,38 +1,27 @@
 """`merge`, `inspect` and `refine`: the Python twins of the commands.
 
-They print nothing and never exit. A wrong call raises `UsageError`, an output that can't be
+They print nothing and never exit. Clients are read while torch, which takes about as long, is
+imported. A wrong call raises `UsageError`, an output that can't be
 written `OutputError`; everything else is in the report, its exit code included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from clair_cli.errors import UsageError
-from clair_cli.formats.cohort import Rejection
 from clair_cli.report import Report
-from clair_cli.workflow.engine import Engine, make_engine
-from clair_cli.workflow.judging import Judged, judge_round
-from clair_cli.workflow.memory_estimate import estimate_memory
-from clair_cli.workflow.merging import Merged, merge_round
 from clair_cli.workflow.outputs import (
-    AdapterFiles,
-    adapter_files,
-    check_least_room,
     check_outputs,
     write_merged,
     write_refined,
     write_report_only,
 )
-from clair_cli.workflow.pool import one_thread_each
-from clair_cli.workflow.refining import Refined, refine_round
-from clair_cli.workflow.reporting import exit_code, make_report
-from clair_cli.workflow.round import load_round, rejection_of
-from clair_cli.workflow.settings import Progress, Settings, make_settings
-from clair_cli.workflow.tensors import ClientLost
+from clair_cli.workflow.read_ahead import ReadAhead
+from clair_cli.workflow.settings import Progress, make_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,7 +130,9 @@ def merge(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("merge", clients, output, options)
     check_outputs(settings)
-    result, merged, files = _merge(settings, one_file=settings.one_file)
+    ahead = ReadAhead(settings)
+    rounds = _rounds()
+    result, merged, files = rounds.merge(settings, ahead, one_file=settings.one_file)
     if merged is None or files is None:
         path = write_report_only(result, settings)
         return MergeResult(result, None, None, _text(path))
@@ -175,8 +166,9 @@ def inspect(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("inspect", clients, output, options)
     check_outputs(settings)
-    judged, _ = run_round(settings, None)
-    report = make_report(settings, judged)
+    ahead = ReadAhead(settings)
+    rounds = _rounds()
+    report = rounds.inspect(settings, ahead)
     return InspectResult(report, _text(write_report_only(report, settings)))
 
 
@@ -217,7 +209,9 @@ def refine(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("refine", clients, output, options)
     check_outputs(settings)
-    result, refined, files = _refine(settings)
+    ahead = ReadAhead(settings)
+    rounds = _rounds()
+    result, refined, files = rounds.refine(settings, ahead)
     if refined is None:
         return RefineResult(result, {}, _text(write_report_only(result, settings)))
     path = write_refined(result, files, settings)
@@ -225,62 +219,17 @@ def refine(
     return RefineResult(result, adapters, _text(path))
 
 
-def _merge(
-    settings: Settings, *, one_file: bool
-) -> tuple[Report, Merged | None, AdapterFiles | None]:
-    judged, merged = run_round(settings, merge_round)
-    files = None if merged is None else adapter_files(merged.adapter, one_file=one_file)
-    report = make_report(settings, judged, merged=merged, files=files)
-    return report, merged, files
+def _rounds() -> ModuleType:
+    """What needs torch.
 
-
-def _refine(settings: Settings) -> tuple[Report, Refined | None, dict[str, AdapterFiles]]:
-    judged, refined = run_round(settings, refine_round)
-    made = () if refined is None else refined.clients
-    files = {r.name: adapter_files(r.adapter, one_file=False) for r in made}
-    return make_report(settings, judged, refined=refined, refined_files=files), refined, files
-
-
-def do_again(settings: Settings, *, one_file: bool) -> tuple[Report, dict[str, AdapterFiles]]:
-    """Merge or refine, and write nothing: the report, and the adapters by client's folder.
-
-    Args:
-        one_file: whether the merged adapter is to be a single file; its folder is "".
+    Raises:
+        ImportError: torch is missing or broken.
     """
-    if settings.command == "refine":
-        report, _, files = _refine(settings)
-        return report, files
-    report, _, merged = _merge(settings, one_file=one_file)
-    return report, {} if merged is None else {"": merged}
-
-
-Made = TypeVar("Made")
-
-
-def run_round(
-    settings: Settings, make: Callable[[Judged, Settings, Engine], Made] | None
-) -> tuple[Judged, Made | None]:
-    """Read, judge and make; a client whose file changes on the way is rejected and the round
-    starts again without it, so that what is judged is what is merged."""
-    engine = make_engine(settings)
-    dropped: list[Rejection] = []
-    with one_thread_each():
-        while True:
-            round_ = load_round(settings, engine, dropped)
-            if round_.refusal is None:
-                engine.tell("memory", estimate_memory(round_, engine), 0)
-            if make is not None:
-                check_least_room(settings, round_.module_shapes.values())
-            try:
-                judged = judge_round(round_, engine, allow_undetermined=settings.allow_undetermined)
-                wanted = make is not None and exit_code(settings, judged) == 0
-                made = make(judged, settings, engine) if make is not None and wanted else None
-            except ClientLost as lost:
-                if lost.adapter is round_.previous:
-                    raise UsageError(f"--previous: {lost.error.message}") from None
-                dropped.append(rejection_of(lost.error, lost.adapter))
-                continue
-            return judged, made
+    try:
+        from clair_cli.workflow import rounds
+    except OSError as error:  # a library of torch's is not what it should be
+        raise ImportError(str(error), name="torch") from error
+    return rounds
 
 
 def _text(path: Path | None) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -37,7 +36,7 @@ class Judged:
     weights: tuple[float, ...]
     plain_weights: tuple[float, ...]
     warnings: tuple[str, ...]
-    grams: Mapping[str, Grams]
+    grams: dict[str, Grams]
 
     @property
     def outcome(self) -> str:
@@ -64,6 +63,14 @@ class Judged:
         if self.round.previous is not None:
             sources.append(self.round.previous)
         return tuple(m for m in self.round.module_shapes if any(m in a.modules for a in sources))
+
+
+def warm_up() -> None:
+    """Import what judging needs of scipy, on a thread of its own: comparing comes first."""
+    import scipy.cluster.hierarchy
+    import scipy.sparse.csgraph
+    import scipy.spatial.distance
+    import scipy.special  # noqa: F401
 
 
 def judge_round(round_: Round, engine: Engine, *, allow_undetermined: bool) -> Judged:

@@ -51,12 +51,14 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine) -> Merged:
         if size <= room:
             cores[module] = core
             room -= size
+    judged.grams.clear()
     writer.plan()
+    products = torch.float32 if writer.sixteen_bits else engine.device.dtype
 
     def cut(module: str) -> WrittenModule:
         with naming_module(module):
-            core = cores[module] if module in cores else merger.observe(module)[1]
-            return writer.cut(module, merger.leading(module, core, writer.rank))
+            core = cores.pop(module) if module in cores else merger.observe(module)[1]
+            return writer.cut(module, merger.leading(module, core, writer.rank, products))
 
     for module, written in zip(modules, engine.each("writing", cut, modules), strict=True):
         writer.put(module, written)
@@ -77,15 +79,21 @@ class _Merger:
                 return core.values, core
             return singular_values(self._product(module)), None
 
-    def leading(self, module: str, core: MergedCore | None, rank: int) -> Spectrum:
-        """The singular vectors of one module, the leading `rank` of them at least."""
+    def leading(
+        self, module: str, core: MergedCore | None, rank: int, dtype: torch.dtype
+    ) -> Spectrum:
+        """The singular vectors of one module, the leading `rank` of them at least.
+
+        Args:
+            dtype: of the products that make them from a core.
+        """
         if core is None:
             return spectrum(self._product(module))
-        stack = self._stack(module)
-        device, dtype = self.engine.device.name, self.engine.device.dtype
+        stack = self._stack(module, dtype)
+        device, dtype = stack.lora_A.device, stack.lora_A.dtype
         left = stack.lora_B[0] @ core.left[:, :rank].to(device=device, dtype=dtype)
         right = core.right[:rank].to(device=device, dtype=dtype) @ stack.lora_A[0]
-        return with_signs(left.double().cpu(), core.values, right.double().cpu())
+        return with_signs(left.cpu(), core.values, right.cpu())
 
     def _core(self, module: str) -> MergedCore | None:
         """With a previous adapter every client's stack holds it too: never well-conditioned."""
@@ -95,7 +103,7 @@ class _Merger:
         merged = self.judged.merged
         pair: Grams | None = self.judged.grams.get(module)
         if pair is None:
-            pair = grams(self._stack(module))
+            pair = grams(self._stack(module, self.engine.device.dtype))
             ranks, scale = pair.ranks, pair.scale[0]
             B, A = pair.B[0], pair.A[0]
         else:
@@ -107,13 +115,12 @@ class _Merger:
         weights = torch.tensor([self.judged.weights[k] for k in merged], dtype=torch.float64)
         return merged_core(B, A, torch.repeat_interleave(weights * scale, torch.tensor(ranks)))
 
-    def _stack(self, module: str) -> FactorStack:
+    def _stack(self, module: str, dtype: torch.dtype) -> FactorStack:
         """The factors of the clients with a weight."""
         adapters = [self.judged.round.adapters[k] for k in self.judged.merged]
         shape = self.judged.round.module_shapes[module]
-        device = self.engine.device
         factors = [factors_of(adapter, module) for adapter in adapters]
-        return stack_factors([factors], shape, dtype=device.dtype, device=device.name)
+        return stack_factors([factors], shape, dtype=dtype, device=self.engine.device.name)
 
     def _product(self, module: str) -> Product:
         """The weighted sum; the previous adapter, if given, is one more with weight 1: the mean

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clair_cli.errors import OutputError
 from clair_cli.formats.find_clients import CONFIG, PIPELINE_WEIGHTS, WEIGHTS
@@ -14,10 +14,11 @@ from clair_cli.formats.publish import Output, publish
 from clair_cli.formats.report_json import records_nothing, report_json
 from clair_cli.formats.targets import SUFFIX, check_distinct, check_room, check_target, resolve
 from clair_cli.formats.write_adapter import config_json, safetensors_bytes
-from clair_cli.maths.merge import SERVING_RANKS
 from clair_cli.report import Report
 from clair_cli.workflow.settings import Settings
-from clair_cli.workflow.writing import WrittenAdapter
+
+if TYPE_CHECKING:
+    from clair_cli.workflow.writing import WrittenAdapter
 
 REPORT = "report.json"
 
@@ -100,6 +101,8 @@ def check_least_room(settings: Settings, shapes: Iterable[tuple[int, int]]) -> N
     """
     if settings.output is None:
         return
+    from clair_cli.maths.merge import SERVING_RANKS  # it imports torch
+
     rank = settings.rank if isinstance(settings.rank, int) else 1
     rank = SERVING_RANKS[0] if settings.rank == "auto" else rank
     size = 4 if settings.dtype == "float32" else 2

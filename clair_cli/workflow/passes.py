@@ -35,7 +35,7 @@ class Gathered:
     """
 
     evidence: Evidence
-    grams: Mapping[str, Grams]
+    grams: dict[str, Grams]
 
 
 def batches(round_: Round, device: str) -> Iterator[list[str]]:

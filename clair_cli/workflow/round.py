@@ -12,14 +12,14 @@ from typing import Any
 
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.formats.adapter import Adapter
-from clair_cli.formats.cohort import Cohort, Rejection, load_cohort, rejection
+from clair_cli.formats.cohort import Cohort, Rejection, rejection
 from clair_cli.formats.key_map import first_few
 from clair_cli.formats.memory import adapters_from_memory
 from clair_cli.formats.output_format import OutputFormat
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.weights_file import read_weights
 from clair_cli.workflow.comparing import Chosen, choose_comparable, one_name_each
-from clair_cli.workflow.engine import Engine
+from clair_cli.workflow.read_ahead import ReadAhead
 from clair_cli.workflow.settings import Settings
 
 RESERVED = "report.json"  # in the folder of refined adapters
@@ -57,17 +57,18 @@ class Round:
         return tuple(a.name for a in self.adapters)
 
 
-def load_round(settings: Settings, engine: Engine, dropped: Sequence[Rejection] = ()) -> Round:
+def load_round(settings: Settings, ahead: ReadAhead, dropped: Sequence[Rejection] = ()) -> Round:
     """Read the clients' headers and configs and find those that can be compared.
 
     Args:
+        ahead: the cohort that is being read.
         dropped: clients found unreadable later ("changed while reading"), left out here.
 
     Raises:
         UsageError: a wrong path or option value.
     """
     try:
-        cohort = _load_cohort(settings, engine)
+        cohort = ahead.cohort()
     except InputRefused as error:
         return Round((), (), {}, None, None, None, error, ())
     if settings.command == "refine":
@@ -143,22 +144,6 @@ def _content(adapter: Adapter, weights: Mapping[str, float] | None) -> tuple[str
     """Copies may differ in weight or config, so these count before the name does."""
     config = json.dumps(adapter.config.raw, sort_keys=True, default=str)
     return adapter.content(), (weights or {}).get(adapter.name, 1.0), config, adapter.name
-
-
-def _load_cohort(settings: Settings, engine: Engine) -> Cohort:
-    if not settings.in_memory:
-        return load_cohort(
-            settings.clients,
-            assume_alpha=settings.assume_alpha,
-            exclude=settings.exclude,
-            limits=settings.limit,
-            each=lambda load, found: engine.each("reading", load, found),
-        )
-    unknown = [name for name in settings.exclude if name not in settings.clients]
-    if unknown:
-        raise UsageError(f"no client is called {unknown[0]!r}, so it can't be excluded")
-    kept = {name: pair for name, pair in settings.clients.items() if name not in settings.exclude}
-    return adapters_from_memory(kept, limits=settings.limit)
 
 
 def _read_weights(settings: Settings, cohort: Cohort) -> dict[str, float] | None:

@@ -214,13 +214,13 @@ def _again(
     Returns:
         The new report as plain data, and the weights' SHA-256 by client's folder ("" for a merge).
     """
-    from clair_cli.workflow import commands
+    from clair_cli.workflow import rounds
 
     try:
         settings = make_settings(old.command, clients, None, {**options, "progress": progress})
     except (TypeError, UsageError) as error:
         raise UsageError(f"the report's options are damaged: {error}") from None
-    report, files = commands.do_again(settings, one_file=one_file)
+    report, files = rounds.do_again(settings, one_file=one_file)
     hashes = {folder: adapter.sha256 for folder, adapter in files.items()}
     return json.loads(report_json(report)), hashes
 

@@ -104,6 +104,11 @@ class AdapterWriter:
             self._settings, self._adapters, largest / self._scale.scaling
         )
 
+    @property
+    def sixteen_bits(self) -> bool:
+        """Whether what is written is rounded to 16 bits, once planned."""
+        return self._dtype != "float32"
+
     def cut(self, module: str, exact: Spectrum) -> WrittenModule:
         """One module's factors as they will be written.
 

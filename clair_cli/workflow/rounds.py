@@ -1,0 +1,92 @@
+"""A round from its clients to what is made of it; the commands write that down."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from clair_cli.errors import UsageError
+from clair_cli.formats.cohort import Rejection
+from clair_cli.report import Report
+from clair_cli.workflow.engine import Engine, make_engine
+from clair_cli.workflow.judging import Judged, judge_round, warm_up
+from clair_cli.workflow.memory_estimate import estimate_memory
+from clair_cli.workflow.merging import Merged, merge_round
+from clair_cli.workflow.outputs import AdapterFiles, adapter_files, check_least_room
+from clair_cli.workflow.pool import one_thread_each
+from clair_cli.workflow.read_ahead import ReadAhead
+from clair_cli.workflow.refining import Refined, refine_round
+from clair_cli.workflow.reporting import exit_code, make_report
+from clair_cli.workflow.round import load_round, rejection_of
+from clair_cli.workflow.settings import Settings
+from clair_cli.workflow.tensors import ClientLost
+
+
+def inspect(settings: Settings, ahead: ReadAhead) -> Report:
+    judged, _ = run_round(settings, ahead, None)
+    return make_report(settings, judged)
+
+
+def merge(
+    settings: Settings, ahead: ReadAhead, *, one_file: bool
+) -> tuple[Report, Merged | None, AdapterFiles | None]:
+    judged, merged = run_round(settings, ahead, merge_round)
+    files = None if merged is None else adapter_files(merged.adapter, one_file=one_file)
+    report = make_report(settings, judged, merged=merged, files=files)
+    return report, merged, files
+
+
+def refine(
+    settings: Settings, ahead: ReadAhead
+) -> tuple[Report, Refined | None, dict[str, AdapterFiles]]:
+    judged, refined = run_round(settings, ahead, refine_round)
+    made = () if refined is None else refined.clients
+    files = {r.name: adapter_files(r.adapter, one_file=False) for r in made}
+    return make_report(settings, judged, refined=refined, refined_files=files), refined, files
+
+
+def do_again(settings: Settings, *, one_file: bool) -> tuple[Report, dict[str, AdapterFiles]]:
+    """Merge or refine, and write nothing: the report, and the adapters by client's folder.
+
+    Args:
+        one_file: whether the merged adapter is to be a single file; its folder is "".
+    """
+    if settings.command == "refine":
+        report, _, files = refine(settings, ReadAhead(settings))
+        return report, files
+    report, _, merged = merge(settings, ReadAhead(settings), one_file=one_file)
+    return report, {} if merged is None else {"": merged}
+
+
+Made = TypeVar("Made")
+
+
+def run_round(
+    settings: Settings,
+    ahead: ReadAhead,
+    make: Callable[[Judged, Settings, Engine], Made] | None,
+) -> tuple[Judged, Made | None]:
+    """Read, judge and make; a client whose file changes on the way is rejected and the round
+    starts again without it, so that what is judged is what is merged."""
+    engine = make_engine(settings)
+    dropped: list[Rejection] = []
+    threading.Thread(target=warm_up, daemon=True).start()
+    with one_thread_each():
+        while True:
+            round_ = load_round(settings, ahead, dropped)
+            if round_.refusal is None:
+                engine.tell("memory", estimate_memory(round_, engine), 0)
+            if make is not None:
+                check_least_room(settings, round_.module_shapes.values())
+            try:
+                judged = judge_round(round_, engine, allow_undetermined=settings.allow_undetermined)
+                wanted = make is not None and exit_code(settings, judged) == 0
+                made = make(judged, settings, engine) if make is not None and wanted else None
+            except ClientLost as lost:
+                if lost.adapter is round_.previous:
+                    raise UsageError(f"--previous: {lost.error.message}") from None
+                dropped.append(rejection_of(lost.error, lost.adapter))
+                ahead = ReadAhead(settings)
+                continue
+            return judged, made
