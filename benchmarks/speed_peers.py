@@ -3,7 +3,8 @@
 python benchmarks/speed_peers.py METHOD COHORT OUT
 
 mean    mean of the factors, which is not the mean of the updates
-qr      exact mean: QR of the stacked factors, SVD of the core (float32), rank 128
+qr      exact mean: QR of the stacked factors, SVD of the core, float64; cut to rank 128
+qr32    the same in float32
 svd     peft's add_weighted_adapter with combination_type="svd"
 cat     the same with "cat"
 krum    Multi-Krum of byzfl on dense updates in one long vector (small shapes only)
@@ -45,14 +46,14 @@ def mean_of_factors(cohort: Path, out: Path) -> None:
     )
 
 
-def exact_mean(cohort: Path, out: Path) -> None:
+def exact_mean(cohort: Path, out: Path, dtype: torch.dtype) -> None:
     """QR of the stacked factors of every module and SVD of the small core."""
     loaded = [load(client) for client in clients_of(cohort)]
     result = {}
     for key in [key for key in loaded[0][0] if ".lora_A." in key]:
         other = key.replace(".lora_A.", ".lora_B.")
-        A = torch.cat([state[key].float() for state, _ in loaded])
-        B = torch.cat([state[other].float() * (s / len(loaded)) for state, s in loaded], dim=1)
+        A = torch.cat([state[key].to(dtype) for state, _ in loaded])
+        B = torch.cat([state[other].to(dtype) * (s / len(loaded)) for state, s in loaded], dim=1)
         left, core_B = torch.linalg.qr(B)
         right, core_A = torch.linalg.qr(A.T)
         u, values, vt = torch.linalg.svd(core_B @ core_A.T, full_matrices=False)
@@ -125,8 +126,8 @@ def main() -> None:
     method, cohort, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     if method == "mean":
         mean_of_factors(cohort, out)
-    elif method == "qr":
-        exact_mean(cohort, out)
+    elif method in ("qr", "qr32"):
+        exact_mean(cohort, out, torch.float64 if method == "qr" else torch.float32)
     elif method in ("svd", "cat"):
         peft_merge(cohort, out, method)
     else:

@@ -6,6 +6,8 @@ commands' parameters are those of the Python functions of the same names.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -275,18 +277,28 @@ def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
     clients: Path = settings.pop("clients")
     output: Path | BinaryOut | None = settings.pop("output")
     with watched(quiet=quiet, timings=settings.pop("timings")) as progress:
-        try:
-            from clair_cli import workflow
+        from clair_cli import workflow
 
-            function = getattr(workflow, command)
-        except OSError as error:  # a library of torch's is not what it should be
-            raise ImportError(str(error), name="torch") from error
-
-        return function(clients, output, **settings, progress=progress)
+        return getattr(workflow, command)(clients, output, **settings, progress=progress)
 
 
 def main() -> None:
-    """The console script `clair`: never a traceback, always a code of the table."""
+    """The console script `clair`: never a traceback, always a code of the table.
+
+    Stopped by a signal, it does not wait for the modules that its threads are working on.
+    """
+    try:
+        _main()
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code > 128:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError, OutputError, AttributeError):
+                    stream.flush()
+            os._exit(end.code)
+        raise
+
+
+def _main() -> None:
     prepare_streams()
     try:
         raise_on_signals()

@@ -14,7 +14,7 @@ from clair_cli.terminal import is_terminal, takes_ansi, write_err
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
-FIRST = "loading torch"
+FIRST = "starting"
 
 
 class Watch:

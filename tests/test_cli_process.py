@@ -76,6 +76,28 @@ def test_signals_clean_up(tmp_path: Path, name: str, code: int) -> None:
     assert os.listdir(tmp_path) == ["clients"]
 
 
+BUSY = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+def merge(*args, **kwargs):
+    waiting = ThreadPoolExecutor(2).submit(time.sleep, 60)  # as the workflow's pool does
+    print("ready", flush=True)
+    waiting.result()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_signal_does_not_wait_for_the_threads(tmp_path: Path) -> None:
+    (tmp_path / "clients").mkdir()
+    child = start(BUSY, "merge", "clients", "-o", "out", cwd=tmp_path)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGINT)
+    stdout, stderr = child.communicate(timeout=20)
+    assert (child.returncode, stdout) == (130, "")
+    assert stderr == "clair: interrupted, nothing written\n"
+
+
 FAKE = """
 from types import SimpleNamespace
 from tests.fake_report import fake_report, renamed

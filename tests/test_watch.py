@@ -35,7 +35,7 @@ def test_a_stage_lasts_until_the_next_begins(clock: Clock) -> None:
         seen(stage, done, 3)
     clock.now += 0.25
     assert seen.seconds() == {
-        "loading torch": 2.0, "reading": 3.0, "comparing": 4.0, "writing": 0.25,
+        "starting": 2.0, "reading": 3.0, "comparing": 4.0, "writing": 0.25,
     }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def test_timings_say_the_memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -
     clock.now += 1.0
     assert seen.timings().splitlines() == [
         "where the time went:",
-        "  loading torch      3.00 s    75 %",
+        "  starting           3.00 s    75 %",
         "  reading            1.00 s    25 %",
         "  all                4.00 s",
         "  memory: about 650 MB to work with (an estimate), 1.2 GB used at its highest, torch "

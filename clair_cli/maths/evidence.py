@@ -23,6 +23,8 @@ from clair_cli.maths.stack import Grams, block_sums
 
 # Dimensions kept on each side of a two-sided core.
 CORE_DIM = 16
+# Steps of the iteration for them, two products each.
+POWERS = 4
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,11 @@ def gather(pair: Grams) -> Evidence:
         matrix_similarity(pair),
         subspace_similarity(output, pair.ranks, out_features),
         subspace_similarity(input_, pair.ranks, in_features),
-        _two_sided_cores(pair, _leading(output, output_root), _leading(input_, input_root)),
+        _two_sided_cores(
+            pair,
+            _leading(output, output_root, pair.sketch_B),
+            _leading(input_, input_root, pair.sketch_A),
+        ),
         _effective_ranks(output, pair),
     )
 
@@ -84,16 +90,32 @@ def unit_core(pair: Grams, side: str) -> Tensor:
     return core_from_gram(unit_side(outer, inner, pair)[0])[0]
 
 
-def _leading(gram: Tensor, root: Tensor) -> Tensor:
+def _leading(gram: Tensor, root: Tensor, sketch: Tensor | None) -> Tensor:
     """Coordinates of a side's leading orthonormal directions on its factors,
     (n_modules, sum_rank, CORE_DIM or less)."""
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = torch.linalg.eigh(gram) if sketch is None else _iterated(gram, root, sketch)
     top = min(CORE_DIM, gram.shape[1])
     values, vectors = values[:, -top:].flip(-1), vectors[:, :, -top:].flip(-1)
     alive = values > 1e-12 * values[:, :1].clamp_min(1e-300)
     scale = torch.where(alive, values.clamp_min(1e-300).rsqrt(), 0.0)
     coordinates: Tensor = root @ (vectors * scale[:, None, :])
     return coordinates
+
+
+def _iterated(gram: Tensor, root: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues, ascending, and eigenvectors of a Gram, by subspace iteration.
+
+    It starts from a sketch in coordinates of the weights, so that what is not converged (where
+    the spectrum is flat, any direction is as good) does not depend on the factors' gauge.
+
+    Source: N. Halko, P. Martinsson, J. Tropp, "Finding structure with randomness", SIAM Review
+    53(2), 2011, algorithm 4.4.
+    """
+    basis = torch.linalg.qr(gram @ (root.mT @ sketch)).Q
+    for _ in range(POWERS):
+        basis = torch.linalg.qr(gram @ (gram @ basis)).Q
+    values, rotation = torch.linalg.eigh(basis.mT @ gram @ basis)
+    return values, basis @ rotation
 
 
 def _two_sided_cores(pair: Grams, output_basis: Tensor, input_basis: Tensor) -> Tensor:

@@ -98,9 +98,11 @@ def write_module(
     """
     cut = exact.truncated(rank)
     half = scaling**-0.5
-    lora_A, lora_B = (cut.lora_A * half).to(dtype), (cut.lora_B * half).to(dtype)
-    if not (torch.isfinite(lora_A).all() and torch.isfinite(lora_B).all()):
+    scaled_A, scaled_B = cut.lora_A * half, cut.lora_B * half
+    largest = max((float(t.abs().max()) for t in (scaled_A, scaled_B) if t.numel()), default=0.0)
+    if not torch.isfinite(torch.tensor(largest, dtype=torch.float64).to(dtype)):
         return None
+    lora_A, lora_B = scaled_A.to(dtype), scaled_B.to(dtype)
     kept = exact.values.new_zeros(rank)
     kept[: len(exact.values)] = exact.values[:rank]
     wrong_B = (lora_B.to(cut.lora_B.dtype) / half).sub_(cut.lora_B)

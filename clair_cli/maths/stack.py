@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -123,6 +124,9 @@ class Grams:
     Attributes:
         B: shape (n_modules, sum_rank, sum_rank).
         A: shape (n_modules, sum_rank, sum_rank).
+        sketch_B, sketch_A: products of B' and A with a fixed random matrix of their width,
+            (n_modules, sum_rank, SKETCH_DIM): where to look for the leading directions, in
+            coordinates of the weights and not of the gauge. None for small stacks.
         norms: Frobenius norm of each delta weight over its `scale`, (n_modules, n_clients).
         scale: as in the stack.
         ranks: as in the stack.
@@ -135,19 +139,27 @@ class Grams:
     scale: Tensor
     ranks: tuple[int, ...]
     shape: tuple[int, int]
+    sketch_B: Tensor | None = None
+    sketch_A: Tensor | None = None
 
     def module(self, index: int) -> Grams:
         """Those of one module of the batch."""
         one = slice(index, index + 1)
         return Grams(
-            self.B[one], self.A[one], self.norms[one], self.scale[one], self.ranks, self.shape
-        )
+            self.B[one], self.A[one], self.norms[one], self.scale[one], self.ranks, self.shape,
+            None if self.sketch_B is None else self.sketch_B[one],
+            None if self.sketch_A is None else self.sketch_A[one],
+        )  # fmt: skip
 
     @property
     def delta_norms(self) -> Tensor:
         """Frobenius norm of every delta weight, (n_modules, n_clients), weight units."""
         return self.norms * self.scale
 
+
+# Stacks of more columns than this have their leading directions found by iteration.
+SKETCHED_ABOVE = 128
+SKETCH_DIM = 24
 
 # Rows that one block of a symmetric product has at least.
 _MIN_BLOCK = 64
@@ -185,7 +197,23 @@ def grams(stack: FactorStack) -> Grams:
     norms = squared.clamp_min(0.0).sqrt()
     norms = torch.where(norms > _VANISHING, norms, 0.0)
     norms = torch.where(stack.scale > 0, norms, 0.0)
-    return Grams(B, A, norms, stack.scale, stack.ranks, stack.shape)
+    sketch_B = sketch_A = None
+    if sum(stack.ranks) > SKETCHED_ABOVE:
+        sketch_B = _sketch(stack.lora_B.mT)
+        sketch_A = _sketch(stack.lora_A)
+    return Grams(B, A, norms, stack.scale, stack.ranks, stack.shape, sketch_B, sketch_A)
+
+
+def _sketch(rows: Tensor) -> Tensor:
+    """`rows` times a Gaussian matrix that is the same for all stacks of a width, float64, CPU."""
+    random = _gaussian(rows.shape[-1]).to(device=rows.device, dtype=rows.dtype)
+    return (rows @ random).double().cpu()
+
+
+@lru_cache(maxsize=16)
+def _gaussian(width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(width)
+    return torch.randn(width, SKETCH_DIM, generator=generator, dtype=torch.float64)
 
 
 def block_sums(matrix: Tensor, ranks: Sequence[int]) -> Tensor:
@@ -194,10 +222,9 @@ def block_sums(matrix: Tensor, ranks: Sequence[int]) -> Tensor:
     Returns:
         Shape (..., n_clients, n_clients).
     """
-    owner = torch.repeat_interleave(
-        torch.arange(len(ranks), device=matrix.device),
-        torch.tensor(list(ranks), device=matrix.device),
-    )
-    indicator = torch.zeros(sum(ranks), len(ranks), dtype=matrix.dtype, device=matrix.device)
-    indicator[torch.arange(sum(ranks), device=matrix.device), owner] = 1.0
-    return indicator.T @ matrix @ indicator
+    device, n_clients = matrix.device, len(ranks)
+    owner = torch.repeat_interleave(torch.arange(n_clients), torch.tensor(list(ranks))).to(device)
+    leading = matrix.shape[:-2]
+    rows = matrix.new_zeros(*leading, n_clients, matrix.shape[-1])
+    rows.index_add_(-2, owner, matrix)
+    return rows.new_zeros(*leading, n_clients, n_clients).index_add_(-1, owner, rows)

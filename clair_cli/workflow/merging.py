@@ -13,12 +13,15 @@ from clair_cli.maths.core_merge import MergedCore, merged_core
 from clair_cli.maths.lowrank import Product, Spectrum, singular_values, spectrum, with_signs
 from clair_cli.maths.merge import WrittenModule, plain_distance, weighted_sum
 from clair_cli.maths.stack import FactorStack, Grams, grams, stack_factors
+from clair_cli.maths.wide_merge import MIN_WIDTH, WideCore, wide_core, wide_spectrum
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.passes import KEPT_BYTES
 from clair_cli.workflow.settings import Settings
 from clair_cli.workflow.tensors import factors_of, less, naming_module, previous_of
 from clair_cli.workflow.writing import AdapterWriter, WrittenAdapter
+
+Core = MergedCore | WideCore
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,13 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine) -> Merged:
     assert judged.round.output is not None
     writer = AdapterWriter(adapters, judged.round.output, settings)
     merger = _Merger(judged, engine)
-    cores: dict[str, MergedCore | None] = {}
+    cores: dict[str, Core | None] = {}
     room = KEPT_BYTES
     for module, (values, core) in zip(
         modules, engine.each("merging", merger.observe, modules), strict=True
     ):
         writer.observe(module, values)
-        size = 0 if core is None else 8 * (core.left.numel() + core.right.numel())
+        size = _size(core)
         if size <= room:
             cores[module] = core
             room -= size
@@ -71,17 +74,18 @@ class _Merger:
     def __init__(self, judged: Judged, engine: Engine) -> None:
         self.judged, self.engine = judged, engine
 
-    def observe(self, module: str) -> tuple[Tensor, MergedCore | None]:
+    def observe(self, module: str) -> tuple[Tensor, Core | None]:
         """A module's singular values, and its core where the Grams allow one."""
         with naming_module(module):
+            if self._wide(module):
+                wide = wide_core(self._product(module))
+                return wide.values, wide
             core = self._core(module)
             if core is not None:
                 return core.values, core
             return singular_values(self._product(module)), None
 
-    def leading(
-        self, module: str, core: MergedCore | None, rank: int, dtype: torch.dtype
-    ) -> Spectrum:
+    def leading(self, module: str, core: Core | None, rank: int, dtype: torch.dtype) -> Spectrum:
         """The singular vectors of one module, the leading `rank` of them at least.
 
         Args:
@@ -89,11 +93,20 @@ class _Merger:
         """
         if core is None:
             return spectrum(self._product(module))
+        if isinstance(core, WideCore):
+            return wide_spectrum(self._product(module), core, rank)
         stack = self._stack(module, dtype)
         device, dtype = stack.lora_A.device, stack.lora_A.dtype
         left = stack.lora_B[0] @ core.left[:, :rank].to(device=device, dtype=dtype)
         right = core.right[:rank].to(device=device, dtype=dtype) @ stack.lora_A[0]
         return with_signs(left.cpu(), core.values, right.cpu())
+
+    def _wide(self, module: str) -> bool:
+        """Whether there are more rank-one terms than the layer is wide."""
+        width = min(self.judged.round.module_shapes[module])
+        adapters = [self.judged.round.adapters[k] for k in self.judged.merged]
+        terms = sum(a.modules[module].rank for a in adapters if module in a.modules)
+        return terms > width >= MIN_WIDTH
 
     def _core(self, module: str) -> MergedCore | None:
         """With a previous adapter every client's stack holds it too: never well-conditioned."""
@@ -132,6 +145,15 @@ class _Merger:
         if previous is not None:
             clients, used = [*clients, previous], [*used, 1.0]
         return weighted_sum(clients, used, round_.module_shapes[module])
+
+
+def _size(core: Core | None) -> int:
+    """Bytes."""
+    if core is None:
+        return 0
+    if isinstance(core, WideCore):
+        return 8 * core.vectors.numel()
+    return 8 * (core.left.numel() + core.right.numel())
 
 
 def _plain_distance(judged: Judged) -> float | None:
