@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 SHARED = 4  # directions
+MOVED = 0.1  # how far training moves a common first lora_A, of its norm
 MIXED_RANKS = (8, 16, 32, 64)
 
 
@@ -60,7 +61,13 @@ def client_rank(client: int, ranks: str) -> int:
 
 
 def make_cohort(
-    folder: Path, model: str, clients: int, ranks: str = "16", layers: int | None = None
+    folder: Path,
+    model: str,
+    clients: int,
+    ranks: str = "16",
+    layers: int | None = None,
+    *,
+    same_init: bool = False,
 ) -> int:
     """Write a cohort, or keep the one that is there.
 
@@ -68,6 +75,7 @@ def make_cohort(
         folder: gets one PEFT folder per client.
         ranks: a number, or "mixed".
         layers: of the model; default all.
+        same_init: all clients started from one lora_A, so that theirs are nearly the same.
 
     Returns:
         Bytes of all weights files.
@@ -75,12 +83,15 @@ def make_cohort(
     done = folder.with_name(folder.name + ".complete")
     if not done.exists():
         for client in range(clients):
-            _write_client(folder / f"client-{client:03}", model, client, ranks, layers)
+            path = folder / f"client-{client:03}"
+            _write_client(path, model, client, ranks, layers, same_init)
         done.write_text("complete\n")
     return sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
 
 
-def _write_client(path: Path, model: str, client: int, ranks: str, layers: int | None) -> None:
+def _write_client(
+    path: Path, model: str, client: int, ranks: str, layers: int | None, same_init: bool
+) -> None:
     rank = client_rank(client, ranks)
     tensors = {}
     honest = client % 5 != 4
@@ -90,8 +101,14 @@ def _write_client(path: Path, model: str, client: int, ranks: str, layers: int |
         shared_B = torch.randn(out, SHARED, generator=common) / out**0.5
         own = torch.Generator().manual_seed(1_000_003 * (client + 1) + number)
         lora_A = torch.randn(rank, in_, generator=own) / in_**0.5
+        if same_init:
+            first = torch.randn(max(rank, *MIXED_RANKS), in_, generator=common) / in_**0.5
+            lora_A = first[:rank] + MOVED * lora_A
         lora_B = 0.5 * torch.randn(out, rank, generator=own) / out**0.5
-        if honest:
+        if honest and same_init:
+            lora_A[:SHARED] += 0.5 * shared_A
+            lora_B[:, :SHARED] = shared_B + 0.2 * lora_B[:, :SHARED]
+        elif honest:
             lora_A[:SHARED] = shared_A + 0.2 * lora_A[:SHARED]
             lora_B[:, :SHARED] = shared_B + 0.2 * lora_B[:, :SHARED]
         prefix = f"base_model.model.{name}"
@@ -118,8 +135,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--ranks", default="16")
     parser.add_argument("--layers", type=int)
+    parser.add_argument("--same-init", action="store_true")
     given = parser.parse_args()
-    size = make_cohort(given.folder, given.model, given.clients, given.ranks, given.layers)
+    size = make_cohort(
+        given.folder, given.model, given.clients, given.ranks, given.layers,
+        same_init=given.same_init,
+    )  # fmt: skip
     print(f"{given.clients} clients, {size / 1e6:,.0f} MB in {given.folder}")
 
 

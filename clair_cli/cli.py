@@ -33,7 +33,7 @@ from clair_cli.terminal import (
     write_err,
     write_out,
 )
-from clair_cli.watch import watched
+from clair_cli.watch import return_large_blocks, watched
 
 _EPILOG = "\n".join(
     ["\b", "Exit codes:", *(f"  {code:<11} {name:<12} {text}" for code, name, text in EXIT_CODES)]
@@ -277,6 +277,7 @@ def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
     clients: Path = settings.pop("clients")
     output: Path | BinaryOut | None = settings.pop("output")
     with watched(quiet=quiet, timings=settings.pop("timings")) as progress:
+        return_large_blocks()
         from clair_cli import workflow
 
         return getattr(workflow, command)(clients, output, **settings, progress=progress)

@@ -26,10 +26,15 @@ DTYPE_NAMES = {
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """The elements in C order, little-endian; any shape, any device."""
+    return bytes(_memory(tensor))
+
+
+def _memory(tensor: Tensor) -> memoryview:
+    """The same bytes where they are, if the tensor is dense and on the CPU."""
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
+    return flat.view(torch.uint8).numpy().data
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -46,12 +51,13 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     header: dict[str, object] = {}
     if metadata:
         header[METADATA] = dict(sorted(metadata.items()))
-    parts, position = [], 0
+    parts: list[memoryview] = []
+    position = 0
     for name in sorted(tensors, key=lambda name: (-sizes[name], name)):
         dtype = DTYPE_NAMES.get(str(tensors[name].dtype))
         if dtype is None or name == METADATA:
             raise ValueError(f"can't write tensor {name!r} of dtype {tensors[name].dtype}")
-        data = tensor_bytes(tensors[name])
+        data = _memory(tensors[name])
         header[name] = {
             "dtype": dtype,
             "shape": list(tensors[name].shape),

@@ -26,7 +26,7 @@ class WideCore:
     """Eigenvectors of the smaller side.
 
     Attributes:
-        vectors: orthonormal columns, (width, width), in order of `values`.
+        vectors: orthonormal columns, (width, n), in order of `values`; the leading n.
         values: singular values of D, descending.
         transposed: whether `vectors` are D's left singular vectors rather than its right ones.
     """
@@ -34,6 +34,10 @@ class WideCore:
     vectors: Tensor
     values: Tensor
     transposed: bool
+
+    def leading(self, n: int) -> WideCore:
+        """Without the vectors after the first n."""
+        return WideCore(self.vectors[:, :n].clone(), self.values, self.transposed)
 
 
 def wide_core(product: Product) -> WideCore:
@@ -53,7 +57,13 @@ def wide_core(product: Product) -> WideCore:
 
 
 def wide_spectrum(product: Product, core: WideCore, rank: int) -> Spectrum:
-    """The leading `rank` singular vectors of the product that `core` was made of."""
+    """The leading `rank` singular vectors of the product that `core` was made of.
+
+    Raises:
+        ValueError: `core` has fewer vectors.
+    """
+    if core.vectors.shape[1] < min(rank, len(core.values)):
+        raise ValueError(f"{core.vectors.shape[1]} vectors, {rank} needed")
     basis = core.vectors[:, :rank]
     largest = float(core.values[0]) if len(core.values) else 0.0
     size = core.values[:rank].clamp_min(1e-12 * largest or 1.0)

@@ -23,6 +23,9 @@ from clair_cli.workflow.writing import AdapterWriter, WrittenAdapter
 
 Core = MergedCore | WideCore
 
+# Eigenvectors kept of each module where they would take too much memory.
+_KEPT_VECTORS = 64
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -50,6 +53,8 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine) -> Merged:
         modules, engine.each("merging", merger.observe, modules), strict=True
     ):
         writer.observe(module, values)
+        if isinstance(core, WideCore):
+            core = core.leading(_KEPT_VECTORS)  # enough for most ranks that are chosen
         size = _size(core)
         if size <= room:
             cores[module] = core
@@ -61,6 +66,8 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine) -> Merged:
     def cut(module: str) -> WrittenModule:
         with naming_module(module):
             core = cores.pop(module) if module in cores else merger.observe(module)[1]
+            if isinstance(core, WideCore) and core.vectors.shape[1] < writer.rank:
+                core = merger.observe(module)[1]
             return writer.cut(module, merger.leading(module, core, writer.rank, products))
 
     for module, written in zip(modules, engine.each("writing", cut, modules), strict=True):

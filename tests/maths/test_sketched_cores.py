@@ -1,0 +1,71 @@
+"""Leading directions by iteration: as good as exact ones, and no function of the gauge."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from clair_cli.maths import stack as stacks
+from clair_cli.maths.evidence import Evidence, gather
+from clair_cli.maths.place_scores import core_distance
+from clair_cli.maths.stack import grams, stack_factors
+
+OUT, IN, RANK, CLIENTS = 80, 60, 14, 11
+Pair = tuple[Tensor, Tensor, float]
+
+
+def cohort(seed: int = 0) -> list[list[Pair]]:
+    """Four modules; the clients share four directions of each."""
+    g = torch.Generator().manual_seed(seed)
+    modules = []
+    for _ in range(4):
+        shared_A = torch.randn(4, IN, generator=g, dtype=torch.float64)
+        shared_B = torch.randn(OUT, 4, generator=g, dtype=torch.float64)
+        clients = []
+        for _ in range(CLIENTS):
+            A = 0.3 * torch.randn(RANK, IN, generator=g, dtype=torch.float64)
+            B = 0.3 * torch.randn(OUT, RANK, generator=g, dtype=torch.float64)
+            A[:4] += shared_A
+            B[:, :4] += shared_B
+            clients.append((A, B, 1.0))
+        modules.append(clients)
+    return modules
+
+
+def evidence(modules: list[list[Pair]]) -> Evidence:
+    return gather(grams(stack_factors(modules, (OUT, IN))))
+
+
+def test_such_a_cohort_is_sketched() -> None:
+    assert grams(stack_factors(cohort(), (OUT, IN))).sketch_B is not None
+    assert CLIENTS * RANK > stacks.SKETCHED_ABOVE
+
+
+def test_gauge_and_order_do_not_matter() -> None:
+    modules, g = cohort(), torch.Generator().manual_seed(5)
+    expected = core_distance(evidence(modules), range(CLIENTS))
+    turned = []
+    for clients in modules:
+        new = []
+        for A, B, scaling in clients:
+            turn = torch.randn(RANK, RANK, generator=g, dtype=torch.float64)
+            new.append((torch.linalg.inv(turn) @ A, B @ turn, scaling))
+        turned.append(new)
+    found = core_distance(evidence(turned), range(CLIENTS))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+    order = list(reversed(range(CLIENTS)))
+    shuffled = [[clients[k] for k in order] for clients in modules]
+    found = core_distance(evidence(shuffled), range(CLIENTS))
+    torch.testing.assert_close(found[order], expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_they_hold_what_exact_ones_hold(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sketched = evidence(cohort(seed))
+    monkeypatch.setattr(stacks, "SKETCHED_ABOVE", 10**9)
+    exact = evidence(cohort(seed))
+    energy = [e.cores.square().sum((2, 3)) for e in (sketched, exact)]
+    assert (energy[0] / energy[1]).min() > 0.97
+    distances = [core_distance(e, range(CLIENTS)) for e in (sketched, exact)]
+    torch.testing.assert_close(*distances, rtol=0.02, atol=0.0)
