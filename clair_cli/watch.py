@@ -136,13 +136,13 @@ def _peak_memory() -> int:
 
 
 def return_large_blocks() -> None:
-    """Let glibc give memory of 1 MB and more back at once, else it keeps what each thread used:
-    two thirds more in all. Other C libraries are left as they are."""
+    """Let glibc give blocks of 8 MB and more back at once, else each thread keeps what it used.
+    Other C libraries are left as they are."""
     import ctypes
 
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
-    mallopt(_M_MMAP_THRESHOLD, 2**20)
-    mallopt(_M_TRIM_THRESHOLD, 2**23)
+    mallopt(_M_MMAP_THRESHOLD, 8 * 2**20)
+    mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)

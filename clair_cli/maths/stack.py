@@ -48,20 +48,29 @@ class FactorStack:
         return self.lora_B.shape[1], self.lora_A.shape[2]
 
 
-def _balanced(lora_A: Tensor, lora_B: Tensor, scaling: float) -> tuple[Tensor, Tensor, float]:
-    """The same product with each rank-one term split evenly and the largest of norm one."""
-    norm_A = torch.linalg.vector_norm(lora_A, dim=1)
-    norm_B = torch.linalg.vector_norm(lora_B, dim=0)
+def _balance(lora_A: Tensor, lora_B: Tensor, scaling: float) -> tuple[Tensor, Tensor, float]:
+    """What to multiply the rank-one terms' factors with so that each term is split evenly and the
+    largest has norm one, and that largest times the scaling; float64."""
+    norm_A = torch.linalg.vector_norm(lora_A, dim=1, dtype=torch.float64)
+    norm_B = torch.linalg.vector_norm(lora_B, dim=0, dtype=torch.float64)
     term = norm_A * norm_B
     largest = float(term.max()) if len(term) else 0.0
     scale = abs(scaling) * largest
     if scale == 0.0:
-        return torch.zeros_like(lora_A), torch.zeros_like(lora_B), 0.0
+        return torch.zeros_like(term), torch.zeros_like(term), 0.0
     half = torch.sqrt(term / largest)
     factor_A = torch.where(norm_A > 0, half / norm_A, 0.0)
     factor_B = torch.where(norm_B > 0, half / norm_B, 0.0)
-    sign = 1.0 if scaling > 0 else -1.0
-    return factor_A[:, None] * lora_A, sign * factor_B * lora_B, scale
+    return factor_A, factor_B if scaling > 0 else -factor_B, scale
+
+
+def _times(values: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Their product, in float64 unless a narrower `dtype` holds 16-bit values and the factors."""
+    if dtype != torch.float64 and values.element_size() == 2:
+        sizes = factors.abs()[factors != 0]
+        if not sizes.numel() or (float(sizes.min()) > 1e-30 and float(sizes.max()) < 1e30):
+            return values.to(dtype) * factors.to(dtype)
+    return (values.double() * factors).to(dtype)
 
 
 def stack_factors(
@@ -104,10 +113,10 @@ def stack_factors(
                         f"lora_A {tuple(lora_A.shape)} and lora_B {tuple(lora_B.shape)} do not "
                         f"make a delta weight of shape {shape}"
                     )
-                A, B, size = _balanced(lora_A.double(), lora_B.double(), scaling)
-                stacked_A[i, start : start + rank] = A
-                stacked_B[i, :, start : start + rank] = B
-                scale[i, k] = size
+                by_A, by_B, scale[i, k] = _balance(lora_A, lora_B, scaling)
+                columns = slice(start, start + rank)
+                stacked_A[i, columns] = _times(lora_A, by_A[:, None], dtype)
+                stacked_B[i, :, columns] = _times(lora_B, by_B, dtype)
             start += ranks[k]
     return FactorStack(
         stacked_A.to(device),

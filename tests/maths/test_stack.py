@@ -217,3 +217,16 @@ def test_a_float32_stack_gives_the_same_norms_to_float32() -> None:
     double = grams(stack_factors(modules, (OUT, IN)))
     assert single.B.dtype == torch.float64
     torch.testing.assert_close(single.delta_norms, double.delta_norms, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("size_A", [1e-39, 1e-20, 1.0, 1e20, 1e38])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_narrow_stack_holds_factors_of_any_size(size_A: float, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    A = (size_A * torch.randn(4, 30, generator=g, dtype=torch.float64)).to(dtype)
+    B = (torch.randn(20, 4, generator=g, dtype=torch.float64) / size_A).clamp(-1e38, 1e38).to(dtype)
+    narrow = stack_factors([[(A, B, 2.0)]], (20, 30), dtype=torch.float32)
+    exact = 2.0 * B.double() @ A.double()
+    found = narrow.scale[0, 0] * narrow.lora_B[0].double() @ narrow.lora_A[0].double()
+    assert torch.linalg.matrix_norm(found - exact) <= 1e-6 * torch.linalg.matrix_norm(exact)
+    assert narrow.lora_A.dtype == torch.float32
