@@ -52,7 +52,8 @@ def cost(arguments: Sequence[str]) -> Cost:
         arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    words = process.stderr.read()
+    with process.stderr:
+        words = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.perf_counter() - start

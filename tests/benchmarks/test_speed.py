@@ -1,0 +1,58 @@
+"""The speed benchmark's cohorts, peers and arithmetic (never its seconds)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import clair_cli
+from benchmarks.speed import command, cost, exponent
+from benchmarks.speed_cohorts import MODELS, client_rank, make_cohort
+from benchmarks.speed_peers import exact_mean, mean_of_factors
+
+
+def test_shapes_are_those_of_the_models() -> None:
+    modules = list(MODELS["1b"].modules())
+    assert len(modules) == 112
+    assert sum(16 * (out + in_) for _, out, in_ in modules) == 11_272_192  # rank 16
+    assert len(list(MODELS["8b"].modules())) == 224
+    assert [client_rank(k, "mixed") for k in range(5)] == [8, 16, 32, 64, 8]
+
+
+@pytest.mark.parametrize("same_init", [False, True])
+def test_one_in_five_shares_nothing_and_is_found(tmp_path: Path, same_init: bool) -> None:
+    folder = tmp_path / "cohort"
+    size = make_cohort(folder, "small", 10, "8", same_init=same_init)
+    assert size == make_cohort(folder, "small", 10, "8"), "kept"
+    report = clair_cli.inspect(folder).report
+    found = {c.name for c in report.clients if c.verdict == "contaminated"}
+    assert found == {"client-004", "client-009"}
+
+
+def test_peers_merge_what_they_say(tmp_path: Path) -> None:
+    folder = tmp_path / "cohort"
+    make_cohort(folder, "small", 3, "8", layers=1)
+    exact_mean(folder, tmp_path / "qr", torch.float64)
+    mean_of_factors(folder, tmp_path / "mean")
+    found, factors = load_file(tmp_path / "qr"), load_file(tmp_path / "mean")
+    states = [load_file(p) for p in sorted(folder.glob("*/*.safetensors"))]
+    for key in [key for key in states[0] if ".lora_A." in key]:
+        other = key.replace(".lora_A.", ".lora_B.")
+        exact = sum(2.0 * s[other].double() @ s[key].double() for s in states) / 3
+        got = found[other].double() @ found[key].double()
+        assert torch.linalg.norm(got - exact) <= 0.01 * torch.linalg.norm(exact)  # bf16
+        wrong = 2.0 * factors[other].double() @ factors[key].double()
+        assert torch.linalg.norm(wrong - exact) > 0.1 * torch.linalg.norm(exact)
+
+
+def test_exponents_and_costs() -> None:
+    assert exponent([2, 4, 8], [3, 12, 48]) == pytest.approx(2.0)
+    one = cost([sys.executable, "-c", "pass"])
+    assert one.wall > 0 and one.cpu > 0 and one.peak > 2**20
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        cost([sys.executable, "-c", "raise SystemExit(3)"])
+    assert command("clair", Path("c"), Path("o"), 2)[-2:] == ["--threads", "2"]
