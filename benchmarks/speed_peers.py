@@ -13,8 +13,10 @@ geomed  geometric median of byzfl, likewise
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +90,11 @@ def peft_merge(cohort: Path, out: Path, kind: str) -> None:
     import peft
 
     clients = clients_of(cohort)
-    model = peft.PeftModel.from_pretrained(base_model(cohort), clients[0], adapter_name="c0")
+    config = peft.LoraConfig.from_pretrained(clients[0])
+    config.task_type = None  # the layers alone are no language model
+    model = peft.PeftModel.from_pretrained(
+        base_model(cohort), clients[0], adapter_name="c0", config=config
+    )
     for number, client in enumerate(clients[1:], start=1):
         model.load_adapter(client, adapter_name=f"c{number}")
     names = [f"c{number}" for number in range(len(clients))]
@@ -99,10 +105,20 @@ def peft_merge(cohort: Path, out: Path, kind: str) -> None:
     model.save_pretrained(out, selected_adapters=["merged"])
 
 
+def byzfl_aggregators() -> types.ModuleType:
+    """byzfl.aggregators without byzfl's own __init__, which imports torchvision and more."""
+    found = importlib.util.find_spec("byzfl")
+    if found is None or found.submodule_search_locations is None:
+        raise SystemExit("needs byzfl")
+    package = types.ModuleType("byzfl")
+    package.__path__ = list(found.submodule_search_locations)
+    sys.modules["byzfl"] = package
+    return importlib.import_module("byzfl.aggregators")
+
+
 def dense_rule(cohort: Path, out: Path, rule: str) -> None:
     """A rule of byzfl on every client's dense updates as one vector; the result is dense."""
-    import byzfl
-
+    byzfl = byzfl_aggregators()
     rows = []
     for client in clients_of(cohort):
         state, scaling = load(client)
