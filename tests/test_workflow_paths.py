@@ -34,6 +34,17 @@ def clients(case: str) -> dict[str, Any]:
     }
 
 
+def test_what_is_kept_between_two_looks_changes_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    for case in CASES:
+        found = []
+        for room in (2**28, 10_000, 1):
+            monkeypatch.setattr(merging, "KEPT_BYTES", room)
+            monkeypatch.setattr(merging, "_KEPT_VECTORS", 2)
+            result = clair_cli.merge(clients(case), rank=16, allow_undetermined=True)
+            found.append({k: t.numpy().tobytes() for k, t in result.tensors.items()})
+        assert found == [found[0]] * 3
+
+
 def dense(result: Any) -> np.ndarray:
     tensors = {k: t.double().numpy() for k, t in result.tensors.items()}
     (A,) = (t for k, t in tensors.items() if "lora_A" in k)

@@ -31,14 +31,26 @@ class MergedCore:
     """Singular value decomposition of D in coordinates of its factors.
 
     Attributes:
-        left: B @ left has orthonormal columns, (sum_rank, n). Rows of unused columns are zero.
+        left: B @ left has orthonormal columns, (sum_rank, m). Rows of unused columns are zero.
         values: singular values of D, descending, (n,).
-        right: right @ A has orthonormal rows, (n, sum_rank).
+        right: right @ A has orthonormal rows, (m, sum_rank); m = n, or the leading m.
     """
 
     left: Tensor
     values: Tensor
     right: Tensor
+
+    @property
+    def n_vectors(self) -> int:
+        return self.left.shape[1]
+
+    def leading(self, n: int) -> MergedCore:
+        """Without the vectors after the first n."""
+        return MergedCore(self.left[:, :n].clone(), self.values, self.right[:n].clone())
+
+    @property
+    def n_bytes(self) -> int:
+        return 8 * (self.left.numel() + self.right.numel())
 
 
 def merged_core(gram_B: Tensor, gram_A: Tensor, weights: Tensor) -> MergedCore | None:

@@ -35,6 +35,14 @@ class WideCore:
     values: Tensor
     transposed: bool
 
+    @property
+    def n_vectors(self) -> int:
+        return self.vectors.shape[1]
+
+    @property
+    def n_bytes(self) -> int:
+        return 8 * self.vectors.numel()
+
     def leading(self, n: int) -> WideCore:
         """Without the vectors after the first n."""
         return WideCore(self.vectors[:, :n].clone(), self.values, self.transposed)

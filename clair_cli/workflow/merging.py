@@ -23,8 +23,9 @@ from clair_cli.workflow.writing import AdapterWriter, WrittenAdapter
 
 Core = MergedCore | WideCore
 
-# Eigenvectors kept of each module where they would take too much memory.
-_KEPT_VECTORS = 64
+# Of each module, where all singular vectors would take too much memory: more than this are seldom
+# written, and then they are made again.
+_KEPT_VECTORS = 128
 
 
 @dataclass(frozen=True)
@@ -48,25 +49,19 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine) -> Merged:
     writer = AdapterWriter(adapters, judged.round.output, settings)
     merger = _Merger(judged, engine)
     cores: dict[str, Core | None] = {}
-    room = KEPT_BYTES
     for module, (values, core) in zip(
         modules, engine.each("merging", merger.observe, modules), strict=True
     ):
         writer.observe(module, values)
-        if isinstance(core, WideCore):
-            core = core.leading(_KEPT_VECTORS)  # enough for most ranks that are chosen
-        size = _size(core)
-        if size <= room:
-            cores[module] = core
-            room -= size
+        cores[module] = _kept(core, KEPT_BYTES // len(modules))
     judged.grams.clear()
     writer.plan()
     products = torch.float32 if writer.sixteen_bits else engine.device.dtype
 
     def cut(module: str) -> WrittenModule:
         with naming_module(module):
-            core = cores.pop(module) if module in cores else merger.observe(module)[1]
-            if isinstance(core, WideCore) and core.vectors.shape[1] < writer.rank:
+            core = cores.pop(module)
+            if core is not None and core.n_vectors < min(writer.rank, len(core.values)):
                 core = merger.observe(module)[1]
             return writer.cut(module, merger.leading(module, core, writer.rank, products))
 
@@ -154,13 +149,16 @@ class _Merger:
         return weighted_sum(clients, used, round_.module_shapes[module])
 
 
-def _size(core: Core | None) -> int:
-    """Bytes."""
-    if core is None:
-        return 0
-    if isinstance(core, WideCore):
-        return 8 * core.vectors.numel()
-    return 8 * (core.left.numel() + core.right.numel())
+def _kept(core: Core | None, room: int) -> Core | None:
+    """What is kept of a module until the rank is known.
+
+    Args:
+        room: bytes.
+    """
+    for n in (_KEPT_VECTORS, 0):
+        if core is not None and core.n_bytes > room:
+            core = core.leading(n)
+    return core
 
 
 def _plain_distance(judged: Judged) -> float | None:
