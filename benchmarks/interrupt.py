@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("cohort", type=Path)
     parser.add_argument("--moments", type=int, default=8)
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has it ignored
     slowest = 0.0
     for number in range(given.moments):
         after = 0.5 * (number + 1)
