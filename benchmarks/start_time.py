@@ -1,4 +1,5 @@
-"""Median time of `clair --help` as a whole process, beside Python alone and `import torch`.
+"""Median time of `clair --help` and of `clair inspect` on the sample as whole processes, beside
+Python alone and `import torch`.
 
 python benchmarks/start_time.py [--runs 9]
 """
@@ -10,19 +11,30 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "clair --help": ["-m", "clair_cli", "--help"],
     "clair --version": ["-m", "clair_cli", "--version"],
     "import torch": ["-c", "import torch"],
+    "clair inspect": [
+        "-m",
+        "clair_cli",
+        "inspect",
+        "sample_adapters/clients",
+        "--fail-on",
+        "never",
+    ],
 }
 
 
 def seconds(arguments: list[str]) -> float:
     """Wall-clock time of one run."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, *arguments], check=True, capture_output=True, cwd=Path(__file__).parents[1]
+    )
     return time.perf_counter() - start
 
 
