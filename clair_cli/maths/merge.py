@@ -99,8 +99,8 @@ def write_module(
     cut = exact.truncated(rank)
     half = scaling**-0.5
     scaled_A, scaled_B = cut.lora_A * half, cut.lora_B * half
-    largest = max((float(t.abs().max()) for t in (scaled_A, scaled_B) if t.numel()), default=0.0)
-    if not torch.isfinite(torch.tensor(largest, dtype=torch.float64).to(dtype)):
+    largest = torch.stack([t.abs().max() for t in (scaled_A, scaled_B) if t.numel()])
+    if not torch.isfinite(largest.to(dtype)).all():  # NaN too
         return None
     lora_A, lora_B = scaled_A.to(dtype), scaled_B.to(dtype)
     kept = exact.values.new_zeros(rank)

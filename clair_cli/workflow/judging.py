@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -66,11 +67,13 @@ class Judged:
 
 
 def warm_up() -> None:
-    """Import what judging needs of scipy, on a thread of its own: comparing comes first."""
-    import scipy.cluster.hierarchy
-    import scipy.sparse.csgraph
-    import scipy.spatial.distance
-    import scipy.special  # noqa: F401
+    """Import what judging needs of scipy, on a thread of its own: comparing comes first. Where
+    that fails judging says so."""
+    with contextlib.suppress(ImportError, OSError):
+        import scipy.cluster.hierarchy
+        import scipy.sparse.csgraph
+        import scipy.spatial.distance
+        import scipy.special  # noqa: F401
 
 
 def judge_round(round_: Round, engine: Engine, *, allow_undetermined: bool) -> Judged:

@@ -128,6 +128,16 @@ def test_without_torch(work: Path, row: int, how: str, args: list[str]) -> None:
     assert "Traceback" not in done.stderr and os.listdir() == ["clients"]
 
 
+def test_without_scipy_there_is_no_traceback(work: Path) -> None:
+    """It is imported on a thread of its own, where an error would print one."""
+    cohorts.save(CLIENTS, GOOD)
+    code = "import sys; sys.argv[1:] = ['inspect', 'clients']; sys.modules['scipy'] = None\n"
+    code += "import clair_cli.cli as c\nc.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "pip install scipy" in done.stderr and "Traceback" not in done.stderr
+
+
 @covers(89)
 @pytest.mark.parametrize(
     ("args", "words"),

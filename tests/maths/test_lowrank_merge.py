@@ -229,6 +229,15 @@ def test_overflow_in_the_output_dtype_gives_none() -> None:
     assert write_module(spectrum(huge), 4, 1.0, torch.float32) is None
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_in_either_factor_gives_none(side: str, value: float) -> None:
+    exact = spectrum(product(4))
+    getattr(exact, side)[0, 0] = value
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert write_module(exact, 4, 1.0, dtype) is None
+
+
 # choose_rank
 
 
