@@ -115,6 +115,8 @@ def near_copies(levels: PairLevels, clients: Sequence[int]) -> dict[int, int]:
     Returns:
         Client -> the first (in the given order) of those it is nearly the same as.
     """
+    from scipy.sparse.csgraph import connected_components  # slow to import
+
     members = list(clients)
     if len(members) < MIN_WITH_COPIES:
         return {}
@@ -126,8 +128,6 @@ def near_copies(levels: PairLevels, clients: Sequence[int]) -> dict[int, int]:
     if middle > 0:
         expected = np.clip(np.outer(typical, typical) / middle, 0.0, 1.0)
     alike = 1.0 - table <= COPY_DISTANCE * (1.0 - expected)  # never where NaN
-    from scipy.sparse.csgraph import connected_components  # slow to import
-
     _, cluster = connected_components(alike, directed=False)
     _, first = np.unique(cluster, return_index=True)
     return {

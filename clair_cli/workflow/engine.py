@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from clair_cli.errors import UsageError
-from clair_cli.workflow.pool import available_threads, in_order
+from clair_cli.workflow.pool import Tell, available_threads, told_in_order
 from clair_cli.workflow.settings import Settings
 
 T = TypeVar("T")
@@ -50,15 +50,11 @@ class Engine:
 
     device: Device
     threads: int
-    tell: Callable[[str, int, int], None]
+    tell: Tell
 
     def each(self, stage: str, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Results in the order of items; what is done is told."""
-        items = list(items)
-        self.tell(stage, 0, len(items))
-        for done, result in enumerate(in_order(function, items, self.threads), start=1):
-            yield result
-            self.tell(stage, done, len(items))
+        return told_in_order(function, list(items), self.threads, stage, self.tell)
 
 
 def make_engine(settings: Settings) -> Engine:

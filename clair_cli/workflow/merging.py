@@ -105,16 +105,21 @@ class _Merger:
 
     def _wide(self, module: str) -> bool:
         """Whether there are more rank-one terms than the layer is wide."""
-        width = min(self.judged.round.module_shapes[module])
+        return self._terms(module) > self._width(module) >= MIN_WIDTH
+
+    def _width(self, module: str) -> int:
+        return min(self.judged.round.module_shapes[module])
+
+    def _terms(self, module: str) -> int:
+        """Rank-one terms of the clients with a weight."""
         adapters = [self.judged.round.adapters[k] for k in self.judged.merged]
-        terms = sum(a.modules[module].rank for a in adapters if module in a.modules)
-        return terms > width >= MIN_WIDTH
+        return sum(a.modules[module].rank for a in adapters if module in a.modules)
 
     def _core(self, module: str) -> MergedCore | None:
-        """With a previous adapter every client's stack holds it too: never well-conditioned."""
-        if self.judged.round.previous is not None:
+        """With a previous adapter every client's stack holds it too, and with more terms than
+        width one is a sum of others: never well-conditioned."""
+        if self.judged.round.previous is not None or self._terms(module) > self._width(module):
             return None
-        shape = self.judged.round.module_shapes[module]
         merged = self.judged.merged
         pair: Grams | None = self.judged.grams.get(module)
         if pair is None:
@@ -125,8 +130,6 @@ class _Merger:
             columns = columns_of(pair.ranks, merged)
             ranks, scale = tuple(pair.ranks[k] for k in merged), pair.scale[0][list(merged)]
             B, A = pair.B[0][columns][:, columns], pair.A[0][columns][:, columns]
-        if sum(ranks) > min(shape):
-            return None
         weights = torch.tensor([self.judged.weights[k] for k in merged], dtype=torch.float64)
         return merged_core(B, A, torch.repeat_interleave(weights * scale, torch.tensor(ranks)))
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+Tell = Callable[[str, int, int], None]
 
 # Results that may wait, per thread: what is held in memory at once.
 _AHEAD = 2
@@ -44,6 +45,16 @@ def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> It
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def told_in_order(
+    function: Callable[[T], R], items: Sequence[T], threads: int, stage: str, tell: Tell
+) -> Iterator[R]:
+    """`in_order`; what is done is told as `tell(stage, done, total)`."""
+    tell(stage, 0, len(items))
+    for done, result in enumerate(in_order(function, items, threads), start=1):
+        yield result
+        tell(stage, done, len(items))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from clair_cli.errors import UsageError
 from clair_cli.formats.cohort import Cohort, load_cohort
 from clair_cli.formats.memory import adapters_from_memory
-from clair_cli.workflow.pool import available_threads, in_order
+from clair_cli.workflow.pool import available_threads, told_in_order
 from clair_cli.workflow.settings import Settings
 
 
@@ -41,20 +41,11 @@ class ReadAhead:
 
 
 def _read(settings: Settings) -> Cohort:
-    done = 0
-
-    def each(load, candidates):  # type: ignore[no-untyped-def]
-        nonlocal done
-        settings.tell("reading", 0, len(candidates))
-        for result in in_order(load, candidates, settings.threads or available_threads()):
-            done += 1
-            yield result
-            settings.tell("reading", done, len(candidates))
-
+    threads = settings.threads or available_threads()
     return load_cohort(
         settings.clients,
         assume_alpha=settings.assume_alpha,
         exclude=settings.exclude,
         limits=settings.limit,
-        each=each,
+        each=lambda load, found: told_in_order(load, found, threads, "reading", settings.tell),
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.formats.adapter import Adapter
-from clair_cli.formats.cohort import Cohort, Rejection, rejection
+from clair_cli.formats.cohort import Cohort, Rejection, load_one, rejection
 from clair_cli.formats.key_map import first_few
 from clair_cli.formats.memory import adapters_from_memory
 from clair_cli.formats.output_format import OutputFormat
@@ -172,18 +172,12 @@ def _load_previous(settings: Settings) -> Adapter | None:
     if given is None:
         return None
     if isinstance(given, Path):
-        cohort = _cohort_of_one(given, settings)
+        cohort = load_one(given, limits=settings.limit)
     else:
         cohort = adapters_from_memory({"previous": given}, limits=settings.limit)
     if cohort.rejected:
         raise UsageError(f"--previous: {cohort.rejected[0].message}", hint=cohort.rejected[0].hint)
     return cohort.adapters[0]
-
-
-def _cohort_of_one(path: Path, settings: Settings) -> Cohort:
-    from clair_cli.formats.cohort import load_one
-
-    return load_one(path, limits=settings.limit)
 
 
 def _too_few(settings: Settings, usable: int, rejected: int) -> InputRefused | None:
