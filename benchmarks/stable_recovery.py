@@ -36,10 +36,11 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence import gather, unit_core
+from clair_cli.maths.grams import grams
 from clair_cli.maths.judge import Judgement, joint_stack, judge, needs_cores
 from clair_cli.maths.lowrank import Product, norm
 from clair_cli.maths.refine import shared_subspace
-from clair_cli.maths.stack import grams, stack_factors
+from clair_cli.maths.stack import stack_factors
 from clair_cli.maths.structure import find_structure
 
 OUT, IN, N_MODULES, DIM, RANK = 32, 24, 6, 2, 4

@@ -6,7 +6,6 @@ commands' parameters are those of the Python functions of the same names.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -283,23 +282,33 @@ def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
         return getattr(workflow, command)(clients, output, **settings, progress=progress)
 
 
-def main() -> None:
-    """The console script `clair`: never a traceback, always a code of the table.
+def console() -> None:
+    """The console script `clair`: `main`, and then the process ends at once.
 
-    Stopped by a signal, it does not wait for the modules that its threads are working on.
+    Once torch is there, taking down the interpreter and all tensors takes half a second; and after
+    a signal the modules that threads are working on are not waited for.
     """
     try:
-        _main()
+        main()
     except SystemExit as end:
-        if isinstance(end.code, int) and end.code > 128:
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError, OutputError, AttributeError):
-                    stream.flush()
-            os._exit(end.code)
+        code = 0 if end.code is None else end.code
+        if isinstance(code, int) and (code > 128 or "torch" in sys.modules):
+            _end(code)
         raise
 
 
-def _main() -> None:
+def _end(code: int) -> None:
+    """End the process as the interpreter would, less what it tidies up."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, OutputError, AttributeError):
+            code = code or OutputError("").exit_code
+    os._exit(code)
+
+
+def main() -> None:
+    """Run the command line: never a traceback, always a `SystemExit` with a code of the table."""
     prepare_streams()
     try:
         raise_on_signals()

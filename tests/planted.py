@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence import concatenate, gather, unit_core
+from clair_cli.maths.grams import grams
 from clair_cli.maths.judge import Judgement, joint_stack, judge, needs_cores
-from clair_cli.maths.stack import Factors, grams, stack_factors
+from clair_cli.maths.stack import Factors, stack_factors
 from clair_cli.maths.structure import find_structure
 
 

@@ -362,8 +362,8 @@ def arguments(workflow: str, *args: str, after: str = "") -> list[str]:
         f"    def exec_module(self, module): exec({workflow!r}, vars(module))\n"
         "sys.meta_path.insert(0, Loader())\n"
         f"sys.argv = ['clair', *{args!r}]\n"
-        "from clair_cli.cli import main\n"
-        "try:\n    main()\n"
+        f"from clair_cli.cli import {'main' if after else 'console'} as run\n"
+        "try:\n    run()\n"
         f"finally:\n    pass\n{_indented(after)}\n"
     )
     return [sys.executable, "-c", source]

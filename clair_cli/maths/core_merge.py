@@ -16,6 +16,7 @@ Trans. Numer. Anal. 44, 2015 (of which this is the first half).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ from torch import Tensor
 # its smallest eigenvalue, and the largest one is at most the number of terms. In float64 what is
 # reported then has a relative error of about 1e-7.
 MAX_INVERSE = 1e9
+# Least square of a singular value beside the largest one's, for squares to be good enough.
+_FLAT = 1e-8
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,14 @@ class MergedCore:
         left: B @ left has orthonormal columns, (sum_rank, m). Rows of unused columns are zero.
         values: singular values of D, descending, (n,).
         right: right @ A has orthonormal rows, (m, sum_rank); m = n, or the leading m.
+        growth: how much larger the rounding errors of those two products are at most than those
+            of a product with orthonormal factors.
     """
 
     left: Tensor
     values: Tensor
     right: Tensor
+    growth: float
 
     @property
     def n_vectors(self) -> int:
@@ -47,7 +53,16 @@ class MergedCore:
 
     def leading(self, n: int) -> MergedCore:
         """Without the vectors after the first n."""
-        return MergedCore(self.left[:, :n].clone(), self.values, self.right[:n].clone())
+        left, right = self.left[:, :n].clone(), self.right[:n].clone()
+        return MergedCore(left, self.values, right, self.growth)
+
+    def of_unbalanced(self, by_B: Tensor, by_A: Tensor) -> MergedCore:
+        """The same in coordinates of factors whose terms these multipliers balance."""
+        left, right = by_B[:, None] * self.left, self.right * by_A
+        sizes = torch.cat([by_B, by_A]).abs()
+        sizes = sizes[sizes > 0]
+        fits = not len(sizes) or (float(sizes.min()) > 1e-25 and float(sizes.max()) < 1e25)
+        return MergedCore(left, self.values, right, self.growth if fits else math.inf)
 
     @property
     def n_bytes(self) -> int:
@@ -70,21 +85,34 @@ def merged_core(gram_B: Tensor, gram_A: Tensor, weights: Tensor) -> MergedCore |
     n, size = len(used), len(weights)
     if n == 0:
         empty = gram_B.new_zeros(size, 0)
-        return MergedCore(empty, gram_B.new_zeros(0), empty.mT)
+        return MergedCore(empty, gram_B.new_zeros(0), empty.mT, 1.0)
     side_B, side_A = (_triangle(gram[used][:, used]) for gram in (gram_B, gram_A))
     if side_B is None or side_A is None:
         return None
-    (lower_B, inverse_B), (lower_A, inverse_A) = side_B, side_A
+    lower_B, inverse_B, growth_B = side_B
+    lower_A, inverse_A, growth_A = side_A
     core = (lower_B.mT * weights[used]) @ lower_A
-    u, values, vt = torch.linalg.svd(core, full_matrices=False)
+    u, values, vt = _decomposed(core)
     left, right = gram_B.new_zeros(size, n), gram_B.new_zeros(n, size)
     left[used] = inverse_B.mT @ u
     right[:, used] = vt @ inverse_A
-    return MergedCore(left, values, right)
+    return MergedCore(left, values, right, max(growth_B, growth_A))
 
 
-def _triangle(gram: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The lower Cholesky factor and its inverse; None for a gram that is nearly singular."""
+def _decomposed(core: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Its singular value decomposition: by eigenvectors of the square, which takes half the time,
+    where the values they give are good to 1e-8 of themselves and more."""
+    squares, vectors = torch.linalg.eigh(core.mT @ core)
+    if not float(squares[0]) > _FLAT * float(squares[-1]):  # NaN too
+        u, values, vt = torch.linalg.svd(core, full_matrices=False)
+        return u, values, vt
+    values, vt = squares.flip(0).sqrt(), vectors.mT.flip(0)
+    return (core @ vt.mT) / values, values, vt
+
+
+def _triangle(gram: Tensor) -> tuple[Tensor, Tensor, float] | None:
+    """The lower Cholesky factor, its inverse, and the root of the trace of the inverse of the gram
+    with a unit diagonal; None for a gram that is nearly singular."""
     scale = gram.diagonal().sqrt()
     unit = gram / scale[:, None] / scale[None, :]
     lower, info = torch.linalg.cholesky_ex(unit)
@@ -93,6 +121,7 @@ def _triangle(gram: Tensor) -> tuple[Tensor, Tensor] | None:
     inverse = torch.linalg.solve_triangular(
         lower, torch.eye(len(lower), dtype=lower.dtype), upper=False
     )
-    if not float(inverse.square().sum()) <= MAX_INVERSE:
+    trace = float(inverse.square().sum())
+    if not trace <= MAX_INVERSE:
         return None
-    return lower * scale[:, None], inverse / scale[None, :]
+    return lower * scale[:, None], inverse / scale[None, :], math.sqrt(trace)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.decompose import core_from_gram
+from clair_cli.maths.grams import Grams, block_sums
 from clair_cli.maths.similarity import (
     PairTable,
     matrix_similarity,
     subspace_similarity,
     unit_side,
 )
-from clair_cli.maths.stack import Grams, block_sums
 
 # Dimensions kept on each side of a two-sided core.
 CORE_DIM = 16

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from clair_cli.maths.lowrank import Product, Spectrum, tail_norm
-from clair_cli.maths.stack import Factors, symmetric_product
+from clair_cli.maths.lowrank import Product
+from clair_cli.maths.stack import Factors
 
 # Ranks that serving engines accept for a LoRA adapter.
 SERVING_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -64,74 +62,6 @@ def plain_distance(
     difference = torch.tensor(weights, dtype=inner.dtype) - plain
     squares = [float(w @ inner @ w) for w in (difference, plain)]
     return max(0.0, squares[0]) ** 0.5, max(0.0, squares[1]) ** 0.5
-
-
-@dataclass(frozen=True)
-class WrittenModule:
-    """A module's factors as they will stand in the file, and what writing them cost.
-
-    Attributes:
-        lora_A: shape (rank, in_features), in the output dtype.
-        lora_B: shape (out_features, rank), in the output dtype.
-        error: norm of (exact merged delta weight - scaling * lora_B @ lora_A).
-    """
-
-    lora_A: Tensor
-    lora_B: Tensor
-    error: float
-
-
-def write_module(
-    exact: Spectrum, rank: int, scaling: float, dtype: torch.dtype
-) -> WrittenModule | None:
-    """Cut to `rank`, divide `scaling` out, round to `dtype`; None if that overflows.
-
-    The singular vectors may be float32 for a dtype of 16 bits, whose rounding is 1e4 times larger.
-
-    What rounding adds is taken as orthogonal to what the cut leaves out; the product of both
-    factors' rounding errors is not, but smaller by another factor of the dtype's precision.
-
-    Args:
-        exact: the merged delta weight.
-        rank: of the output, zero padded where the module has less.
-        scaling: what a reader will multiply B @ A with; positive.
-    """
-    cut = exact.truncated(rank)
-    half = scaling**-0.5
-    scaled_A, scaled_B = cut.lora_A * half, cut.lora_B * half
-    largest = torch.stack([t.abs().max() for t in (scaled_A, scaled_B) if t.numel()])
-    if not torch.isfinite(largest.to(dtype)).all():  # NaN too
-        return None
-    lora_A, lora_B = scaled_A.to(dtype), scaled_B.to(dtype)
-    kept = exact.values.new_zeros(rank)
-    kept[: len(exact.values)] = exact.values[:rank]
-    wrong_B = (lora_B.to(cut.lora_B.dtype) / half).sub_(cut.lora_B)
-    wrong_A = (lora_A.to(cut.lora_A.dtype) / half).sub_(cut.lora_A)
-    rounding = _rounding_error(cut, wrong_B, wrong_A, kept)
-    return WrittenModule(lora_A, lora_B, math.hypot(tail_norm(exact.values, rank), rounding))
-
-
-def _rounding_error(cut: Product, wrong_B: Tensor, wrong_A: Tensor, values: Tensor) -> float:
-    """Norm of (B + wrong_B)(A + wrong_A) - B A, where B'B = AA' = diag(values).
-
-    As [B wrong_B] [wrong_A; A + wrong_A] it is a sum over two small Grams. The products run in
-    float32 on terms scaled to size one: relative error about 1e-6 of an error. Overwrites the
-    wrongs.
-    """
-    scale = math.sqrt(float(values.max())) if len(values) else 0.0
-    size = max(float(w.abs().max()) if w.numel() else 0.0 for w in (wrong_B, wrong_A))
-    if scale == 0.0 or size == 0.0:
-        return 0.0
-    B, A = (cut.lora_B / scale).float(), (cut.lora_A / scale).float()
-    wrong_B, wrong_A = wrong_B.div_(size).float(), wrong_A.div_(size).float()
-    step = size / scale  # the errors' size beside the factors'
-    diagonal = torch.diag(values / scale**2)
-    BE, EE = (B.mT @ wrong_B).double(), symmetric_product(wrong_B.mT).double()
-    AE, FF = (A @ wrong_A.mT).double(), symmetric_product(wrong_A).double()
-    # columns [B, step E], rows [F; A + step F], all times step * scale**2
-    below = diagonal + step * (AE + AE.mT) + step**2 * FF
-    square = (diagonal * FF).sum() + 2 * (BE * (AE.mT + step * FF)).sum() + (EE * below).sum()
-    return size * scale * math.sqrt(max(0.0, float(square)))
 
 
 def choose_rank(

@@ -12,13 +12,15 @@ pair, which gives each mean a standard error.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from clair_cli.maths.stack import Grams, block_sums
+from clair_cli.maths.grams import Grams, block_sums
+from clair_cli.maths.stack import same_rank
 
 STACKINGS = ("matrix", "output", "input")
 
@@ -46,13 +48,30 @@ def half_factors(gram: Tensor, ranks: Sequence[int]) -> Tensor:
         Shape (n_modules, sum_rank, sum_rank), zero outside the diagonal blocks.
     """
     roots = torch.zeros_like(gram)
-    start = 0
-    for rank in ranks:
-        block = slice(start, start + rank)
-        values, vectors = torch.linalg.eigh(gram[:, block, block])
-        roots[:, block, block] = vectors * values.clamp_min(0.0).sqrt()[:, None, :]
-        start += rank
+    if same_rank(ranks):
+        _blocks(roots, ranks).copy_(_root(_blocks(gram, ranks)))
+        return roots
+    for block in _slices(ranks):
+        roots[:, block, block] = _root(gram[:, block, block])
     return roots
+
+
+def _root(gram: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(gram)
+    root: Tensor = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
+    return root
+
+
+def _slices(ranks: Sequence[int]) -> list[slice]:
+    """The rows of each client."""
+    starts = [0, *itertools.accumulate(ranks)]
+    return [slice(start, start + rank) for start, rank in zip(starts, ranks, strict=False)]
+
+
+def _blocks(matrix: Tensor, ranks: Sequence[int]) -> Tensor:
+    """A view of the diagonal blocks of clients of one rank, (n_modules, n_clients, rank, rank)."""
+    shape = (len(matrix), len(ranks), ranks[0], len(ranks), ranks[0])
+    return matrix.view(shape).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
 
 
 def unit_side(outer: Tensor, inner: Tensor, grams: Grams) -> tuple[Tensor, Tensor]:
@@ -74,18 +93,22 @@ def unit_side(outer: Tensor, inner: Tensor, grams: Grams) -> tuple[Tensor, Tenso
 
 def _congruent(root: Tensor, outer: Tensor, ranks: Sequence[int]) -> Tensor:
     """`root' @ outer @ root` for a block-diagonal root, block by block."""
+    if same_rank(ranks):
+        return _congruent_blocks(_blocks(root, ranks), outer, len(ranks))
     half, result = torch.empty_like(outer), torch.empty_like(outer)
-    start = 0
-    for rank in ranks:
-        block = slice(start, start + rank)
+    for block in _slices(ranks):
         half[:, :, block] = outer[:, :, block] @ root[:, block, block]
-        start += rank
-    start = 0
-    for rank in ranks:
-        block = slice(start, start + rank)
+    for block in _slices(ranks):
         result[:, block] = root[:, block, block].mT @ half[:, block]
-        start += rank
     return result
+
+
+def _congruent_blocks(roots: Tensor, outer: Tensor, n: int) -> Tensor:
+    """The same for clients of one rank; `roots` has their blocks, (n_modules, n, rank, rank)."""
+    size = outer.shape[-1]
+    columns = outer.view(len(outer), size, n, -1).transpose(1, 2)  # (n_modules, n, size, rank)
+    half = (columns @ roots).transpose(1, 2).reshape(len(outer), n, -1, size)
+    return (roots.mT @ half).reshape(outer.shape)
 
 
 def unit_grams(grams: Grams) -> tuple[Tensor, Tensor]:

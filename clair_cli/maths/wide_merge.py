@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.lowrank import Product, Spectrum, with_signs
+from clair_cli.maths.lowrank import Product
+from clair_cli.maths.thin import Thin
 
 # Rows of D that are computed at once.
 _ROWS = 256
@@ -64,19 +65,13 @@ def wide_core(product: Product) -> WideCore:
     return WideCore(vectors.flip(-1), values.flip(0).clamp_min(0.0).sqrt(), transposed)
 
 
-def wide_spectrum(product: Product, core: WideCore, rank: int) -> Spectrum:
-    """The leading `rank` singular vectors of the product that `core` was made of.
-
-    Raises:
-        ValueError: `core` has fewer vectors.
-    """
-    if core.vectors.shape[1] < min(rank, len(core.values)):
-        raise ValueError(f"{core.vectors.shape[1]} vectors, {rank} needed")
-    basis = core.vectors[:, :rank]
+def wide_thin(product: Product, core: WideCore) -> Thin:
+    """The decomposition of the product that `core` was made of."""
+    basis = core.vectors
     largest = float(core.values[0]) if len(core.values) else 0.0
-    size = core.values[:rank].clamp_min(1e-12 * largest or 1.0)
+    size = core.values[: basis.shape[1]].clamp_min(1e-12 * largest or 1.0)
     if core.transposed:
-        right = ((basis.mT @ product.lora_B) @ product.lora_A) / size[:, None]
-        return with_signs(basis, core.values, right)
-    left = product.lora_B @ (product.lora_A @ basis) / size
-    return with_signs(left, core.values, basis.mT)
+        right = (basis.mT @ product.lora_B) / size[:, None]
+        return Thin(basis, product.lora_A, core.values, None, right)
+    left = (product.lora_A @ basis) / size
+    return Thin(product.lora_B, basis.mT, core.values, left, None)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clair_cli.maths.evidence import Evidence
+from clair_cli.maths.grams import Grams
 from clair_cli.maths.judge import Judgement, judge, needs_cores
-from clair_cli.maths.stack import Grams
 from clair_cli.maths.structure import find_structure, joint_cosine
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.passes import Gathered, gather_cores, gather_evidence

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.collaborate import columns_of
 from clair_cli.maths.core_merge import MergedCore, merged_core
-from clair_cli.maths.lowrank import Product, Spectrum, singular_values, spectrum, with_signs
-from clair_cli.maths.merge import WrittenModule, plain_distance, weighted_sum
-from clair_cli.maths.stack import FactorStack, Grams, grams, stack_factors
-from clair_cli.maths.wide_merge import MIN_WIDTH, WideCore, wide_core, wide_spectrum
+from clair_cli.maths.grams import grams
+from clair_cli.maths.lowrank import Product, singular_values, spectrum
+from clair_cli.maths.merge import plain_distance, weighted_sum
+from clair_cli.maths.rounding import WrittenModule
+from clair_cli.maths.stack import FactorStack, stack_factors
+from clair_cli.maths.thin import Thin, thin
+from clair_cli.maths.wide_merge import MIN_WIDTH, WideCore, wide_core, wide_thin
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.passes import KEPT_BYTES
@@ -26,6 +28,9 @@ Core = MergedCore | WideCore
 # Of each module, where all singular vectors would take too much memory: more than this are seldom
 # written, and then they are made again.
 _KEPT_VECTORS = 128
+
+# Growth of rounding errors up to which float32 products are far better than 16 bits: 2e-5.
+MAX_GROWTH = 300.0
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,15 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine) -> Merged:
         cores[module] = _kept(core, KEPT_BYTES // len(modules))
     judged.grams.clear()
     writer.plan()
-    products = torch.float32 if writer.sixteen_bits else engine.device.dtype
 
     def cut(module: str) -> WrittenModule:
         with naming_module(module):
             core = cores.pop(module)
             if core is not None and core.n_vectors < min(writer.rank, len(core.values)):
                 core = merger.observe(module)[1]
-            return writer.cut(module, merger.leading(module, core, writer.rank, products))
+            return writer.cut(
+                module, merger.leading(module, core, sixteen_bits=writer.sixteen_bits)
+            )
 
     for module, written in zip(modules, engine.each("writing", cut, modules), strict=True):
         writer.put(module, written)
@@ -77,7 +83,7 @@ class _Merger:
         self.judged, self.engine = judged, engine
 
     def observe(self, module: str) -> tuple[Tensor, Core | None]:
-        """A module's singular values, and its core where the Grams allow one."""
+        """A module's singular values, and its core where one can be relied on."""
         with naming_module(module):
             if self._wide(module):
                 wide = wide_core(self._product(module))
@@ -87,21 +93,20 @@ class _Merger:
                 return core.values, core
             return singular_values(self._product(module)), None
 
-    def leading(self, module: str, core: Core | None, rank: int, dtype: torch.dtype) -> Spectrum:
-        """The singular vectors of one module, the leading `rank` of them at least.
+    def leading(self, module: str, core: Core | None, *, sixteen_bits: bool) -> Thin:
+        """The singular vectors of one module, as far as `core` has them.
 
         Args:
-            dtype: of the products that make them from a core.
+            sixteen_bits: whether they will be rounded to as many.
         """
         if core is None:
-            return spectrum(self._product(module))
+            return thin(spectrum(self._product(module)))
         if isinstance(core, WideCore):
-            return wide_spectrum(self._product(module), core, rank)
-        stack = self._stack(module, dtype)
-        device, dtype = stack.lora_A.device, stack.lora_A.dtype
-        left = stack.lora_B[0] @ core.left[:, :rank].to(device=device, dtype=dtype)
-        right = core.right[:rank].to(device=device, dtype=dtype) @ stack.lora_A[0]
-        return with_signs(left.cpu(), core.values, right.cpu())
+            return wide_thin(self._product(module), core)
+        single = sixteen_bits and core.growth <= MAX_GROWTH
+        dtype = torch.float32 if single else self.engine.device.dtype
+        stack = self._stack(module)
+        return Thin(stack.lora_B[0], stack.lora_A[0], core.values, core.left, core.right, dtype)
 
     def _wide(self, module: str) -> bool:
         """Whether there are more rank-one terms than the layer is wide."""
@@ -120,25 +125,23 @@ class _Merger:
         width one is a sum of others: never well-conditioned."""
         if self.judged.round.previous is not None or self._terms(module) > self._width(module):
             return None
-        merged = self.judged.merged
-        pair: Grams | None = self.judged.grams.get(module)
-        if pair is None:
-            pair = grams(self._stack(module, self.engine.device.dtype))
-            ranks, scale = pair.ranks, pair.scale[0]
-            B, A = pair.B[0], pair.A[0]
+        pair = self.judged.grams.get(module)
+        if pair is not None:
+            pair = pair.of_clients(self.judged.merged)
         else:
-            columns = columns_of(pair.ranks, merged)
-            ranks, scale = tuple(pair.ranks[k] for k in merged), pair.scale[0][list(merged)]
-            B, A = pair.B[0][columns][:, columns], pair.A[0][columns][:, columns]
-        weights = torch.tensor([self.judged.weights[k] for k in merged], dtype=torch.float64)
-        return merged_core(B, A, torch.repeat_interleave(weights * scale, torch.tensor(ranks)))
+            pair = grams(self._stack(module))
+        weights = torch.tensor([self.judged.weights[k] for k in self.judged.merged])
+        terms = torch.repeat_interleave(weights * pair.scale[0], torch.tensor(pair.ranks))
+        core = merged_core(pair.B[0], pair.A[0], terms)
+        return None if core is None else core.of_unbalanced(pair.by_B[0], pair.by_A[0])
 
-    def _stack(self, module: str, dtype: torch.dtype) -> FactorStack:
+    def _stack(self, module: str) -> FactorStack:
         """The factors of the clients with a weight."""
         adapters = [self.judged.round.adapters[k] for k in self.judged.merged]
         shape = self.judged.round.module_shapes[module]
         factors = [factors_of(adapter, module) for adapter in adapters]
-        return stack_factors([factors], shape, dtype=dtype, device=self.engine.device.name)
+        device = self.engine.device
+        return stack_factors([factors], shape, dtype=device.dtype, device=device.name)
 
     def _product(self, module: str) -> Product:
         """The weighted sum; the previous adapter, if given, is one more with weight 1: the mean

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence import Evidence, concatenate, gather, unit_core
+from clair_cli.maths.grams import Grams, grams
 from clair_cli.maths.judge import joint_stack
-from clair_cli.maths.stack import Grams, grams
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.round import Round
 from clair_cli.workflow.tensors import naming_module, stack_of

@@ -16,13 +16,15 @@ from clair_cli.maths.gain import (
     noise_from_option,
 )
 from clair_cli.maths.lowrank import Product, norm, singular_values, spectrum
-from clair_cli.maths.merge import WrittenModule, weighted_sum
+from clair_cli.maths.merge import weighted_sum
 from clair_cli.maths.refine import (
     OffSubspace,
     off_subspace,
     refine_module,
     shared_subspace,
 )
+from clair_cli.maths.rounding import WrittenModule
+from clair_cli.maths.thin import thin
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.settings import Settings
@@ -193,7 +195,7 @@ class _Looks:
         with naming_module(module):
             state = _Module(self.judged, module, self.side)
             return [
-                writer.cut(module, spectrum(state.on_top(state.result(i, self.keep[i]))))
+                writer.cut(module, thin(spectrum(state.on_top(state.result(i, self.keep[i])))))
                 for i, writer in enumerate(self.writers)
             ]
 

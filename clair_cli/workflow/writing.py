@@ -18,8 +18,10 @@ from clair_cli.errors import OutputError
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.output_format import OutputFormat
 from clair_cli.formats.write_adapter import merged_config
-from clair_cli.maths.lowrank import Spectrum, numerical_rank, tail_norm
-from clair_cli.maths.merge import SERVING_RANKS, WrittenModule, choose_rank, write_module
+from clair_cli.maths.lowrank import numerical_rank, tail_norm
+from clair_cli.maths.merge import SERVING_RANKS, choose_rank
+from clair_cli.maths.rounding import WrittenModule, write_module
+from clair_cli.maths.thin import Thin
 from clair_cli.workflow.describe import number
 from clair_cli.workflow.settings import Settings
 
@@ -109,7 +111,7 @@ class AdapterWriter:
         """Whether what is written is rounded to 16 bits, once planned."""
         return self._dtype != "float32"
 
-    def cut(self, module: str, exact: Spectrum) -> WrittenModule:
+    def cut(self, module: str, exact: Thin) -> WrittenModule:
         """One module's factors as they will be written.
 
         Raises:

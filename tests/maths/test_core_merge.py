@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from clair_cli.maths.core_merge import merged_core
-from clair_cli.maths.stack import grams, stack_factors, symmetric_product
+from clair_cli.maths.grams import grams
+from clair_cli.maths.stack import stack_factors
 
 OUT, IN, RANKS = 60, 44, (3, 5, 8)
 
@@ -30,7 +31,8 @@ def core_of(factors: list, weights: list[float]):  # type: ignore[no-untyped-def
     terms = torch.repeat_interleave(
         torch.tensor(weights, dtype=torch.float64) * pair.scale[0], torch.tensor(pair.ranks)
     )
-    return stack, merged_core(pair.B[0], pair.A[0], terms)
+    core = merged_core(pair.B[0], pair.A[0], terms)
+    return stack, None if core is None else core.of_unbalanced(pair.by_B[0], pair.by_A[0])
 
 
 @pytest.mark.parametrize("weights", [[0.2, 0.5, 0.3], [1.0, 0.0, 1e-3]])
@@ -80,9 +82,24 @@ def test_nothing_to_merge_is_an_empty_core() -> None:
     assert core.left.shape == (sum(RANKS), 0) and core.right.shape == (0, sum(RANKS))
 
 
-@pytest.mark.parametrize("n", [1, 63, 64, 200, 1025])
-def test_a_symmetric_product_in_blocks(n: int) -> None:
-    rows = torch.randn(2, n, 7, dtype=torch.float64)
-    got = symmetric_product(rows)
-    torch.testing.assert_close(got, rows @ rows.mT, rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(got, got.mT, rtol=1e-13, atol=1e-13)
+@pytest.mark.parametrize("smallest", [1e-2, 1e-5, 0.0])
+def test_small_singular_values_are_exact_too(smallest: float) -> None:
+    """Eigenvectors of the square would lose those below 1e-8."""
+    factors, weights = clients(), [1.0, 1.0, smallest]
+    stack, core = core_of(factors, weights)
+    assert core is not None
+    dense = sum(w * s * (B @ A) for w, (A, B, s) in zip(weights, factors, strict=True)).numpy()
+    exact = np.linalg.svd(dense, compute_uv=False)[: len(core.values)]
+    np.testing.assert_allclose(core.values.numpy(), exact, rtol=1e-7)
+    left, right = (stack.lora_B[0] @ core.left).numpy(), (core.right @ stack.lora_A[0]).numpy()
+    np.testing.assert_allclose(left.T @ left, np.eye(left.shape[1]), atol=1e-7)
+    np.testing.assert_allclose(left * core.values.numpy() @ right, dense, atol=1e-11)
+
+
+def test_factors_of_odd_sizes_are_not_multiplied_in_float32() -> None:
+    factors = clients()
+    assert core_of(factors, [0.2, 0.5, 0.3])[1].growth < 100  # type: ignore[union-attr]
+    factors = [(A.float(), B.float(), s) for A, B, s in factors]
+    A, B, s = factors[0]
+    odd = [(A * 1e-30, B * 1e30, s), *factors[1:]]
+    assert core_of(odd, [0.2, 0.5, 0.3])[1].growth == float("inf")  # type: ignore[union-attr]

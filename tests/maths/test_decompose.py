@@ -16,12 +16,13 @@ from clair_cli.maths.decompose import (
     solve_stable,
 )
 from clair_cli.maths.evidence import unit_core
+from clair_cli.maths.grams import grams
 from clair_cli.maths.groups import LONER_RATIO
 from clair_cli.maths.lowrank import Product
 from clair_cli.maths.prox import block_norms
 from clair_cli.maths.refine import stacked_basis
 from clair_cli.maths.similarity import unit_grams
-from clair_cli.maths.stack import grams, stack_factors
+from clair_cli.maths.stack import stack_factors
 from tests.planted import Planted, low_rank, planted, subspace_error
 
 Matrix = NDArray[np.float64]

@@ -606,8 +606,9 @@ def test_names_are_words_only() -> None:
 
 def test_cores_are_asked_for_in_the_output_stacking() -> None:
     from clair_cli.maths.evidence import concatenate, gather
+    from clair_cli.maths.grams import grams
     from clair_cli.maths.judge import judge, needs_cores
-    from clair_cli.maths.stack import grams, stack_factors
+    from clair_cli.maths.stack import stack_factors
     from clair_cli.maths.structure import find_structure
 
     modules, shapes = mixed_cohort("output")

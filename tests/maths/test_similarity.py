@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import ortho_group
 
+from clair_cli.maths.grams import Grams, grams
 from clair_cli.maths.similarity import (
     PairTable,
     half_factors,
@@ -17,7 +18,7 @@ from clair_cli.maths.similarity import (
     unit_grams,
     unit_side,
 )
-from clair_cli.maths.stack import Factors, Grams, grams, stack_factors
+from clair_cli.maths.stack import Factors, stack_factors
 from tests.maths.test_stack import IN, OUT, cohort, dense, regauged, scaled
 
 ALIVE = [(0, 1), (0, 3), (1, 3), (0, 0)]  # clients with an update in module 0

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from clair_cli.maths import stack as stacks
+from clair_cli.maths import grams as gram_maths
 from clair_cli.maths.evidence import Evidence, gather
+from clair_cli.maths.grams import grams
 from clair_cli.maths.place_scores import core_distance
-from clair_cli.maths.stack import grams, stack_factors
+from clair_cli.maths.stack import stack_factors
 
 OUT, IN, RANK, CLIENTS = 80, 60, 14, 11
 Pair = tuple[Tensor, Tensor, float]
@@ -39,7 +40,7 @@ def evidence(modules: list[list[Pair]]) -> Evidence:
 
 def test_such_a_cohort_is_sketched() -> None:
     assert grams(stack_factors(cohort(), (OUT, IN))).sketch_B is not None
-    assert CLIENTS * RANK > stacks.SKETCHED_ABOVE
+    assert CLIENTS * RANK > gram_maths.SKETCHED_ABOVE
 
 
 def test_gauge_and_order_do_not_matter() -> None:
@@ -63,7 +64,7 @@ def test_gauge_and_order_do_not_matter() -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_they_hold_what_exact_ones_hold(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sketched = evidence(cohort(seed))
-    monkeypatch.setattr(stacks, "SKETCHED_ABOVE", 10**9)
+    monkeypatch.setattr(gram_maths, "SKETCHED_ABOVE", 10**9)
     exact = evidence(cohort(seed))
     energy = [e.cores.square().sum((2, 3)) for e in (sketched, exact)]
     assert (energy[0] / energy[1]).min() > 0.97

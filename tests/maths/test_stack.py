@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clair_cli.maths.grams import block_sums, grams
 from clair_cli.maths.similarity import matrix_similarity
-from clair_cli.maths.stack import Factors, block_sums, grams, stack_factors
+from clair_cli.maths.stack import Factors, stack_factors
 
 OUT, IN = 13, 7
 RANKS = ((3, 1, 0, 4), (2, 5, 3, 0))  # per module and client; 0: the client lacks the module
@@ -89,7 +90,7 @@ def test_blocks_hold_the_delta_weight_and_padding_is_zero() -> None:
         for k, factors in enumerate(clients):
             block = slice(int(starts[k]), int(starts[k + 1]))
             B, A = stack.lora_B[m][:, block], stack.lora_A[m][block]
-            product = stack.scale[m, k] * (B @ A)
+            product = stack.scaling[m, k] * (B @ A)
             np.testing.assert_allclose(product.numpy(), dense(factors), rtol=1e-12, atol=1e-12)
             rank = RANKS[m][k]
             assert not B[:, rank:].any()
@@ -98,9 +99,8 @@ def test_blocks_hold_the_delta_weight_and_padding_is_zero() -> None:
 
 def test_terms_are_balanced_and_the_largest_has_norm_one() -> None:
     modules = [[scaled(f, 1e5, 3e-9) for f in clients] for clients in cohort()]
-    stack = stack_factors(modules, (OUT, IN))
-    size_A = torch.linalg.vector_norm(stack.lora_A, dim=2)
-    size_B = torch.linalg.vector_norm(stack.lora_B, dim=1)
+    pair = grams(stack_factors(modules, (OUT, IN)))
+    size_A, size_B = (gram.diagonal(dim1=1, dim2=2).sqrt() for gram in (pair.A, pair.B))
     torch.testing.assert_close(size_A, size_B, rtol=1e-12, atol=0)
     assert float((size_A * size_B).max()) == pytest.approx(1.0, rel=1e-12)
 
@@ -227,6 +227,6 @@ def test_a_narrow_stack_holds_factors_of_any_size(size_A: float, dtype: torch.dt
     B = (torch.randn(20, 4, generator=g, dtype=torch.float64) / size_A).clamp(-1e38, 1e38).to(dtype)
     narrow = stack_factors([[(A, B, 2.0)]], (20, 30), dtype=torch.float32)
     exact = 2.0 * B.double() @ A.double()
-    found = narrow.scale[0, 0] * narrow.lora_B[0].double() @ narrow.lora_A[0].double()
+    found = narrow.scaling[0, 0] * narrow.lora_B[0].double() @ narrow.lora_A[0].double()
     assert torch.linalg.matrix_norm(found - exact) <= 1e-6 * torch.linalg.matrix_norm(exact)
     assert narrow.lora_A.dtype == torch.float32

@@ -1,0 +1,180 @@
+"""The two Gram matrices of a stack of factors, which hold everything about the clients' updates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.stack import FactorStack, balance, same_rank
+
+# Stacks of more columns than this have their leading directions found by iteration.
+SKETCHED_ABOVE = 128
+SKETCH_DIM = 24
+
+# Columns that are converted and multiplied at once on a CPU: they stay in its cache.
+_CHUNK = 1024
+# Rows that one block of a symmetric product has at least.
+_MIN_BLOCK = 64
+
+# Below this share of its factors' size a product is rounding error, not an update (float64
+# Grams resolve a norm to about 1e-8 of the factors' product).
+_VANISHING = 1e-7
+
+
+@dataclass(frozen=True)
+class Grams:
+    """B'B and AA' of a stack whose terms are balanced, and the norms they give.
+
+    Float64, on the CPU. `delta_weight[k] = scale[k] * (B_k by_B_k) (by_A_k A_k)` with B and A as
+    they stand in the stack; the Grams are those of the factors in brackets.
+
+    Attributes:
+        B: shape (n_modules, sum_rank, sum_rank).
+        A: shape (n_modules, sum_rank, sum_rank).
+        norms: Frobenius norm of each delta weight over its `scale`, (n_modules, n_clients).
+        scale: at least 0; 0 for a zero update, (n_modules, n_clients).
+        ranks: as in the stack.
+        shape: (out_features, in_features).
+        by_B, by_A: what balances each term, (n_modules, sum_rank); see `balance`.
+        sketch_B, sketch_A: products of B' and A with a fixed random matrix of their width,
+            (n_modules, sum_rank, SKETCH_DIM): where to look for the leading directions, in
+            coordinates of the weights and not of the gauge. None for small stacks.
+    """
+
+    B: Tensor
+    A: Tensor
+    norms: Tensor
+    scale: Tensor
+    ranks: tuple[int, ...]
+    shape: tuple[int, int]
+    by_B: Tensor
+    by_A: Tensor
+    sketch_B: Tensor | None = None
+    sketch_A: Tensor | None = None
+
+    def module(self, index: int) -> Grams:
+        """Those of one module of the batch."""
+        one = slice(index, index + 1)
+        return Grams(
+            self.B[one], self.A[one], self.norms[one], self.scale[one], self.ranks, self.shape,
+            self.by_B[one], self.by_A[one],
+            None if self.sketch_B is None else self.sketch_B[one],
+            None if self.sketch_A is None else self.sketch_A[one],
+        )  # fmt: skip
+
+    def of_clients(self, clients: Sequence[int]) -> Grams:
+        """Those of some clients, in their order; without the sketches."""
+        owner = torch.repeat_interleave(
+            torch.arange(len(self.ranks)), torch.tensor(list(self.ranks))
+        )
+        columns = torch.cat([(owner == k).nonzero().flatten() for k in clients])
+        chosen = list(clients)
+        return Grams(
+            self.B[:, columns][:, :, columns], self.A[:, columns][:, :, columns],
+            self.norms[:, chosen], self.scale[:, chosen],
+            tuple(self.ranks[k] for k in clients), self.shape,
+            self.by_B[:, columns], self.by_A[:, columns],
+        )  # fmt: skip
+
+    @property
+    def delta_norms(self) -> Tensor:
+        """Frobenius norm of every delta weight, (n_modules, n_clients), weight units."""
+        return self.norms * self.scale
+
+
+def grams(stack: FactorStack) -> Grams:
+    """Both Gram matrices of a stack, and each client's norm from them.
+
+    A product that cancels to rounding error counts as a zero update (norm exactly 0).
+    """
+    sketched = sum(stack.ranks) > SKETCHED_ABOVE
+    B, sketch_B = _products(stack.lora_B.mT, stack.dtype, sketched)
+    A, sketch_A = _products(stack.lora_A, stack.dtype, sketched)
+    norm_A, norm_B = (g.diagonal(dim1=1, dim2=2).sqrt() for g in (A, B))
+    by_A, by_B, scale = balance(norm_A, norm_B, stack.scaling, stack.ranks)
+    for gram, by, sketch in ((A, by_A, sketch_A), (B, by_B, sketch_B)):
+        gram.mul_(by[:, :, None]).mul_(by[:, None, :])
+        if sketch is not None:
+            sketch.mul_(by[:, :, None])
+    squared = block_sums(B * A, stack.ranks).diagonal(dim1=1, dim2=2)
+    norms = squared.clamp_min(0.0).sqrt()
+    norms = torch.where(norms > _VANISHING, norms, 0.0)
+    norms = torch.where(scale > 0, norms, 0.0)
+    return Grams(
+        B, A, norms, scale, stack.ranks, stack.shape, by_B, by_A, sketch_B, sketch_A
+    )  # fmt: skip
+
+
+def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Tensor | None]:
+    """`rows @ rows'` and, if asked for, `rows` times the fixed random matrix of their width;
+    float64, CPU.
+
+    Args:
+        rows: shape (n_modules, n, width).
+        dtype: of the products.
+    """
+    n_modules, n, width = rows.shape
+    step = _CHUNK if rows.device.type == "cpu" else max(1, width)
+    gram = torch.zeros(n_modules, n, n, dtype=dtype, device=rows.device)
+    random = sketch = None
+    if sketched:
+        random = _gaussian(width).to(device=rows.device, dtype=dtype)
+        sketch = torch.zeros(n_modules, n, SKETCH_DIM, dtype=dtype, device=rows.device)
+    for start in range(0, width, step):
+        chunk = rows[:, :, start : start + step].to(dtype)
+        add_symmetric(gram, chunk)
+        if random is not None and sketch is not None:
+            part = random[start : start + step].expand(n_modules, -1, -1)
+            sketch.baddbmm_(chunk, part)
+    _mirror(gram)
+    return gram.double().cpu(), None if sketch is None else sketch.double().cpu()
+
+
+def _blocks(n: int) -> list[tuple[int, int]]:
+    """The rows of a symmetric matrix in up to eight blocks."""
+    step = max(_MIN_BLOCK, -(-n // 8))
+    return [(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def add_symmetric(gram: Tensor, rows: Tensor) -> None:
+    """Add `rows @ rows'` to `gram`, on and below the diagonal's blocks: in eight blocks of rows
+    that is 9/16 of the operations.
+
+    Args:
+        gram: shape (n_modules, n, n). rows: shape (n_modules, n, width).
+    """
+    for start, stop in _blocks(rows.shape[1]):
+        gram[:, start:stop, :stop].baddbmm_(rows[:, start:stop], rows[:, :stop].mT)
+
+
+def _mirror(gram: Tensor) -> None:
+    """Copy what lies below the diagonal's blocks to above them."""
+    for start, stop in _blocks(gram.shape[1]):
+        gram[:, :start, start:stop] = gram[:, start:stop, :start].mT
+
+
+@lru_cache(maxsize=16)
+def _gaussian(width: int) -> Tensor:
+    """A Gaussian matrix, (width, SKETCH_DIM), the same in all runs."""
+    generator = torch.Generator().manual_seed(width)
+    return torch.randn(width, SKETCH_DIM, generator=generator, dtype=torch.float64)
+
+
+def block_sums(matrix: Tensor, ranks: Sequence[int]) -> Tensor:
+    """Sum a (..., sum_rank, sum_rank) matrix over each pair of clients' blocks.
+
+    Returns:
+        Shape (..., n_clients, n_clients).
+    """
+    device, n_clients, leading = matrix.device, len(ranks), matrix.shape[:-2]
+    if same_rank(ranks):
+        blocks = matrix.reshape(*leading, n_clients, ranks[0], n_clients, ranks[0])
+        return blocks.sum(dim=(-3, -1))
+    owner = torch.repeat_interleave(torch.arange(n_clients), torch.tensor(list(ranks))).to(device)
+    rows = matrix.new_zeros(*leading, n_clients, matrix.shape[-1])
+    rows.index_add_(-2, owner, matrix)
+    return rows.new_zeros(*leading, n_clients, n_clients).index_add_(-1, owner, rows)

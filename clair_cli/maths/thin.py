@@ -1,0 +1,81 @@
+"""A singular value decomposition whose long sides are made piece by piece, and then let go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.lowrank import Spectrum
+
+# Columns of a side that are made at once on a CPU: they stay in its cache.
+_PIECE = 1024
+
+
+@dataclass(frozen=True)
+class Thin:
+    """D = (lora_B @ left) diag(values) (right @ lora_A); the leading vectors of it at least.
+
+    Attributes:
+        lora_B: shape (out_features, n), any float dtype.
+        lora_A: shape (n', in_features).
+        values: all singular values, descending, (m,), float64.
+        left: shape (n, m'), m' <= m; None for the identity. `lora_B @ left` has orthonormal
+            columns.
+        right: shape (m', n'); None for the identity.
+        dtype: of the products that make the sides.
+    """
+
+    lora_B: Tensor
+    lora_A: Tensor
+    values: Tensor
+    left: Tensor | None
+    right: Tensor | None
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        return self.lora_B.shape[0], self.lora_A.shape[1]
+
+    @property
+    def n_vectors(self) -> int:
+        known = self.lora_B if self.left is None else self.left
+        return known.shape[1]
+
+    def left_pieces(self, amounts: Tensor) -> Iterator[Tensor]:
+        """The leading left singular vectors times `amounts`, as rows, a few columns at a time.
+
+        Args:
+            amounts: shape (k,).
+
+        Yields:
+            Shape (k, up to _PIECE), in `dtype`, on the factors' device.
+        """
+        return self._pieces(self.lora_B.mT, None if self.left is None else self.left.mT, amounts)
+
+    def right_pieces(self, amounts: Tensor) -> Iterator[Tensor]:
+        """The same for the right singular vectors."""
+        return self._pieces(self.lora_A, self.right, amounts)
+
+    def _pieces(self, rows: Tensor, turn: Tensor | None, amounts: Tensor) -> Iterator[Tensor]:
+        k, device = len(amounts), rows.device
+        by = amounts.to(torch.float64)[:, None]
+        factor = by if turn is None else turn[:k].cpu() * by
+        factor = factor.to(device=device, dtype=self.dtype)
+        step = _PIECE if device.type == "cpu" else rows.shape[1]
+        for start in range(0, rows.shape[1], step):
+            piece = rows[:, start : start + step]
+            if turn is None:
+                yield piece[:k].to(self.dtype) * factor
+            elif piece.stride(0) == 1:  # stored by columns: make the result so too
+                yield (piece.mT.to(self.dtype) @ factor.mT).mT
+            else:
+                yield factor @ piece.to(self.dtype)
+
+
+def thin(exact: Spectrum) -> Thin:
+    """A spectrum, whose sides are there already."""
+    return Thin(exact.left, exact.right, exact.values, None, None, exact.left.dtype)
