@@ -8,6 +8,8 @@ import time
 import pytest
 import torch
 
+from clair_cli.maths.grams import grams
+from clair_cli.maths.stack import stack_factors
 from clair_cli.workflow.pool import available_threads, in_order, one_thread_each
 
 
@@ -58,3 +60,23 @@ def test_each_thread_computes_on_one_core() -> None:
 
 def test_there_is_a_core() -> None:
     assert available_threads() >= 1
+
+
+def test_the_first_product_of_a_thread_is_computed_on_one_core_too() -> None:
+    """MKL asks for torch's number of threads late: the bits of one in thirty differed."""
+    g = torch.Generator().manual_seed(0)
+    modules = [
+        [(torch.randn(6, n, generator=g), torch.randn(24, 6, generator=g), 2.0) for _ in range(3)]
+        for n in (40, 16, 40, 16, 24, 40)
+    ]
+
+    def work(module: int) -> tuple[int, bytes, bytes]:
+        factors = modules[module]
+        pair = grams(stack_factors([factors], (24, factors[0][0].shape[1])))
+        return module, bytes(pair.A.numpy().data), bytes(pair.B.numpy().data)
+
+    found = set()
+    for _ in range(100):
+        with one_thread_each():
+            found.update(in_order(work, range(len(modules)), 2))
+    assert len(found) == len(modules)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.adapter_config import parse_config
+from clair_cli.formats.adapter_file import DTYPE_NAMES
 from clair_cli.formats.cohort import Cohort, Rejection, rejection, similar_names
 from clair_cli.formats.config_source import inside_config
 from clair_cli.formats.keys import pair_keys
@@ -25,7 +26,6 @@ from clair_cli.formats.safetensors_file import (
 )
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.write_adapter import (
-    DTYPE_NAMES,
     config_json,
     safetensors_bytes,
     tensor_bytes,

@@ -10,7 +10,6 @@ are never removed (one may hold the only copy of what it replaced) but found by 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import secrets
@@ -21,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from clair_cli.errors import OutputError
+from clair_cli.formats.adapter_file import Parts
 from clair_cli.formats.held_signals import HeldSignals, held_signals
+from clair_cli.formats.regular_file import read_exactly
 from clair_cli.formats.rename import put_new, swap
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.targets import check_existing, check_room, check_target, resolve
@@ -37,12 +38,13 @@ class Output:
 
     Attributes:
         path: a link is followed, so that its target is replaced and not the link.
-        content: a file's bytes, or a folder's files: relative POSIX path to bytes.
+        content: a file's bytes or parts, or a folder's files: relative POSIX path to bytes or
+            parts.
         force: replace an existing regular file (it keeps its mode), or a folder that clair wrote.
     """
 
     path: Path
-    content: bytes | Mapping[str, bytes]
+    content: bytes | Parts | Mapping[str, bytes | Parts]
     force: bool = False
 
 
@@ -108,8 +110,8 @@ class _Job:
 
     def __init__(self, output: Output) -> None:
         self.output = output
-        self.folder = not isinstance(output.content, bytes)
-        for name in () if isinstance(output.content, bytes) else output.content:
+        self.folder = isinstance(output.content, Mapping)
+        for name in output.content if isinstance(output.content, Mapping) else ():
             parts = set(name.split("/"))
             if not name or PurePosixPath(name).is_absolute() or {"..", "", "."} & parts:
                 raise ValueError(f"not a path inside the output folder: {name!r}")
@@ -123,17 +125,18 @@ class _Job:
     def prepare(self, held: HeldSignals) -> None:
         """Write and sync everything under the temporary name."""
         content = self.output.content
-        if isinstance(content, bytes):
-            check_room(self.target.parent, len(content), self.output.path)
+        files = content if isinstance(content, Mapping) else {"": content}
+        size = sum(len(part) for data in files.values() for part in _parts(data))
+        check_room(self.target.parent, size, self.output.path)
+        if not isinstance(content, Mapping):
             mode = stat.S_IMODE(os.stat(self.target).st_mode) if self.target.exists() else None
-            _write(self.temp, content, mode, held)
+            _write(self.temp, _parts(content), mode, held)
             return
-        check_room(self.target.parent, sum(map(len, content.values())), self.output.path)
         os.mkdir(self.temp)
         for name, data in content.items():
             file = self.temp / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            _write(file, data, None, held)
+            _write(file, _parts(data), None, held)
         for folder, _, _ in os.walk(self.temp):
             _sync_folder(Path(folder))
 
@@ -223,7 +226,17 @@ def _runs_elsewhere(pid: int) -> bool:
     return True
 
 
-def _write(path: Path, data: bytes, mode: int | None, held: HeldSignals) -> None:
+def _parts(content: bytes | Parts) -> Parts:
+    return [content] if isinstance(content, bytes) else content
+
+
+def _chunks(parts: Parts) -> Iterator[memoryview]:
+    for part in parts:
+        view = memoryview(part)
+        yield from (view[start : start + CHUNK_BYTES] for start in range(0, len(view), CHUNK_BYTES))
+
+
+def _write(path: Path, parts: Parts, mode: int | None, held: HeldSignals) -> None:
     """Create, fill, sync, read again and compare. `mode` None: 0666 less the umask."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -231,19 +244,18 @@ def _write(path: Path, data: bytes, mode: int | None, held: HeldSignals) -> None
     try:
         if mode is not None:
             os.chmod(fd if os.chmod in os.supports_fd else path, mode)
-        view = memoryview(data)
-        while view:
+        for view in _chunks(parts):
             held.check()
-            view = view[os.write(fd, view[:CHUNK_BYTES]) :]
+            while view:
+                view = view[os.write(fd, view) :]
         os.fsync(fd)
         held.check()
         os.lseek(fd, 0, os.SEEK_SET)
-        written = hashlib.sha256()
-        while chunk := os.read(fd, CHUNK_BYTES):
-            written.update(chunk)
+        same = all(read_exactly(fd, len(view)) == bytes(view) for view in _chunks(parts))
+        same = same and not os.read(fd, 1)
     finally:
         os.close(fd)
-    if written.digest() != hashlib.sha256(data).digest():
+    if not same:
         raise OutputError(f"{quoted(path.name)} reads back differently from what was written")
 
 

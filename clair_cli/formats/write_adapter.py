@@ -8,66 +8,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clair_cli.formats.adapter import Adapter
-from clair_cli.formats.safetensors_header import METADATA
+from clair_cli.formats.adapter_file import SafetensorsParts, memory_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DTYPE_NAMES = {
-    "torch.float64": "F64",
-    "torch.float32": "F32",
-    "torch.float16": "F16",
-    "torch.bfloat16": "BF16",
-    "torch.int64": "I64",
-    "torch.int32": "I32",
-    "torch.int16": "I16",
-}
-
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """The elements in C order, little-endian; any shape, any device."""
-    return bytes(_memory(tensor))
-
-
-def _memory(tensor: Tensor) -> memoryview:
-    """The same bytes where they are, if the tensor is dense and on the CPU."""
-    import torch
-
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    return bytes(memory_of(tensor))
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file: keys sorted, tensors by falling element size and then by name.
-
-    Args:
-        tensors: name to a dense tensor of 16, 32 or 64 bits, floating or integer.
-        metadata: string to string; left out of the header when empty.
-
-    Raises:
-        ValueError: another dtype, or a tensor called "__metadata__".
-    """
-    sizes = {name: tensor.element_size() for name, tensor in tensors.items()}
-    header: dict[str, object] = {}
-    if metadata:
-        header[METADATA] = dict(sorted(metadata.items()))
-    parts: list[memoryview] = []
-    position = 0
-    for name in sorted(tensors, key=lambda name: (-sizes[name], name)):
-        dtype = DTYPE_NAMES.get(str(tensors[name].dtype))
-        if dtype is None or name == METADATA:
-            raise ValueError(f"can't write tensor {name!r} of dtype {tensors[name].dtype}")
-        data = _memory(tensors[name])
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(tensors[name].shape),
-            "data_offsets": [position, position + len(data)],
-        }
-        parts.append(data)
-        position += len(data)
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+    """A safetensors file of tensors that are all there; see `SafetensorsParts`."""
+    made = SafetensorsParts(tensors, metadata)
+    for name, tensor in tensors.items():
+        made.add(name, tensor)
+    return b"".join(made.parts())
 
 
 def config_json(config: Mapping[str, object]) -> str:

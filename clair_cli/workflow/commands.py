@@ -132,11 +132,11 @@ def merge(
     check_outputs(settings)
     ahead = ReadAhead(settings)
     rounds = _rounds()
-    result, merged, files = rounds.merge(settings, ahead, one_file=settings.one_file)
-    if merged is None or files is None:
+    result, merged = rounds.merge(settings, ahead, one_file=settings.one_file)
+    if merged is None:
         path = write_report_only(result, settings)
         return MergeResult(result, None, None, _text(path))
-    path = write_merged(result, files, settings)
+    path = write_merged(result, merged.adapter.files, settings)
     return MergeResult(result, merged.adapter.tensors, merged.adapter.config, _text(path))
 
 
@@ -211,10 +211,10 @@ def refine(
     check_outputs(settings)
     ahead = ReadAhead(settings)
     rounds = _rounds()
-    result, refined, files = rounds.refine(settings, ahead)
+    result, refined = rounds.refine(settings, ahead)
     if refined is None:
         return RefineResult(result, {}, _text(write_report_only(result, settings)))
-    path = write_refined(result, files, settings)
+    path = write_refined(result, refined.files, settings)
     adapters = {r.name: (r.adapter.tensors, r.adapter.config) for r in refined.clients}
     return RefineResult(result, adapters, _text(path))
 

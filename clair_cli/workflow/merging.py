@@ -41,8 +41,11 @@ class Merged:
     plain_mean_distance: float | None
 
 
-def merge_round(judged: Judged, settings: Settings, engine: Engine) -> Merged:
+def merge_round(judged: Judged, settings: Settings, engine: Engine, *, one_file: bool) -> Merged:
     """Merge the clients with a weight. Sums run in order of content.
+
+    Args:
+        one_file: whether the adapter is to be a single file.
 
     Raises:
         ClientLost: a tensor changed since the first pass.
@@ -51,7 +54,7 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine) -> Merged:
     modules = judged.written
     adapters = [judged.round.adapters[k] for k in judged.merged]
     assert judged.round.output is not None
-    writer = AdapterWriter(adapters, judged.round.output, settings)
+    writer = AdapterWriter(adapters, judged.round.output, settings, one_file=one_file)
     merger = _Merger(judged, engine)
     cores: dict[str, Core | None] = {}
     for module, (values, core) in zip(

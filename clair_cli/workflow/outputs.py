@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clair_cli.errors import OutputError
-from clair_cli.formats.find_clients import CONFIG, PIPELINE_WEIGHTS, WEIGHTS
+from clair_cli.formats.adapter_file import AdapterFiles, Parts
 from clair_cli.formats.publish import Output, publish
 from clair_cli.formats.report_json import records_nothing, report_json
 from clair_cli.formats.targets import SUFFIX, check_distinct, check_room, check_target, resolve
-from clair_cli.formats.write_adapter import config_json, safetensors_bytes
 from clair_cli.report import Report
 from clair_cli.workflow.settings import Settings
 
-if TYPE_CHECKING:
-    from clair_cli.workflow.writing import WrittenAdapter
-
 REPORT = "report.json"
-
-
-@dataclass(frozen=True)
-class AdapterFiles:
-    """An adapter's bytes.
-
-    Attributes:
-        weights: of the safetensors file.
-        folder: the files of the folder that holds this adapter, by name.
-        sha256: of `weights`, hex.
-        config_sha256: of the folder's config file, hex; None if it has none.
-    """
-
-    weights: bytes
-    folder: Mapping[str, bytes]
-    sha256: str
-    config_sha256: str | None
-
-
-def adapter_files(adapter: WrittenAdapter, *, one_file: bool) -> AdapterFiles:
-    """Bytes of an adapter; its own header also holds the config, unless it goes into a PEFT
-    folder, which has a file for it."""
-    peft_folder = adapter.format == "peft" and not one_file
-    header = {"format": "pt"} if peft_folder else adapter.header
-    weights = safetensors_bytes(adapter.tensors, header)
-    sha256 = hashlib.sha256(weights).hexdigest()
-    if not peft_folder:
-        return AdapterFiles(weights, {PIPELINE_WEIGHTS: weights}, sha256, None)
-    config = config_json(adapter.config).encode("utf-8")
-    folder = {WEIGHTS: weights, CONFIG: config}
-    return AdapterFiles(weights, folder, sha256, hashlib.sha256(config).hexdigest())
 
 
 def default_report(settings: Settings, *, adapter: bool) -> Path | None:
@@ -143,14 +106,14 @@ def write_refined(
     """Publish one folder per client and the report, as one folder."""
     if settings.output is None:
         return _write_asked(report, settings)
-    files = {REPORT: _text(report)}
+    files: dict[str, bytes | Parts] = {REPORT: _text(report)}
     for folder, adapter in clients.items():
         files |= {f"{folder}/{name}": data for name, data in adapter.folder.items()}
     _write_folder(report, files, settings)
     return settings.report or default_report(settings, adapter=True)
 
 
-def _write_folder(report: Report, files: Mapping[str, bytes], settings: Settings) -> None:
+def _write_folder(report: Report, files: Mapping[str, bytes | Parts], settings: Settings) -> None:
     """Publish a folder, after the report that `--report` asked for; a report beside it that an
     earlier run without an adapter left there goes."""
     assert settings.output is not None
@@ -179,17 +142,18 @@ def _asked(report: Report, settings: Settings) -> list[Output]:
     return [] if path is None else [_report_output(path, report, settings)]
 
 
-def _write_stream(data: bytes, stream: Any) -> None:
+def _write_stream(parts: Parts, stream: Any) -> None:
     """All of an adapter to an open binary file.
 
     Raises:
         OutputError: the system refuses.
     """
-    view = memoryview(data)
     try:
-        while view:
-            written = stream.write(view[: 2**20])
-            view = view[2**20 if written is None else written :]
+        for part in parts:
+            view = memoryview(part)
+            while view:
+                written = stream.write(view[: 2**20])
+                view = view[2**20 if written is None else written :]
         if hasattr(stream, "flush"):
             stream.flush()
     except OSError as error:

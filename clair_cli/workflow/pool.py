@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +35,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> It
 
     An exception of one item comes when its turn does; what has not begun by then never does.
     """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="clair")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="clair", initializer=_take_settings)
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:
@@ -45,6 +46,14 @@ def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> It
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _take_settings() -> None:
+    """Let torch's number of threads hold in this thread too: a product that is the first thing it
+    computes would otherwise be split among all cores, and differ in the last bits."""
+    ask = getattr(sys.modules.get("torch"), "get_num_threads", None)
+    if ask is not None:
+        ask()
 
 
 def told_in_order(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from clair_cli.formats.adapter_file import AdapterFiles
 from clair_cli.maths.gain import (
     Gain,
     NoiseModel,
@@ -62,6 +63,11 @@ class Refined:
     side: str
     why: str
     model: NoiseModel
+
+    @property
+    def files(self) -> dict[str, AdapterFiles]:
+        """Each client's, by its name."""
+        return {r.name: r.adapter.files for r in self.clients}
 
 
 def choose_side(judged: Judged) -> tuple[str, str]:
@@ -143,7 +149,8 @@ def refine_round(judged: Judged, settings: Settings, engine: Engine) -> Refined:
     output = judged.round.output
     assert output is not None
     looks.writers = writers = [
-        AdapterWriter([judged.round.adapters[k]], output, settings) for k in judged.merged
+        AdapterWriter([judged.round.adapters[k]], output, settings, one_file=False)
+        for k in judged.merged
     ]
     moved, size = [0.0] * len(writers), [0.0] * len(writers)
     for module, seen in zip(modules, engine.each("refining", looks.values, modules), strict=True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from clair_cli import __version__
 from clair_cli.report import MergedReport, RefinedClient, RefinedReport, Report
 from clair_cli.workflow.describe import (
@@ -14,7 +12,6 @@ from clair_cli.workflow.describe import (
 )
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.merging import Merged
-from clair_cli.workflow.outputs import AdapterFiles
 from clair_cli.workflow.refining import Refined
 from clair_cli.workflow.settings import Settings
 
@@ -38,9 +35,7 @@ def make_report(
     judged: Judged,
     *,
     merged: Merged | None = None,
-    files: AdapterFiles | None = None,
     refined: Refined | None = None,
-    refined_files: Mapping[str, AdapterFiles] | None = None,
 ) -> Report:
     """Everything the run found, as the report holds it."""
     warnings = judged.warnings
@@ -53,20 +48,18 @@ def make_report(
         cohort=describe_cohort(judged),
         clients=describe_clients(judged),
         modules=describe_modules(judged),
-        merged=None if merged is None else _merged_report(settings, merged, files),
-        refined=None
-        if refined is None
-        else _refined_report(settings, refined, refined_files or {}),
+        merged=None if merged is None else _merged_report(settings, merged),
+        refined=None if refined is None else _refined_report(settings, refined),
         warnings=warnings,
         exit_code=exit_code(settings, judged),
     )
 
 
-def _merged_report(settings: Settings, merged: Merged, files: AdapterFiles | None) -> MergedReport:
+def _merged_report(settings: Settings, merged: Merged) -> MergedReport:
     adapter = merged.adapter
     return MergedReport(
         path=settings.shown_output or "",
-        sha256=None if files is None else files.sha256,
+        sha256=adapter.files.sha256,
         rank=adapter.rank,
         full_rank=adapter.full_rank,
         alpha=adapter.alpha,
@@ -77,14 +70,12 @@ def _merged_report(settings: Settings, merged: Merged, files: AdapterFiles | Non
         module_error_by_rank=adapter.module_error_by_rank,
         norm=adapter.norm,
         plain_mean_distance=number(merged.plain_mean_distance),
-        config_sha256=None if files is None else files.config_sha256,
+        config_sha256=adapter.files.config_sha256,
         format=adapter.format,
     )
 
 
-def _refined_report(
-    settings: Settings, refined: Refined, files: Mapping[str, AdapterFiles]
-) -> RefinedReport:
+def _refined_report(settings: Settings, refined: Refined) -> RefinedReport:
     folder = "" if settings.output is None else settings.output.as_posix()
     model = refined.model
     average = sum(model.variances) / len(model.variances) if model.known else None
@@ -92,7 +83,7 @@ def _refined_report(
         RefinedClient(
             name=r.name,
             path=f"{folder}/{r.name}" if folder else "",
-            sha256=files[r.name].sha256,
+            sha256=r.adapter.files.sha256,
             rank=r.adapter.rank,
             error=r.adapter.error,
             changed=number(r.changed),
@@ -100,7 +91,7 @@ def _refined_report(
             refined_error=None if r.gain is None else number(r.gain.refined),
             gain=None if r.gain is None else number(r.gain.gain),
             kept_local=r.kept_local,
-            config_sha256=files[r.name].config_sha256,
+            config_sha256=r.adapter.files.config_sha256,
         )
         for r in refined.clients
     )

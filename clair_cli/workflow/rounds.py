@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from clair_cli.errors import UsageError
+from clair_cli.formats.adapter_file import AdapterFiles
 from clair_cli.formats.cohort import Rejection
 from clair_cli.report import Report
 from clair_cli.workflow.engine import Engine, make_engine
 from clair_cli.workflow.judging import Judged, judge_round, warm_up
 from clair_cli.workflow.memory_estimate import estimate_memory
 from clair_cli.workflow.merging import Merged, merge_round
-from clair_cli.workflow.outputs import AdapterFiles, adapter_files, check_least_room
+from clair_cli.workflow.outputs import check_least_room
 from clair_cli.workflow.pool import one_thread_each
 from clair_cli.workflow.read_ahead import ReadAhead
 from clair_cli.workflow.refining import Refined, refine_round
@@ -28,22 +30,14 @@ def inspect(settings: Settings, ahead: ReadAhead) -> Report:
     return make_report(settings, judged)
 
 
-def merge(
-    settings: Settings, ahead: ReadAhead, *, one_file: bool
-) -> tuple[Report, Merged | None, AdapterFiles | None]:
-    judged, merged = run_round(settings, ahead, merge_round)
-    files = None if merged is None else adapter_files(merged.adapter, one_file=one_file)
-    report = make_report(settings, judged, merged=merged, files=files)
-    return report, merged, files
+def merge(settings: Settings, ahead: ReadAhead, *, one_file: bool) -> tuple[Report, Merged | None]:
+    judged, merged = run_round(settings, ahead, partial(merge_round, one_file=one_file))
+    return make_report(settings, judged, merged=merged), merged
 
 
-def refine(
-    settings: Settings, ahead: ReadAhead
-) -> tuple[Report, Refined | None, dict[str, AdapterFiles]]:
+def refine(settings: Settings, ahead: ReadAhead) -> tuple[Report, Refined | None]:
     judged, refined = run_round(settings, ahead, refine_round)
-    made = () if refined is None else refined.clients
-    files = {r.name: adapter_files(r.adapter, one_file=False) for r in made}
-    return make_report(settings, judged, refined=refined, refined_files=files), refined, files
+    return make_report(settings, judged, refined=refined), refined
 
 
 def do_again(settings: Settings, *, one_file: bool) -> tuple[Report, dict[str, AdapterFiles]]:
@@ -53,10 +47,10 @@ def do_again(settings: Settings, *, one_file: bool) -> tuple[Report, dict[str, A
         one_file: whether the merged adapter is to be a single file; its folder is "".
     """
     if settings.command == "refine":
-        report, _, files = refine(settings, ReadAhead(settings))
-        return report, files
-    report, _, merged = merge(settings, ReadAhead(settings), one_file=one_file)
-    return report, {} if merged is None else {"": merged}
+        report, refined = refine(settings, ReadAhead(settings))
+        return report, {} if refined is None else refined.files
+    report, merged = merge(settings, ReadAhead(settings), one_file=one_file)
+    return report, {} if merged is None else {"": merged.adapter.files}
 
 
 Made = TypeVar("Made")

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from clair_cli.errors import OutputError
 from clair_cli.formats.adapter import Adapter
+from clair_cli.formats.adapter_file import AdapterFiles, SafetensorsParts, adapter_files
 from clair_cli.formats.output_format import OutputFormat
-from clair_cli.formats.write_adapter import merged_config
+from clair_cli.formats.write_adapter import config_json, merged_config
 from clair_cli.maths.lowrank import numerical_rank, tail_norm
 from clair_cli.maths.merge import SERVING_RANKS, choose_rank
 from clair_cli.maths.rounding import WrittenModule, write_module
@@ -38,8 +39,8 @@ class WrittenAdapter:
 
     Attributes:
         tensors: by tensor name. config: the adapter config.
+        files: their bytes.
         format: whose names the tensors have.
-        header: metadata of a file that holds all of it, the config too.
         rank, alpha, scaling, dtype: one for all modules.
         full_rank: the largest rank any module has before it is cut.
         norm: of the exact update. error: of what is written, over `norm`; None for a zero one.
@@ -49,8 +50,8 @@ class WrittenAdapter:
 
     tensors: Mapping[str, Tensor]
     config: Mapping[str, object]
+    files: AdapterFiles
     format: str
-    header: Mapping[str, str]
     rank: int
     alpha: float
     scaling: float
@@ -73,14 +74,22 @@ class AdapterWriter:
     Args:
         adapters: the clients whose dtype and config fields are followed.
         output: how all of the run's adapters are written.
+        one_file: whether the file stands alone; its header then holds the config.
     """
 
     def __init__(
-        self, adapters: Sequence[Adapter], output: OutputFormat, settings: Settings
+        self,
+        adapters: Sequence[Adapter],
+        output: OutputFormat,
+        settings: Settings,
+        *,
+        one_file: bool,
     ) -> None:
         self._adapters, self._output, self._settings = adapters, output, settings
+        self._one_file = one_file
         self._values: dict[str, Tensor] = {}
-        self._written: dict[str, WrittenModule] = {}
+        self._tensors: dict[str, Tensor] = {}
+        self._error = 0.0
 
     def observe(self, module: str, values: Tensor) -> None:
         self._values[module] = values
@@ -105,6 +114,7 @@ class AdapterWriter:
         self._dtype, self._why = _dtype(
             self._settings, self._adapters, largest / self._scale.scaling
         )
+        self._file = self._begin_file()
 
     @property
     def sixteen_bits(self) -> bool:
@@ -128,29 +138,28 @@ class AdapterWriter:
         return written
 
     def put(self, module: str, written: WrittenModule) -> None:
-        """Keep one module's factors."""
-        self._written[module] = written
+        """Keep one module's factors, and hash them if it is their turn."""
+        factors = {module: (written.lora_A, written.lora_B)}
+        for name, tensor in self._output.tensors(factors, self._scale.scaling).items():
+            self._tensors[name] = tensor
+            self._file.add(name, tensor)
+        self._error = math.hypot(self._error, written.error)
 
     def finish(self) -> WrittenAdapter:
         """The adapter, once every module was put."""
-        modules = sorted(self._written)
-        output, scaling = self._output, self._scale.scaling
-        factors = {m: (self._written[m].lora_A, self._written[m].lora_B) for m in modules}
-        config = merged_config(self._adapters, modules, self._rank, self._scale.alpha)
-        config = output.config({**config, "use_rslora": self._scale.use_rslora})
-        error = math.hypot(*(w.error for w in self._written.values()))
+        text = None if self._config_inside else config_json(self._config)
         return WrittenAdapter(
-            tensors=output.tensors(factors, scaling),
-            config=config,
-            format=output.format,
-            header=output.header(config, modules, scaling),
+            tensors=self._tensors,
+            config=self._config,
+            files=adapter_files(self._file, text),
+            format=self._output.format,
             rank=self._rank,
             alpha=self._scale.alpha,
             scaling=self._scale.scaling,
             dtype=self._dtype,
             full_rank=self._full,
             norm=self._norm,
-            error=_over(error, self._norm),
+            error=_over(self._error, self._norm),
             error_by_rank={str(r): e for r, e in self._errors.items()},
             module_error_by_rank={
                 m: {str(r): _over(tail_norm(v, r), tail_norm(v, 0)) for r in self._ranks}
@@ -160,6 +169,28 @@ class AdapterWriter:
             warnings=self._why
             + _warnings(self._settings, self._rank, self._capped, self._errors.get(self._rank)),
         )
+
+    def _begin_file(self) -> SafetensorsParts:
+        """The file's header: everything but the values is known. A folder of PEFT's has a file
+        of its own for the config."""
+        modules, output, scaling = sorted(self._values), self._output, self._scale.scaling
+        config = merged_config(self._adapters, modules, self._rank, self._scale.alpha)
+        self._config = output.config({**config, "use_rslora": self._scale.use_rslora})
+        header = {"format": "pt"}
+        if self._config_inside:
+            header = output.header(self._config, modules, scaling)
+        factors = {m: self._empty(m) for m in modules}
+        return SafetensorsParts(output.tensors(factors, scaling), header)
+
+    @property
+    def _config_inside(self) -> bool:
+        return self._one_file or self._output.format != "peft"
+
+    def _empty(self, module: str) -> tuple[Tensor, Tensor]:
+        rows, columns = self._output.layouts[module].matrix
+        dtype = TORCH_DTYPES[self._dtype]
+        lora_A = torch.empty(self._rank, columns, dtype=dtype, device="meta")
+        return lora_A, torch.empty(rows, self._rank, dtype=dtype, device="meta")
 
 
 def _over(value: float, norm: float) -> float | None:

@@ -1,0 +1,133 @@
+"""A safetensors file that is made tensor by tensor, and hashed on the way.
+
+The bytes stay where the tensors have them: a file is a sequence of parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from clair_cli.formats.find_clients import CONFIG, PIPELINE_WEIGHTS, WEIGHTS
+from clair_cli.formats.safetensors_header import METADATA
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Parts = Sequence[bytes | memoryview]
+"""A file's bytes, to be put one after the other."""
+
+DTYPE_NAMES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+}
+
+
+def memory_of(tensor: Tensor) -> memoryview:
+    """The elements in C order, little-endian: where they are, if the tensor is dense and on the
+    CPU."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+class SafetensorsParts:
+    """A file whose header is known before its tensors are: keys sorted, tensors by falling element
+    size and then by name.
+
+    Args:
+        tensors: name to a tensor of the shape and dtype to come (16, 32 or 64 bits, floating or
+            integer); their values play no part, and "meta" ones are enough.
+        metadata: string to string; left out of the header when empty.
+
+    Raises:
+        ValueError: another dtype, or a tensor called "__metadata__".
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        sizes = {name: tensor.element_size() for name, tensor in tensors.items()}
+        header: dict[str, object] = {}
+        if metadata:
+            header[METADATA] = dict(sorted(metadata.items()))
+        self._order = sorted(tensors, key=lambda name: (-sizes[name], name))
+        self._lengths: dict[str, int] = {}
+        position = 0
+        for name in self._order:
+            dtype = DTYPE_NAMES.get(str(tensors[name].dtype))
+            if dtype is None or name == METADATA:
+                raise ValueError(f"can't write tensor {name!r} of dtype {tensors[name].dtype}")
+            shape = list(tensors[name].shape)
+            length = self._lengths[name] = math.prod(shape) * sizes[name]
+            offsets = [position, position + length]
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+            position += length
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        text += b" " * (-len(text) % 8)
+        self._head = len(text).to_bytes(8, "little") + text
+        self._found: dict[str, memoryview] = {}
+        self._hash = hashlib.sha256(self._head)
+        self._hashed = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """One tensor, in any order.
+
+        Raises:
+            ValueError: not of the size that the header has.
+        """
+        data = memory_of(tensor)
+        if len(data) != self._lengths[name]:
+            raise ValueError(f"{name!r} has {len(data)} bytes, {self._lengths[name]} expected")
+        self._found[name] = data
+        while self._hashed < len(self._order) and self._order[self._hashed] in self._found:
+            self._hash.update(self._found[self._order[self._hashed]])
+            self._hashed += 1
+
+    def parts(self) -> Parts:
+        """The whole file, once every tensor was added."""
+        return (self._head, *(self._found[name] for name in self._order))
+
+    def sha256(self) -> str:
+        """Of the whole file, hex, once every tensor was added."""
+        assert self._hashed == len(self._order), "tensors are missing"
+        return self._hash.hexdigest()
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter's bytes.
+
+    Attributes:
+        weights: of the safetensors file.
+        folder: the files of the folder that holds this adapter, by name.
+        sha256: of `weights`, hex.
+        config_sha256: of the folder's config file, hex; None if it has none.
+    """
+
+    weights: Parts
+    folder: Mapping[str, bytes | Parts]
+    sha256: str
+    config_sha256: str | None
+
+
+def adapter_files(made: SafetensorsParts, config: str | None) -> AdapterFiles:
+    """The files of an adapter whose tensors are all there.
+
+    Args:
+        config: for the folder's `adapter_config.json`; None if it is in the header.
+    """
+    weights, sha256 = made.parts(), made.sha256()
+    if config is None:
+        return AdapterFiles(weights, {PIPELINE_WEIGHTS: weights}, sha256, None)
+    text = config.encode("utf-8")
+    folder: dict[str, bytes | Parts] = {WEIGHTS: weights, CONFIG: text}
+    return AdapterFiles(weights, folder, sha256, hashlib.sha256(text).hexdigest())
