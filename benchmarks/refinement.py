@@ -39,7 +39,7 @@ from refinement_table import HEADER, Case, Row, line, measured_crossing, summary
 from clair_cli.workflow.engine import make_engine
 from clair_cli.workflow.judging import Judged, judge_round
 from clair_cli.workflow.pool import one_thread_each
-from clair_cli.workflow.read_ahead import ReadAhead
+from clair_cli.workflow.reading import read_cohort
 from clair_cli.workflow.refining import Refined, RefinedAdapter, refine_round
 from clair_cli.workflow.round import load_round
 from clair_cli.workflow.settings import make_settings
@@ -99,7 +99,7 @@ def refined_both_ways(round_: PlantedRound, kind: str) -> tuple[Judged, Refined,
     settings = make_settings("refine", adapters, None, options)
     engine = make_engine(settings)
     with one_thread_each():
-        loaded = load_round(settings, ReadAhead(settings))
+        loaded = load_round(settings, read_cohort(settings))
         judged = judge_round(loaded, engine, allow_undetermined=False)
         if judged.outcome != "judged":
             return None

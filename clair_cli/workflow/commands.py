@@ -1,7 +1,6 @@
 """`merge`, `inspect` and `refine`: the Python twins of the commands.
 
-They print nothing and never exit. Clients are read while torch, which takes about as long, is
-imported. A wrong call raises `UsageError`, an output that can't be
+They print nothing and never exit. A wrong call raises `UsageError`, an output that can't be
 written `OutputError`; everything else is in the report, its exit code included.
 """
 
@@ -20,7 +19,7 @@ from clair_cli.workflow.outputs import (
     write_refined,
     write_report_only,
 )
-from clair_cli.workflow.read_ahead import ReadAhead
+from clair_cli.workflow.reading import read_cohort
 from clair_cli.workflow.settings import Progress, make_settings
 
 if TYPE_CHECKING:
@@ -130,9 +129,9 @@ def merge(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("merge", clients, output, options)
     check_outputs(settings)
-    ahead = ReadAhead(settings)
+    cohort = read_cohort(settings)
     rounds = _rounds()
-    result, merged = rounds.merge(settings, ahead, one_file=settings.one_file)
+    result, merged = rounds.merge(settings, cohort, one_file=settings.one_file)
     if merged is None:
         path = write_report_only(result, settings)
         return MergeResult(result, None, None, _text(path))
@@ -166,9 +165,9 @@ def inspect(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("inspect", clients, output, options)
     check_outputs(settings)
-    ahead = ReadAhead(settings)
+    cohort = read_cohort(settings)
     rounds = _rounds()
-    report = rounds.inspect(settings, ahead)
+    report = rounds.inspect(settings, cohort)
     return InspectResult(report, _text(write_report_only(report, settings)))
 
 
@@ -209,9 +208,9 @@ def refine(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("refine", clients, output, options)
     check_outputs(settings)
-    ahead = ReadAhead(settings)
+    cohort = read_cohort(settings)
     rounds = _rounds()
-    result, refined = rounds.refine(settings, ahead)
+    result, refined = rounds.refine(settings, cohort)
     if refined is None:
         return RefineResult(result, {}, _text(write_report_only(result, settings)))
     path = write_refined(result, refined.files, settings)

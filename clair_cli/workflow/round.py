@@ -19,7 +19,6 @@ from clair_cli.formats.output_format import OutputFormat
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.weights_file import read_weights
 from clair_cli.workflow.comparing import Chosen, choose_comparable, one_name_each
-from clair_cli.workflow.read_ahead import ReadAhead
 from clair_cli.workflow.settings import Settings
 
 RESERVED = "report.json"  # in the folder of refined adapters
@@ -57,20 +56,20 @@ class Round:
         return tuple(a.name for a in self.adapters)
 
 
-def load_round(settings: Settings, ahead: ReadAhead, dropped: Sequence[Rejection] = ()) -> Round:
-    """Read the clients' headers and configs and find those that can be compared.
+def load_round(
+    settings: Settings, cohort: Cohort | InputRefused, dropped: Sequence[Rejection] = ()
+) -> Round:
+    """Find the clients that can be compared.
 
     Args:
-        ahead: the cohort that is being read.
+        cohort: from `read_cohort`.
         dropped: clients found unreadable later ("changed while reading"), left out here.
 
     Raises:
         UsageError: a wrong path or option value.
     """
-    try:
-        cohort = ahead.cohort()
-    except InputRefused as error:
-        return Round((), (), {}, None, None, None, error, ())
+    if isinstance(cohort, InputRefused):
+        return Round((), (), {}, None, None, None, cohort, ())
     if settings.command == "refine":
         cohort = _foldable(cohort, in_memory=settings.in_memory)
     gone = {r.name for r in dropped}

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from clair_cli.errors import UsageError
+from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.adapter_file import AdapterFiles
-from clair_cli.formats.cohort import Rejection
+from clair_cli.formats.cohort import Cohort, Rejection
 from clair_cli.report import Report
 from clair_cli.workflow.engine import Engine, make_engine
 from clair_cli.workflow.judging import Judged, judge_round, warm_up
@@ -17,7 +17,7 @@ from clair_cli.workflow.memory_estimate import estimate_memory
 from clair_cli.workflow.merging import Merged, merge_round
 from clair_cli.workflow.outputs import check_least_room
 from clair_cli.workflow.pool import one_thread_each
-from clair_cli.workflow.read_ahead import ReadAhead
+from clair_cli.workflow.reading import read_cohort
 from clair_cli.workflow.refining import Refined, refine_round
 from clair_cli.workflow.reporting import exit_code, make_report
 from clair_cli.workflow.round import load_round, rejection_of
@@ -25,18 +25,20 @@ from clair_cli.workflow.settings import Settings
 from clair_cli.workflow.tensors import ClientLost
 
 
-def inspect(settings: Settings, ahead: ReadAhead) -> Report:
-    judged, _ = run_round(settings, ahead, None)
+def inspect(settings: Settings, cohort: Cohort | InputRefused) -> Report:
+    judged, _ = run_round(settings, cohort, None)
     return make_report(settings, judged)
 
 
-def merge(settings: Settings, ahead: ReadAhead, *, one_file: bool) -> tuple[Report, Merged | None]:
-    judged, merged = run_round(settings, ahead, partial(merge_round, one_file=one_file))
+def merge(
+    settings: Settings, cohort: Cohort | InputRefused, *, one_file: bool
+) -> tuple[Report, Merged | None]:
+    judged, merged = run_round(settings, cohort, partial(merge_round, one_file=one_file))
     return make_report(settings, judged, merged=merged), merged
 
 
-def refine(settings: Settings, ahead: ReadAhead) -> tuple[Report, Refined | None]:
-    judged, refined = run_round(settings, ahead, refine_round)
+def refine(settings: Settings, cohort: Cohort | InputRefused) -> tuple[Report, Refined | None]:
+    judged, refined = run_round(settings, cohort, refine_round)
     return make_report(settings, judged, refined=refined), refined
 
 
@@ -47,9 +49,9 @@ def do_again(settings: Settings, *, one_file: bool) -> tuple[Report, dict[str, A
         one_file: whether the merged adapter is to be a single file; its folder is "".
     """
     if settings.command == "refine":
-        report, refined = refine(settings, ReadAhead(settings))
+        report, refined = refine(settings, read_cohort(settings))
         return report, {} if refined is None else refined.files
-    report, merged = merge(settings, ReadAhead(settings), one_file=one_file)
+    report, merged = merge(settings, read_cohort(settings), one_file=one_file)
     return report, {} if merged is None else {"": merged.adapter.files}
 
 
@@ -58,7 +60,7 @@ Made = TypeVar("Made")
 
 def run_round(
     settings: Settings,
-    ahead: ReadAhead,
+    cohort: Cohort | InputRefused,
     make: Callable[[Judged, Settings, Engine], Made] | None,
 ) -> tuple[Judged, Made | None]:
     """Read, judge and make; a client whose file changes on the way is rejected and the round
@@ -68,7 +70,7 @@ def run_round(
     threading.Thread(target=warm_up, daemon=True).start()
     with one_thread_each():
         while True:
-            round_ = load_round(settings, ahead, dropped)
+            round_ = load_round(settings, cohort, dropped)
             if round_.refusal is None:
                 engine.tell("memory", estimate_memory(round_, engine), 0)
             if make is not None:
@@ -81,6 +83,6 @@ def run_round(
                 if lost.adapter is round_.previous:
                     raise UsageError(f"--previous: {lost.error.message}") from None
                 dropped.append(rejection_of(lost.error, lost.adapter))
-                ahead = ReadAhead(settings)
+                cohort = read_cohort(settings)
                 continue
             return judged, made
