@@ -22,7 +22,7 @@ _MIN_BLOCK = 64
 
 # Below this share of its factors' size a product is rounding error, not an update (float64
 # Grams resolve a norm to about 1e-8 of the factors' product).
-_VANISHING = 1e-7
+VANISHING = 1e-7
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def grams(stack: FactorStack) -> Grams:
             sketch.mul_(by[:, :, None])
     squared = block_sums(B * A, stack.ranks).diagonal(dim1=1, dim2=2)
     norms = squared.clamp_min(0.0).sqrt()
-    norms = torch.where(norms > _VANISHING, norms, 0.0)
+    norms = torch.where(norms > VANISHING, norms, 0.0)
     norms = torch.where(scale > 0, norms, 0.0)
     return Grams(
         B, A, norms, scale, stack.ranks, stack.shape, by_B, by_A, sketch_B, sketch_A
@@ -122,7 +122,7 @@ def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor,
     gram = torch.zeros(n_modules, n, n, dtype=dtype, device=rows.device)
     random = sketch = None
     if sketched:
-        random = _gaussian(width).to(device=rows.device, dtype=dtype)
+        random = gaussian(width, SKETCH_DIM).to(device=rows.device, dtype=dtype)
         sketch = torch.zeros(n_modules, n, SKETCH_DIM, dtype=dtype, device=rows.device)
     for start in range(0, width, step):
         chunk = rows[:, :, start : start + step].to(dtype)
@@ -158,10 +158,10 @@ def _mirror(gram: Tensor) -> None:
 
 
 @lru_cache(maxsize=16)
-def _gaussian(width: int) -> Tensor:
-    """A Gaussian matrix, (width, SKETCH_DIM), the same in all runs."""
+def gaussian(width: int, dim: int) -> Tensor:
+    """A Gaussian matrix, (width, dim), the same in all runs; float64."""
     generator = torch.Generator().manual_seed(width)
-    return torch.randn(width, SKETCH_DIM, generator=generator, dtype=torch.float64)
+    return torch.randn(width, dim, generator=generator, dtype=torch.float64)
 
 
 def block_sums(matrix: Tensor, ranks: Sequence[int]) -> Tensor:

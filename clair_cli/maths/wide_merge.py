@@ -18,8 +18,6 @@ from clair_cli.maths.thin import Thin
 
 # Rows of D that are computed at once.
 _ROWS = 256
-# Narrower layers are left to QR, which is exact to the last singular value.
-MIN_WIDTH = 256
 
 
 @dataclass(frozen=True)

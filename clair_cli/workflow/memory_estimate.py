@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from clair_cli.maths.evidence import CORE_DIM
+from clair_cli.maths.wide_evidence import WIDE_DIM
 from clair_cli.workflow.engine import Engine
-from clair_cli.workflow.passes import KEPT_BYTES, kept_bytes, largest_ranks
+from clair_cli.workflow.passes import KEPT_BYTES, kept_bytes, largest_ranks, wide
 from clair_cli.workflow.round import Round
 
 _FLOAT = 8
 # Matrices of the size of one module's stacked factors, and of its Grams, that its work holds.
 _STACKS, _SQUARES = 2, 8
+# Numbers that a client's share of a module that is too wide for Grams takes.
+_WIDE_NUMBERS = 4 * WIDE_DIM**2
 
 
 def estimate_memory(round_: Round, engine: Engine) -> int:
@@ -20,7 +23,10 @@ def estimate_memory(round_: Round, engine: Engine) -> int:
     sizes = []
     for module, shape in round_.module_shapes.items():
         rank = sum(largest_ranks(round_, [module]))
-        sizes.append(_FLOAT * (_STACKS * rank * sum(shape) + _SQUARES * rank * rank))
+        squares = _SQUARES * rank * rank
+        if wide(round_, module):
+            squares = len(round_.adapters) * _WIDE_NUMBERS + 3 * min(shape) ** 2
+        sizes.append(_FLOAT * (_STACKS * rank * sum(shape) + squares))
     in_work = sum(sorted(sizes, reverse=True)[: engine.threads])
     kept = kept_bytes(round_)
     kept = 2 * kept if kept <= KEPT_BYTES else KEPT_BYTES

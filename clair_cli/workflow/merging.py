@@ -15,7 +15,8 @@ from clair_cli.maths.merge import plain_distance, weighted_sum
 from clair_cli.maths.rounding import WrittenModule
 from clair_cli.maths.stack import FactorStack, stack_factors
 from clair_cli.maths.thin import Thin, thin
-from clair_cli.maths.wide_merge import MIN_WIDTH, WideCore, wide_core, wide_thin
+from clair_cli.maths.wide_evidence import is_wide
+from clair_cli.maths.wide_merge import WideCore, wide_core, wide_thin
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.passes import KEPT_BYTES
@@ -113,7 +114,7 @@ class _Merger:
 
     def _wide(self, module: str) -> bool:
         """Whether there are more rank-one terms than the layer is wide."""
-        return self._terms(module) > self._width(module) >= MIN_WIDTH
+        return is_wide(self._terms(module), self.judged.round.module_shapes[module])
 
     def _width(self, module: str) -> int:
         return min(self.judged.round.module_shapes[module])

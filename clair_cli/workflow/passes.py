@@ -15,6 +15,7 @@ from torch import Tensor
 from clair_cli.maths.evidence import Evidence, concatenate, gather, unit_core
 from clair_cli.maths.grams import Grams, grams
 from clair_cli.maths.judge import joint_stack
+from clair_cli.maths.wide_evidence import is_wide, wide_evidence
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.round import Round
 from clair_cli.workflow.tensors import naming_module, stack_of
@@ -39,13 +40,17 @@ class Gathered:
 
 
 def batches(round_: Round, device: str) -> Iterator[list[str]]:
-    """Modules one by one on a CPU; on a GPU, those of one shape in batches that fit the bound."""
+    """Modules one by one on a CPU; on a GPU, those of one shape in batches that fit the bound, and
+    one by one where there are more terms than the layer is wide."""
     if device == "cpu":
         yield from ([module] for module in round_.module_shapes)
         return
     by_shape: dict[tuple[int, int], list[str]] = {}
     for module, shape in round_.module_shapes.items():
-        by_shape.setdefault(shape, []).append(module)
+        if wide(round_, module):
+            yield [module]
+        else:
+            by_shape.setdefault(shape, []).append(module)
     for shape, modules in sorted(by_shape.items()):
         ranks = sum(largest_ranks(round_, modules))
         per_module = 8 * ranks * (sum(shape) + 4 * ranks)
@@ -69,9 +74,15 @@ def largest_ranks(round_: Round, modules: Sequence[str]) -> list[int]:
     return columns
 
 
+def wide(round_: Round, module: str) -> bool:
+    """Whether there are more rank-one terms than the layer is wide, and no Grams are made."""
+    return is_wide(sum(largest_ranks(round_, [module])), round_.module_shapes[module])
+
+
 def kept_bytes(round_: Round) -> int:
-    """Bytes of all Grams."""
-    return sum(16 * sum(largest_ranks(round_, [m])) ** 2 for m in round_.module_shapes)
+    """Bytes of all Grams that are made."""
+    made = (m for m in round_.module_shapes if not wide(round_, m))
+    return sum(16 * sum(largest_ranks(round_, [m])) ** 2 for m in made)
 
 
 def gather_evidence(round_: Round, engine: Engine) -> Gathered:
@@ -80,7 +91,10 @@ def gather_evidence(round_: Round, engine: Engine) -> Gathered:
 
     def work(modules: list[str]) -> tuple[list[str], Evidence, list[Grams]]:
         with naming_module(modules[0]):
-            pair = grams(stack_of(round_, modules, engine.device))
+            stack = stack_of(round_, modules, engine.device)
+            if wide(round_, modules[0]):
+                return modules, wide_evidence(stack).evidence, []
+            pair = grams(stack)
             kept = [pair.module(i) for i in range(len(modules))] if keep else []
             return modules, gather(pair), kept
 
@@ -104,10 +118,14 @@ def gather_cores(
     def work(modules: list[str]) -> tuple[list[str], list[Tensor]]:
         with naming_module(modules[0]):
             kept = [held[m] for m in modules if m in held]
-            if len(kept) < len(modules):
-                kept = [grams(stack_of(round_, modules, engine.device))]
-            cores = [core for g in kept for core in torch.split(unit_core(g, side), 1)]
-            return modules, [_padded(core, kept[0].ranks, ranks) for core in cores]
+            if len(kept) == len(modules):
+                return modules, [_padded(unit_core(g, side), g.ranks, ranks) for g in kept]
+            stack = stack_of(round_, modules, engine.device)
+            if wide(round_, modules[0]):
+                found = wide_evidence(stack).core(side)
+            else:
+                found = unit_core(grams(stack), side)
+            return modules, [_padded(core, stack.ranks, ranks) for core in torch.split(found, 1)]
 
     names: list[str] = []
     cores: list[Tensor] = []

@@ -1,0 +1,245 @@
+"""What a module says about the clients where there are more rank-one terms than it is wide.
+
+A Gram of all terms would grow with the square of the clients; here every product grows with their
+number. Each side's leading directions P and Q are found by subspace iteration on the factors, the
+clients are reduced to C_k = P' D_k Q (WIDE_DIM x WIDE_DIM), and only tables of the clients' pairs
+are made of those. What all pairs together share outside the leading directions is estimated, and
+given to each by the energy it has there: what many clients of a cohort share leads. Norms and
+effective ranks are exact.
+
+Sources: N. Halko, P. Martinsson, J. Tropp, "Finding structure with randomness", SIAM Review 53(2),
+2011, algorithm 4.4; the estimate: R. Meyer and others, "Hutch++: Optimal stochastic trace
+estimation", SOSA 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.evidence import CORE_DIM, Evidence
+from clair_cli.maths.grams import VANISHING, gaussian
+from clair_cli.maths.similarity import PairTable
+from clair_cli.maths.stack import FactorStack, balance
+
+# Directions of each side that the clients are compared in.
+WIDE_DIM = 64
+# Times that the iteration multiplies with a side's Gram before the last, which also measures.
+_POWERS = 2
+# Random vectors for the estimate of what lies outside the leading directions.
+_PROBES = 24
+# Columns of a side that are converted and multiplied at once: they stay in the cache.
+_CHUNK = 256
+# Narrower layers have Grams that are quick to make.
+MIN_WIDTH = 256
+
+
+def is_wide(n_terms: int, shape: tuple[int, int]) -> bool:
+    """Whether there are more rank-one terms than the layer is wide."""
+    return n_terms > min(shape) >= MIN_WIDTH
+
+
+@dataclass(frozen=True)
+class WideEvidence:
+    """Evidence of one module, and what the decomposition of one side needs.
+
+    Attributes:
+        evidence: of this module.
+        output_core: P' [D_1 ... D_K] in the clients' own orthonormal coordinates, for delta weights
+            of norm one, (1, WIDE_DIM, sum_rank); what it leaves out is below its last row.
+        input_core: the same of the transposed delta weights.
+    """
+
+    evidence: Evidence
+    output_core: Tensor
+    input_core: Tensor
+
+    def core(self, side: str) -> Tensor:
+        return self.output_core if side == "output" else self.input_core
+
+
+def wide_evidence(stack: FactorStack) -> WideEvidence:
+    """Reduce one module to what the judgement needs of it.
+
+    Args:
+        stack: of one module, on the CPU or a GPU.
+    """
+    ranks = stack.ranks
+    rows_B, rows_A = stack.lora_B[0].mT, stack.lora_A[0]
+    own_B, own_A = (_own_grams(rows, ranks, stack.dtype) for rows in (rows_B, rows_A))
+    norm_B, norm_A = (torch.cat([g.diagonal() for g in own]).sqrt()[None] for own in (own_B, own_A))
+    by_A, by_B, scale = balance(norm_A, norm_B, stack.scaling, ranks)
+    own_A, own_B = _scaled(own_A, by_A[0], ranks), _scaled(own_B, by_B[0], ranks)
+    norms = torch.stack([(a * b).sum() for a, b in zip(own_A, own_B, strict=True)])
+    norms = norms.clamp_min(0.0).sqrt()
+    norms = torch.where((norms > VANISHING) & (scale[0] > 0), norms, 0.0)
+    inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
+    roots_A = [_root(g) * i for g, i in zip(own_A, inverse, strict=True)]
+    roots_B = [_root(g) * i for g, i in zip(own_B, inverse, strict=True)]
+    output = _leading(rows_B, _turns(roots_A, by_B[0], ranks), stack.dtype)
+    input_ = _leading(rows_A, _turns(roots_B, by_A[0], ranks), stack.dtype)
+    seen_B = torch.split(by_B[0][:, None] * output.terms, list(ranks))
+    seen_A = torch.split(by_A[0][:, None] * input_.terms, list(ranks))
+    cores = torch.stack([b.mT @ a * i for b, a, i in zip(seen_B, seen_A, inverse, strict=True)])
+    out_features, in_features = stack.shape
+    sizes = torch.stack(
+        [(r.mT @ g @ r).square().sum().sqrt() for r, g in zip(roots_A, own_B, strict=True)]
+    )
+    small = cores.new_zeros(1, len(ranks), CORE_DIM, CORE_DIM)
+    top = min(CORE_DIM, cores.shape[1], cores.shape[2])
+    small[0, :, :top, :top] = cores[:, :top, :top]
+    evidence = Evidence(
+        norms[None] * scale,
+        _matrix_table(cores, norms),
+        _subspace_table(output, ranks, sizes, out_features),
+        _subspace_table(input_, ranks, sizes, in_features),
+        small,
+        torch.where(norms > 0, 1.0 / sizes.square().clamp_min(1e-300), torch.nan)[None],
+    )
+    return WideEvidence(evidence, output.units.mT[None], input_.units.mT[None])
+
+
+def _own_grams(rows: Tensor, ranks: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+    """Each client's Gram of its own terms, (rank, rank), float64, CPU."""
+    blocks = [block.to(dtype) for block in torch.split(rows, list(ranks))]
+    return [(block @ block.mT).double().cpu() for block in blocks]
+
+
+def _scaled(own: list[Tensor], by: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+    parts = torch.split(by, list(ranks))
+    return [b[:, None] * g * b for g, b in zip(own, parts, strict=True)]
+
+
+def _root(gram: Tensor) -> Tensor:
+    """T with T T' = gram."""
+    values, vectors = torch.linalg.eigh(gram)
+    root: Tensor = vectors * values.clamp_min(0.0).sqrt()
+    return root
+
+
+def _turns(roots: list[Tensor], by: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+    """What turns each client's terms, as they stand in the stack, into its unit delta weight."""
+    parts = torch.split(by, list(ranks))
+    return [b[:, None] * root for root, b in zip(roots, parts, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Leading:
+    """A side's leading orthonormal directions P, seen by the clients.
+
+    Attributes:
+        terms: rows @ P, the terms as they stand in the stack, (sum_rank, dim).
+        units: the unit delta weights' own coordinates times P, (sum_rank, dim).
+        outside: estimate of |S|^2 - |P' S P|^2 with S the sum of D_k D_k' over unit delta weights.
+    """
+
+    terms: Tensor
+    units: Tensor
+    outside: float
+
+
+def _leading(rows: Tensor, turns: list[Tensor], dtype: torch.dtype) -> _Leading:
+    """Subspace iteration on X = rows' blockdiag(turns), whose X X' is the sum of D_k D_k' over
+    unit delta weights. It starts from a sketch in coordinates of the weights, so that what is not
+    converged (where the spectrum is flat, any direction is as good) is no function of the gauge.
+    """
+    size, width = rows.shape
+    dim = min(WIDE_DIM, size, width)
+    random = gaussian(width, WIDE_DIM + _PROBES).to(device=rows.device, dtype=dtype)
+    sketch = _turned(turns, _onto(rows, random, dtype), transposed=True)  # X' random
+    basis, probes = torch.linalg.qr(sketch[:, :dim]).Q, sketch[:, WIDE_DIM:]
+    for _ in range(_POWERS):
+        basis = torch.linalg.qr(_turned(turns, _squared(rows, turns, basis, dtype), True)).Q
+    terms = _squared(rows, turns, basis, dtype)
+    units = _turned(turns, terms, transposed=True)
+    values, rotation = torch.linalg.eigh(basis.mT @ units)
+    values, rotation = values.flip(0), rotation.flip(1)
+    alive = values > 1e-12 * values[:1].clamp_min(1e-300)
+    scale = torch.where(alive, values.clamp_min(1e-300).rsqrt(), 0.0)
+    terms, units, basis = (m @ rotation * scale for m in (terms, units, basis))
+    # for Z = (1 - P P') random, of which the iteration knows nothing: |S Z|^2 and |P' S Z|^2
+    left = probes - units @ (basis.mT @ probes)  # X' Z
+    outside = _size(rows, _turned(turns, left), dtype) + float((units.mT @ left).square().sum())
+    return _Leading(terms, units, outside / _PROBES)
+
+
+def _turned(turns: list[Tensor], values: Tensor, transposed: bool = False) -> Tensor:
+    """The block-diagonal matrix of `turns`, or its transpose, times `values` (sum_rank, dim)."""
+    parts = torch.split(values, [len(turn) for turn in turns])
+    pairs = zip(turns, parts, strict=True)
+    return torch.cat([(turn.mT if transposed else turn) @ part for turn, part in pairs])
+
+
+def _onto(rows: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
+    """rows @ other, float64, CPU."""
+    result = torch.zeros(rows.shape[0], other.shape[1], dtype=dtype, device=rows.device)
+    for chunk, part in zip(_chunks(rows, dtype), torch.split(other, _step(rows)), strict=True):
+        result.addmm_(chunk, part)
+    return result.double().cpu()
+
+
+def _squared(rows: Tensor, turns: list[Tensor], basis: Tensor, dtype: torch.dtype) -> Tensor:
+    """rows @ rows' @ blockdiag(turns) @ basis, float64, CPU."""
+    turned = _turned(turns, basis).to(device=rows.device, dtype=dtype)
+    result = torch.zeros_like(turned)
+    for chunk in _chunks(rows, dtype):
+        result.addmm_(chunk, chunk.mT @ turned)
+    return result.double().cpu()
+
+
+def _size(rows: Tensor, values: Tensor, dtype: torch.dtype) -> float:
+    """|rows' @ values|^2."""
+    values = values.to(device=rows.device, dtype=dtype)
+    parts = [
+        (chunk.mT @ values).square().sum(dtype=torch.float64) for chunk in _chunks(rows, dtype)
+    ]
+    return float(torch.stack(parts).sum())
+
+
+def _step(rows: Tensor) -> int:
+    return _CHUNK if rows.device.type == "cpu" else rows.shape[1]
+
+
+def _chunks(rows: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    return [part.to(dtype) for part in torch.split(rows, _step(rows), dim=1)]
+
+
+def _matrix_table(cores: Tensor, norms: Tensor) -> PairTable:
+    """Cosines of the delta weights of each pair, as far as the leading directions show them."""
+    flat = cores.flatten(1)
+    value = (flat @ flat.mT).clamp(-1.0, 1.0)
+    alive = norms > 0
+    return PairTable(_finished(value, alive, 1.0), _finished(torch.zeros_like(value), alive, 0.0))
+
+
+def _subspace_table(side: _Leading, ranks: Sequence[int], sizes: Tensor, width: int) -> PairTable:
+    """Similarity of the clients' spaces on one side, weighted by their spectra.
+
+    Args:
+        sizes: |D D'| of the unit delta weights, (n_clients,).
+    """
+    units = torch.split(side.units, list(ranks))
+    squares = torch.stack([unit.mT @ unit for unit in units]).flatten(1)
+    inside = squares @ squares.mT
+    energy = 1.0 - squares[:, :: side.units.shape[1] + 1].sum(1)  # off P
+    energy = torch.where(sizes > 0, energy.clamp_min(0.0), 0.0)
+    shares = (energy[:, None] * energy[None, :]).fill_diagonal_(0.0)
+    own = float((sizes.square() - inside.diagonal()).sum())
+    # negative where the leading directions hold more than their part of what pairs share
+    shares = shares * ((side.outside - own) / shares.sum().clamp_min(1e-300))
+    denominator = (sizes[:, None] * sizes[None, :]).clamp_min(1e-300)
+    value = ((inside + shares) / denominator).clamp(0.0, 1.0)
+    null = (1.0 / (width * denominator)).clamp(max=1.0)
+    alive = sizes > 0
+    return PairTable(_finished(value, alive, 1.0), _finished(null, alive, None))
+
+
+def _finished(table: Tensor, alive: Tensor, diagonal: float | None) -> Tensor:
+    """NaN where a client has no update; (1, n_clients, n_clients)."""
+    if diagonal is not None:
+        table = table.clone().fill_diagonal_(diagonal)
+    both = alive[:, None] & alive[None, :]
+    return torch.where(both, table, torch.nan)[None]

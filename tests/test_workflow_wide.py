@@ -1,0 +1,56 @@
+"""Rounds whose layers have more terms than they are wide: the same verdicts, the same merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import clair_cli
+from clair_cli.maths import wide_evidence
+from clair_cli.workflow import passes
+
+SAMPLE = Path(__file__).parent.parent / "sample_adapters" / "clients"
+
+
+@pytest.fixture
+def always_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the sample's narrow layers for wide ones."""
+    monkeypatch.setattr(wide_evidence, "MIN_WIDTH", 1)
+    monkeypatch.setattr(wide_evidence, "is_wide", lambda n_terms, shape: True)
+    monkeypatch.setattr(passes, "is_wide", lambda n_terms, shape: True)
+
+
+def test_the_sample_is_judged_alike(always_wide: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = clair_cli.merge(SAMPLE, rank="full", dtype="float32")
+    monkeypatch.undo()
+    exact = clair_cli.merge(SAMPLE, rank="full", dtype="float32")
+    for one, other in zip(wide.report.clients, exact.report.clients, strict=True):
+        assert (one.name, one.verdict) == (other.name, other.verdict)
+        assert one.scores.alignment == pytest.approx(other.scores.alignment, abs=0.02)
+    assert wide.tensors is not None and exact.tensors is not None
+    for name, tensor in exact.tensors.items():
+        torch.testing.assert_close(wide.tensors[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_threads_do_not_change_a_byte(always_wide: None, tmp_path: Path) -> None:
+    for threads in (1, 3):
+        clair_cli.merge(SAMPLE, tmp_path / f"{threads}.safetensors", threads=threads)
+    one, three = (tmp_path / f"{threads}.safetensors" for threads in (1, 3))
+    assert one.read_bytes() == three.read_bytes()
+
+
+@pytest.mark.parametrize("side", ["output", "input"])
+def test_a_sides_cores_come_from_the_same_reduction(always_wide: None, side: str) -> None:
+    from clair_cli.workflow.engine import make_engine
+    from clair_cli.workflow.reading import read_cohort
+    from clair_cli.workflow.round import load_round
+    from clair_cli.workflow.settings import make_settings
+
+    settings = make_settings("inspect", SAMPLE, None, {})
+    round_ = load_round(settings, read_cohort(settings))
+    stack, ranks = passes.gather_cores(round_, side, make_engine(settings), {})
+    assert stack.shape[0] == len(round_.module_shapes) and stack.shape[2] == sum(ranks)
+    norms = torch.stack([part.square().sum() for part in torch.split(stack, list(ranks), dim=2)])
+    assert (norms > 0.2).all() and (norms <= 1 + 1e-9).all()
