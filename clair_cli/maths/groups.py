@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from clair_cli.maths.pair_levels import N_SE, PairLevels, over_modules
 
 # Measured on trained cohorts (benchmarks/README.md): mislabelled and unrelated clients reach at
 # most 0.41 of the group's level, honest ones whose data overlaps the others' by half 0.44 to
@@ -38,118 +38,6 @@ ONE_THING = 0.75
 # A group this many times as coherent as another is another thing. Parts of heterogeneous honest
 # cohorts reach 1.2.
 TIGHTER = 2.0
-# Standard errors in a band of doubt.
-N_SE = 2.0
-# Modules below which there is no standard error over them.
-MIN_MODULES = 4
-
-
-@dataclass(frozen=True)
-class Level:
-    """A mean over modules with its standard error (0 below two modules: it is not known)."""
-
-    mean: float
-    se: float
-
-    @property
-    def high(self) -> float:
-        return self.mean + N_SE * self.se
-
-    @property
-    def low(self) -> float:
-        return self.mean - N_SE * self.se
-
-
-def over_modules(values: NDArray[np.float64]) -> Level:
-    """Mean and standard error of one number per module, NaN where a module has none."""
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return Level(float("nan"), 0.0)
-    se = float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else 0.0
-    return Level(float(known.mean()), se)
-
-
-class PairLevels:
-    """Mean similarities of blocks of pairs in every module.
-
-    Args:
-        excess: similarity above the value for unrelated clients in every module, shape
-            (n_modules, n_clients, n_clients), NaN where a client has no update.
-    """
-
-    def __init__(self, excess: Tensor) -> None:
-        table = excess.numpy().astype(np.float64)
-        n = table.shape[1]
-        table[:, np.arange(n), np.arange(n)] = np.nan
-        self._known = ~np.isnan(table)
-        self._table = np.where(self._known, table, 0.0)
-        self.mean = _ratio(self._table.sum(0), self._known.sum(0))
-
-    @property
-    def few(self) -> bool:
-        """Too few modules for a standard error over them: pairs stand in, and doubts count."""
-        return len(self._table) < MIN_MODULES
-
-    def between(self, first: Sequence[int], second: Sequence[int]) -> NDArray[np.float64]:
-        """Mean over all pairs of a client in `first` and another in `second`, per module."""
-        block = np.ix_(range(len(self._table)), list(first), list(second))
-        return _ratio(self._table[block].sum((1, 2)), self._known[block].sum((1, 2)))
-
-    def within(self, group: Sequence[int]) -> NDArray[np.float64]:
-        """Mean over all pairs inside a group of two or more, per module."""
-        return self.between(group, group)
-
-    def level(self, group: Sequence[int]) -> Level:
-        """`within`, averaged over modules."""
-        return over_modules(self.within(group))
-
-    def separation(self, group: Sequence[int], others: Sequence[int]) -> float:
-        """Share of comparisons in which a pair inside `group` is more similar than a pair
-        between it and `others`: 0.5 when they are alike, 1 when the blocks are clean; NaN
-        with fewer than three members, whose one pair says nothing about a spread."""
-        members = [k for k in group if k not in others]
-        inside = self.mean[np.ix_(members, members)][np.triu_indices(len(members), 1)]
-        across = self.mean[np.ix_(members, list(others))].ravel()
-        inside, across = inside[~np.isnan(inside)], across[~np.isnan(across)]
-        if len(members) < 3 or not len(inside) or not len(across):
-            return float("nan")
-        return float((inside[:, None] > across[None, :]).mean())
-
-    def clear(self, group: Sequence[int], others: Sequence[int]) -> bool:
-        """Whether the least similar pair inside lies N_SE standard errors above the most
-        similar pair between `group` and `others`."""
-        members = [k for k in group if k not in others]
-        block = self.mean[np.ix_(members, members)]
-        rows, columns = np.triu_indices(len(members), 1)
-        inside, across = block[rows, columns], self.mean[np.ix_(members, list(others))]
-        if not len(inside) or np.isnan(inside).all() or np.isnan(across).all():
-            return False
-        least = int(np.nanargmin(inside))
-        row, column = np.unravel_index(int(np.nanargmax(across)), across.shape)
-        low = members[int(rows[least])], members[int(columns[least])]
-        high = members[int(row)], others[int(column)]
-        low_se, high_se = (over_modules(self.between([j], [k])).se for j, k in (low, high))
-        se = float(np.hypot(low_se, high_se))
-        return bool(self.mean[low] - self.mean[high] >= N_SE * se)
-
-    def margin(
-        self, first: Sequence[int], second: Sequence[int], inside: NDArray[np.float64], ratio: float
-    ) -> Level:
-        """`between(first, second) - ratio * inside`, with its standard error.
-
-        Paired over modules; with few modules, over the pairs of the block instead.
-        """
-        margin = over_modules(self.between(first, second) - ratio * inside)
-        if not self.few:
-            return margin
-        pairs = self.mean[np.ix_(list(first), list(second))]
-        pairs = pairs[~np.isnan(pairs)]
-        se = float(pairs.std(ddof=1) / np.sqrt(len(pairs))) if len(pairs) > 1 else 0.0
-        return Level(margin.mean, se)
-
-
-def _ratio(total: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def coherent(levels: PairLevels, first: Sequence[int], second: Sequence[int]) -> bool:
@@ -297,7 +185,7 @@ def alignment(levels: PairLevels, client: int, group: Sequence[int]) -> Alignmen
     """
     others = [k for k in group if k != client]
     to_group = levels.between([client], others)
-    inside = levels.within(others) if len(others) > 1 else to_group
+    inside = levels.within_others(group, client) if len(others) > 1 else to_group
     similarity = over_modules(to_group).mean
     pairs = levels.mean[client, others]
     pairs = pairs[~np.isnan(pairs)]
@@ -308,9 +196,3 @@ def alignment(levels: PairLevels, client: int, group: Sequence[int]) -> Alignmen
         return Alignment(similarity, float("nan"), 0.0)
     ratio = similarity / level
     return Alignment(similarity, ratio, levels.margin([client], others, inside, ratio).se / level)
-
-
-def excess_table(values: Sequence[Tensor], nulls: Sequence[Tensor]) -> Tensor:
-    """(value - null) / (1 - null) of all modules, shape (n_modules, n_clients, n_clients)."""
-    value, null = torch.cat(list(values)), torch.cat(list(nulls))
-    return (value - null) / (1.0 - null).clamp_min(torch.finfo(null.dtype).tiny)

@@ -11,8 +11,9 @@ from torch import Tensor
 from clair_cli.maths.collaborate import Collaborative, collaborate, matrix_core
 from clair_cli.maths.decompose import core_from_gram
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.groups import LONER_RATIO, PairLevels
+from clair_cli.maths.groups import LONER_RATIO
 from clair_cli.maths.outcome import NOTHING_SHARED, little_shared, unsolved, without_verdict
+from clair_cli.maths.pair_levels import PairLevels
 from clair_cli.maths.scores import Scores, captured_by_mean, score_clients
 from clair_cli.maths.sharing import pair_levels
 from clair_cli.maths.structure import (

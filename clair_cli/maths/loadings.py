@@ -21,7 +21,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from clair_cli.maths.groups import GROUP_RATIO, PairLevels
+from clair_cli.maths.groups import GROUP_RATIO
+from clair_cli.maths.pair_levels import PairLevels
 
 Matrix = NDArray[np.float64]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clair_cli.maths.decompose import Decomposition
-from clair_cli.maths.groups import LONER_RATIO, SEPARATION, PairLevels, alignment, tighter
+from clair_cli.maths.groups import LONER_RATIO, SEPARATION, alignment, tighter
 from clair_cli.maths.loadings import stand_apart
+from clair_cli.maths.pair_levels import PairLevels
 from clair_cli.maths.structure import (
     FAR_TIGHTER,
     MIN_LEVEL,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.groups import MIN_MODULES
+from clair_cli.maths.pair_levels import MIN_MODULES
 from clair_cli.maths.size_scores import median_ratio
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from clair_cli.maths.client_scores import CLIENT_SCORES
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.groups import MIN_MODULES, Alignment, PairLevels, alignment
+from clair_cli.maths.groups import Alignment, alignment
+from clair_cli.maths.pair_levels import MIN_MODULES, PairLevels
 from clair_cli.maths.size_scores import median_ratio
 
 # Below this many members a module's spread is not known well enough to single one out.

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.groups import Level, PairLevels, coherent_groups, excess_table
+from clair_cli.maths.groups import coherent_groups
+from clair_cli.maths.pair_levels import Level, PairLevels, excess_table
 
 # Least significant level, in standard errors over modules (with 4 modules or more).
 MIN_T = 3.0

@@ -10,16 +10,9 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.groups import (
-    GROUP_RATIO,
-    LONER_RATIO,
-    SEPARATION,
-    PairLevels,
-    alignment,
-    coherent,
-    over_modules,
-)
+from clair_cli.maths.groups import GROUP_RATIO, LONER_RATIO, SEPARATION, alignment, coherent
 from clair_cli.maths.loadings import inner_group, near_copies, trimmed
+from clair_cli.maths.pair_levels import PairLevels, over_modules
 from clair_cli.maths.sharing import Sharing, choose_stacking, find_sharing, pair_levels
 from clair_cli.maths.similarity import STACKINGS
 from clair_cli.maths.size_scores import NORM_CAP, norm_ratio

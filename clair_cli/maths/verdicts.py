@@ -34,7 +34,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clair_cli.maths.groups import LONER_RATIO, N_SE, SEPARATION
+from clair_cli.maths.groups import LONER_RATIO, SEPARATION
+from clair_cli.maths.pair_levels import N_SE
 from clair_cli.maths.scores import Scores
 from clair_cli.maths.size_scores import MODULE_NORM_CAP, NORM_CAP
 

@@ -3,9 +3,10 @@
 A Gram of all terms would grow with the square of the clients; here every product grows with their
 number. Each side's leading directions P and Q are found by subspace iteration on the factors, the
 clients are reduced to C_k = P' D_k Q (WIDE_DIM x WIDE_DIM), and only tables of the clients' pairs
-are made of those. What all pairs together share outside the leading directions is estimated, and
-given to each by the energy it has there: what many clients of a cohort share leads. Norms and
-effective ranks are exact.
+are made of those. The rest of D_k is seen through a random projection of the same kind, so that
+copies have cosine 1 and the distance of near copies is good to a fifth of itself per module. What
+the spaces of all pairs share outside P is estimated as a whole, and given to each pair by the
+energy it has there: what many clients of a cohort share leads. Norms and effective ranks are exact.
 
 Sources: N. Halko, P. Martinsson, J. Tropp, "Finding structure with randomness", SIAM Review 53(2),
 2011, algorithm 4.4; the estimate: R. Meyer and others, "Hutch++: Optimal stochastic trace
@@ -29,8 +30,10 @@ from clair_cli.maths.stack import FactorStack, balance
 WIDE_DIM = 64
 # Times that the iteration multiplies with a side's Gram before the last, which also measures.
 _POWERS = 2
-# Random vectors for the estimate of what lies outside the leading directions.
-_PROBES = 24
+# Random vectors for what lies outside the leading directions; projections of two unrelated
+# matrices have a cosine of about 1 / _PROBES, and _N_SE times that is more than chance.
+_PROBES = 48
+_N_SE = 5.0
 # Columns of a side that are converted and multiplied at once: they stay in the cache.
 _CHUNK = 256
 # Narrower layers have Grams that are quick to make.
@@ -93,7 +96,9 @@ def wide_evidence(stack: FactorStack) -> WideEvidence:
     small[0, :, :top, :top] = cores[:, :top, :top]
     evidence = Evidence(
         norms[None] * scale,
-        _matrix_table(cores, norms),
+        _matrix_table(
+            cores, _rests(stack, output, input_, by_B[0], by_A[0], cores, inverse), norms
+        ),
         _subspace_table(output, ranks, sizes, out_features),
         _subspace_table(input_, ranks, sizes, in_features),
         small,
@@ -134,11 +139,15 @@ class _Leading:
         terms: rows @ P, the terms as they stand in the stack, (sum_rank, dim).
         units: the unit delta weights' own coordinates times P, (sum_rank, dim).
         outside: estimate of |S|^2 - |P' S P|^2 with S the sum of D_k D_k' over unit delta weights.
+        probed: rows @ Z, with Z random, (sum_rank, _PROBES).
+        probe: P' Z, (dim, _PROBES).
     """
 
     terms: Tensor
     units: Tensor
     outside: float
+    probed: Tensor
+    probe: Tensor
 
 
 def _leading(rows: Tensor, turns: list[Tensor], dtype: torch.dtype) -> _Leading:
@@ -149,7 +158,8 @@ def _leading(rows: Tensor, turns: list[Tensor], dtype: torch.dtype) -> _Leading:
     size, width = rows.shape
     dim = min(WIDE_DIM, size, width)
     random = gaussian(width, WIDE_DIM + _PROBES).to(device=rows.device, dtype=dtype)
-    sketch = _turned(turns, _onto(rows, random, dtype), transposed=True)  # X' random
+    seen = _onto(rows, random, dtype)
+    sketch = _turned(turns, seen, transposed=True)  # X' random
     basis, probes = torch.linalg.qr(sketch[:, :dim]).Q, sketch[:, WIDE_DIM:]
     for _ in range(_POWERS):
         basis = torch.linalg.qr(_turned(turns, _squared(rows, turns, basis, dtype), True)).Q
@@ -161,9 +171,10 @@ def _leading(rows: Tensor, turns: list[Tensor], dtype: torch.dtype) -> _Leading:
     scale = torch.where(alive, values.clamp_min(1e-300).rsqrt(), 0.0)
     terms, units, basis = (m @ rotation * scale for m in (terms, units, basis))
     # for Z = (1 - P P') random, of which the iteration knows nothing: |S Z|^2 and |P' S Z|^2
-    left = probes - units @ (basis.mT @ probes)  # X' Z
+    probe = basis.mT @ probes
+    left = probes - units @ probe  # X' Z
     outside = _size(rows, _turned(turns, left), dtype) + float((units.mT @ left).square().sum())
-    return _Leading(terms, units, outside / _PROBES)
+    return _Leading(terms, units, outside / _PROBES, seen[:, WIDE_DIM:], probe)
 
 
 def _turned(turns: list[Tensor], values: Tensor, transposed: bool = False) -> Tensor:
@@ -207,10 +218,35 @@ def _chunks(rows: Tensor, dtype: torch.dtype) -> list[Tensor]:
     return [part.to(dtype) for part in torch.split(rows, _step(rows), dim=1)]
 
 
-def _matrix_table(cores: Tensor, norms: Tensor) -> PairTable:
-    """Cosines of the delta weights of each pair, as far as the leading directions show them."""
-    flat = cores.flatten(1)
-    value = (flat @ flat.mT).clamp(-1.0, 1.0)
+def _rests(
+    stack: FactorStack,
+    output: _Leading,
+    input_: _Leading,
+    by_B: Tensor,
+    by_A: Tensor,
+    cores: Tensor,
+    inverse: Tensor,
+) -> Tensor:
+    """What of each unit delta weight is not P C_k Q', projected on random directions of both
+    sides, (n_clients, _PROBES, _PROBES); scaled to the norm that it has."""
+    seen_B = torch.split(by_B[:, None] * output.probed, list(stack.ranks))
+    seen_A = torch.split(by_A[:, None] * input_.probed, list(stack.ranks))
+    whole = torch.stack([b.mT @ a * i for b, a, i in zip(seen_B, seen_A, inverse, strict=True)])
+    rest = whole - output.probe.mT @ cores @ input_.probe
+    size = torch.linalg.matrix_norm(rest)[:, None, None].clamp_min(1e-300)
+    energy = (1.0 - cores.square().sum((1, 2))).clamp_min(0.0)
+    scaled: Tensor = rest / size * energy.sqrt()[:, None, None]
+    return scaled
+
+
+def _matrix_table(cores: Tensor, rests: Tensor, norms: Tensor) -> PairTable:
+    """Cosines of the delta weights of each pair. Rests that chance may have made alike are taken
+    for unrelated."""
+    inside, outside = (flat @ flat.mT for flat in (cores.flatten(1), rests.flatten(1)))
+    size = outside.diagonal().clamp_min(0.0).sqrt()
+    chance = _N_SE / _PROBES * size[:, None] * size[None, :]
+    value = inside + torch.where(outside.abs() > chance, outside, 0.0)
+    value = value.clamp(-1.0, 1.0)
     alive = norms > 0
     return PairTable(_finished(value, alive, 1.0), _finished(torch.zeros_like(value), alive, 0.0))
 

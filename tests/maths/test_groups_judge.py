@@ -11,15 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from clair_cli.maths.groups import (
-    PairLevels,
-    alignment,
-    coherent,
-    coherent_groups,
-    excess_table,
-    over_modules,
-)
+from clair_cli.maths.groups import alignment, coherent, coherent_groups
 from clair_cli.maths.judge import Judgement
+from clair_cli.maths.pair_levels import PairLevels, excess_table, over_modules
 from clair_cli.maths.stack import Factors
 from tests.planted import (
     SHAPES,

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from scipy.stats import t as student
 from torch import Tensor
 
-from clair_cli.maths.groups import LONER_RATIO, Alignment, PairLevels
+from clair_cli.maths.groups import LONER_RATIO, Alignment
 from clair_cli.maths.judge import Judgement
+from clair_cli.maths.pair_levels import PairLevels
 from clair_cli.maths.scores import Scores, member_probability
 from clair_cli.maths.size_scores import MODULE_NORM_CAP, NORM_CAP
 from clair_cli.maths.verdicts import (

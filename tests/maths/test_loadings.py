@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from clair_cli.maths.groups import PairLevels
 from clair_cli.maths.loadings import (
     INNER_RATIO,
     MIN_INNER,
@@ -22,6 +21,7 @@ from clair_cli.maths.loadings import (
     stand_apart,
     trimmed,
 )
+from clair_cli.maths.pair_levels import PairLevels
 
 Matrix = NDArray[np.float64]
 

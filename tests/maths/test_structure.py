@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from clair_cli.maths.groups import PairLevels
 from clair_cli.maths.judge import Judgement
 from clair_cli.maths.outcome import without_verdict
+from clair_cli.maths.pair_levels import PairLevels
 from clair_cli.maths.structure import FAR_TIGHTER, Structure, _main, _without_guests
 from tests.planted import aligned, codes, factor_all, judge_deltas, judge_factors, low_rank, words
 
