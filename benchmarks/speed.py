@@ -143,7 +143,7 @@ def exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
 def growth(folder: Path, out: Path, runs: int, threads: int | None) -> None:
     """How CPU time above `import torch` grows with one quantity, the others fixed."""
     series: dict[str, list[tuple[int, int, str, int]]] = {
-        "clients": [(k, k, "8", 2) for k in (8, 16, 32, 64, 128, 256)],
+        "clients": [(k, k, "16", 1) for k in (16, 32, 64, 128, 256, 512)],
         "rank": [(r, 8, str(r), 2) for r in (4, 8, 16, 32, 64)],
         "layers": [(n, 16, "16", n) for n in (2, 4, 8, 16)],
     }

@@ -195,6 +195,7 @@ def verify(
     report: opt.VerifiedReport = None,
     weights: opt.Weights = None,
     previous: opt.Previous = None,
+    threads: running.Threads = None,
     quiet: opt.Quiet = False,
 ) -> None:
     """Compare an adapter with its report, and with the clients if given.
@@ -213,7 +214,7 @@ def verify(
 
             result = workflow.verify(
                 output, clients, report=report, weights=weights, previous=previous,
-                progress=progress,
+                threads=threads, progress=progress,
             )  # fmt: skip
         run.finished = True
         lines = [f"note: {text}" for text in result.notes]

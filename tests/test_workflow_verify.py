@@ -392,3 +392,9 @@ def test_adapters_in_memory_can_be_verified(work: Path) -> None:
     assert clair_cli.verify("m.safetensors", clients, weights=weights).differences == ()
     with pytest.raises(UsageError, match=r"--weights '\(in memory\)'"):
         clair_cli.verify("m.safetensors", clients)
+
+
+def test_the_number_of_threads_changes_nothing(work: Path) -> None:
+    clair_cli.merge("clients", "m.safetensors", threads=2)
+    assert clair_cli.verify("m.safetensors", "clients", threads=1).differences == ()
+    assert clair("verify", "m.safetensors", "clients", "--threads", 3).exit_code == 0

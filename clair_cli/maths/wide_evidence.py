@@ -15,7 +15,7 @@ estimation", SOSA 2021.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,8 +34,10 @@ _POWERS = 2
 # matrices have a cosine of about 1 / _PROBES, and _N_SE times that is more than chance.
 _PROBES = 48
 _N_SE = 5.0
-# Columns of a side that are converted and multiplied at once: they stay in the cache.
-_CHUNK = 256
+# Numbers of a side that are converted and multiplied at once, in so many columns at least: they
+# stay in the cache.
+_CHUNK_NUMBERS = 2**19
+_LEAST_CHUNK = 32
 # Narrower layers have Grams that are quick to make.
 MIN_WIDTH = 256
 
@@ -185,37 +187,37 @@ def _turned(turns: list[Tensor], values: Tensor, transposed: bool = False) -> Te
 
 
 def _onto(rows: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
-    """rows @ other, float64, CPU."""
-    result = torch.zeros(rows.shape[0], other.shape[1], dtype=dtype, device=rows.device)
+    """rows @ other, float64, CPU. (Few long rows times many columns is what BLAS is fastest at.)"""
+    result = torch.zeros(other.shape[1], rows.shape[0], dtype=dtype, device=rows.device)
     for chunk, part in zip(_chunks(rows, dtype), torch.split(other, _step(rows)), strict=True):
-        result.addmm_(chunk, part)
-    return result.double().cpu()
+        result.addmm_(part.mT.contiguous(), chunk.mT)
+    return result.mT.double().cpu()
 
 
 def _squared(rows: Tensor, turns: list[Tensor], basis: Tensor, dtype: torch.dtype) -> Tensor:
     """rows @ rows' @ blockdiag(turns) @ basis, float64, CPU."""
-    turned = _turned(turns, basis).to(device=rows.device, dtype=dtype)
+    turned = _turned(turns, basis).mT.contiguous().to(device=rows.device, dtype=dtype)
     result = torch.zeros_like(turned)
     for chunk in _chunks(rows, dtype):
-        result.addmm_(chunk, chunk.mT @ turned)
-    return result.double().cpu()
+        result.addmm_(turned @ chunk, chunk.mT)
+    return result.mT.double().cpu()
 
 
 def _size(rows: Tensor, values: Tensor, dtype: torch.dtype) -> float:
     """|rows' @ values|^2."""
-    values = values.to(device=rows.device, dtype=dtype)
-    parts = [
-        (chunk.mT @ values).square().sum(dtype=torch.float64) for chunk in _chunks(rows, dtype)
-    ]
+    turned = values.mT.contiguous().to(device=rows.device, dtype=dtype)
+    parts = [(turned @ chunk).square().sum(dtype=torch.float64) for chunk in _chunks(rows, dtype)]
     return float(torch.stack(parts).sum())
 
 
 def _step(rows: Tensor) -> int:
-    return _CHUNK if rows.device.type == "cpu" else rows.shape[1]
+    if rows.device.type != "cpu":
+        return max(1, rows.shape[1])
+    return max(_LEAST_CHUNK, _CHUNK_NUMBERS // max(1, rows.shape[0]))
 
 
-def _chunks(rows: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    return [part.to(dtype) for part in torch.split(rows, _step(rows), dim=1)]
+def _chunks(rows: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    return (part.to(dtype) for part in torch.split(rows, _step(rows), dim=1))
 
 
 def _rests(

@@ -71,9 +71,8 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine, *, one_file:
             core = cores.pop(module)
             if core is not None and core.n_vectors < min(writer.rank, len(core.values)):
                 core = merger.observe(module)[1]
-            return writer.cut(
-                module, merger.leading(module, core, sixteen_bits=writer.sixteen_bits)
-            )
+            exact = merger.leading(module, core, writer.rank, sixteen_bits=writer.sixteen_bits)
+            return writer.cut(module, exact)
 
     for module, written in zip(modules, engine.each("writing", cut, modules), strict=True):
         writer.put(module, written)
@@ -97,8 +96,8 @@ class _Merger:
                 return core.values, core
             return singular_values(self._product(module)), None
 
-    def leading(self, module: str, core: Core | None, *, sixteen_bits: bool) -> Thin:
-        """The singular vectors of one module, as far as `core` has them.
+    def leading(self, module: str, core: Core | None, rank: int, *, sixteen_bits: bool) -> Thin:
+        """The leading `rank` singular vectors of one module, which `core` must have.
 
         Args:
             sixteen_bits: whether they will be rounded to as many.
@@ -106,7 +105,7 @@ class _Merger:
         if core is None:
             return thin(spectrum(self._product(module)))
         if isinstance(core, WideCore):
-            return wide_thin(self._product(module), core)
+            return wide_thin(self._product(module), core.leading(rank))
         single = sixteen_bits and core.growth <= MAX_GROWTH
         dtype = torch.float32 if single else self.engine.device.dtype
         stack = self._stack(module)

@@ -64,6 +64,7 @@ def verify(
     report: str | Path | None = None,
     weights: str | Path | Mapping[str, float] | None = None,
     previous: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> VerifyResult:
     """Compare an adapter with its report; with `clients`, merge or refine them again as well.
@@ -73,6 +74,7 @@ def verify(
         clients: as for `merge`. The options are those that the report records.
         report: default: the report beside a file, or in a folder.
         weights, previous: given again if the report records them; no path is taken from it.
+        threads: as for `merge`.
         progress: called as `progress(stage, done, total)`.
 
     Raises:
@@ -102,7 +104,8 @@ def verify(
     notes: tuple[str, ...] = ()
     if clients is not None and old.adapters:
         remarks = _mend_options(options, clients)
-        again = _again(clients, old, options, one_file=target.is_file(), progress=progress)
+        options |= {"threads": threads, "progress": progress}
+        again = _again(clients, old, options, one_file=target.is_file())
         found, notes = compare_reports(old, again[0])
         notes = (*remarks, *notes)
         differences += [*_compare_hashes(old, again[1]), *found]
@@ -206,9 +209,8 @@ def _mend_options(options: dict[str, Any], clients: commands.Clients) -> list[st
 
 
 def _again(
-    clients: commands.Clients, old: OldReport, options: Mapping[str, Any], *, one_file: bool,
-    progress: Progress | None,
-) -> tuple[Mapping[str, Any], Mapping[str, str]]:  # fmt: skip
+    clients: commands.Clients, old: OldReport, options: Mapping[str, Any], *, one_file: bool
+) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     """Run the recorded command once more and write nothing.
 
     Returns:
@@ -217,7 +219,7 @@ def _again(
     from clair_cli.workflow import rounds
 
     try:
-        settings = make_settings(old.command, clients, None, {**options, "progress": progress})
+        settings = make_settings(old.command, clients, None, options)
     except (TypeError, UsageError) as error:
         raise UsageError(f"the report's options are damaged: {error}") from None
     report, files = rounds.do_again(settings, one_file=one_file)
