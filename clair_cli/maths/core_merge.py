@@ -26,8 +26,9 @@ from torch import Tensor
 # its smallest eigenvalue, and the largest one is at most the number of terms. In float64 what is
 # reported then has a relative error of about 1e-7.
 MAX_INVERSE = 1e9
-# Least square of a singular value beside the largest one's, for squares to be good enough.
-_FLAT = 1e-8
+# Least square of a singular value beside the largest one's, for squares to be good enough: then
+# every value is good to 1e-10 of the largest.
+_FLAT = 1e-12
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def merged_core(gram_B: Tensor, gram_A: Tensor, weights: Tensor) -> MergedCore |
 
 def _decomposed(core: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Its singular value decomposition: by eigenvectors of the square, which takes half the time,
-    where the values they give are good to 1e-8 of themselves and more."""
+    where that is good enough. At full rank they give the core back whatever their error."""
     squares, vectors = torch.linalg.eigh(core.mT @ core)
     if not float(squares[0]) > _FLAT * float(squares[-1]):  # NaN too
         u, values, vt = torch.linalg.svd(core, full_matrices=False)

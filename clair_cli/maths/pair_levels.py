@@ -130,7 +130,8 @@ class PairLevels:
         inside, across = inside[~np.isnan(inside)], across[~np.isnan(across)]
         if len(members) < 3 or not len(inside) or not len(across):
             return float("nan")
-        return float((inside[:, None] > across[None, :]).mean())
+        below = np.searchsorted(np.sort(across), inside, side="left")  # of `across`, by inside pair
+        return float(below.sum() / (len(inside) * len(across)))
 
     def clear(self, group: Sequence[int], others: Sequence[int]) -> bool:
         """Whether the least similar pair inside lies N_SE standard errors above the most

@@ -8,13 +8,14 @@ it is D, whatever the error of V. Singular values have an absolute error of 1e-7
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from clair_cli.maths.grams import add_symmetric
-from clair_cli.maths.lowrank import Product
+from clair_cli.maths.stack import FactorStack
 from clair_cli.maths.thin import Thin
 
 # Rows of D that are computed at once.
@@ -48,19 +49,47 @@ class WideCore:
         return WideCore(self.vectors[:, :n].clone(), self.values, self.transposed)
 
 
-def wide_core(product: Product) -> WideCore:
-    """Eigenvectors of the smaller side of a product of many terms, float64."""
-    out_features, in_features = product.lora_B.shape[0], product.lora_A.shape[1]
-    transposed = out_features < in_features
-    tall, flat = product.lora_B, product.lora_A
+@dataclass(frozen=True)
+class _Terms:
+    """D = lora_B diag(by_B) diag(by_A) lora_A, the two halves of one size term by term."""
+
+    lora_B: Tensor
+    lora_A: Tensor
+    by_B: Tensor
+    by_A: Tensor
+
+
+def _terms(stack: FactorStack, weights: Sequence[float]) -> _Terms:
+    lora_B, lora_A = stack.lora_B[0].cpu(), stack.lora_A[0].cpu()
+    norm_B = torch.linalg.vector_norm(lora_B, dim=0, dtype=torch.float64)
+    norm_A = torch.linalg.vector_norm(lora_A, dim=1, dtype=torch.float64)
+    scaled = torch.tensor(list(weights), dtype=torch.float64) * stack.scaling[0]
+    each = torch.repeat_interleave(scaled, torch.tensor(list(stack.ranks)))
+    alive = (norm_A > 0) & (norm_B > 0)
+    balance = torch.where(alive, norm_A / norm_B, 0.0).sqrt()
+    return _Terms(lora_B, lora_A, balance * each, torch.where(alive, 1.0 / balance, 0.0))
+
+
+def wide_core(stack: FactorStack, weights: Sequence[float]) -> WideCore:
+    """Decompose the weighted sum of a module's delta weights.
+
+    Args:
+        stack: of one module.
+        weights: one finite number per client.
+    """
+    terms = _terms(stack, weights)
+    tall, flat, by_tall, by_flat = terms.lora_B, terms.lora_A, terms.by_B, terms.by_A
+    transposed = tall.shape[0] < flat.shape[1]
     if transposed:
-        tall, flat = flat.mT, tall.mT
-    width = flat.shape[1]
+        tall, flat, by_tall, by_flat = flat.mT, tall.mT, by_flat, by_tall
+    flat = flat.double() * by_flat[:, None]
+    largest = float(flat.abs().max()) if flat.numel() else 1.0
+    # float32, whose error is 1e-7 of D, where it holds the factors (both are of one size)
+    dtype = torch.float32 if 1e-12 < largest < 1e12 else torch.float64
+    flat, width = flat.to(dtype), flat.shape[1]
     square = torch.zeros(1, width, width, dtype=torch.float64)
-    dtype = _product_dtype(tall, flat)
-    flat = flat.to(dtype)
     for start in range(0, len(tall), _ROWS):
-        rows = tall[start : start + _ROWS].to(dtype) @ flat
+        rows = (tall[start : start + _ROWS].double() * by_tall).to(dtype) @ flat
         add_symmetric(square, rows.mT[None].double())
     square = square[0].tril()
     square += square.tril(-1).mT
@@ -68,19 +97,14 @@ def wide_core(product: Product) -> WideCore:
     return WideCore(vectors.flip(-1), values.flip(0).clamp_min(0.0).sqrt(), transposed)
 
 
-def _product_dtype(tall: Tensor, flat: Tensor) -> torch.dtype:
-    """Float32, whose error is a relative 1e-7 of D, where it holds the factors."""
-    largest = [float(side.abs().max()) if side.numel() else 1.0 for side in (tall, flat)]
-    return torch.float32 if all(1e-12 < size < 1e12 for size in largest) else torch.float64
-
-
-def wide_thin(product: Product, core: WideCore) -> Thin:
-    """The decomposition of the product that `core` was made of."""
-    basis = core.vectors
+def wide_thin(stack: FactorStack, weights: Sequence[float], core: WideCore) -> Thin:
+    """The decomposition of the sum that `core` was made of, as far as it has vectors."""
+    terms, basis = _terms(stack, weights), core.vectors
+    by = terms.by_B * terms.by_A
     largest = float(core.values[0]) if len(core.values) else 0.0
     size = core.values[: basis.shape[1]].clamp_min(1e-12 * largest or 1.0)
     if core.transposed:
-        right = (basis.mT @ product.lora_B) / size[:, None]
-        return Thin(basis, product.lora_A, core.values, None, right)
-    left = (product.lora_A @ basis) / size
-    return Thin(product.lora_B, basis.mT, core.values, left, None)
+        right = (basis.mT @ terms.lora_B.double()) * by / size[:, None]
+        return Thin(basis, terms.lora_A, core.values, None, right)
+    left = by[:, None] * (terms.lora_A.double() @ basis) / size
+    return Thin(terms.lora_B, basis.mT, core.values, left, None)

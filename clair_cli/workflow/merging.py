@@ -13,7 +13,7 @@ from clair_cli.maths.grams import grams
 from clair_cli.maths.lowrank import Product, singular_values, spectrum
 from clair_cli.maths.merge import plain_distance, weighted_sum
 from clair_cli.maths.rounding import WrittenModule
-from clair_cli.maths.stack import FactorStack, stack_factors
+from clair_cli.maths.stack import Factors, FactorStack, stack_factors
 from clair_cli.maths.thin import Thin, thin
 from clair_cli.maths.wide_evidence import is_wide
 from clair_cli.maths.wide_merge import WideCore, wide_core, wide_thin
@@ -89,7 +89,7 @@ class _Merger:
         """A module's singular values, and its core where one can be relied on."""
         with naming_module(module):
             if self._wide(module):
-                wide = wide_core(self._product(module))
+                wide = wide_core(*self._weighted(module))
                 return wide.values, wide
             core = self._core(module)
             if core is not None:
@@ -105,7 +105,7 @@ class _Merger:
         if core is None:
             return thin(spectrum(self._product(module)))
         if isinstance(core, WideCore):
-            return wide_thin(self._product(module), core.leading(rank))
+            return wide_thin(*self._weighted(module), core.leading(rank))
         single = sixteen_bits and core.growth <= MAX_GROWTH
         dtype = torch.float32 if single else self.engine.device.dtype
         stack = self._stack(module)
@@ -146,16 +146,23 @@ class _Merger:
         device = self.engine.device
         return stack_factors([factors], shape, dtype=device.dtype, device=device.name)
 
-    def _product(self, module: str) -> Product:
-        """The weighted sum; the previous adapter, if given, is one more with weight 1: the mean
-        update goes on top of it."""
+    def _updates(self, module: str) -> tuple[list[Factors], list[float]]:
+        """What is summed, and its weights; the previous adapter, if given, is one more with
+        weight 1: the mean update goes on top of it."""
         round_, merged = self.judged.round, self.judged.merged
         previous = previous_of(round_, module)
         clients = [less(factors_of(round_.adapters[k], module), previous) for k in merged]
         used = [self.judged.weights[k] for k in merged]
         if previous is not None:
             clients, used = [*clients, previous], [*used, 1.0]
-        return weighted_sum(clients, used, round_.module_shapes[module])
+        return clients, used
+
+    def _weighted(self, module: str) -> tuple[FactorStack, list[float]]:
+        clients, used = self._updates(module)
+        return stack_factors([clients], self.judged.round.module_shapes[module]), used
+
+    def _product(self, module: str) -> Product:
+        return weighted_sum(*self._updates(module), self.judged.round.module_shapes[module])
 
 
 def _kept(core: Core | None, room: int) -> Core | None:

@@ -82,17 +82,18 @@ def test_nothing_to_merge_is_an_empty_core() -> None:
     assert core.left.shape == (sum(RANKS), 0) and core.right.shape == (0, sum(RANKS))
 
 
-@pytest.mark.parametrize("smallest", [1e-2, 1e-5, 0.0])
+@pytest.mark.parametrize("smallest", [1e-2, 1e-5, 1e-8, 0.0])
 def test_small_singular_values_are_exact_too(smallest: float) -> None:
-    """Eigenvectors of the square would lose those below 1e-8."""
+    """Eigenvectors of the square would lose those below 1e-7."""
     factors, weights = clients(), [1.0, 1.0, smallest]
     stack, core = core_of(factors, weights)
     assert core is not None
     dense = sum(w * s * (B @ A) for w, (A, B, s) in zip(weights, factors, strict=True)).numpy()
     exact = np.linalg.svd(dense, compute_uv=False)[: len(core.values)]
-    np.testing.assert_allclose(core.values.numpy(), exact, rtol=1e-7)
+    np.testing.assert_allclose(core.values.numpy(), exact, atol=1e-10 * exact[0])
     left, right = (stack.lora_B[0] @ core.left).numpy(), (core.right @ stack.lora_A[0]).numpy()
-    np.testing.assert_allclose(left.T @ left, np.eye(left.shape[1]), atol=1e-7)
+    np.testing.assert_allclose(left.T @ left, np.eye(left.shape[1]), atol=1e-4)
+    np.testing.assert_allclose(right @ right.T, np.eye(right.shape[0]), atol=1e-10)
     np.testing.assert_allclose(left * core.values.numpy() @ right, dense, atol=1e-11)
 
 
