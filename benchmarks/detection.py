@@ -29,6 +29,8 @@ import rounds
 import torch
 from cohorts import Member
 
+from clair_cli.workflow import passes
+
 TRAINED = ("wrong", "random", "backdoor", "collude")
 SHARES = (0.2, 0.4)
 RULES: dict[str, rounds.Rule] = {
@@ -118,7 +120,12 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2, help="cohorts per cell")
     parser.add_argument("--quick", action="store_true", help="two pools, two sizes, one draw")
     parser.add_argument("--cache", type=Path, default=cohorts.CACHE)
+    parser.add_argument(
+        "--wide", action="store_true", help="judge all layers as those with more terms than width"
+    )
     options = parser.parse_args()
+    if options.wide:
+        passes.is_wide = lambda n_terms, shape: True
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     pools = options.pools or sorted(
