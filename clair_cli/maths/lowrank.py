@@ -38,32 +38,14 @@ class Spectrum:
     """Singular value decomposition left @ diag(values) @ right of a `Product`.
 
     Attributes:
-        left: orthonormal columns, (out_features, m); the leading ones, where m < n.
+        left: orthonormal columns, (out_features, n).
         values: all of them, descending, at least 0, (n,), n <= min(sum of ranks, out, in).
-        right: orthonormal rows, (m, in_features).
+        right: orthonormal rows, (n, in_features).
     """
 
     left: Tensor
     values: Tensor
     right: Tensor
-
-    def truncated(self, rank: int) -> Product:
-        """The best approximation of that rank, singular values split evenly, zero padded.
-
-        Raises:
-            ValueError: fewer singular vectors are known.
-
-        Source: C. Eckart, G. Young, Psychometrika 1(3), 1936.
-        """
-        kept = min(rank, len(self.values))
-        if self.left.shape[1] < kept:
-            raise ValueError(f"{self.left.shape[1]} singular vectors, {kept} needed")
-        half = self.values[:kept].sqrt().to(self.left.dtype)
-        lora_B, lora_A = self.left[:, :kept] * half, half[:, None] * self.right[:kept]
-        if kept < rank:
-            lora_B = torch.nn.functional.pad(lora_B, (0, rank - kept))
-            lora_A = torch.nn.functional.pad(lora_A, (0, 0, 0, rank - kept))
-        return Product(lora_B, lora_A)
 
 
 def numerical_rank(values: Tensor) -> int:
@@ -89,8 +71,8 @@ def singular_values(product: Product) -> Tensor:
 def spectrum(product: Product) -> Spectrum:
     """Singular value decomposition through QR of both factors and SVD of the small core.
 
-    Relative error about machine precision whatever the factors' gauge. Signs are fixed (the
-    largest entry of each left vector is positive), so equal input gives equal output.
+    Relative error about machine precision whatever the factors' gauge; the vectors' signs are
+    those that LAPACK gives.
 
     Source: G. Golub, C. Van Loan, "Matrix Computations", 4th ed., section 5.4.8 (product
     form); used on LoRA factors by several federated systems.
@@ -98,17 +80,7 @@ def spectrum(product: Product) -> Spectrum:
     left, left_core = torch.linalg.qr(product.lora_B)
     right, right_core = torch.linalg.qr(product.lora_A.mT)
     u, values, vt = torch.linalg.svd(left_core @ right_core.mT, full_matrices=False)
-    return with_signs(left @ u, values, vt @ right.mT)
-
-
-def with_signs(left: Tensor, values: Tensor, right: Tensor) -> Spectrum:
-    """A spectrum whose signs are fixed: the largest entry of each left vector is positive."""
-    if left.numel():
-        largest = left.abs().argmax(dim=0)
-        signs = torch.sign(left[largest, torch.arange(left.shape[1], device=left.device)])
-        signs = torch.where(signs == 0, 1.0, signs)
-        left, right = left * signs, right * signs[:, None]
-    return Spectrum(left, values, right)
+    return Spectrum(left @ u, values, vt @ right.mT)
 
 
 def norm(product: Product) -> float:
