@@ -2,9 +2,9 @@
 
     python benchmarks/wide_layers.py benchmarks/.cache/speed/1b-k256-r16-l1
 
-Where there are more rank-one terms than a layer is wide, `clair` compares the clients in the leading
-directions of each side. For every module this prints the time of both ways on one thread, and the
-difference of the pairs' similarities.
+Where there are more rank-one terms than a layer is wide, `clair` compares the clients in the
+leading directions of each side. For every module this prints the time of both ways on one thread,
+and the difference of the pairs' similarities.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main() -> None:
         middle = time.perf_counter()
         exact = gather(grams(stack))
         end = time.perf_counter()
-        line = f"{module[-31:]:32}{shape[0]:>7}x{shape[1]:<6}{middle - start:8.2f}{end - middle:8.2f}"
+        line = (
+            f"{module[-31:]:32}{shape[0]:>7}x{shape[1]:<6}{middle - start:8.2f}{end - middle:8.2f}"
+        )
         for name in STACKINGS:
             off = (found.table(name).value - exact.table(name).value)[0][apart]
             rms = float(off.square().mean().sqrt())
