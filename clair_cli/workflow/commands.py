@@ -6,6 +6,7 @@ written `OutputError`; everything else is in the report, its exit code included.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from clair_cli.workflow.outputs import (
     write_report_only,
 )
 from clair_cli.workflow.reading import read_cohort
-from clair_cli.workflow.settings import Progress, make_settings
+from clair_cli.workflow.settings import Progress, Settings, make_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,7 +131,7 @@ def merge(
     settings = make_settings("merge", clients, output, options)
     check_outputs(settings)
     cohort = read_cohort(settings)
-    rounds = _rounds()
+    rounds = _rounds(settings)
     result, merged = rounds.merge(settings, cohort, one_file=settings.one_file)
     if merged is None:
         path = write_report_only(result, settings)
@@ -166,7 +167,7 @@ def inspect(
     settings = make_settings("inspect", clients, output, options)
     check_outputs(settings)
     cohort = read_cohort(settings)
-    rounds = _rounds()
+    rounds = _rounds(settings)
     report = rounds.inspect(settings, cohort)
     return InspectResult(report, _text(write_report_only(report, settings)))
 
@@ -209,7 +210,7 @@ def refine(
     settings = make_settings("refine", clients, output, options)
     check_outputs(settings)
     cohort = read_cohort(settings)
-    rounds = _rounds()
+    rounds = _rounds(settings)
     result, refined = rounds.refine(settings, cohort)
     if refined is None:
         return RefineResult(result, {}, _text(write_report_only(result, settings)))
@@ -218,12 +219,14 @@ def refine(
     return RefineResult(result, adapters, _text(path))
 
 
-def _rounds() -> ModuleType:
-    """What needs torch.
+def _rounds(settings: Settings) -> ModuleType:
+    """What needs torch; importing it is a stage of its own.
 
     Raises:
         ImportError: torch is missing or broken.
     """
+    if "torch" not in sys.modules:
+        settings.tell("importing torch", 0, 1)
     try:
         from clair_cli.workflow import rounds
     except OSError as error:  # a library of torch's is not what it should be
