@@ -10,7 +10,7 @@ import torch
 
 import clair_cli
 from clair_cli.maths import core_merge, wide_merge
-from clair_cli.workflow import merging
+from clair_cli.workflow import merging, passes
 
 CASES = {  # (clients, rank, out, in): terms against the smaller side
     "few terms": (3, 8, 400, 300),
@@ -83,3 +83,18 @@ def test_exact_at_full_rank_and_the_best_below(
         best = np.linalg.norm(values[16:]) / np.linalg.norm(values)
         assert error == pytest.approx(best, rel=1e-6)
         assert result.report.merged.error == pytest.approx(error, rel=1e-6)
+
+
+@pytest.mark.parametrize("room", [2**28, 0])
+def test_weights_are_not_rounded(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third in float32 is off by 3e-8, and so would be every update of the merge."""
+    monkeypatch.setattr(passes, "KEPT_BYTES", room)
+    given = clients("few terms")
+    result = clair_cli.merge(given, rank="full", allow_undetermined=True)
+    mean = sum(
+        (k + 1) * s["layer.q.lora_B.weight"].double() @ s["layer.q.lora_A.weight"].double()
+        for k, (s, _) in enumerate(given.values())
+    ) / len(given)
+    exact = float(torch.linalg.matrix_norm(mean))
+    assert result.report.merged is not None
+    assert result.report.merged.norm == pytest.approx(exact, rel=1e-12)

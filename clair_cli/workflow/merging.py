@@ -133,7 +133,8 @@ class _Merger:
             pair = pair.of_clients(self.judged.merged)
         else:
             pair = grams(self._stack(module))
-        weights = torch.tensor([self.judged.weights[k] for k in self.judged.merged])
+        used = [self.judged.weights[k] for k in self.judged.merged]
+        weights = torch.tensor(used, dtype=torch.float64)
         terms = torch.repeat_interleave(weights * pair.scale[0], torch.tensor(pair.ranks))
         core = merged_core(pair.B[0], pair.A[0], terms)
         return None if core is None else core.of_unbalanced(pair.by_B[0], pair.by_A[0])
