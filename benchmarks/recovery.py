@@ -30,9 +30,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.collaborate import columns_of
 from clair_cli.maths.decompose import solve_noiseless
 from clair_cli.maths.prox import block_norms, spread
+from clair_cli.maths.stack import columns_of
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from clair_cli.maths.decompose import Decomposition, core_from_gram, solve_stable
 from clair_cli.maths.groups import LONER_RATIO
+from clair_cli.maths.stack import columns_of
 
 # Up to this many clients the program is solved once more without each of them.
 LEAVE_ONE_OUT = 64
@@ -43,12 +44,6 @@ class Penalties:
     block: float
     subspace_dims: tuple[int, ...]
     captured: float
-
-
-def columns_of(ranks: Sequence[int], clients: Sequence[int]) -> Tensor:
-    """Indices of some clients' columns in a stack."""
-    ends = torch.tensor([0, *ranks]).cumsum(0)
-    return torch.cat([torch.arange(int(ends[k]), int(ends[k + 1])) for k in clients])
 
 
 def shared_dim(singular: Tensor, bar: float) -> int:

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from clair_cli.maths.stack import FactorStack, balance, same_rank
+from clair_cli.maths.stack import FactorStack, balance, columns_of, same_rank
 
 # Stacks of more columns than this have their leading directions found by iteration.
 SKETCHED_ABOVE = 128
@@ -22,7 +22,7 @@ _MIN_BLOCK = 64
 
 # Below this share of its factors' size a product is rounding error, not an update (float64
 # Grams resolve a norm to about 1e-8 of the factors' product).
-VANISHING = 1e-7
+_VANISHING = 1e-7
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,7 @@ class Grams:
 
     def of_clients(self, clients: Sequence[int]) -> Grams:
         """Those of some clients, in their order; without the sketches."""
-        owner = torch.repeat_interleave(
-            torch.arange(len(self.ranks)), torch.tensor(list(self.ranks))
-        )
-        columns = torch.cat([(owner == k).nonzero().flatten() for k in clients])
-        chosen = list(clients)
+        columns, chosen = columns_of(self.ranks, clients), list(clients)
         return Grams(
             self.B[:, columns][:, :, columns], self.A[:, columns][:, :, columns],
             self.norms[:, chosen], self.scale[:, chosen],
@@ -100,13 +96,17 @@ def grams(stack: FactorStack) -> Grams:
         gram.mul_(by[:, :, None]).mul_(by[:, None, :])
         if sketch is not None:
             sketch.mul_(by[:, :, None])
-    squared = block_sums(B * A, stack.ranks).diagonal(dim1=1, dim2=2)
-    norms = squared.clamp_min(0.0).sqrt()
-    norms = torch.where(norms > VANISHING, norms, 0.0)
-    norms = torch.where(scale > 0, norms, 0.0)
+    norms = update_norms(block_sums(B * A, stack.ranks).diagonal(dim1=1, dim2=2), scale)
     return Grams(
         B, A, norms, scale, stack.ranks, stack.shape, by_B, by_A, sketch_B, sketch_A
     )  # fmt: skip
+
+
+def update_norms(squares: Tensor, scale: Tensor) -> Tensor:
+    """Norms of the clients' updates over their scale; exactly 0 where a product cancels to
+    rounding error, and where the scale is 0."""
+    norms = squares.clamp_min(0.0).sqrt()
+    return torch.where((norms > _VANISHING) & (scale > 0), norms, 0.0)
 
 
 def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Tensor | None]:
@@ -130,7 +130,7 @@ def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor,
         if random is not None and sketch is not None:
             part = random[start : start + step].expand(n_modules, -1, -1)
             sketch.baddbmm_(chunk, part)
-    _mirror(gram)
+    mirror(gram)
     return gram.double().cpu(), None if sketch is None else sketch.double().cpu()
 
 
@@ -151,7 +151,7 @@ def add_symmetric(gram: Tensor, rows: Tensor) -> None:
         gram[:, start:stop, :stop].baddbmm_(rows[:, start:stop], rows[:, :stop].mT)
 
 
-def _mirror(gram: Tensor) -> None:
+def mirror(gram: Tensor) -> None:
     """Copy what lies below the diagonal's blocks to above them."""
     for start, stop in _blocks(gram.shape[1]):
         gram[:, :start, start:stop] = gram[:, start:stop, :start].mT

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.grams import add_symmetric
+from clair_cli.maths.grams import add_symmetric, mirror
 from clair_cli.maths.lowrank import tail_norm
 from clair_cli.maths.thin import Thin
 
@@ -115,12 +115,12 @@ def _round(pieces: Iterator[Tensor], out: Tensor, unit: float, step: float) -> _
         add_symmetric(square, wrong[None])
         lowest, highest = torch.minimum(lowest, low), torch.maximum(highest, high)
         start = stop
-    square = square[0].tril()
+    mirror(square)
     return _Side(
         cross.double().cpu(),
-        (square + square.tril(-1).mT).double().cpu(),
+        square[0].double().cpu(),
         torch.where(-lowest > highest, -1.0, 1.0).double().cpu(),
-        bool(torch.isfinite(square.diagonal()).all()),
+        bool(torch.isfinite(square[0].diagonal()).all()),
     )
 
 

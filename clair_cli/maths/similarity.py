@@ -49,14 +49,15 @@ def half_factors(gram: Tensor, ranks: Sequence[int]) -> Tensor:
     """
     roots = torch.zeros_like(gram)
     if same_rank(ranks):
-        _blocks(roots, ranks).copy_(_root(_blocks(gram, ranks)))
+        _blocks(roots, ranks).copy_(gram_root(_blocks(gram, ranks)))
         return roots
     for block in _slices(ranks):
-        roots[:, block, block] = _root(gram[:, block, block])
+        roots[:, block, block] = gram_root(gram[:, block, block])
     return roots
 
 
-def _root(gram: Tensor) -> Tensor:
+def gram_root(gram: Tensor) -> Tensor:
+    """T with T T' = gram, which is positive semi-definite, (..., n, n)."""
     values, vectors = torch.linalg.eigh(gram)
     root: Tensor = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
     return root

@@ -148,6 +148,12 @@ def _side(clients: Sequence[Factors], side: int, width: int, ranks: Sequence[int
     return torch.cat(parts, dim=side)
 
 
+def columns_of(ranks: Sequence[int], clients: Sequence[int]) -> Tensor:
+    """Indices of some clients' columns in a stack."""
+    ends = torch.tensor([0, *ranks]).cumsum(0)
+    return torch.cat([torch.arange(int(ends[k]), int(ends[k + 1])) for k in clients])
+
+
 def same_rank(ranks: Sequence[int]) -> bool:
     """Whether all clients have one rank, so that their blocks can be worked on at once."""
     return len(set(ranks)) == 1 and ranks[0] > 0

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence import CORE_DIM, Evidence
-from clair_cli.maths.grams import VANISHING, gaussian
-from clair_cli.maths.similarity import PairTable
+from clair_cli.maths.grams import gaussian, update_norms
+from clair_cli.maths.similarity import PairTable, gram_root
 from clair_cli.maths.stack import FactorStack, balance
 
 # Directions of each side that the clients are compared in.
@@ -78,12 +78,11 @@ def wide_evidence(stack: FactorStack) -> WideEvidence:
     norm_B, norm_A = (torch.cat([g.diagonal() for g in own]).sqrt()[None] for own in (own_B, own_A))
     by_A, by_B, scale = balance(norm_A, norm_B, stack.scaling, ranks)
     own_A, own_B = _scaled(own_A, by_A[0], ranks), _scaled(own_B, by_B[0], ranks)
-    norms = torch.stack([(a * b).sum() for a, b in zip(own_A, own_B, strict=True)])
-    norms = norms.clamp_min(0.0).sqrt()
-    norms = torch.where((norms > VANISHING) & (scale[0] > 0), norms, 0.0)
+    squares = torch.stack([(a * b).sum() for a, b in zip(own_A, own_B, strict=True)])
+    norms = update_norms(squares, scale[0])
     inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
-    roots_A = [_root(g) * i for g, i in zip(own_A, inverse, strict=True)]
-    roots_B = [_root(g) * i for g, i in zip(own_B, inverse, strict=True)]
+    roots_A = [gram_root(g) * i for g, i in zip(own_A, inverse, strict=True)]
+    roots_B = [gram_root(g) * i for g, i in zip(own_B, inverse, strict=True)]
     output = _leading(rows_B, _turns(roots_A, by_B[0], ranks), stack.dtype)
     input_ = _leading(rows_A, _turns(roots_B, by_A[0], ranks), stack.dtype)
     seen_B = torch.split(by_B[0][:, None] * output.terms, list(ranks))
@@ -118,13 +117,6 @@ def _own_grams(rows: Tensor, ranks: Sequence[int], dtype: torch.dtype) -> list[T
 def _scaled(own: list[Tensor], by: Tensor, ranks: Sequence[int]) -> list[Tensor]:
     parts = torch.split(by, list(ranks))
     return [b[:, None] * g * b for g, b in zip(own, parts, strict=True)]
-
-
-def _root(gram: Tensor) -> Tensor:
-    """T with T T' = gram."""
-    values, vectors = torch.linalg.eigh(gram)
-    root: Tensor = vectors * values.clamp_min(0.0).sqrt()
-    return root
 
 
 def _turns(roots: list[Tensor], by: Tensor, ranks: Sequence[int]) -> list[Tensor]:

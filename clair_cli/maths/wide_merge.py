@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.grams import add_symmetric
+from clair_cli.maths.grams import add_symmetric, mirror
 from clair_cli.maths.stack import FactorStack
 from clair_cli.maths.thin import Thin
 
@@ -91,9 +91,8 @@ def wide_core(stack: FactorStack, weights: Sequence[float]) -> WideCore:
     for start in range(0, len(tall), _ROWS):
         rows = (tall[start : start + _ROWS].double() * by_tall).to(dtype) @ flat
         add_symmetric(square, rows.mT[None].double())
-    square = square[0].tril()
-    square += square.tril(-1).mT
-    values, vectors = torch.linalg.eigh(square)
+    mirror(square)
+    values, vectors = torch.linalg.eigh(square[0])
     return WideCore(vectors.flip(-1), values.flip(0).clamp_min(0.0).sqrt(), transposed)
 
 

@@ -140,12 +140,10 @@ class _Merger:
         return None if core is None else core.of_unbalanced(pair.by_B[0], pair.by_A[0])
 
     def _stack(self, module: str) -> FactorStack:
-        """The factors of the clients with a weight."""
-        adapters = [self.judged.round.adapters[k] for k in self.judged.merged]
-        shape = self.judged.round.module_shapes[module]
-        factors = [factors_of(adapter, module) for adapter in adapters]
-        device = self.engine.device
-        return stack_factors([factors], shape, dtype=device.dtype, device=device.name)
+        """What is summed, on the device."""
+        clients, _ = self._updates(module)
+        shape, device = self.judged.round.module_shapes[module], self.engine.device
+        return stack_factors([clients], shape, dtype=device.dtype, device=device.name)
 
     def _updates(self, module: str) -> tuple[list[Factors], list[float]]:
         """What is summed, and its weights; the previous adapter, if given, is one more with
@@ -159,6 +157,7 @@ class _Merger:
         return clients, used
 
     def _weighted(self, module: str) -> tuple[FactorStack, list[float]]:
+        """What is summed, on the CPU and in float64 whatever the device, and its weights."""
         clients, used = self._updates(module)
         return stack_factors([clients], self.judged.round.module_shapes[module]), used
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clair_cli.maths.collaborate import Collaborative, collaborate, columns_of
+from clair_cli.maths.collaborate import Collaborative, collaborate
 from clair_cli.maths.decompose import (
     Decomposition,
     core_from_gram,
@@ -22,7 +22,7 @@ from clair_cli.maths.lowrank import Product
 from clair_cli.maths.prox import block_norms
 from clair_cli.maths.refine import stacked_basis
 from clair_cli.maths.similarity import unit_grams
-from clair_cli.maths.stack import stack_factors
+from clair_cli.maths.stack import columns_of, stack_factors
 from tests.planted import Planted, low_rank, planted, subspace_error
 
 Matrix = NDArray[np.float64]
