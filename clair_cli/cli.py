@@ -23,6 +23,7 @@ from clair_cli.escape import printable
 from clair_cli.exits import EXIT_CODES, Stopped, error_text, guarded, raise_on_signals
 from clair_cli.formats.publish import leftovers
 from clair_cli.formats.targets import is_one_file
+from clair_cli.own_process import claim
 from clair_cli.terminal import (
     BinaryOut,
     check_binary_stdout,
@@ -289,6 +290,7 @@ def console() -> None:
     Once torch is there, taking down the interpreter and all tensors takes half a second; and after
     a signal the modules that threads are working on are not waited for.
     """
+    claim()
     try:
         main()
     except SystemExit as end:

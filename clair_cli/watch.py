@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 FIRST = "starting"
 
+# Seconds between two drawings of the bar within a stage.
+_REDRAW = 0.1
+
 # Numbers of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -24,10 +27,14 @@ class Watch:
     """The workflow's progress callback: keeps the time of each stage, and moves the bar.
 
     A stage lasts until the next one begins.
+
+    Args:
+        bar: drawn here, when something was told; without a thread of its own.
     """
 
     def __init__(self, bar: Progress | None = None) -> None:
         self._bar = bar
+        self._drawn = 0.0
         self._task: Any = None if bar is None else bar.add_task(FIRST, total=None)
         self._begun: list[tuple[str, float]] = [(FIRST, time.perf_counter())]
         self.memory = 0  # bytes, an estimate; 0 as long as there is none
@@ -46,6 +53,10 @@ class Watch:
             self._bar.update(
                 self._task, description=printable(stage) + needs, completed=done, total=total
             )
+            now = time.perf_counter()
+            if new or now - self._drawn >= _REDRAW:
+                self._drawn = now
+                self._bar.refresh()
 
     def seconds(self) -> dict[str, float]:
         """Wall-clock time by stage until now, in order of first occurrence."""
@@ -95,7 +106,7 @@ def watched(*, quiet: bool, timings: bool = False) -> Iterator[Watch]:
 
         bar = Progress(
             *_columns(), console=Console(stderr=True), transient=True,
-            redirect_stdout=False, redirect_stderr=False,
+            auto_refresh=False, redirect_stdout=False, redirect_stderr=False,
         )  # fmt: skip
         with bar:
             watch = Watch(bar)

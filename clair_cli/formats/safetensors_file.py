@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.regular_file import open_regular, read_exactly, sniff
@@ -250,6 +248,8 @@ def largest_exponent(data: bytes, dtype: str) -> int:
     than F16, BF16, F32 and F64, and for zeros and subnormals, the least of the dtype."""
     if dtype not in _EXPONENT_MASKS:
         return _NO_EXPONENT
+    import numpy as np  # after a fork, if there is one: it starts threads
+
     kind, mask = _EXPONENT_MASKS[dtype]
     words = np.frombuffer(data, dtype=kind)
     bits = words & words.dtype.type(mask)
@@ -266,6 +266,8 @@ def count_non_finite(data: bytes, dtype: str) -> tuple[int, int]:
     """
     if dtype not in _EXPONENT_MASKS:
         return 0, -1
+    import numpy as np
+
     kind, mask = _EXPONENT_MASKS[dtype]
     words = np.frombuffer(data, dtype=kind)
     bad = (words & words.dtype.type(mask)) == mask

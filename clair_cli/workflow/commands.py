@@ -9,11 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from clair_cli.report import Report
+from clair_cli.workflow.beside import importing
 from clair_cli.workflow.outputs import (
     check_outputs,
     write_merged,
@@ -130,7 +132,7 @@ def merge(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("merge", clients, output, options)
     check_outputs(settings)
-    cohort = read_cohort(settings)
+    cohort = read_cohort(settings, partial(_rounds, settings))
     rounds = _rounds(settings)
     result, merged = rounds.merge(settings, cohort, one_file=settings.one_file)
     if merged is None:
@@ -166,7 +168,7 @@ def inspect(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("inspect", clients, output, options)
     check_outputs(settings)
-    cohort = read_cohort(settings)
+    cohort = read_cohort(settings, partial(_rounds, settings))
     rounds = _rounds(settings)
     report = rounds.inspect(settings, cohort)
     return InspectResult(report, _text(write_report_only(report, settings)))
@@ -209,7 +211,7 @@ def refine(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("refine", clients, output, options)
     check_outputs(settings)
-    cohort = read_cohort(settings)
+    cohort = read_cohort(settings, partial(_rounds, settings))
     rounds = _rounds(settings)
     result, refined = rounds.refine(settings, cohort)
     if refined is None:
@@ -228,7 +230,8 @@ def _rounds(settings: Settings) -> ModuleType:
     if "torch" not in sys.modules:
         settings.tell("importing torch", 0, 1)
     try:
-        from clair_cli.workflow import rounds
+        with importing():
+            from clair_cli.workflow import rounds
     except OSError as error:  # a library of torch's is not what it should be
         raise ImportError(str(error), name="torch") from error
     return rounds

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from clair_cli.errors import UsageError
-from clair_cli.workflow.pool import Tell, available_threads, told_in_order
+from clair_cli.workflow.pool import Tell, available_threads, in_order, told
 from clair_cli.workflow.settings import Settings
 
 T = TypeVar("T")
@@ -54,7 +54,8 @@ class Engine:
 
     def each(self, stage: str, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Results in the order of items; what is done is told."""
-        return told_in_order(function, list(items), self.threads, stage, self.tell)
+        every = list(items)
+        return told(in_order(function, every, self.threads), len(every), stage, self.tell)
 
 
 def make_engine(settings: Settings) -> Engine:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -56,14 +56,12 @@ def _take_settings() -> None:
         ask()
 
 
-def told_in_order(
-    function: Callable[[T], R], items: Sequence[T], threads: int, stage: str, tell: Tell
-) -> Iterator[R]:
-    """`in_order`; what is done is told as `tell(stage, done, total)`."""
-    tell(stage, 0, len(items))
-    for done, result in enumerate(in_order(function, items, threads), start=1):
+def told(results: Iterable[R], total: int, stage: str, tell: Tell) -> Iterator[R]:
+    """The results; how many there are is told as `tell(stage, done, total)`."""
+    tell(stage, 0, total)
+    for done, result in enumerate(results, start=1):
         yield result
-        tell(stage, done, len(items))
+        tell(stage, done, total)
 
 
 @contextlib.contextmanager

@@ -1,39 +1,52 @@
-"""The clients' files, read before torch is imported: what is wrong with them is known at once.
-
-Reading beside the import would not be faster: both want the interpreter's lock, thousands of times.
-"""
+"""The clients' files, read before torch is imported, or beside it where a process can be had."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from clair_cli.errors import InputRefused, UsageError
-from clair_cli.formats.cohort import Cohort, load_cohort
+from clair_cli.formats.adapter import Adapter
+from clair_cli.formats.cohort import Cohort, Loader, Rejection, load_cohort
+from clair_cli.formats.find_clients import Candidate
 from clair_cli.formats.memory import adapters_from_memory
-from clair_cli.workflow.pool import available_threads, told_in_order
+from clair_cli.workflow.beside import may_fork, results_beside
+from clair_cli.workflow.pool import available_threads, in_order, told
 from clair_cli.workflow.settings import Settings
 
 
-def read_cohort(settings: Settings) -> Cohort | InputRefused:
+def read_cohort(
+    settings: Settings, meanwhile: Callable[[], object] | None = None
+) -> Cohort | InputRefused:
     """All clients, from files or from memory; or why they are refused as a whole.
+
+    Args:
+        meanwhile: what else is to be done; called only where both can be done at once.
 
     Raises:
         UsageError: as `load_cohort`; or a client to exclude is not there.
     """
     try:
-        return _from_memory(settings) if settings.in_memory else _from_files(settings)
+        return _from_memory(settings) if settings.in_memory else _from_files(settings, meanwhile)
     except InputRefused as error:
         return error
 
 
-def _from_files(settings: Settings) -> Cohort:
+def _from_files(settings: Settings, meanwhile: Callable[[], object] | None) -> Cohort:
     threads = settings.threads or available_threads()
+
+    def each(load: Loader, found: Sequence[Candidate]) -> Iterable[Adapter | Rejection]:
+        if meanwhile is not None and threads > 1 and may_fork():
+            results = results_beside(load, found, threads, meanwhile)
+        else:
+            results = in_order(load, found, threads)
+        return told(results, len(found), "reading", settings.tell)
+
     return load_cohort(
         settings.clients,
         assume_alpha=settings.assume_alpha,
         exclude=settings.exclude,
         limits=settings.limit,
-        each=lambda load, found: told_in_order(load, found, threads, "reading", settings.tell),
+        each=each,
     )
 
 

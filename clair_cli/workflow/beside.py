@@ -1,0 +1,139 @@
+"""Reading the clients in a process of its own while this one imports torch.
+
+Threads would not do: both want the interpreter's lock, thousands of times. What the other process
+can't deliver (it was killed, say) is read here, so that nothing is lost but time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import pickle
+import select
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import IO, NoReturn, TypeVar
+
+from clair_cli.own_process import is_ours
+from clair_cli.workflow.pool import in_order
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def may_fork() -> bool:
+    """Whether a fork is safe here and gains anything: torch is still to be imported, and there is
+    no other thread whose locks a copy would find closed. (macOS has such threads of its own.)"""
+    alone = is_ours() and threading.active_count() == 1 and "torch" not in sys.modules
+    return alone and sys.platform == "linux"
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Imports inside are not searched for garbage, which takes a tenth of torch's time; nor, in a
+    process of our own, is what they made ever again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_ours():
+            gc.freeze()
+        if enabled:
+            gc.enable()
+
+
+def results_beside(
+    function: Callable[[T], R], items: Sequence[T], threads: int, meanwhile: Callable[[], object]
+) -> Iterator[R]:
+    """`map(function, items)` in a process of its own, which begins while `meanwhile` runs here.
+
+    Args:
+        function: its results can be pickled; it is called again here for what did not arrive.
+        threads: of the other process, less one as long as `meanwhile` runs.
+    """
+    results, busy = os.pipe(), os.pipe()
+    try:
+        child = os.fork()
+    except OSError:  # no room for another process
+        for end in (*results, *busy):
+            os.close(end)
+        yield from in_order(function, items, threads)
+        return
+    if child == 0:
+        _serve(function, items, threads, results, busy)
+    os.close(results[1])
+    os.close(busy[0])
+    try:
+        with open(results[0], "rb") as arriving:
+            try:
+                meanwhile()
+            finally:
+                os.close(busy[1])
+            yield from _received(arriving, function, items)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _received(arriving: IO[bytes], function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    for done, _ in enumerate(items):
+        try:
+            result = pickle.load(arriving)
+        except (EOFError, pickle.UnpicklingError):
+            yield from map(function, items[done:])
+            return
+        yield result
+
+
+def _serve(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    threads: int,
+    results: tuple[int, int],
+    busy: tuple[int, int],
+) -> NoReturn:
+    """The other process: send the results in order, and end without any trace."""
+    code = 1
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        os.close(results[0])
+        os.close(busy[1])
+        made: SimpleQueue[bytes] = SimpleQueue()
+        sender = threading.Thread(target=_send, args=(made, results[1]))
+        sender.start()  # the pipe is small, and nobody reads it yet
+        left = deque(items)
+        for part, n in ((_while_busy(left, busy[0]), max(1, threads - 1)), (_taken(left), threads)):
+            for result in in_order(function, part, n):
+                made.put(pickle.dumps(result, pickle.HIGHEST_PROTOCOL))
+        made.put(b"")
+        sender.join()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _send(made: SimpleQueue[bytes], results: int) -> None:
+    with contextlib.suppress(BrokenPipeError), open(results, "wb") as out:  # nobody waits any more
+        while data := made.get():
+            out.write(data)
+            out.flush()
+
+
+def _while_busy(left: deque[T], busy: int) -> Iterator[T]:
+    """Items as long as the other end of a pipe is not closed."""
+    while left and not select.select([busy], [], [], 0)[0]:
+        yield left.popleft()
+
+
+def _taken(left: deque[T]) -> Iterator[T]:
+    while left:
+        yield left.popleft()

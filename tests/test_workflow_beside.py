@@ -1,0 +1,223 @@
+"""Reading in a process of its own beside the import of torch: the same results."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from clair_cli.workflow import beside
+
+SAMPLE = Path(__file__).parent.parent / "sample_adapters" / "clients"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
+
+
+def run(code: str) -> list[str]:
+    """Lines printed by a fresh interpreter, which has one thread and no torch."""
+    start = """
+        import os, signal, sys, time
+        from clair_cli import own_process
+        from clair_cli.workflow import beside
+        from clair_cli.workflow.beside import results_beside
+
+        def children():
+            try:
+                return os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return None
+    """
+    source = textwrap.dedent(start) + textwrap.dedent(code)
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+def test_results_come_in_order_from_another_process() -> None:
+    lines = run("""
+        done = []
+        out = results_beside(lambda i: (i * i, os.getpid()), range(300), 2, lambda: done.append(1))
+        found = list(out)
+        print([v for v, _ in found] == [i * i for i in range(300)], done)
+        print({pid for _, pid in found} == {os.getpid()}, len({pid for _, pid in found}))
+        print(children())
+    """)
+    assert lines == ["True [1]", "False 1", "None"]
+
+
+def test_it_works_on_while_nobody_takes_the_results() -> None:
+    """More than a pipe holds, and on all threads only once the other work is done."""
+    lines = run("""
+        import threading
+        def work(i):
+            return os.urandom(200_000), time.monotonic(), threading.get_ident()
+        def meanwhile():
+            time.sleep(0.5)
+            meanwhile.end = time.monotonic()
+        found = list(results_beside(work, range(20), 3, meanwhile))
+        print(all(at < meanwhile.end for _, at, _ in found), len(found))
+    """)
+    assert lines == ["True 20"]
+
+
+def test_one_thread_less_as_long_as_the_other_work_lasts() -> None:
+    lines = run("""
+        import threading
+        def work(i):
+            time.sleep(0.02)
+            return time.monotonic(), threading.active_count()
+        def meanwhile():
+            time.sleep(0.3)
+            meanwhile.end = time.monotonic()
+        found = list(results_beside(work, range(60), 2, meanwhile))
+        before = [n for at, n in found if at < meanwhile.end]
+        after = [n for at, n in found[-5:]]
+        print(max(before), max(after) - max(before))  # main, sender, workers
+    """)
+    first, more = map(int, lines[0].split())
+    assert (first, more >= 1) == (3, True)
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        "raise MemoryError",
+        "os._exit(0)",
+        "return lambda: 0  # can't be pickled",
+    ],
+)
+def test_what_does_not_arrive_is_done_here(fails: str) -> None:
+    lines = run(f"""
+        here = os.getpid()
+        def work(i):
+            if i == 3 and os.getpid() != here:
+                {fails}
+            return i, os.getpid() == here
+        found = list(results_beside(work, range(6), 2, lambda: time.sleep(0.3)))
+        print([i for i, _ in found], found[-1][1])
+        print(children())
+    """)
+    assert lines == ["[0, 1, 2, 3, 4, 5] True", "None"]
+
+
+def test_an_error_of_a_result_is_raised_here() -> None:
+    lines = run("""
+        def work(i):
+            raise ValueError(f"item {i}")
+        try:
+            list(results_beside(work, range(6), 2, lambda: None))
+        except ValueError as error:
+            print(error, children())
+    """)
+    assert lines == ["item 0 None"]
+
+
+def test_without_room_for_a_process_all_is_done_here() -> None:
+    lines = run("""
+        def no_fork():
+            raise BlockingIOError("no room")
+        os.fork = no_fork
+        before = len(os.listdir("/proc/self/fd"))
+        print(list(results_beside(lambda i: i + 1, range(4), 2, lambda: print("not called"))))
+        print(len(os.listdir("/proc/self/fd")) - before)
+    """)
+    assert lines == ["[1, 2, 3, 4]", "0"]
+
+
+def test_an_error_of_the_other_work_ends_the_process() -> None:
+    lines = run("""
+        def broken():
+            raise ImportError("no torch")
+        before = len(os.listdir("/proc/self/fd"))
+        try:
+            list(results_beside(lambda i: time.sleep(60), range(4), 2, broken))
+        except ImportError as error:
+            print(error, children(), len(os.listdir("/proc/self/fd")) - before)
+    """)
+    assert lines == ["no torch None 0"]
+
+
+def test_only_a_process_of_our_own_is_forked() -> None:
+    lines = run("""
+        import threading
+        print(beside.may_fork())
+        own_process.claim()
+        print(beside.may_fork())
+        go = threading.Event()
+        other = threading.Thread(target=go.wait)
+        other.start()
+        print(beside.may_fork())
+        go.set()
+        other.join()
+        sys.modules["torch"] = sys
+        print(beside.may_fork())
+    """)
+    assert lines == ["False", "True", "False", "False"]
+
+
+def test_a_library_is_not_a_process_of_our_own() -> None:
+    assert not beside.may_fork()
+
+
+def test_imports_leave_the_collector_as_it_was() -> None:
+    lines = run("""
+        import gc
+        for before in (True, False):
+            (gc.enable if before else gc.disable)()
+            with beside.importing():
+                print(gc.isenabled(), gc.get_freeze_count())
+            print(gc.isenabled(), gc.get_freeze_count() > 0)
+            own_process.claim()
+    """)
+    assert lines == ["False 0", "True False", "False 0", "False True"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_command_reads_so_and_says_the_same(tmp_path: Path, terminal: bool) -> None:
+    """A rejected client too. On one thread nothing is forked."""
+    clients = tmp_path / "clients"
+    shutil.copytree(SAMPLE, clients)
+    (clients / "broken.safetensors").write_bytes(b"no adapter")
+    counting = """
+        import os, sys
+        import clair_cli.cli as cli
+        fork, forks = os.fork, []
+        def counted():
+            child = fork()
+            if child:
+                os.write(1, b"fork ")
+            return child
+        os.fork = counted
+        if TERMINAL:
+            import clair_cli.watch as watch
+            watch.is_terminal = lambda stream: True
+            watch.takes_ansi = lambda: True
+        sys.argv = ["clair", *sys.argv[1:]]
+        cli.console()
+    """
+    source = textwrap.dedent(counting).replace("TERMINAL", str(terminal))
+    reports = []
+    for threads, forks in (("1", b""), ("2", b"fork ")):
+        report = tmp_path / f"{threads}.json"
+        done = subprocess.run(
+            [sys.executable, "-c", source, "merge", str(clients), "--threads", threads,
+             "-o", str(tmp_path / f"{threads}.safetensors"), "--report", str(report)],
+            capture_output=True, timeout=60, check=False,
+            env={**os.environ, "PYTHONWARNINGS": "error:This process:DeprecationWarning"},
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, forks), done.stderr
+        reports.append(report.read_bytes())
+    first, second = (json.loads(text) for text in reports)
+    assert [c["name"] for c in first["clients"] if c["verdict"] == "rejected"] == ["broken"]
+    assert first["clients"] == second["clients"]
+    assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
