@@ -24,6 +24,14 @@ class TensorSource(Protocol):
 
     def read(self, key: str) -> Tensor: ...
 
+    def number(self, key: str) -> float:
+        """The value of a tensor with one element."""
+        ...
+
+    def looks_unchanged(self) -> bool:
+        """Whether what was read before can be used without another look at the bytes."""
+        ...
+
     def digest(self, key: str) -> bytes:
         """Of the tensor's bytes as first read: the same for the same values in any file."""
         ...

@@ -15,14 +15,13 @@ from clair_cli.formats.adapter_config import parse_config
 from clair_cli.formats.adapter_file import DTYPE_NAMES
 from clair_cli.formats.cohort import Cohort, Rejection, rejection, similar_names
 from clair_cli.formats.config_source import inside_config
+from clair_cli.formats.elements import count_non_finite, largest_exponent
 from clair_cli.formats.keys import pair_keys
 from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.read_adapter import build_adapter
 from clair_cli.formats.safetensors_file import (
     TensorEntry,
-    count_non_finite,
     digest_of,
-    largest_exponent,
 )
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.write_adapter import (
@@ -53,6 +52,14 @@ class MemorySource:
         if digest_of(tensor_bytes(tensor)) != self.digests[key]:
             raise RejectedClient(f"tensor {quoted(key)} changed while reading")
         return tensor
+
+    def number(self, key: str) -> float:
+        """The value of a tensor with one element."""
+        return float(self.read(key))
+
+    def looks_unchanged(self) -> bool:
+        """Never known: somebody else holds the tensors."""
+        return False
 
     def digest(self, key: str) -> bytes:
         """Of one tensor's bytes when it was checked."""

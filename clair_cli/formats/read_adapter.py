@@ -205,7 +205,7 @@ def _alpha_value(entry: TensorEntry, source: TensorSource) -> float:
     where = f"alpha tensor {quoted(entry.name)}"
     if math.prod(entry.shape) != 1:
         raise RejectedClient(f"{where} has shape {entry.shape}", expected="one number")
-    value = float(source.read(entry.name))
+    value = source.number(entry.name)
     if value == 0:
         raise RejectedClient(
             f"{where} is 0, which some loaders take for a zero update and others for alpha = rank",

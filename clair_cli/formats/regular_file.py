@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -93,6 +94,16 @@ def read_exactly(fd: int, count: int) -> bytes:
         parts.append(part)
         missing -= len(part)
     return b"".join(parts)
+
+
+def read_into(fd: int, count: int) -> bytearray:
+    """The same in memory that may be written to, without a copy."""
+    data, found = bytearray(count), 0
+    with io.FileIO(fd, closefd=False) as file, memoryview(data) as view:
+        while found < count and (part := file.readinto(view[found:])):
+            found += part
+    del data[found:]
+    return data
 
 
 def read_small(path: Path, shown: str, max_bytes: int) -> bytes:

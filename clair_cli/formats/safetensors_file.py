@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.limits import Limits, remedy
-from clair_cli.formats.regular_file import open_regular, read_exactly, sniff
+from clair_cli.formats.regular_file import open_regular, read_exactly, read_into, sniff
 from clair_cli.formats.safetensors_header import DTYPE_BITS, HeaderEntry, parse_header
 from clair_cli.formats.strict_json import quoted
 
@@ -28,20 +28,13 @@ __all__ = ["Limits", "SafetensorsFile", "TensorEntry", "open_safetensors"]
 CHUNK_BYTES = 2 * 1024 * 1024
 DIGEST_BYTES = 16
 
-_EXPONENT_MASKS = {  # all exponent bits set: NaN or Inf
-    "F16": ("<u2", 0x7C00),
-    "BF16": ("<u2", 0x7F80),
-    "F32": ("<u4", 0x7F80_0000),
-    "F64": ("<u8", 0x7FF0_0000_0000_0000),
-}
-
-_NO_EXPONENT = -1100  # below what any dtype holds
-
 TORCH_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 """The dtypes an adapter may have, as the header and as torch call them."""
 
 INTEGER_DTYPES = {"I64": "int64", "I32": "int32", "I16": "int16"}
 """The further ones that an alpha may have."""
+
+NUMPY_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2"}
 
 
 @dataclass(frozen=True)
@@ -81,6 +74,7 @@ class SafetensorsFile:
         tensors: by name, in the order of their bytes.
         data_start: where the header ends, in bytes.
         size: of the file, in bytes.
+        stamp: of the file when it was checked; see `looks_unchanged`.
         shown: the path as error objects carry it.
     """
 
@@ -90,6 +84,7 @@ class SafetensorsFile:
     tensors: dict[str, TensorEntry]
     data_start: int
     size: int
+    stamp: tuple[int, ...]
     shown: str = ""
 
     def read(self, key: str) -> Tensor:
@@ -108,20 +103,51 @@ class SafetensorsFile:
         entry = self.tensors[key]
         dtype = (TORCH_DTYPES | INTEGER_DTYPES).get(entry.dtype)
         if dtype is None:
-            raise RejectedClient(f"tensor {quoted(key)} has dtype {entry.dtype}", path=self.shown)
+            raise self._other_dtype(entry)
+        tensor = torch.frombuffer(self._bytes(key), dtype=getattr(torch, dtype))
+        return tensor.reshape(entry.shape)
+
+    def number(self, key: str) -> float:
+        """The value of a tensor with one element; torch is not needed for it.
+
+        Raises:
+            KeyError, RejectedClient: as `read`.
+        """
+        import numpy as np
+
+        entry, data = self.tensors[key], bytes(self._bytes(key))
+        kind = "<f4" if entry.dtype == "BF16" else NUMPY_DTYPES.get(entry.dtype)
+        if kind is None:
+            raise self._other_dtype(entry)
+        return float(np.frombuffer(bytes(2) + data if entry.dtype == "BF16" else data, kind)[0])
+
+    def _bytes(self, key: str) -> bytearray:
+        entry = self.tensors[key]
         with open_regular(self.path, self.shown) as (fd, status):
             if status.st_size != self.size:
                 raise self._changed(key)
             os.lseek(fd, self.data_start + entry.begin, os.SEEK_SET)
-            data = bytearray(read_exactly(fd, entry.end - entry.begin))
+            data = read_into(fd, entry.end - entry.begin)
         if digest_of(data) != entry.digest:
             raise self._changed(key)
-        tensor = torch.frombuffer(data, dtype=getattr(torch, dtype))
-        return tensor.reshape(entry.shape)
+        return data
 
     def digest(self, key: str) -> bytes:
         """Of one tensor's bytes when the file was opened."""
         return self.tensors[key].digest
+
+    def looks_unchanged(self) -> bool:
+        """Whether the path still leads to the file that was checked, with its size and time. What
+        was kept of it may then be used without another look at its bytes."""
+        try:
+            return _stamp(os.stat(self.path, follow_symlinks=False)) == self.stamp
+        except OSError:
+            return False
+
+    def _other_dtype(self, entry: TensorEntry) -> RejectedClient:
+        return RejectedClient(
+            f"tensor {quoted(entry.name)} has dtype {entry.dtype}", path=self.shown
+        )
 
     def _changed(self, key: str) -> RejectedClient:
         name = os.path.basename(self.shown)
@@ -158,7 +184,7 @@ def open_safetensors(path: Path, limits: Limits, *, shown: str | None = None) ->
                     expected=f"at most {limits.max_file_bytes:,} bytes",
                     hint=remedy("file"),
                 )
-            return _scan(fd, status.st_size, path, shown, limits)
+            return _scan(fd, status, path, shown, limits)
     except RejectedClient as error:
         error.path = error.path or shown
         raise
@@ -167,8 +193,14 @@ def open_safetensors(path: Path, limits: Limits, *, shown: str | None = None) ->
         raise RejectedClient(f"file is unreadable: {reason}", path=shown) from None
 
 
-def _scan(fd: int, size: int, path: Path, shown: str, limits: Limits) -> SafetensorsFile:
-    whole = hashlib.sha256()
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _scan(
+    fd: int, status: os.stat_result, path: Path, shown: str, limits: Limits
+) -> SafetensorsFile:
+    whole, size = hashlib.sha256(), status.st_size
     header = _read_header(fd, size, limits)
     whole.update(len(header).to_bytes(8, "little"))
     whole.update(header)
@@ -178,7 +210,9 @@ def _scan(fd: int, size: int, path: Path, shown: str, limits: Limits) -> Safeten
         tensors[entry.name] = _scan_tensor(fd, entry, whole)
     if read_exactly(fd, 1) or os.fstat(fd).st_size != size:
         raise RejectedClient("file changed while reading")
-    return SafetensorsFile(path, whole.hexdigest(), metadata, tensors, 8 + len(header), size, shown)
+    start = 8 + len(header)
+    stamp = _stamp(status)
+    return SafetensorsFile(path, whole.hexdigest(), metadata, tensors, start, size, stamp, shown)
 
 
 def _read_header(fd: int, size: int, limits: Limits) -> bytes:
@@ -224,8 +258,11 @@ def _chunks(fd: int, count: int) -> Iterator[bytes]:
 
 
 def _scan_tensor(fd: int, entry: HeaderEntry, whole: hashlib._Hash) -> TensorEntry:
+    # imported after a fork, if there is one: numpy starts threads
+    from clair_cli.formats.elements import NO_EXPONENT, count_non_finite, largest_exponent
+
     digest = hashlib.sha256()
-    total, first, offset, largest = 0, -1, 0, _NO_EXPONENT
+    total, first, offset, largest = 0, -1, 0, NO_EXPONENT
     for chunk in _chunks(fd, entry.end - entry.begin):
         whole.update(chunk)
         digest.update(chunk)
@@ -241,35 +278,3 @@ def _scan_tensor(fd: int, entry: HeaderEntry, whole: hashlib._Hash) -> TensorEnt
 def digest_of(data: bytes | bytearray) -> bytes:
     """The digest a `TensorEntry` carries: half of the SHA-256, which processors have built in."""
     return hashlib.sha256(data).digest()[:DIGEST_BYTES]
-
-
-def largest_exponent(data: bytes, dtype: str) -> int:
-    """The least e with every finite magnitude in little-endian bytes below 2**e; for dtypes other
-    than F16, BF16, F32 and F64, and for zeros and subnormals, the least of the dtype."""
-    if dtype not in _EXPONENT_MASKS:
-        return _NO_EXPONENT
-    import numpy as np  # after a fork, if there is one: it starts threads
-
-    kind, mask = _EXPONENT_MASKS[dtype]
-    words = np.frombuffer(data, dtype=kind)
-    bits = words & words.dtype.type(mask)
-    finite = bits if int(bits.max()) < mask else bits[bits < mask]
-    lowest = mask & -mask  # the exponent's last bit
-    biased = int(finite.max()) // lowest if len(finite) else 0
-    return biased - mask // lowest // 2 + 1
-
-
-def count_non_finite(data: bytes, dtype: str) -> tuple[int, int]:
-    """`(count, first flat index)` of NaN and Inf in little-endian bytes; (0, -1) if none.
-
-    Dtypes other than F16, BF16, F32 and F64 give (0, -1).
-    """
-    if dtype not in _EXPONENT_MASKS:
-        return 0, -1
-    import numpy as np
-
-    kind, mask = _EXPONENT_MASKS[dtype]
-    words = np.frombuffer(data, dtype=kind)
-    bad = (words & words.dtype.type(mask)) == mask
-    count = int(np.count_nonzero(bad))
-    return (count, int(np.argmax(bad))) if count else (0, -1)

@@ -17,8 +17,8 @@ SKETCH_DIM = 24
 
 # Columns that are converted and multiplied at once on a CPU: they stay in its cache.
 _CHUNK = 1024
-# Rows that one block of a symmetric product has at least.
-_MIN_BLOCK = 64
+# Rows of one block of a symmetric product: a multiple of this, which fits the products' kernels.
+_BLOCK = 48
 
 # Below this share of its factors' size a product is rounding error, not an update (float64
 # Grams resolve a norm to about 1e-8 of the factors' product).
@@ -136,7 +136,7 @@ def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor,
 
 def _blocks(n: int) -> list[tuple[int, int]]:
     """The rows of a symmetric matrix in up to eight blocks."""
-    step = max(_MIN_BLOCK, -(-n // 8))
+    step = _BLOCK * max(1, -(-n // (8 * _BLOCK)))
     return [(start, min(start + step, n)) for start in range(0, n, step)]
 
 

@@ -8,7 +8,6 @@ from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.cohort import Cohort, Loader, Rejection, load_cohort
 from clair_cli.formats.find_clients import Candidate
-from clair_cli.formats.memory import adapters_from_memory
 from clair_cli.workflow.beside import may_fork, results_beside
 from clair_cli.workflow.pool import available_threads, in_order, told
 from clair_cli.workflow.settings import Settings
@@ -51,6 +50,8 @@ def _from_files(settings: Settings, meanwhile: Callable[[], object] | None) -> C
 
 
 def _from_memory(settings: Settings) -> Cohort:
+    from clair_cli.formats.memory import adapters_from_memory  # numpy, which starts threads
+
     clients: Mapping[str, object] = settings.clients
     exclude = settings.exclude
     unknown = [name for name in exclude if name not in clients]

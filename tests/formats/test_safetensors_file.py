@@ -210,7 +210,7 @@ def test_mutated_files_are_read_or_rejected(tmp_path: Path, data: st.DataObject)
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
 )
 def test_the_largest_exponent_bounds_every_finite_value(dtype: torch.dtype) -> None:
-    from clair_cli.formats.safetensors_file import largest_exponent
+    from clair_cli.formats.elements import largest_exponent
 
     name = {"16": "F16", "32": "F32", "64": "F64"}[str(dtype)[-2:]]
     name = "BF16" if dtype == torch.bfloat16 else name
@@ -225,3 +225,47 @@ def test_the_largest_exponent_bounds_every_finite_value(dtype: torch.dtype) -> N
     largest = torch.tensor([torch.finfo(dtype).max], dtype=dtype)
     data = largest.view(torch.uint8).numpy().tobytes()
     assert largest_exponent(data, name) in (16, 128, 1024)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float16, torch.bfloat16, torch.float32, torch.float64,
+     torch.int16, torch.int32, torch.int64],
+)  # fmt: skip
+def test_a_number_is_read_without_torch(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "a.safetensors"
+    other = torch.tensor([3.0])
+    safetensors.torch.save_file({"alpha": torch.tensor(-24, dtype=dtype), "b": other}, path)
+    opened = open_safetensors(path, Limits())
+    assert (opened.number("alpha"), opened.number("b")) == (-24.0, 3.0)
+    data = bytearray(path.read_bytes())
+    data[opened.data_start + opened.tensors["alpha"].begin] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RejectedClient, match="changed while reading"):
+        opened.number("alpha")
+
+
+@pytest.mark.parametrize("change", ["bytes", "size", "another file", "gone", "a link"])
+def test_a_file_that_changed_does_not_look_unchanged(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors_bytes({"a": torch.zeros(3)}, {}))
+    os.utime(path, ns=(1, 1))
+    opened = open_safetensors(path, Limits())
+    assert opened.looks_unchanged()
+    if change == "bytes":
+        path.write_bytes(safetensors_bytes({"a": torch.ones(3)}, {}))
+    elif change == "size":
+        path.write_bytes(path.read_bytes() + b" ")
+        os.utime(path, ns=(1, 1))
+    elif change == "gone":
+        path.unlink()
+    else:
+        other = tmp_path / "b.safetensors"
+        other.write_bytes(path.read_bytes())
+        os.utime(other, ns=(1, 1))
+        if change == "another file":
+            other.replace(path)
+        else:
+            path.unlink()
+            path.symlink_to(other)
+    assert not opened.looks_unchanged()
