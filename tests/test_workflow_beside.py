@@ -222,3 +222,49 @@ def test_the_command_reads_so_and_says_the_same(tmp_path: Path, terminal: bool) 
     assert [c["name"] for c in first["clients"] if c["verdict"] == "rejected"] == ["broken"]
     assert first["clients"] == second["clients"]
     assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
+
+
+def test_what_both_processes_have_arrives_as_itself() -> None:
+    lines = run("""
+        import mmap
+        shared = mmap.mmap(-1, 8)
+        class Holder:
+            pass
+        holder = Holder()
+        def work(i):
+            shared[i] = 7
+            return [i, holder]
+        found = list(results_beside(work, range(3), 2, lambda: None, shared=holder))
+        print([i for i, _ in found], all(h is holder for _, h in found), shared[:])
+    """)
+    assert lines == [r"[0, 1, 2] True b'\x07\x07\x07\x00\x00\x00\x00\x00'"]
+
+
+def test_a_client_whose_reader_died_is_read_whole(tmp_path: Path) -> None:
+    """What the other process handed over before it died still holds."""
+    source = """
+        import os, signal, sys
+        import clair_cli.cli as cli, clair_cli.formats.cohort as cohort
+        here, load, count = os.getpid(), cohort._load_one, []
+        def dies(*args):
+            count.append(1)
+            if len(count) == 6 and os.getpid() != here:
+                import time; time.sleep(1.0)  # let the others go
+                os.kill(os.getpid(), signal.SIGKILL)
+            return load(*args)
+        if sys.argv.pop() == "dies":
+            cohort._load_one = dies
+        sys.argv[0] = "clair"
+        cli.console()
+    """
+    made = []
+    for how in ("dies", "lives"):
+        output = tmp_path / f"{how}.safetensors"
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(source), "merge", str(SAMPLE),
+             "--threads", "2", "-o", str(output), how],
+            capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        made.append(output.read_bytes())
+    assert made[0] == made[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 import torch
 
 import clair_cli
+from clair_cli.formats.safetensors_file import SafetensorsFile
+from clair_cli.formats.write_adapter import safetensors_bytes
 from clair_cli.maths import core_merge, wide_merge
 from clair_cli.workflow import merging, passes
 
@@ -43,6 +47,49 @@ def test_what_is_kept_between_two_looks_changes_no_byte(monkeypatch: pytest.Monk
             result = clair_cli.merge(clients(case), rank=16, allow_undetermined=True)
             found.append({k: t.numpy().tobytes() for k, t in result.tensors.items()})
         assert found == [found[0]] * 3
+
+
+def save(folder: Path, bits: int) -> Path:
+    """Six clients with three modules; the last one shares nothing with the others."""
+    g = torch.Generator().manual_seed(8)
+    dtype = torch.bfloat16 if bits == 16 else torch.float32
+    common = [(torch.randn(4, 300, generator=g), torch.randn(400, 4, generator=g)) for _ in "abc"]
+    for k in range(6):
+        (folder / f"c{k}").mkdir(parents=True)
+        tensors = {}
+        for name, (lora_A, lora_B) in zip("abc", common, strict=True):
+            own = 0.3 if k < 5 else 30.0
+            tensors[f"{name}.q.lora_A.weight"] = lora_A + own * torch.randn(4, 300, generator=g)
+            tensors[f"{name}.q.lora_B.weight"] = lora_B + own * torch.randn(400, 4, generator=g)
+        data = safetensors_bytes({name: t.to(dtype) for name, t in tensors.items()}, {})
+        (folder / f"c{k}" / "adapter_model.safetensors").write_bytes(data)
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q"]}
+        (folder / f"c{k}" / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("modules", [0, 1, 3])
+def test_factors_kept_between_two_passes_change_no_byte(
+    modules: int, bits: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those of no module, of one or of all; also where a client is left out."""
+    folder, read = save(tmp_path / "clients", bits), SafetensorsFile.read
+    found = []
+    for kept in (0, modules):
+        monkeypatch.setattr(passes, "KEPT_FACTOR_BYTES", kept * 6 * 4 * 700 * bits // 8)
+        reads: list[str] = []
+
+        def counted(file: SafetensorsFile, key: str, reads: list[str] = reads) -> torch.Tensor:
+            reads.append(key)
+            return read(file, key)
+
+        monkeypatch.setattr(SafetensorsFile, "read", counted)
+        result = clair_cli.merge(folder, tmp_path / "m.safetensors", force=True)
+        assert len(result.report.with_verdict("contaminated")) == 1
+        found.append((len(reads), (tmp_path / "m.safetensors").read_bytes()))
+    assert found[0][1] == found[1][1]
+    assert found[0][0] - found[1][0] == modules * 5 * 2
 
 
 def dense(result: Any) -> np.ndarray:

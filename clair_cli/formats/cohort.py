@@ -25,6 +25,7 @@ from clair_cli.formats.find_clients import (
     is_weights,
     weights_in,
 )
+from clair_cli.formats.handover import Handover
 from clair_cli.formats.key_map import KeyMap
 from clair_cli.formats.keys import COMPONENTS, TRANSFORMER, pair_keys
 from clair_cli.formats.kohya_header import check_header
@@ -106,6 +107,7 @@ def load_cohort(
     exclude: Sequence[str] = (),
     limits: Limits | None = None,
     each: Each = map,
+    handover: Handover | None = None,
 ) -> Cohort:
     """Read every client of a folder.
 
@@ -115,6 +117,7 @@ def load_cohort(
         exclude: names of clients to leave out unopened.
         limits: default `Limits()`.
         each: like `map`; may work on several threads.
+        handover: gets the bytes that are read, for a process that shares it.
 
     Returns:
         The cohort; at least one adapter, rejection or excluded client.
@@ -140,7 +143,7 @@ def load_cohort(
     root = Path(os.path.realpath(folder))
 
     def load(candidate: Candidate) -> Adapter | Rejection:
-        return _load_one(candidate, root, assume_alpha, limits)
+        return _load_one(candidate, root, assume_alpha, limits, handover)
 
     for result in each(load, candidates):
         if isinstance(result, Adapter):
@@ -230,13 +233,17 @@ def similar_names(names: Iterable[str]) -> list[str]:
 
 
 def _load_one(
-    candidate: Candidate, root: Path, assume_alpha: float | str | None, limits: Limits
+    candidate: Candidate,
+    root: Path,
+    assume_alpha: float | str | None,
+    limits: Limits,
+    handover: Handover | None = None,
 ) -> Adapter | Rejection:
     name, shown, sha256 = candidate.name, candidate.shown, None
     try:
         if candidate.refusal is not None:
             raise candidate.refusal
-        file = open_safetensors(candidate.weights, limits, shown=shown)
+        file = open_safetensors(candidate.weights, limits, shown=shown, handover=handover)
         sha256 = file.sha256
         keys = _keys(candidate, file, root, limits)
         config, notes = find_config(

@@ -15,29 +15,26 @@ NO_EXPONENT = -1100
 """Below what any dtype holds."""
 
 
-def largest_exponent(data: bytes, dtype: str) -> int:
-    """The least e with every finite magnitude in little-endian bytes below 2**e; for dtypes other
-    than F16, BF16, F32 and F64, and for zeros and subnormals, the least of the dtype."""
+def look_at(data: bytes | memoryview, dtype: str) -> tuple[int, int, int]:
+    """What little-endian bytes of a tensor hold.
+
+    Args:
+        dtype: as in a header.
+
+    Returns:
+        How many elements are NaN or Inf, the flat index of the first of them or -1, and the least
+        e with every finite magnitude below 2**e: for zeros and subnormals the least of the dtype.
+        For dtypes other than F16, BF16, F32 and F64 (0, -1, NO_EXPONENT).
+    """
     if dtype not in _EXPONENT_MASKS:
-        return NO_EXPONENT
+        return 0, -1, NO_EXPONENT
     kind, mask = _EXPONENT_MASKS[dtype]
     words = np.frombuffer(data, dtype=kind)
     bits = words & words.dtype.type(mask)
-    finite = bits if int(bits.max()) < mask else bits[bits < mask]
+    count, first, largest = 0, -1, int(bits.max()) if len(bits) else 0
+    if largest == mask:
+        bad = bits == mask
+        count, first = int(np.count_nonzero(bad)), int(np.argmax(bad))
+        largest = int(bits[~bad].max()) if count < len(bits) else 0
     lowest = mask & -mask  # the exponent's last bit
-    biased = int(finite.max()) // lowest if len(finite) else 0
-    return biased - mask // lowest // 2 + 1
-
-
-def count_non_finite(data: bytes, dtype: str) -> tuple[int, int]:
-    """`(count, first flat index)` of NaN and Inf in little-endian bytes; (0, -1) if none.
-
-    Dtypes other than F16, BF16, F32 and F64 give (0, -1).
-    """
-    if dtype not in _EXPONENT_MASKS:
-        return 0, -1
-    kind, mask = _EXPONENT_MASKS[dtype]
-    words = np.frombuffer(data, dtype=kind)
-    bad = (words & words.dtype.type(mask)) == mask
-    count = int(np.count_nonzero(bad))
-    return (count, int(np.argmax(bad))) if count else (0, -1)
+    return count, first, largest // lowest - mask // lowest // 2 + 1

@@ -15,7 +15,7 @@ from clair_cli.formats.adapter_config import parse_config
 from clair_cli.formats.adapter_file import DTYPE_NAMES
 from clair_cli.formats.cohort import Cohort, Rejection, rejection, similar_names
 from clair_cli.formats.config_source import inside_config
-from clair_cli.formats.elements import count_non_finite, largest_exponent
+from clair_cli.formats.elements import look_at
 from clair_cli.formats.keys import pair_keys
 from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.read_adapter import build_adapter
@@ -158,8 +158,7 @@ def _entry(key: str, tensor: Tensor, limits: Limits) -> TensorEntry:
     if 0 in shape:
         raise RejectedClient(f"tensor {quoted(key)}: shape {shape} has an axis of length 0")
     data = tensor_bytes(tensor)
-    count, first = count_non_finite(data, dtype)
-    exponent = largest_exponent(data, dtype)
+    count, first, exponent = look_at(data, dtype)
     return TensorEntry(key, dtype, shape, 0, len(data), digest_of(data), count, first, exponent)
 
 

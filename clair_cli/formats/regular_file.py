@@ -96,14 +96,17 @@ def read_exactly(fd: int, count: int) -> bytes:
     return b"".join(parts)
 
 
-def read_into(fd: int, count: int) -> bytearray:
-    """The same in memory that may be written to, without a copy."""
-    data, found = bytearray(count), 0
-    with io.FileIO(fd, closefd=False) as file, memoryview(data) as view:
-        while found < count and (part := file.readinto(view[found:])):
+def read_into(fd: int, memory: memoryview) -> int:
+    """Fill memory from the current position; fewer bytes than it has only at the file's end.
+
+    Returns:
+        How many there were.
+    """
+    found = 0
+    with io.FileIO(fd, closefd=False) as file:
+        while found < len(memory) and (part := file.readinto(memory[found:])):
             found += part
-    del data[found:]
-    return data
+    return found
 
 
 def read_small(path: Path, shown: str, max_bytes: int) -> bytes:

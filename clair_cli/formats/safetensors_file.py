@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clair_cli.errors import RejectedClient
+from clair_cli.formats.handover import HandedOver, Handover
 from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.regular_file import open_regular, read_exactly, read_into, sniff
 from clair_cli.formats.safetensors_header import DTYPE_BITS, HeaderEntry, parse_header
@@ -76,6 +77,7 @@ class SafetensorsFile:
         size: of the file, in bytes.
         stamp: of the file when it was checked; see `looks_unchanged`.
         shown: the path as error objects carry it.
+        handed: its bytes as they were checked, where another process did that.
     """
 
     path: Path
@@ -86,6 +88,7 @@ class SafetensorsFile:
     size: int
     stamp: tuple[int, ...]
     shown: str = ""
+    handed: HandedOver | None = None
 
     def read(self, key: str) -> Tensor:
         """One tensor, from the very bytes that were checked when the file was opened.
@@ -123,11 +126,16 @@ class SafetensorsFile:
 
     def _bytes(self, key: str) -> bytearray:
         entry = self.tensors[key]
+        if self.handed is not None and self.looks_unchanged():
+            checked = self.handed.take(key, entry.begin, entry.end)
+            if checked is not None:
+                return checked
         with open_regular(self.path, self.shown) as (fd, status):
             if status.st_size != self.size:
                 raise self._changed(key)
             os.lseek(fd, self.data_start + entry.begin, os.SEEK_SET)
-            data = read_into(fd, entry.end - entry.begin)
+            data = bytearray(entry.end - entry.begin)
+            read_into(fd, memoryview(data))
         if digest_of(data) != entry.digest:
             raise self._changed(key)
         return data
@@ -156,16 +164,19 @@ class SafetensorsFile:
         )
 
 
-def open_safetensors(path: Path, limits: Limits, *, shown: str | None = None) -> SafetensorsFile:
+def open_safetensors(
+    path: Path, limits: Limits, *, shown: str | None = None, handover: Handover | None = None
+) -> SafetensorsFile:
     """Check a file from a stranger, in one sequential pass over its bytes.
 
     Args:
         path: the file; its last component may not be a link.
         limits: sizes to refuse; checked before anything of that size is read.
         shown: the path for error objects, when it is not `path`.
+        handover: gets the tensors' bytes, if it has room.
 
     Returns:
-        Header, digests and counts of non-finite values; no tensor is kept.
+        Header, digests and counts of non-finite values; no tensor is kept here.
 
     Raises:
         RejectedClient: unreadable, not a regular file, not exactly a safetensors file, too
@@ -184,7 +195,7 @@ def open_safetensors(path: Path, limits: Limits, *, shown: str | None = None) ->
                     expected=f"at most {limits.max_file_bytes:,} bytes",
                     hint=remedy("file"),
                 )
-            return _scan(fd, status, path, shown, limits)
+            return _scan(fd, status, path, shown, limits, handover)
     except RejectedClient as error:
         error.path = error.path or shown
         raise
@@ -198,21 +209,29 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
 
 
 def _scan(
-    fd: int, status: os.stat_result, path: Path, shown: str, limits: Limits
+    fd: int,
+    status: os.stat_result,
+    path: Path,
+    shown: str,
+    limits: Limits,
+    handover: Handover | None,
 ) -> SafetensorsFile:
     whole, size = hashlib.sha256(), status.st_size
     header = _read_header(fd, size, limits)
     whole.update(len(header).to_bytes(8, "little"))
     whole.update(header)
     metadata, entries = parse_header(header, size - 8 - len(header), limits)
+    start = 8 + len(header)
+    place = None if handover is None else handover.reserve(size - start)
+    handed = None if handover is None or place is None else HandedOver(handover, place, set())
     tensors = {}
     for entry in entries:
-        tensors[entry.name] = _scan_tensor(fd, entry, whole)
+        tensors[entry.name] = _scan_tensor(fd, entry, whole, handed)
     if read_exactly(fd, 1) or os.fstat(fd).st_size != size:
         raise RejectedClient("file changed while reading")
-    start = 8 + len(header)
-    stamp = _stamp(status)
-    return SafetensorsFile(path, whole.hexdigest(), metadata, tensors, start, size, stamp, shown)
+    return SafetensorsFile(
+        path, whole.hexdigest(), metadata, tensors, start, size, _stamp(status), shown, handed
+    )
 
 
 def _read_header(fd: int, size: int, limits: Limits) -> bytes:
@@ -248,30 +267,41 @@ def _read_header(fd: int, size: int, limits: Limits) -> bytes:
     raise RejectedClient("header does not start with '{'", expected="a JSON object")
 
 
-def _chunks(fd: int, count: int) -> Iterator[bytes]:
+def _chunks(fd: int, count: int, into: memoryview | None) -> Iterator[bytes | memoryview]:
+    """Read piece by piece, into memory that is given or new."""
     while count:
-        chunk = read_exactly(fd, min(count, CHUNK_BYTES))
-        if len(chunk) != min(count, CHUNK_BYTES):
+        size = min(count, CHUNK_BYTES)
+        if into is None:
+            chunk: bytes | memoryview = read_exactly(fd, size)
+        else:
+            chunk, into = into[:size], into[size:]
+            chunk = chunk[: read_into(fd, chunk)]
+        if len(chunk) != size:
             raise RejectedClient("file changed while reading")
-        count -= len(chunk)
+        count -= size
         yield chunk
 
 
-def _scan_tensor(fd: int, entry: HeaderEntry, whole: hashlib._Hash) -> TensorEntry:
+def _scan_tensor(
+    fd: int, entry: HeaderEntry, whole: hashlib._Hash, handed: HandedOver | None
+) -> TensorEntry:
     # imported after a fork, if there is one: numpy starts threads
-    from clair_cli.formats.elements import NO_EXPONENT, count_non_finite, largest_exponent
+    from clair_cli.formats.elements import NO_EXPONENT, look_at
 
     digest = hashlib.sha256()
     total, first, offset, largest = 0, -1, 0, NO_EXPONENT
-    for chunk in _chunks(fd, entry.end - entry.begin):
+    into = None if handed is None else handed.room(entry.begin, entry.end)
+    for chunk in _chunks(fd, entry.end - entry.begin, into):
         whole.update(chunk)
         digest.update(chunk)
-        found, at = count_non_finite(chunk, entry.dtype)
+        found, at, exponent = look_at(chunk, entry.dtype)
         if found and first < 0:
             first = offset + at
         total += found
-        largest = max(largest, largest_exponent(chunk, entry.dtype))
+        largest = max(largest, exponent)
         offset += len(chunk) * 8 // DTYPE_BITS[entry.dtype]
+    if handed is not None:
+        handed.left.add(entry.name)
     return TensorEntry(*entry, digest.digest()[:DIGEST_BYTES], total, first, largest)
 
 

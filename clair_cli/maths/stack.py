@@ -6,6 +6,7 @@ For client k of one module, `delta_weight` D_k = scaling_k B_k A_k. A and B alon
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,28 @@ class FactorStack:
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features)."""
         return self.lora_B.shape[1], self.lora_A.shape[2]
+
+    @property
+    def n_bytes(self) -> int:
+        sides = (self.lora_A, self.lora_B)
+        return sum(side.numel() * side.element_size() for side in sides)
+
+    def of_clients(self, clients: Sequence[int]) -> FactorStack:
+        """Those of some clients, in ascending order."""
+        if len(clients) == self.n_clients:
+            return self
+        ends = [0, *itertools.accumulate(self.ranks)]
+        runs: list[tuple[int, int]] = []
+        for k in clients:
+            joined = runs and runs[-1][1] == ends[k]
+            runs.append((runs.pop()[0] if joined else ends[k], ends[k + 1]))
+        return FactorStack(
+            torch.cat([self.lora_A[:, start:stop] for start, stop in runs], dim=1),
+            torch.cat([self.lora_B[:, :, start:stop] for start, stop in runs], dim=2),
+            self.scaling[:, list(clients)],
+            tuple(self.ranks[k] for k in clients),
+            self.dtype,
+        )
 
 
 def balance(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import pickle
 import select
@@ -49,13 +50,19 @@ def importing() -> Iterator[None]:
 
 
 def results_beside(
-    function: Callable[[T], R], items: Sequence[T], threads: int, meanwhile: Callable[[], object]
+    function: Callable[[T], R],
+    items: Sequence[T],
+    threads: int,
+    meanwhile: Callable[[], object],
+    *,
+    shared: object = None,
 ) -> Iterator[R]:
     """`map(function, items)` in a process of its own, which begins while `meanwhile` runs here.
 
     Args:
         function: its results can be pickled; it is called again here for what did not arrive.
         threads: of the other process, less one as long as `meanwhile` runs.
+        shared: what both processes have, and results may hold: it arrives as itself.
     """
     results, busy = os.pipe(), os.pipe()
     try:
@@ -66,7 +73,7 @@ def results_beside(
         yield from in_order(function, items, threads)
         return
     if child == 0:
-        _serve(function, items, threads, results, busy)
+        _serve(function, items, threads, results, busy, shared)
     os.close(results[1])
     os.close(busy[0])
     try:
@@ -75,17 +82,41 @@ def results_beside(
                 meanwhile()
             finally:
                 os.close(busy[1])
-            yield from _received(arriving, function, items)
+            yield from _received(arriving, function, items, shared)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
-def _received(arriving: IO[bytes], function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+class _Pickler(pickle.Pickler):
+    """Leaves `shared` out."""
+
+    def __init__(self, file: IO[bytes], shared: object) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._shared = shared
+
+    def persistent_id(self, obj: object) -> str | None:
+        return "shared" if obj is self._shared and obj is not None else None
+
+
+class _Unpickler(pickle.Unpickler):
+    """Puts `shared` in."""
+
+    def __init__(self, file: IO[bytes], shared: object) -> None:
+        super().__init__(file)
+        self._shared = shared
+
+    def persistent_load(self, pid: object) -> object:
+        return self._shared
+
+
+def _received(
+    arriving: IO[bytes], function: Callable[[T], R], items: Sequence[T], shared: object
+) -> Iterator[R]:
     for done, _ in enumerate(items):
         try:
-            result = pickle.load(arriving)
+            result = _Unpickler(arriving, shared).load()
         except (EOFError, pickle.UnpicklingError):
             yield from map(function, items[done:])
             return
@@ -98,6 +129,7 @@ def _serve(
     threads: int,
     results: tuple[int, int],
     busy: tuple[int, int],
+    shared: object,
 ) -> NoReturn:
     """The other process: send the results in order, and end without any trace."""
     code = 1
@@ -113,7 +145,9 @@ def _serve(
         left = deque(items)
         for part, n in ((_while_busy(left, busy[0]), max(1, threads - 1)), (_taken(left), threads)):
             for result in in_order(function, part, n):
-                made.put(pickle.dumps(result, pickle.HIGHEST_PROTOCOL))
+                data = io.BytesIO()
+                _Pickler(data, shared).dump(result)
+                made.put(data.getvalue())
         made.put(b"")
         sender.join()
         code = 0

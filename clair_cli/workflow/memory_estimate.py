@@ -5,7 +5,7 @@ from __future__ import annotations
 from clair_cli.maths.evidence import CORE_DIM
 from clair_cli.maths.wide_evidence import WIDE_DIM
 from clair_cli.workflow.engine import Engine
-from clair_cli.workflow.passes import KEPT_BYTES, kept_bytes, largest_ranks, wide
+from clair_cli.workflow.passes import KEPT_BYTES, kept_bytes, kept_stacks, largest_ranks, wide
 from clair_cli.workflow.round import Round
 
 _FLOAT = 8
@@ -16,7 +16,7 @@ _WIDE_NUMBERS = 4 * WIDE_DIM**2
 
 
 def estimate_memory(round_: Round, engine: Engine) -> int:
-    """Bytes at the highest point: the modules in work, the Grams that are kept, and the result.
+    """Bytes at the highest point: the modules in work, what is kept of all, and the result.
 
     The largest modules are taken to be worked on at the same time.
     """
@@ -30,6 +30,7 @@ def estimate_memory(round_: Round, engine: Engine) -> int:
     in_work = sum(sorted(sizes, reverse=True)[: engine.threads])
     kept = kept_bytes(round_)
     kept = 2 * kept if kept <= KEPT_BYTES else KEPT_BYTES
+    kept += sum(kept_stacks(round_, engine.device.name).values())
     clients = len(round_.adapters)
     evidence = len(sizes) * clients * _FLOAT * (6 * clients + CORE_DIM**2)
     return in_work + kept + evidence

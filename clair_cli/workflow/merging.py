@@ -63,7 +63,6 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine, *, one_file:
     ):
         writer.observe(module, values)
         cores[module] = _kept(core, KEPT_BYTES // len(modules))
-    judged.grams.clear()
     writer.plan()
 
     def cut(module: str) -> WrittenModule:
@@ -109,6 +108,7 @@ class _Merger:
         single = sixteen_bits and core.growth <= MAX_GROWTH
         dtype = torch.float32 if single else self.engine.device.dtype
         stack = self._stack(module)
+        self.judged.kept.stacks.pop(module, None)
         return Thin(stack.lora_B[0], stack.lora_A[0], core.values, core.left, core.right, dtype)
 
     def _wide(self, module: str) -> bool:
@@ -128,7 +128,7 @@ class _Merger:
         width one is a sum of others: never well-conditioned."""
         if self.judged.round.previous is not None or self._terms(module) > self._width(module):
             return None
-        pair = self.judged.grams.get(module)
+        pair = self.judged.kept.grams.pop(module, None)
         if pair is not None:
             pair = pair.of_clients(self.judged.merged)
         else:
@@ -140,10 +140,18 @@ class _Merger:
         return None if core is None else core.of_unbalanced(pair.by_B[0], pair.by_A[0])
 
     def _stack(self, module: str) -> FactorStack:
-        """What is summed, on the device."""
+        """What is summed, on the device: what was kept of it, unless a file has changed since; then
+        reading it says so."""
+        kept = self.judged.kept.stacks.get(module)
+        if kept is not None and self._unchanged(module):
+            return kept.of_clients(self.judged.merged)
         clients, _ = self._updates(module)
         shape, device = self.judged.round.module_shapes[module], self.engine.device
         return stack_factors([clients], shape, dtype=device.dtype, device=device.name)
+
+    def _unchanged(self, module: str) -> bool:
+        adapters = (self.judged.round.adapters[k] for k in self.judged.merged)
+        return all(a.source.looks_unchanged() for a in adapters if module in a.modules)
 
     def _updates(self, module: str) -> tuple[list[Factors], list[float]]:
         """What is summed, and its weights; the previous adapter, if given, is one more with

@@ -15,6 +15,7 @@ from torch import Tensor
 from clair_cli.maths.evidence import Evidence, concatenate, gather, unit_core
 from clair_cli.maths.grams import Grams, grams
 from clair_cli.maths.judge import joint_stack
+from clair_cli.maths.stack import FactorStack
 from clair_cli.maths.wide_evidence import is_wide, wide_evidence
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.round import Round
@@ -24,19 +25,30 @@ from clair_cli.workflow.tensors import naming_module, stack_of
 BATCH_BYTES = 512 * 2**20
 # Bytes of Grams that may be kept from the first pass for the second; else they are made again.
 KEPT_BYTES = 256 * 2**20
+# Bytes of factors that may be kept so; the other modules' are read again.
+KEPT_FACTOR_BYTES = 192 * 2**20
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept from the first pass for the second, by module; one module each.
+
+    Attributes:
+        grams: of all modules, or of none where they take too much memory.
+        stacks: the factors of the first modules, as many as fit; they are the bytes that were
+            judged.
+    """
+
+    grams: dict[str, Grams]
+    stacks: dict[str, FactorStack]
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """What the first pass leaves.
-
-    Attributes:
-        evidence: of all modules, in order of name.
-        grams: by module, one module each; empty where they take too much memory to keep.
-    """
+    """What the first pass leaves. `evidence`: of all modules, in order of name."""
 
     evidence: Evidence
-    grams: dict[str, Grams]
+    kept: Kept
 
 
 def batches(round_: Round, device: str) -> Iterator[list[str]]:
@@ -85,26 +97,50 @@ def kept_bytes(round_: Round) -> int:
     return sum(16 * sum(largest_ranks(round_, [m])) ** 2 for m in made)
 
 
+def kept_stacks(round_: Round, device: str) -> dict[str, int]:
+    """The modules whose factors are kept, and their bytes. On a CPU only, where a stack holds
+    nothing but what the files do; not with a previous adapter, which doubles them, nor where
+    nobody could tell that a client changed."""
+    files = all(adapter.source.looks_unchanged() for adapter in round_.adapters)
+    if device != "cpu" or round_.previous is not None or not files:
+        return {}
+    found: dict[str, int] = {}
+    room = KEPT_FACTOR_BYTES
+    for module, shape in round_.module_shapes.items():
+        dtypes = {a.modules[module].dtype for a in round_.adapters if module in a.modules}
+        element = 8 if "float64" in dtypes else 4 if "float32" in dtypes or len(dtypes) > 1 else 2
+        size = element * sum(shape) * sum(largest_ranks(round_, [module]))
+        if not wide(round_, module) and size <= room:
+            found[module] = size
+            room -= size
+    return found
+
+
 def gather_evidence(round_: Round, engine: Engine) -> Gathered:
     """First pass: norms, pairwise numbers and small cores of every module, in order of name."""
     keep = kept_bytes(round_) <= KEPT_BYTES
+    keep_stacks = kept_stacks(round_, engine.device.name)
 
-    def work(modules: list[str]) -> tuple[list[str], Evidence, list[Grams]]:
+    def work(modules: list[str]) -> tuple[list[str], Evidence, list[Grams], FactorStack | None]:
         with naming_module(modules[0]):
             stack = stack_of(round_, modules, engine.device)
             if wide(round_, modules[0]):
-                return modules, wide_evidence(stack).evidence, []
+                return modules, wide_evidence(stack).evidence, [], None
             pair = grams(stack)
             kept = [pair.module(i) for i in range(len(modules))] if keep else []
-            return modules, gather(pair), kept
+            return modules, gather(pair), kept, stack if modules[0] in keep_stacks else None
 
     names: list[str] = []
     parts: list[Evidence] = []
-    held: dict[str, Grams] = {}
-    for modules, part, kept in engine.each("comparing", work, batches(round_, engine.device.name)):
+    held = Kept({}, {})
+    for modules, part, kept, stack in engine.each(
+        "comparing", work, batches(round_, engine.device.name)
+    ):
         names += modules
         parts.append(part)
-        held.update(zip(modules, kept, strict=False))
+        held.grams.update(zip(modules, kept, strict=False))
+        if stack is not None:
+            held.stacks[modules[0]] = stack
     evidence = concatenate(parts, sorted(range(len(names)), key=names.__getitem__))
     return Gathered(evidence, held)
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.cohort import Cohort, Loader, Rejection, load_cohort
 from clair_cli.formats.find_clients import Candidate
+from clair_cli.formats.handover import Handover
 from clair_cli.workflow.beside import may_fork, results_beside
 from clair_cli.workflow.pool import available_threads, in_order, told
 from clair_cli.workflow.settings import Settings
+
+# Bytes of the clients' files that the process which checks them may hand over; those of the others
+# are read again. They are given back as they are used.
+HANDOVER_BYTES = 384 * 2**20
 
 
 def read_cohort(
@@ -32,12 +38,17 @@ def read_cohort(
 
 def _from_files(settings: Settings, meanwhile: Callable[[], object] | None) -> Cohort:
     threads = settings.threads or available_threads()
+    beside = meanwhile if threads > 1 and may_fork() else None
+    handover = None
+    if beside is not None:
+        with contextlib.suppress(OSError):
+            handover = Handover(HANDOVER_BYTES)
 
     def each(load: Loader, found: Sequence[Candidate]) -> Iterable[Adapter | Rejection]:
-        if meanwhile is not None and threads > 1 and may_fork():
-            results = results_beside(load, found, threads, meanwhile)
-        else:
+        if beside is None:
             results = in_order(load, found, threads)
+        else:
+            results = results_beside(load, found, threads, beside, shared=handover)
         return told(results, len(found), "reading", settings.tell)
 
     return load_cohort(
@@ -46,6 +57,7 @@ def _from_files(settings: Settings, meanwhile: Callable[[], object] | None) -> C
         exclude=settings.exclude,
         limits=settings.limit,
         each=each,
+        handover=handover,
     )
 
 

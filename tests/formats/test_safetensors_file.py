@@ -210,21 +210,21 @@ def test_mutated_files_are_read_or_rejected(tmp_path: Path, data: st.DataObject)
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
 )
 def test_the_largest_exponent_bounds_every_finite_value(dtype: torch.dtype) -> None:
-    from clair_cli.formats.elements import largest_exponent
+    from clair_cli.formats.elements import look_at
 
     name = {"16": "F16", "32": "F32", "64": "F64"}[str(dtype)[-2:]]
     name = "BF16" if dtype == torch.bfloat16 else name
     for values in ([1.0], [-0.75, 0.1], [3.0, float("nan"), -float("inf")], [2.0**-10]):
         tensor = torch.tensor(values, dtype=dtype)
-        bound = largest_exponent(tensor.view(torch.uint8).numpy().tobytes(), name)
+        bound = look_at(tensor.view(torch.uint8).numpy().tobytes(), name)[2]
         largest = float(tensor[tensor.isfinite()].abs().max())
         assert 2.0 ** (bound - 1) <= largest < 2.0**bound
     for values in ([0.0], [float("inf")], [torch.finfo(dtype).smallest_normal / 4]):
         data = torch.tensor(values, dtype=dtype).view(torch.uint8).numpy().tobytes()
-        assert largest_exponent(data, name) <= -13
+        assert look_at(data, name)[2] <= -13
     largest = torch.tensor([torch.finfo(dtype).max], dtype=dtype)
     data = largest.view(torch.uint8).numpy().tobytes()
-    assert largest_exponent(data, name) in (16, 128, 1024)
+    assert look_at(data, name)[2] in (16, 128, 1024)
 
 
 @pytest.mark.parametrize(
