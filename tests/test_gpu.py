@@ -8,6 +8,9 @@ import pytest
 import torch
 
 import clair_cli
+from clair_cli.maths.grams import grams
+from clair_cli.maths.stack import stack_factors
+from clair_cli.workflow.engine import Device, Engine
 
 CLIENTS = Path(__file__).parent.parent / "sample_adapters" / "clients"
 
@@ -24,3 +27,32 @@ def test_cuda_and_cpu_agree() -> None:
         torch.testing.assert_close(cuda.tensors[name], tensor, rtol=1e-5, atol=1e-7)
     for one, other in zip(cpu.report.clients, cuda.report.clients, strict=True):
         assert one.scores.alignment == pytest.approx(other.scores.alignment, rel=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_every_thread_has_a_stream_of_its_own() -> None:
+    device = Device("cuda", torch.float64)
+
+    def stream(_: int) -> int:
+        assert torch.cuda.current_stream() != torch.cuda.default_stream()
+        return torch.cuda.current_stream().cuda_stream
+
+    engine = Engine(device, 2, lambda *_: None)
+    assert len(set(engine.each("working", stream, range(50)))) <= 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_pinned_factors_arrive_whole() -> None:
+    g = torch.Generator().manual_seed(0)
+    clients = [
+        (torch.randn(16, 4096, generator=g).bfloat16(), torch.randn(4096, 16, generator=g), 2.0)
+        for _ in range(20)
+    ]
+    here = stack_factors([clients, clients[::-1]], (4096, 4096))
+    there = stack_factors([clients, clients[::-1]], (4096, 4096), device="cuda", pinned=True)
+    assert torch.equal(there.lora_A.cpu(), here.lora_A)
+    assert torch.equal(there.lora_B.cpu(), here.lora_B)
+    one, other = grams(here), grams(there)
+    torch.testing.assert_close(other.B, one.B, rtol=1e-12, atol=1e-12)

@@ -116,9 +116,9 @@ def _round(
     for piece in pieces:
         written = out[:, start : start + piece.shape[1]]
         if unit == 1.0:
-            wrong = (written.copy_(piece) - piece).float()
+            wrong = (_write(piece, written) - piece).float()
         else:
-            wrong = (written.copy_(piece * unit).to(piece.dtype) / unit - piece).float()
+            wrong = (_write(piece * unit, written).to(piece.dtype) / unit - piece).float()
         if start == 0:
             cross, square = wrong.new_zeros(kept, kept), wrong.new_zeros(1, kept, kept)
             lowest = highest = piece.new_zeros(kept)
@@ -138,6 +138,15 @@ def _round(
         torch.where(-lowest > highest, -1.0, 1.0).double().cpu(),
         bool(torch.isfinite(square[0].diagonal()).all()),
     )
+
+
+def _write(values: Tensor, out: Tensor) -> Tensor:
+    """Put `values` into `out` in its dtype; returns that, on their own device."""
+    if values.device == out.device:
+        return out.copy_(values)
+    rounded = values.to(out.dtype)
+    out.copy_(rounded)
+    return rounded
 
 
 def _rounding_error(diagonal: Tensor, left: _Side, right: _Side) -> float:

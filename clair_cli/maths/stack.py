@@ -105,6 +105,7 @@ def stack_factors(
     *,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
+    pinned: bool = False,
 ) -> FactorStack:
     """Lay the clients' factors side by side for a batch of modules of one shape.
 
@@ -114,6 +115,8 @@ def stack_factors(
         shape: (out_features, in_features) of every module in the batch.
         dtype: of products; float64 unless the device has none.
         device: where the stack lives.
+        pinned: whether the factors are laid out in page-locked memory first, from which a CUDA
+            device takes them beside other work.
 
     Raises:
         ValueError: a factor does not fit `shape`, or A and B differ in rank.
@@ -124,8 +127,8 @@ def stack_factors(
         max((0 if m[k] is None else m[k][0].shape[0] for m in modules), default=0)  # type: ignore[index]
         for k in range(len(modules[0]))
     )
-    side_A = torch.stack([_side(clients, 0, shape[1], ranks) for clients in modules])
-    side_B = torch.stack([_side(clients, 1, shape[0], ranks) for clients in modules])
+    side_A = _side(modules, 0, shape[1], ranks, pinned)
+    side_B = _side(modules, 1, shape[0], ranks, pinned)
     scaling = torch.tensor(
         [[0.0 if f is None else f[2] for f in clients] for clients in modules],
         dtype=torch.float64,
@@ -139,7 +142,8 @@ def stack_factors(
         by_A, by_B, scaling = balance(norms[0], norms[1], scaling, ranks)
         side_A = (side_A.double() * by_A[:, :, None]).to(dtype)
         side_B = (side_B.double() * by_B[:, None, :]).to(dtype)
-    return FactorStack(side_A.to(device), side_B.to(device), scaling, ranks, dtype)
+    there = [side.to(device, non_blocking=pinned) for side in (side_A, side_B)]
+    return FactorStack(there[0], there[1], scaling, ranks, dtype)
 
 
 def _check(factors: Factors, shape: tuple[int, int]) -> None:
@@ -154,21 +158,27 @@ def _check(factors: Factors, shape: tuple[int, int]) -> None:
         )
 
 
-def _side(clients: Sequence[Factors], side: int, width: int, ranks: Sequence[int]) -> Tensor:
-    """All clients' lora_A below each other (side 0), or lora_B beside each other (side 1)."""
-    given = [None if f is None else (f[0], f[1])[side] for f in clients]
-    dtype = _common_dtype([t for t in given if t is not None])
-    parts = []
-    for tensor, rank in zip(given, ranks, strict=True):
-        missing = rank - (0 if tensor is None else tensor.shape[side])
-        if tensor is not None:
-            parts.append(tensor.to(dtype))
-        if missing:
-            size = (missing, width) if side == 0 else (width, missing)
-            parts.append(torch.zeros(size, dtype=dtype))
-    if not parts:
-        return torch.zeros((0, width) if side == 0 else (width, 0), dtype=dtype)
-    return torch.cat(parts, dim=side)
+def _side(
+    modules: Sequence[Sequence[Factors]], side: int, width: int, ranks: Sequence[int], pinned: bool
+) -> Tensor:
+    """All clients' lora_A below each other (side 0), or lora_B beside each other (side 1), of all
+    modules."""
+    given = [[None if f is None else (f[0], f[1])[side] for f in clients] for clients in modules]
+    dtype = _common_dtype([t for tensors in given for t in tensors if t is not None])
+    size = (sum(ranks), width) if side == 0 else (width, sum(ranks))
+    result = torch.empty(len(modules), *size, dtype=dtype, pin_memory=pinned)
+    for tensors, out in zip(given, result, strict=True):
+        parts = []
+        for tensor, rank in zip(tensors, ranks, strict=True):
+            missing = rank - (0 if tensor is None else tensor.shape[side])
+            if tensor is not None:
+                parts.append(tensor)
+            if missing:
+                rest = (missing, width) if side == 0 else (width, missing)
+                parts.append(torch.zeros(rest, dtype=dtype))
+        if parts:
+            torch.cat(parts, dim=side, out=out)
+    return result
 
 
 def columns_of(ranks: Sequence[int], clients: Sequence[int]) -> Tensor:

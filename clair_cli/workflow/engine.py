@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,6 +17,8 @@ from clair_cli.workflow.settings import Settings
 T = TypeVar("T")
 R = TypeVar("R")
 
+_lanes = threading.local()
+
 
 @dataclass(frozen=True)
 class Device:
@@ -22,6 +26,23 @@ class Device:
 
     name: str
     dtype: torch.dtype
+
+    @property
+    def pinned(self) -> bool:
+        """Whether what is sent there should lie in page-locked memory."""
+        return self.name == "cuda"
+
+    @contextlib.contextmanager
+    def lane(self) -> Iterator[None]:
+        """Inside, a CUDA device works on a stream of this thread's own: what one thread sends runs
+        beside what another computes. A result that is taken to the CPU waits for its stream."""
+        if self.name != "cuda":
+            yield
+            return
+        if not hasattr(_lanes, "stream"):
+            _lanes.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(_lanes.stream):
+            yield
 
 
 def choose_device(wanted: str) -> Device:
@@ -54,8 +75,13 @@ class Engine:
 
     def each(self, stage: str, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Results in the order of items; what is done is told."""
+
+        def on_lane(item: T) -> R:
+            with self.device.lane():
+                return function(item)
+
         every = list(items)
-        return told(in_order(function, every, self.threads), len(every), stage, self.tell)
+        return told(in_order(on_lane, every, self.threads), len(every), stage, self.tell)
 
 
 def make_engine(settings: Settings) -> Engine:

@@ -147,7 +147,9 @@ class _Merger:
             return kept.of_clients(self.judged.merged)
         clients, _ = self._updates(module)
         shape, device = self.judged.round.module_shapes[module], self.engine.device
-        return stack_factors([clients], shape, dtype=device.dtype, device=device.name)
+        return stack_factors(
+            [clients], shape, dtype=device.dtype, device=device.name, pinned=device.pinned
+        )
 
     def _unchanged(self, module: str) -> bool:
         adapters = (self.judged.round.adapters[k] for k in self.judged.merged)

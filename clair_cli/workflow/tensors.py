@@ -74,4 +74,6 @@ def stack_of(round_: Round, modules: Sequence[str], device: Device) -> FactorSta
     """The factors of all clients in some modules of one shape."""
     clients = [updates_of(round_, m, previous_of(round_, m)) for m in modules]
     shape = round_.module_shapes[modules[0]]
-    return stack_factors(clients, shape, dtype=device.dtype, device=device.name)
+    return stack_factors(
+        clients, shape, dtype=device.dtype, device=device.name, pinned=device.pinned
+    )

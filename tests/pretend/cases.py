@@ -1,0 +1,166 @@
+"""On a device that is none, but keeps its tensors apart: the code that a GPU runs, and the same
+results. What only a real one shows (its rounding, streams) is in `test_gpu`."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import clair_cli
+from clair_cli.maths import grams as grams_module
+from clair_cli.maths.stack import stack_factors
+from clair_cli.workflow import engine
+from tests.pretend import device as pretend
+from tests.test_workflow_paths import CASES, clients, save
+
+SAMPLE = Path(__file__).parents[2] / "sample_adapters" / "clients"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> None:
+    try:
+        pretend.register()
+    except ImportError:
+        pytest.skip("this torch has no such devices")
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Call something with everything on the device; it must have done some work."""
+
+    def call(
+        function: Any, *args: Any, products: torch.dtype = torch.float64, **options: Any
+    ) -> Any:
+        before = len(pretend.counted)
+        with monkeypatch.context() as patch:
+            device = engine.Device(pretend.NAME, products)
+            patch.setattr(engine, "choose_device", lambda wanted: device)
+            result = function(*args, **options)
+        assert len(pretend.counted) > before + 20
+        return result
+
+    return call
+
+
+def same(one: Any, other: Any, rtol: float = 1e-6) -> None:
+    assert [c.verdict for c in one.report.clients] == [c.verdict for c in other.report.clients]
+    for first, second in zip(one.report.clients, other.report.clients, strict=True):
+        if first.scores.alignment is not None:
+            assert second.scores.alignment == pytest.approx(first.scores.alignment, rel=1e-9)
+    assert one.report.merged.error == pytest.approx(other.report.merged.error, rel=rtol, abs=1e-12)
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert type(other.tensors[name]) is torch.Tensor
+        torch.testing.assert_close(other.tensors[name], tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_tensors_of_two_devices_do_not_mix() -> None:
+    there = torch.ones(3).to(pretend.NAME)
+    with pytest.raises(RuntimeError, match="two devices"):
+        there + torch.ones(3)
+    assert (there + there).cpu().tolist() == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("bits", [16, 32])
+def test_a_merge_from_grams(tmp_path: Path, far: Any, dtype: str, bits: int) -> None:
+    folder = save(tmp_path / "clients", bits)
+    options = {"dtype": dtype, "rank": 8}
+    same(clair_cli.merge(folder, **options), far(clair_cli.merge, folder, **options))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_way_to_merge(far: Any, case: str) -> None:
+    options = {"allow_undetermined": True, "rank": 16}
+    same(
+        clair_cli.merge(clients(case), **options),
+        far(clair_cli.merge, clients(case), **options),
+    )
+
+
+def test_a_sketched_stack(far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path / "clients", 16)
+    monkeypatch.setattr(grams_module, "SKETCHED_ABOVE", 10)
+    same(clair_cli.merge(folder), far(clair_cli.merge, folder))
+
+
+def test_the_sample(far: Any) -> None:
+    same(clair_cli.merge(SAMPLE), far(clair_cli.merge, SAMPLE))
+
+
+def test_a_later_round(far: Any, tmp_path: Path) -> None:
+    folder = save(tmp_path / "clients", 32)
+    merged = clair_cli.merge(folder, tmp_path / "before")
+    assert merged.tensors is not None
+    options = {"previous": tmp_path / "before", "allow_undetermined": True}
+    same(clair_cli.merge(folder, **options), far(clair_cli.merge, folder, **options))
+
+
+def test_refinement(far: Any, tmp_path: Path) -> None:
+    folder = save(tmp_path / "clients", 32)
+    one, other = clair_cli.refine(folder), far(clair_cli.refine, folder)
+    assert one.adapters.keys() == other.adapters.keys()
+    for name, (tensors, _) in one.adapters.items():
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(other.adapters[name][0][key], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_device_without_float64(far: Any, tmp_path: Path) -> None:
+    """As MPS: products in float32, verdicts the same."""
+    folder = save(tmp_path / "clients", 32)
+    one, other = clair_cli.inspect(folder), far(clair_cli.inspect, folder, products=torch.float32)
+    assert [c.verdict for c in one.report.clients] == [c.verdict for c in other.report.clients]
+
+
+def test_a_cuda_device_has_a_stream_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With streams that only say whether one is inside them."""
+    inside = threading.local()
+    made: list[object] = []
+
+    class Stream:
+        def __init__(self) -> None:
+            made.append(self)
+
+    @contextlib.contextmanager
+    def entered(stream: Stream) -> Iterator[None]:
+        inside.now = stream
+        yield
+        inside.now = None
+
+    def work(item: int) -> tuple[int, object]:
+        time.sleep(0.01)
+        return item, inside.now
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    on_gpu = engine.Engine(engine.Device("cuda", torch.float64), 2, lambda *_: None)
+    found = list(on_gpu.each("working", work, range(20)))
+    assert [item for item, _ in found] == list(range(20))
+    assert {stream for _, stream in found} == set(made)
+    assert len(made) == 2
+    on_cpu = engine.Engine(engine.Device("cpu", torch.float64), 2, lambda *_: None)
+    assert list(on_cpu.each("working", lambda item: item, range(3))) == [0, 1, 2]
+    assert len(made) == 2
+
+
+def test_what_goes_to_a_cuda_device_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[bool] = []
+    empty = torch.empty
+
+    def seen(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        pinned.append(pin_memory)
+        return empty(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", seen)
+    factors = (torch.ones(2, 5), torch.ones(4, 2), 1.0)
+    for device in (engine.Device("cuda", torch.float64), engine.Device("cpu", torch.float64)):
+        stack = stack_factors([[factors]], (4, 5), pinned=device.pinned)
+        assert torch.equal(stack.lora_A[0], factors[0])
+    assert pinned == [True, True, False, False]
