@@ -20,6 +20,7 @@ from clair_cli.maths.similarity import (
     subspace_similarity,
     unit_side,
 )
+from clair_cli.maths.stack import same_rank
 
 # Dimensions kept on each side of a two-sided core.
 CORE_DIM = 16
@@ -121,14 +122,17 @@ def _iterated(gram: Tensor, root: Tensor, sketch: Tensor) -> tuple[Tensor, Tenso
 def _two_sided_cores(pair: Grams, output_basis: Tensor, input_basis: Tensor) -> Tensor:
     left = output_basis.mT @ pair.B  # P'B: (n_modules, top, sum_rank)
     right = pair.A @ input_basis  # AQ: (n_modules, sum_rank, top)
-    inverse = torch.where(pair.norms > 0, 1.0 / pair.norms, 0.0)
-    cores = torch.zeros(len(left), len(pair.ranks), CORE_DIM, CORE_DIM, dtype=left.dtype)
-    start = 0
-    for k, rank in enumerate(pair.ranks):
-        block = slice(start, start + rank)
-        product = left[:, :, block] @ right[:, block, :]
-        cores[:, k, : product.shape[1], : product.shape[2]] = product * inverse[:, k, None, None]
-        start += rank
+    inverse = torch.where(pair.norms > 0, 1.0 / pair.norms, 0.0)[:, :, None, None]
+    n_modules, n_clients, top = len(left), len(pair.ranks), (left.shape[1], right.shape[2])
+    cores = torch.zeros(n_modules, n_clients, CORE_DIM, CORE_DIM, dtype=left.dtype)
+    if same_rank(pair.ranks):
+        rows = left.view(n_modules, top[0], n_clients, -1).transpose(1, 2)
+        found = rows @ right.view(n_modules, n_clients, -1, top[1])
+    else:
+        ranks = list(pair.ranks)
+        sides = zip(torch.split(left, ranks, dim=2), torch.split(right, ranks, dim=1), strict=True)
+        found = torch.stack([one @ other for one, other in sides], dim=1)
+    cores[:, :, : top[0], : top[1]] = found * inverse
     return cores
 
 
