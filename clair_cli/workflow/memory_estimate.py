@@ -5,7 +5,7 @@ from __future__ import annotations
 from clair_cli.maths.evidence import CORE_DIM
 from clair_cli.maths.wide_evidence import WIDE_DIM
 from clair_cli.workflow.engine import Engine
-from clair_cli.workflow.passes import KEPT_BYTES, kept_bytes, kept_stacks, largest_ranks, wide
+from clair_cli.workflow.passes import kept_grams, kept_stacks, largest_ranks, wide
 from clair_cli.workflow.round import Round
 
 _FLOAT = 8
@@ -28,8 +28,7 @@ def estimate_memory(round_: Round, engine: Engine) -> int:
             squares = len(round_.adapters) * _WIDE_NUMBERS + 3 * min(shape) ** 2
         sizes.append(_FLOAT * (_STACKS * rank * sum(shape) + squares))
     in_work = sum(sorted(sizes, reverse=True)[: engine.threads])
-    kept = kept_bytes(round_)
-    kept = 2 * kept if kept <= KEPT_BYTES else KEPT_BYTES
+    kept = 2 * sum(kept_grams(round_).values())
     kept += sum(kept_stacks(round_, engine.device.name).values())
     clients = len(round_.adapters)
     evidence = len(sizes) * clients * _FLOAT * (6 * clients + CORE_DIM**2)

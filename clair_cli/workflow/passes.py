@@ -23,7 +23,7 @@ from clair_cli.workflow.tensors import naming_module, stack_of
 
 # Bytes of stacked float64 factors and Grams that one batch of modules may take on a GPU.
 BATCH_BYTES = 512 * 2**20
-# Bytes of Grams that may be kept from the first pass for the second; else they are made again.
+# Bytes of Grams that may be kept from the first pass for the second; others are made again.
 KEPT_BYTES = 256 * 2**20
 # Bytes of factors that may be kept so; the other modules' are read again.
 KEPT_FACTOR_BYTES = 192 * 2**20
@@ -34,7 +34,7 @@ class Kept:
     """What is kept from the first pass for the second, by module; one module each.
 
     Attributes:
-        grams: of all modules, or of none where they take too much memory.
+        grams: of the first modules, as many as fit.
         stacks: the factors of the first modules, as many as fit; they are the bytes that were
             judged.
     """
@@ -91,10 +91,10 @@ def wide(round_: Round, module: str) -> bool:
     return is_wide(sum(largest_ranks(round_, [module])), round_.module_shapes[module])
 
 
-def kept_bytes(round_: Round) -> int:
-    """Bytes of all Grams that are made."""
+def kept_grams(round_: Round) -> dict[str, int]:
+    """The modules whose Grams are kept, and their bytes."""
     made = (m for m in round_.module_shapes if not wide(round_, m))
-    return sum(16 * sum(largest_ranks(round_, [m])) ** 2 for m in made)
+    return _fitting({m: 16 * sum(largest_ranks(round_, [m])) ** 2 for m in made}, KEPT_BYTES)
 
 
 def kept_stacks(round_: Round, device: str) -> dict[str, int]:
@@ -104,43 +104,49 @@ def kept_stacks(round_: Round, device: str) -> dict[str, int]:
     files = all(adapter.source.looks_unchanged() for adapter in round_.adapters)
     if device != "cpu" or round_.previous is not None or not files:
         return {}
-    found: dict[str, int] = {}
-    room = KEPT_FACTOR_BYTES
+    sizes: dict[str, int] = {}
     for module, shape in round_.module_shapes.items():
-        dtypes = {a.modules[module].dtype for a in round_.adapters if module in a.modules}
-        element = 8 if "float64" in dtypes else 4 if "float32" in dtypes or len(dtypes) > 1 else 2
-        size = element * sum(shape) * sum(largest_ranks(round_, [module]))
-        if not wide(round_, module) and size <= room:
-            found[module] = size
+        if not wide(round_, module):
+            having = (a.modules[module] for a in round_.adapters if module in a.modules)
+            dtypes = {m.dtype for m in having}
+            wider = len(dtypes) > 1 or "float32" in dtypes
+            element = 8 if "float64" in dtypes else 4 if wider else 2
+            sizes[module] = element * sum(shape) * sum(largest_ranks(round_, [module]))
+    return _fitting(sizes, KEPT_FACTOR_BYTES)
+
+
+def _fitting(sizes: Mapping[str, int], room: int) -> dict[str, int]:
+    """The first of those that fit together."""
+    found: dict[str, int] = {}
+    for name, size in sizes.items():
+        if size <= room:
+            found[name] = size
             room -= size
     return found
 
 
 def gather_evidence(round_: Round, engine: Engine) -> Gathered:
     """First pass: norms, pairwise numbers and small cores of every module, in order of name."""
-    keep = kept_bytes(round_) <= KEPT_BYTES
-    keep_stacks = kept_stacks(round_, engine.device.name)
+    keep, keep_stacks = kept_grams(round_), kept_stacks(round_, engine.device.name)
 
-    def work(modules: list[str]) -> tuple[list[str], Evidence, list[Grams], FactorStack | None]:
+    def work(modules: list[str]) -> tuple[list[str], Evidence, Kept]:
         with naming_module(modules[0]):
             stack = stack_of(round_, modules, engine.device)
             if wide(round_, modules[0]):
-                return modules, wide_evidence(stack).evidence, [], None
+                return modules, wide_evidence(stack).evidence, Kept({}, {})
             pair = grams(stack)
-            kept = [pair.module(i) for i in range(len(modules))] if keep else []
-            return modules, gather(pair), kept, stack if modules[0] in keep_stacks else None
+            kept = {m: pair.module(i) for i, m in enumerate(modules) if m in keep}
+            stacks = {m: stack for m in modules if m in keep_stacks}
+            return modules, gather(pair), Kept(kept, stacks)
 
     names: list[str] = []
     parts: list[Evidence] = []
     held = Kept({}, {})
-    for modules, part, kept, stack in engine.each(
-        "comparing", work, batches(round_, engine.device.name)
-    ):
+    for modules, part, kept in engine.each("comparing", work, batches(round_, engine.device.name)):
         names += modules
         parts.append(part)
-        held.grams.update(zip(modules, kept, strict=False))
-        if stack is not None:
-            held.stacks[modules[0]] = stack
+        held.grams.update(kept.grams)
+        held.stacks.update(kept.stacks)
     evidence = concatenate(parts, sorted(range(len(names)), key=names.__getitem__))
     return Gathered(evidence, held)
 
