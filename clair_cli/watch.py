@@ -47,16 +47,19 @@ class Watch:
         if new:
             self._begun.append((stage, time.perf_counter()))
         if self._bar is not None:
-            if new:  # rate and time left are those of one stage
-                self._bar.reset(self._task)
-            needs = f", {size(self.memory)} of memory" if self.memory else ""
-            self._bar.update(
-                self._task, description=printable(stage) + needs, completed=done, total=total
-            )
-            now = time.perf_counter()
-            if new or now - self._drawn >= _REDRAW:
-                self._drawn = now
-                self._bar.refresh()
+            self._draw(self._bar, new, stage, done, total)
+
+    def _draw(self, bar: Progress, new: bool, stage: str, done: int, total: int) -> None:
+        needs = f", {size(self.memory)} of memory" if self.memory else ""
+        text, now = printable(stage) + needs, time.perf_counter()
+        if new:  # rate and time left are those of one stage
+            bar.reset(self._task, description=text, completed=done, total=total)  # it draws too
+            self._drawn = now
+            return
+        bar.update(self._task, description=text, completed=done, total=total)
+        if now - self._drawn >= _REDRAW:
+            self._drawn = now
+            bar.refresh()
 
     def seconds(self) -> dict[str, float]:
         """Wall-clock time by stage until now, in order of first occurrence."""
