@@ -110,6 +110,25 @@ def test_what_does_not_arrive_is_done_here(fails: str) -> None:
     assert lines == ["[0, 1, 2, 3, 4, 5] True", "None"]
 
 
+def test_it_ends_when_nobody_waits_any_more() -> None:
+    """As when the command itself is killed: nothing of it goes on reading."""
+    source = """
+        import os, time
+        from clair_cli.workflow.beside import results_beside
+        def work(i):
+            time.sleep(0.05)
+            os.write(1, b"x")
+        results = results_beside(work, range(200), 2, lambda: None)
+        next(results)
+        os._exit(0)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)], stdout=subprocess.PIPE, timeout=60,
+        check=True,
+    )  # fmt: skip
+    assert len(done.stdout) < 20
+
+
 def test_an_error_of_a_result_is_raised_here() -> None:
     lines = run("""
         def work(i):

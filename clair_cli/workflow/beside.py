@@ -156,10 +156,13 @@ def _serve(
 
 
 def _send(made: SimpleQueue[bytes], results: int) -> None:
-    with contextlib.suppress(BrokenPipeError), open(results, "wb") as out:  # nobody waits any more
-        while data := made.get():
-            out.write(data)
-            out.flush()
+    try:
+        with open(results, "wb") as out:
+            while data := made.get():
+                out.write(data)
+                out.flush()
+    except BrokenPipeError:  # nobody waits any more
+        os._exit(1)
 
 
 def _while_busy(left: deque[T], busy: int) -> Iterator[T]:
