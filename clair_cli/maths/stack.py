@@ -49,11 +49,6 @@ class FactorStack:
         """(out_features, in_features)."""
         return self.lora_B.shape[1], self.lora_A.shape[2]
 
-    @property
-    def n_bytes(self) -> int:
-        sides = (self.lora_A, self.lora_B)
-        return sum(side.numel() * side.element_size() for side in sides)
-
     def of_clients(self, clients: Sequence[int]) -> FactorStack:
         """Those of some clients, in ascending order."""
         if len(clients) == self.n_clients:

@@ -67,11 +67,13 @@ class Engine:
     Attributes:
         threads: modules worked on at once, each on one thread.
         tell: called as `tell(stage, done, total)`.
+        merges: whether what is compared will be merged, and factors are worth keeping for it.
     """
 
     device: Device
     threads: int
     tell: Tell
+    merges: bool = False
 
     def each(self, stage: str, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Results in the order of items; what is done is told."""
@@ -91,4 +93,5 @@ def make_engine(settings: Settings) -> Engine:
         UsageError: the device is not there.
     """
     device = choose_device(settings.device)
-    return Engine(device, settings.threads or available_threads(), settings.tell)
+    threads = settings.threads or available_threads()
+    return Engine(device, threads, settings.tell, merges=settings.command == "merge")

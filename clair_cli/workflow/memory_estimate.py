@@ -29,7 +29,7 @@ def estimate_memory(round_: Round, engine: Engine) -> int:
         sizes.append(_FLOAT * (_STACKS * rank * sum(shape) + squares))
     in_work = sum(sorted(sizes, reverse=True)[: engine.threads])
     kept = 2 * sum(kept_grams(round_).values())
-    kept += sum(kept_stacks(round_, engine.device.name).values())
+    kept += sum(kept_stacks(round_, engine).values())
     clients = len(round_.adapters)
     evidence = len(sizes) * clients * _FLOAT * (6 * clients + CORE_DIM**2)
     return in_work + kept + evidence

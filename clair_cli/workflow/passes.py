@@ -97,12 +97,13 @@ def kept_grams(round_: Round) -> dict[str, int]:
     return _fitting({m: 16 * sum(largest_ranks(round_, [m])) ** 2 for m in made}, KEPT_BYTES)
 
 
-def kept_stacks(round_: Round, device: str) -> dict[str, int]:
-    """The modules whose factors are kept, and their bytes. On a CPU only, where a stack holds
-    nothing but what the files do; not with a previous adapter, which doubles them, nor where
-    nobody could tell that a client changed."""
-    files = all(adapter.source.looks_unchanged() for adapter in round_.adapters)
-    if device != "cpu" or round_.previous is not None or not files:
+def kept_stacks(round_: Round, engine: Engine) -> dict[str, int]:
+    """The modules whose factors are kept for a merge, and their bytes. On a CPU only, where a
+    stack holds nothing but what the files do; not with a previous adapter, which doubles them, nor
+    where nobody could tell that a client changed."""
+    if not engine.merges or engine.device.name != "cpu" or round_.previous is not None:
+        return {}
+    if not all(adapter.source.looks_unchanged() for adapter in round_.adapters):
         return {}
     sizes: dict[str, int] = {}
     for module, shape in round_.module_shapes.items():
@@ -127,7 +128,7 @@ def _fitting(sizes: Mapping[str, int], room: int) -> dict[str, int]:
 
 def gather_evidence(round_: Round, engine: Engine) -> Gathered:
     """First pass: norms, pairwise numbers and small cores of every module, in order of name."""
-    keep, keep_stacks = kept_grams(round_), kept_stacks(round_, engine.device.name)
+    keep, keep_stacks = kept_grams(round_), kept_stacks(round_, engine)
 
     def work(modules: list[str]) -> tuple[list[str], Evidence, Kept]:
         with naming_module(modules[0]):
