@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,25 @@ def test_factors_kept_between_two_passes_change_no_byte(
         found.append((len(reads), (tmp_path / "m.safetensors").read_bytes()))
     assert found[0][1] == found[1][1]
     assert found[0][0] - found[1][0] == modules * 5 * 2
+
+
+@pytest.mark.parametrize("stage", ["merging", "writing"])
+def test_a_change_is_noticed_although_factors_were_kept(tmp_path: Path, stage: str) -> None:
+    folder, done = save(tmp_path / "clients", 16), []
+    file = folder / "c1" / "adapter_model.safetensors"
+
+    def change(now: str, count: int, total: int) -> None:
+        if now == stage and not done:
+            data = bytearray(file.read_bytes())
+            data[-40:] = bytes(40)
+            file.write_bytes(data)
+            os.utime(file, ns=(1, 1))
+            done.append(True)
+
+    result = clair_cli.merge(folder, tmp_path / "m.safetensors", progress=change)
+    (lost,) = result.report.with_verdict("rejected")
+    assert lost.name == "c1"
+    assert "changed while reading" in str(lost.reasons)
 
 
 def dense(result: Any) -> np.ndarray:
