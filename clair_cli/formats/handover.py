@@ -29,9 +29,9 @@ class Handover:
         self._room, self._filled, self._lock = room, 0, threading.Lock()
         self._maker = os.getpid()
 
-    def reserve(self, size: int) -> int | None:
-        """Where that many bytes may be put; None if there is no room left, and in the process that
-        made it: it does not know what is filled."""
+    def reserve(self, size: int) -> HandedOver | None:
+        """Room for one file's data; None if there is none left, and in the process that made it:
+        it does not know what is filled."""
         if os.getpid() == self._maker:
             return None
         with self._lock:
@@ -39,7 +39,7 @@ class Handover:
             if start + size > self._room:
                 return None
             self._filled += -(-size // _PAGE) * _PAGE
-            return start
+            return HandedOver(self, start, set())
 
     def room(self, start: int, stop: int) -> memoryview:
         """What is to be filled, after `reserve`."""

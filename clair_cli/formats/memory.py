@@ -19,10 +19,7 @@ from clair_cli.formats.elements import look_at
 from clair_cli.formats.keys import pair_keys
 from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.read_adapter import build_adapter
-from clair_cli.formats.safetensors_file import (
-    TensorEntry,
-    digest_of,
-)
+from clair_cli.formats.safetensors_file import TensorEntry, digest_of
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.write_adapter import (
     config_json,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ TORCH_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "
 INTEGER_DTYPES = {"I64": "int64", "I32": "int32", "I16": "int16"}
 """The further ones that an alpha may have."""
 
-NUMPY_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2"}
+_CODES = {"F16": "e", "BF16": "f", "F32": "f", "F64": "d", "I64": "q", "I32": "i", "I16": "h"}
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,11 @@ class SafetensorsFile:
         Raises:
             KeyError, RejectedClient: as `read`.
         """
-        import numpy as np
-
-        entry, data = self.tensors[key], bytes(self._bytes(key))
-        kind = "<f4" if entry.dtype == "BF16" else NUMPY_DTYPES.get(entry.dtype)
-        if kind is None:
+        entry = self.tensors[key]
+        if entry.dtype not in _CODES:
             raise self._other_dtype(entry)
-        return float(np.frombuffer(bytes(2) + data if entry.dtype == "BF16" else data, kind)[0])
+        missing = bytes(2) if entry.dtype == "BF16" else b""  # it is half a float32
+        return float(struct.unpack("<" + _CODES[entry.dtype], missing + self._bytes(key))[0])
 
     def _bytes(self, key: str) -> bytearray:
         entry = self.tensors[key]
@@ -222,8 +221,7 @@ def _scan(
     whole.update(header)
     metadata, entries = parse_header(header, size - 8 - len(header), limits)
     start = 8 + len(header)
-    place = None if handover is None else handover.reserve(size - start)
-    handed = None if handover is None or place is None else HandedOver(handover, place, set())
+    handed = None if handover is None else handover.reserve(size - start)
     tensors = {}
     for entry in entries:
         tensors[entry.name] = _scan_tensor(fd, entry, whole, handed)

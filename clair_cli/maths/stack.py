@@ -6,7 +6,6 @@ For client k of one module, `delta_weight` D_k = scaling_k B_k A_k. A and B alon
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,14 +52,11 @@ class FactorStack:
         """Those of some clients, in ascending order."""
         if len(clients) == self.n_clients:
             return self
-        ends = [0, *itertools.accumulate(self.ranks)]
-        runs: list[tuple[int, int]] = []
-        for k in clients:
-            joined = runs and runs[-1][1] == ends[k]
-            runs.append((runs.pop()[0] if joined else ends[k], ends[k + 1]))
+        ranks = list(self.ranks)
+        of_A, of_B = torch.split(self.lora_A, ranks, dim=1), torch.split(self.lora_B, ranks, dim=2)
         return FactorStack(
-            torch.cat([self.lora_A[:, start:stop] for start, stop in runs], dim=1),
-            torch.cat([self.lora_B[:, :, start:stop] for start, stop in runs], dim=2),
+            torch.cat([of_A[k] for k in clients], dim=1),
+            torch.cat([of_B[k] for k in clients], dim=2),
             self.scaling[:, list(clients)],
             tuple(self.ranks[k] for k in clients),
             self.dtype,

@@ -15,10 +15,9 @@ import select
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
-from typing import IO, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
 from clair_cli.own_process import is_ours
 from clair_cli.workflow.pool import in_order
@@ -82,7 +81,11 @@ def results_beside(
                 meanwhile()
             finally:
                 os.close(busy[1])
-            yield from _received(arriving, function, items, shared)
+            arrived = 0
+            for result in _received(arriving, len(items), shared):
+                arrived += 1
+                yield result
+            yield from in_order(function, items[arrived:], threads)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
@@ -111,16 +114,11 @@ class _Unpickler(pickle.Unpickler):
         return self._shared
 
 
-def _received(
-    arriving: IO[bytes], function: Callable[[T], R], items: Sequence[T], shared: object
-) -> Iterator[R]:
-    for done, _ in enumerate(items):
-        try:
-            result = _Unpickler(arriving, shared).load()
-        except (EOFError, pickle.UnpicklingError):
-            yield from map(function, items[done:])
-            return
-        yield result
+def _received(arriving: IO[bytes], total: int, shared: object) -> Iterator[Any]:
+    """The results as they arrive, as many as do."""
+    with contextlib.suppress(EOFError, pickle.UnpicklingError):
+        for _ in range(total):
+            yield _Unpickler(arriving, shared).load()
 
 
 def _serve(
@@ -142,8 +140,8 @@ def _serve(
         made: SimpleQueue[bytes] = SimpleQueue()
         sender = threading.Thread(target=_send, args=(made, results[1]))
         sender.start()  # the pipe is small, and nobody reads it yet
-        left = deque(items)
-        for part, n in ((_while_busy(left, busy[0]), max(1, threads - 1)), (_taken(left), threads)):
+        left = iter(items)
+        for part, n in ((_while_busy(left, busy[0]), max(1, threads - 1)), (left, threads)):
             for result in in_order(function, part, n):
                 data = io.BytesIO()
                 _Pickler(data, shared).dump(result)
@@ -165,12 +163,9 @@ def _send(made: SimpleQueue[bytes], results: int) -> None:
         os._exit(1)
 
 
-def _while_busy(left: deque[T], busy: int) -> Iterator[T]:
-    """Items as long as the other end of a pipe is not closed."""
-    while left and not select.select([busy], [], [], 0)[0]:
-        yield left.popleft()
-
-
-def _taken(left: deque[T]) -> Iterator[T]:
-    while left:
-        yield left.popleft()
+def _while_busy(left: Iterator[T], busy: int) -> Iterator[T]:
+    """Items until the other end of a pipe is closed."""
+    for item in left:
+        yield item
+        if select.select([busy], [], [], 0)[0]:
+            return

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from clair_cli.errors import InputRefused
+from clair_cli.formats.cohort import Cohort
 from clair_cli.report import Report
 from clair_cli.workflow.beside import importing
 from clair_cli.workflow.outputs import (
@@ -132,8 +134,7 @@ def merge(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("merge", clients, output, options)
     check_outputs(settings)
-    cohort = read_cohort(settings, partial(_rounds, settings))
-    rounds = _rounds(settings)
+    cohort, rounds = _begin(settings)
     result, merged = rounds.merge(settings, cohort, one_file=settings.one_file)
     if merged is None:
         path = write_report_only(result, settings)
@@ -168,8 +169,7 @@ def inspect(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("inspect", clients, output, options)
     check_outputs(settings)
-    cohort = read_cohort(settings, partial(_rounds, settings))
-    rounds = _rounds(settings)
+    cohort, rounds = _begin(settings)
     report = rounds.inspect(settings, cohort)
     return InspectResult(report, _text(write_report_only(report, settings)))
 
@@ -211,14 +211,19 @@ def refine(
     options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
     settings = make_settings("refine", clients, output, options)
     check_outputs(settings)
-    cohort = read_cohort(settings, partial(_rounds, settings))
-    rounds = _rounds(settings)
+    cohort, rounds = _begin(settings)
     result, refined = rounds.refine(settings, cohort)
     if refined is None:
         return RefineResult(result, {}, _text(write_report_only(result, settings)))
     path = write_refined(result, refined.files, settings)
     adapters = {r.name: (r.adapter.tensors, r.adapter.config) for r in refined.clients}
     return RefineResult(result, adapters, _text(path))
+
+
+def _begin(settings: Settings) -> tuple[Cohort | InputRefused, ModuleType]:
+    """The clients, and what needs torch: both at once where that can be had."""
+    cohort = read_cohort(settings, partial(_rounds, settings))
+    return cohort, _rounds(settings)
 
 
 def _rounds(settings: Settings) -> ModuleType:

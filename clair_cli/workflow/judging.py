@@ -79,7 +79,7 @@ def judge_round(round_: Round, engine: Engine, *, allow_undetermined: bool) -> J
     """First pass and judgement; nothing is merged yet."""
     zeros = tuple(0.0 for _ in round_.adapters)
     if round_.refusal is not None:
-        return Judged(round_, None, None, zeros, zeros, round_.warnings, Kept({}, {}))
+        return Judged(round_, None, None, zeros, zeros, round_.warnings, Kept())
     gathered = gather_evidence(round_, engine)
     engine.tell("judging", 0, 1)
     (judged,) = in_order(lambda _: _judged(round_, engine, gathered, allow_undetermined), [0], 1)

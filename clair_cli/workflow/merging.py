@@ -21,7 +21,7 @@ from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.passes import KEPT_BYTES
 from clair_cli.workflow.settings import Settings
-from clair_cli.workflow.tensors import factors_of, less, naming_module, previous_of
+from clair_cli.workflow.tensors import factors_of, less, naming_module, previous_of, stacked_on
 from clair_cli.workflow.writing import AdapterWriter, WrittenAdapter
 
 Core = MergedCore | WideCore
@@ -146,10 +146,7 @@ class _Merger:
         if kept is not None and self._unchanged(module):
             return kept.of_clients(self.judged.merged)
         clients, _ = self._updates(module)
-        shape, device = self.judged.round.module_shapes[module], self.engine.device
-        return stack_factors(
-            [clients], shape, dtype=device.dtype, device=device.name, pinned=device.pinned
-        )
+        return stacked_on(self.engine.device, [clients], self.judged.round.module_shapes[module])
 
     def _unchanged(self, module: str) -> bool:
         adapters = (self.judged.round.adapters[k] for k in self.judged.merged)

@@ -7,7 +7,7 @@ Nothing holds all clients times all modules. A module's work is a pure function 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ class Kept:
             judged.
     """
 
-    grams: dict[str, Grams]
-    stacks: dict[str, FactorStack]
+    grams: dict[str, Grams] = field(default_factory=dict)
+    stacks: dict[str, FactorStack] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def gather_evidence(round_: Round, engine: Engine) -> Gathered:
         with naming_module(modules[0]):
             stack = stack_of(round_, modules, engine.device)
             if wide(round_, modules[0]):
-                return modules, wide_evidence(stack).evidence, Kept({}, {})
+                return modules, wide_evidence(stack).evidence, Kept()
             pair = grams(stack)
             kept = {m: pair.module(i) for i, m in enumerate(modules) if m in keep}
             stacks = {m: stack for m in modules if m in keep_stacks}
@@ -142,7 +142,7 @@ def gather_evidence(round_: Round, engine: Engine) -> Gathered:
 
     names: list[str] = []
     parts: list[Evidence] = []
-    held = Kept({}, {})
+    held = Kept()
     for modules, part, kept in engine.each("comparing", work, batches(round_, engine.device.name)):
         names += modules
         parts.append(part)

@@ -73,7 +73,13 @@ def previous_of(round_: Round, module: str) -> Factors:
 def stack_of(round_: Round, modules: Sequence[str], device: Device) -> FactorStack:
     """The factors of all clients in some modules of one shape."""
     clients = [updates_of(round_, m, previous_of(round_, m)) for m in modules]
-    shape = round_.module_shapes[modules[0]]
+    return stacked_on(device, clients, round_.module_shapes[modules[0]])
+
+
+def stacked_on(
+    device: Device, modules: Sequence[Sequence[Factors]], shape: tuple[int, int]
+) -> FactorStack:
+    """Factors side by side on a device; the arguments as of `stack_factors`."""
     return stack_factors(
-        clients, shape, dtype=device.dtype, device=device.name, pinned=device.pinned
+        modules, shape, dtype=device.dtype, device=device.name, pinned=device.pinned
     )

@@ -79,8 +79,8 @@ def test_the_process_that_made_it_never_fills_it(tmp_path: Path) -> None:
 
 
 def test_what_was_taken_takes_no_memory(handover: Handover) -> None:
-    start = handover.reserve(ROOM // 2)
-    assert start == 0
+    reserved = handover.reserve(ROOM // 2)
+    assert reserved is not None and reserved.start == 0
     handover.room(0, ROOM // 2)[:] = b"x" * (ROOM // 2)
     assert bytes(handover.take(100, ROOM // 2)) == b"x" * (ROOM // 2 - 100)
     assert bytes(handover.room(0, 100)) == b"x" * 100  # of a page with something else in it
