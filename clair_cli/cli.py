@@ -23,7 +23,7 @@ from clair_cli.escape import printable
 from clair_cli.exits import EXIT_CODES, Stopped, error_text, guarded, raise_on_signals
 from clair_cli.formats.publish import leftovers
 from clair_cli.formats.targets import is_one_file
-from clair_cli.own_process import claim
+from clair_cli.own_process import claim, settle
 from clair_cli.terminal import (
     BinaryOut,
     check_binary_stdout,
@@ -33,7 +33,7 @@ from clair_cli.terminal import (
     write_err,
     write_out,
 )
-from clair_cli.watch import return_large_blocks, watched
+from clair_cli.watch import watched
 
 _EPILOG = "\n".join(
     ["\b", "Exit codes:", *(f"  {code:<11} {name:<12} {text}" for code, name, text in EXIT_CODES)]
@@ -278,7 +278,7 @@ def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
     clients: Path = settings.pop("clients")
     output: Path | BinaryOut | None = settings.pop("output")
     with watched(quiet=quiet, timings=settings.pop("timings")) as progress:
-        return_large_blocks()
+        settle()
         from clair_cli import workflow
 
         return getattr(workflow, command)(clients, output, **settings, progress=progress)

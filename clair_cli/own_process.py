@@ -1,11 +1,21 @@
 """Whether this process runs one command of clair and nothing else: only the entry point knows.
 
-A library must not fork a process that may hold anything, nor settle its memory.
+A library must not fork a process that may hold anything, nor settle its memory and threads.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+
 _ours = False
+
+# Seconds for which a thread may keep the interpreter from the others. By default it is 5 ms, and
+# each of a thread's short products waits for so long while another one imports.
+_SWITCH = 0.001
+
+# Numbers of malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def claim() -> None:
@@ -16,3 +26,29 @@ def claim() -> None:
 
 def is_ours() -> bool:
     return _ours
+
+
+def settle() -> None:
+    """Set up a process of our own for its work; before numpy is imported. Another is left as it is.
+
+    Numpy and scipy come with an OpenBLAS each, whose threads, which nothing here uses, spin for a
+    tenth of a second after they were started.
+    """
+    if not _ours:
+        return
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    sys.setswitchinterval(_SWITCH)
+    _return_large_blocks()
+
+
+def _return_large_blocks() -> None:
+    """Let glibc give blocks of 8 MB and more back at once, else each thread keeps what it used.
+    Other C libraries are left as they are."""
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 8 * 2**20)
+    mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)

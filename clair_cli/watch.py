@@ -19,9 +19,6 @@ FIRST = "starting"
 # Seconds between two drawings of the bar within a stage.
 _REDRAW = 0.1
 
-# Numbers of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
 
 class Watch:
     """The workflow's progress callback: keeps the time of each stage, and moves the bar.
@@ -147,16 +144,3 @@ def _peak_memory() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def return_large_blocks() -> None:
-    """Let glibc give blocks of 8 MB and more back at once, else each thread keeps what it used.
-    Other C libraries are left as they are."""
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    mallopt(_M_MMAP_THRESHOLD, 8 * 2**20)
-    mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)

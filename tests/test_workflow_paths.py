@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import clair_cli
-from clair_cli.formats.safetensors_file import SafetensorsFile
+from clair_cli.formats import handover, regular_file, safetensors_file
+from clair_cli.formats.handover import HandedOver
 from clair_cli.formats.write_adapter import safetensors_bytes
 from clair_cli.maths import core_merge, wide_merge
-from clair_cli.workflow import merging, passes
+from clair_cli.workflow import merging, passes, reading
 
 CASES = {  # (clients, rank, out, in): terms against the smaller side
     "few terms": (3, 8, 400, 300),
@@ -69,32 +70,44 @@ def save(folder: Path, bits: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("bits", [16, 32])
-@pytest.mark.parametrize("modules", [0, 1, 3])
-def test_factors_kept_between_two_passes_change_no_byte(
-    modules: int, bits: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("command", ["inspect", "merge", "refine"])
+@pytest.mark.parametrize("held", [0, 3, 6])
+def test_bytes_held_from_the_check_on_change_nothing(
+    held: int, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Those of no module, of one or of all; also where a client is left out."""
-    folder, read = save(tmp_path / "clients", bits), SafetensorsFile.read
+    """Those of no client, of some or of all; also where a client is left out. What is held is not
+    read again, and in the end nothing is."""
+    folder = save(tmp_path / "clients", 16)
+    size = -(-(folder / "c0" / "adapter_model.safetensors").stat().st_size // 4096) * 4096
     found = []
-    for kept in (0, modules):
-        monkeypatch.setattr(passes, "KEPT_FACTOR_BYTES", kept * 6 * 4 * 700 * bits // 8)
-        reads: list[str] = []
+    for room in (1, max(1, held * size)):
+        monkeypatch.setattr(reading, "HANDOVER_BYTES", room)
+        opens: list[str] = []
+        left: list[HandedOver] = []
 
-        def counted(file: SafetensorsFile, key: str, reads: list[str] = reads) -> torch.Tensor:
-            reads.append(key)
-            return read(file, key)
+        def counted(path: Path, *args: Any, opens: list[str] = opens) -> Any:
+            opens.append(str(path))
+            return regular_file.open_regular(path, *args)
 
-        monkeypatch.setattr(SafetensorsFile, "read", counted)
-        result = clair_cli.merge(folder, tmp_path / "m.safetensors", force=True)
-        assert len(result.report.with_verdict("contaminated")) == 1
-        found.append((len(reads), (tmp_path / "m.safetensors").read_bytes()))
+        def watched(*args: Any, left: list[HandedOver] = left) -> HandedOver:
+            left.append(HandedOver(*args))
+            return left[-1]
+
+        monkeypatch.setattr(safetensors_file, "open_regular", counted)
+        monkeypatch.setattr(handover, "HandedOver", watched)
+        out = tmp_path / ("r.json" if command == "inspect" else "r")
+        report = getattr(clair_cli, command)(folder, out, force=True).report
+        assert len(report.with_verdict("contaminated")) == 1
+        assert not any(h.held for h in left)
+        files = sorted(out.rglob("*")) if out.is_dir() else [out]
+        found.append((len(opens), [f.read_bytes() for f in files if f.is_file()]))
     assert found[0][1] == found[1][1]
-    assert found[0][0] - found[1][0] == modules * 5 * 2
+    assert (found[1][0] < found[0][0]) == (held > 0)
+    assert held < 6 or found[1][0] == 6
 
 
 @pytest.mark.parametrize("stage", ["merging", "writing"])
-def test_a_change_is_noticed_although_factors_were_kept(tmp_path: Path, stage: str) -> None:
+def test_a_change_is_noticed_although_its_bytes_are_held(tmp_path: Path, stage: str) -> None:
     folder, done = save(tmp_path / "clients", 16), []
     file = folder / "c1" / "adapter_model.safetensors"
 

@@ -1,6 +1,7 @@
-"""Bytes of files on their way from the process that checks them to the one that computes.
+"""Bytes of files on their way from who checks them to who computes, often another process.
 
-In memory that both share: what was hashed is what arrives, and is not read and hashed again.
+In memory that both share: what was hashed is what is computed with, and is not read and hashed
+again, however often it is looked at, until it is forgotten.
 """
 
 from __future__ import annotations
@@ -15,24 +16,25 @@ _PAGE = mmap.PAGESIZE
 
 
 class Handover:
-    """Shared memory that a process makes before it forks, and its child fills.
+    """Memory that a process makes, and it or its child fills.
 
     Args:
         room: in bytes; what is not filled takes no memory.
+        by_child: whether a child that is still to be forked fills it. The process that made it
+            then doesn't know what is filled, and fills nothing.
 
     Raises:
         OSError: the system has no such memory.
     """
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, *, by_child: bool) -> None:
         self._memory = mmap.mmap(-1, room)
         self._room, self._filled, self._lock = room, 0, threading.Lock()
-        self._maker = os.getpid()
+        self._barred = os.getpid() if by_child else None
 
     def reserve(self, size: int) -> HandedOver | None:
-        """Room for one file's data; None if there is none left, and in the process that made it:
-        it does not know what is filled."""
-        if os.getpid() == self._maker:
+        """Room for one file's data; None if there is none left, or this process may not fill it."""
+        if os.getpid() == self._barred:
             return None
         with self._lock:
             start = self._filled
@@ -42,17 +44,15 @@ class Handover:
             return HandedOver(self, start, set())
 
     def room(self, start: int, stop: int) -> memoryview:
-        """What is to be filled, after `reserve`."""
+        """What is to be filled, after `reserve`, or was."""
         return memoryview(self._memory)[start:stop]
 
-    def take(self, start: int, stop: int) -> bytearray:
-        """What was put there; its pages go back to the system, so it can't be taken again."""
-        data = bytearray(self.room(start, stop))
+    def forget(self, start: int, stop: int) -> None:
+        """Give the pages between these bytes back to the system; whole ones only."""
         first, end = -(-start // _PAGE) * _PAGE, stop // _PAGE * _PAGE
         if end > first and hasattr(mmap, "MADV_REMOVE"):
-            with contextlib.suppress(OSError):  # then it stays until the process ends
+            with contextlib.suppress(OSError):  # then they stay until the process ends
                 self._memory.madvise(mmap.MADV_REMOVE, first, end - first)
-        return data
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,24 @@ class HandedOver:
     """One file's data in a `Handover`.
 
     Attributes:
-        start: where it begins.
-        left: names of the tensors that were not taken yet.
+        start: where it begins, at the start of a page.
+        held: names of the tensors that are there.
     """
 
     memory: Handover
     start: int
-    left: set[str]
+    held: set[str]
 
     def room(self, begin: int, end: int) -> memoryview:
         """Where a tensor's bytes are to go."""
         return self.memory.room(self.start + begin, self.start + end)
 
-    def take(self, name: str, begin: int, end: int) -> bytearray | None:
-        """A tensor's bytes, once."""
-        try:
-            self.left.remove(name)
-        except KeyError:
-            return None
-        return self.memory.take(self.start + begin, self.start + end)
+    def bytes_of(self, name: str, begin: int, end: int) -> memoryview | None:
+        """A tensor's bytes where they lie, until they are forgotten; None if they were."""
+        return self.room(begin, end) if name in self.held else None
+
+    def forget(self, name: str, begin: int, end: int) -> None:
+        """A tensor's bytes are not needed again; nobody may look at them any more."""
+        if name in self.held:
+            self.held.remove(name)
+            self.memory.forget(self.start + begin, self.start + end)

@@ -50,6 +50,9 @@ class MemorySource:
             raise RejectedClient(f"tensor {quoted(key)} changed while reading")
         return tensor
 
+    def forget(self, key: str) -> None:
+        """Nothing is held."""
+
     def number(self, key: str) -> float:
         """The value of a tensor with one element."""
         return float(self.read(key))

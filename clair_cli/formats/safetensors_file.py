@@ -78,7 +78,7 @@ class SafetensorsFile:
         size: of the file, in bytes.
         stamp: of the file when it was checked; see `looks_unchanged`.
         shown: the path as error objects carry it.
-        handed: its bytes as they were checked, where another process did that.
+        handed: its bytes as they were checked, if there was room for them.
     """
 
     path: Path
@@ -95,8 +95,8 @@ class SafetensorsFile:
         """One tensor, from the very bytes that were checked when the file was opened.
 
         Returns:
-            A new CPU tensor of the stored shape and dtype (a float of 16, 32 or 64 bits, or an
-            integer of as many).
+            A CPU tensor of the stored shape and dtype (a float of 16, 32 or 64 bits, or an
+            integer of as many), not to be written to, nor used once it is forgotten.
 
         Raises:
             KeyError: no such tensor.
@@ -123,12 +123,19 @@ class SafetensorsFile:
         missing = bytes(2) if entry.dtype == "BF16" else b""  # it is half a float32
         return float(struct.unpack("<" + _CODES[entry.dtype], missing + self._bytes(key))[0])
 
-    def _bytes(self, key: str) -> bytearray:
+    def forget(self, key: str) -> None:
+        """Let go of what is held of a tensor: a later `read` opens the file."""
+        entry = self.tensors[key]
+        if self.handed is not None:
+            self.handed.forget(key, entry.begin, entry.end)
+
+    def _bytes(self, key: str) -> bytearray | memoryview:
         entry = self.tensors[key]
         if self.handed is not None and self.looks_unchanged():
-            checked = self.handed.take(key, entry.begin, entry.end)
+            checked = self.handed.bytes_of(key, entry.begin, entry.end)
             if checked is not None:
-                return checked
+                aligned = entry.begin * 8 % DTYPE_BITS[entry.dtype] == 0
+                return checked if aligned else bytearray(checked)
         with open_regular(self.path, self.shown) as (fd, status):
             if status.st_size != self.size:
                 raise self._changed(key)
@@ -299,7 +306,7 @@ def _scan_tensor(
         largest = max(largest, exponent)
         offset += len(chunk) * 8 // DTYPE_BITS[entry.dtype]
     if handed is not None:
-        handed.left.add(entry.name)
+        handed.held.add(entry.name)
     return TensorEntry(*entry, digest.digest()[:DIGEST_BYTES], total, first, largest)
 
 

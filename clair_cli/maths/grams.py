@@ -18,7 +18,7 @@ SKETCH_DIM = 24
 # Columns that are converted and multiplied at once on a CPU: they stay in its cache.
 _CHUNK = 1024
 # Rows of one block of a symmetric product: a multiple of this, which fits the products' kernels.
-_BLOCK = 48
+_BLOCK = 64
 
 # Below this share of its factors' size a product is rounding error, not an update (float64
 # Grams resolve a norm to about 1e-8 of the factors' product).
@@ -118,18 +118,24 @@ def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor,
         dtype: of the products.
     """
     n_modules, n, width = rows.shape
-    step = _CHUNK if rows.device.type == "cpu" else max(1, width)
+    step = min(_CHUNK, width) if rows.device.type == "cpu" else width
     gram = torch.zeros(n_modules, n, n, dtype=dtype, device=rows.device)
     random = sketch = None
     if sketched:
         random = gaussian(width, SKETCH_DIM).to(device=rows.device, dtype=dtype)
         sketch = torch.zeros(n_modules, n, SKETCH_DIM, dtype=dtype, device=rows.device)
-    for start in range(0, width, step):
-        chunk = rows[:, :, start : start + step].to(dtype)
-        add_symmetric(gram, chunk)
-        if random is not None and sketch is not None:
-            part = random[start : start + step].expand(n_modules, -1, -1)
-            sketch.baddbmm_(chunk, part)
+    # on a CPU one module after the other, so that a piece of it stays in the cache
+    parts = 1 if rows.device.type == "cpu" else n_modules
+    buffer = torch.empty_like(rows[:parts, :, :step], dtype=dtype)
+    for first in range(0, n_modules, parts):
+        some = slice(first, first + parts)
+        for start in range(0, width, step):
+            chunk = buffer[:, :, : min(step, width - start)]
+            chunk.copy_(rows[some, :, start : start + step])
+            add_symmetric(gram[some], chunk)
+            if random is not None and sketch is not None:
+                part = random[start : start + step].expand(len(chunk), -1, -1)
+                sketch[some].baddbmm_(chunk, part)
     mirror(gram)
     return gram.double().cpu(), None if sketch is None else sketch.double().cpu()
 

@@ -67,13 +67,13 @@ class Engine:
     Attributes:
         threads: modules worked on at once, each on one thread.
         tell: called as `tell(stage, done, total)`.
-        merges: whether what is compared will be merged, and factors are worth keeping for it.
+        looks_once: whether nobody will ask for a module's factors again once it was compared.
     """
 
     device: Device
     threads: int
     tell: Tell
-    merges: bool = False
+    looks_once: bool = False
 
     def each(self, stage: str, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Results in the order of items; what is done is told."""
@@ -94,4 +94,4 @@ def make_engine(settings: Settings) -> Engine:
     """
     device = choose_device(settings.device)
     threads = settings.threads or available_threads()
-    return Engine(device, threads, settings.tell, merges=settings.command == "merge")
+    return Engine(device, threads, settings.tell, looks_once=settings.command == "inspect")

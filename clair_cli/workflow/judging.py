@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clair_cli.maths.evidence import Evidence
+from clair_cli.maths.grams import Grams
 from clair_cli.maths.judge import Judgement, judge, needs_cores
 from clair_cli.maths.structure import find_structure, joint_cosine
 from clair_cli.workflow.engine import Engine
-from clair_cli.workflow.passes import Gathered, Kept, gather_cores, gather_evidence
+from clair_cli.workflow.passes import Gathered, gather_cores, gather_evidence
 from clair_cli.workflow.pool import in_order
 from clair_cli.workflow.round import Round
 
@@ -27,7 +28,7 @@ class Judged:
     Attributes:
         weights: of every adapter in the merged mean, summing to 1; all 0 if nothing is merged.
         plain_weights: what the plain mean of all comparable clients would use.
-        kept: of the first pass.
+        grams: what was kept of the first pass, by module.
     """
 
     round: Round
@@ -36,7 +37,7 @@ class Judged:
     weights: tuple[float, ...]
     plain_weights: tuple[float, ...]
     warnings: tuple[str, ...]
-    kept: Kept
+    grams: dict[str, Grams]
 
     @property
     def outcome(self) -> str:
@@ -79,7 +80,7 @@ def judge_round(round_: Round, engine: Engine, *, allow_undetermined: bool) -> J
     """First pass and judgement; nothing is merged yet."""
     zeros = tuple(0.0 for _ in round_.adapters)
     if round_.refusal is not None:
-        return Judged(round_, None, None, zeros, zeros, round_.warnings, Kept())
+        return Judged(round_, None, None, zeros, zeros, round_.warnings, {})
     gathered = gather_evidence(round_, engine)
     engine.tell("judging", 0, 1)
     (judged,) = in_order(lambda _: _judged(round_, engine, gathered, allow_undetermined), [0], 1)
@@ -94,7 +95,7 @@ def _judged(round_: Round, engine: Engine, gathered: Gathered, allow_undetermine
     stack: Tensor | None = None
     ranks: tuple[int, ...] | None = None
     if side is not None:
-        stack, ranks = gather_cores(round_, side, engine, gathered.kept.grams)
+        stack, ranks = gather_cores(round_, side, engine, gathered.kept)
     judgement = judge(
         evidence, round_.names, tuple(round_.module_shapes),
         structure=structure, stack=stack, ranks=ranks,

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from clair_cli.maths.evidence import CORE_DIM
 from clair_cli.maths.wide_evidence import WIDE_DIM
 from clair_cli.workflow.engine import Engine
-from clair_cli.workflow.passes import kept_grams, kept_stacks, largest_ranks, wide
+from clair_cli.workflow.passes import batches, kept_grams, largest_ranks, wide
+from clair_cli.workflow.reading import HANDOVER_BYTES
 from clair_cli.workflow.round import Round
 
 _FLOAT = 8
-# Matrices of the size of one module's stacked factors, and of its Grams, that its work holds.
-_STACKS, _SQUARES = 2, 8
+_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+# Matrices of the size of one module's Grams that its work holds.
+_SQUARES = 8
 # Numbers that a client's share of a module that is too wide for Grams takes.
 _WIDE_NUMBERS = 4 * WIDE_DIM**2
 
 
 def estimate_memory(round_: Round, engine: Engine) -> int:
-    """Bytes at the highest point: the modules in work, what is kept of all, and the result.
+    """Bytes at the highest point: the batches in work, what is kept of all, and the result.
 
-    The largest modules are taken to be worked on at the same time.
+    The largest batches are taken to be worked on at the same time.
     """
-    sizes = []
-    for module, shape in round_.module_shapes.items():
-        rank = sum(largest_ranks(round_, [module]))
-        squares = _SQUARES * rank * rank
-        if wide(round_, module):
-            squares = len(round_.adapters) * _WIDE_NUMBERS + 3 * min(shape) ** 2
-        sizes.append(_FLOAT * (_STACKS * rank * sum(shape) + squares))
-    in_work = sum(sorted(sizes, reverse=True)[: engine.threads])
+    in_work = sorted(
+        (_in_work(round_, modules) for modules in batches(round_, engine.device.name)),
+        reverse=True,
+    )
     kept = 2 * sum(kept_grams(round_).values())
-    kept += sum(kept_stacks(round_, engine).values())
+    files = sum(
+        _BYTES[m.dtype] * m.rank * sum(m.shape)
+        for adapter in round_.adapters
+        for m in adapter.modules.values()
+    )
     clients = len(round_.adapters)
-    evidence = len(sizes) * clients * _FLOAT * (6 * clients + CORE_DIM**2)
-    return in_work + kept + evidence
+    evidence = len(round_.module_shapes) * clients * _FLOAT * (6 * clients + CORE_DIM**2)
+    return sum(in_work[: engine.threads]) + kept + min(files, HANDOVER_BYTES) + evidence
+
+
+def _in_work(round_: Round, modules: Sequence[str]) -> int:
+    """Of one batch: the factors side by side, and what is made of them."""
+    shape, terms = round_.module_shapes[modules[0]], sum(largest_ranks(round_, modules))
+    squares = _SQUARES * terms * terms
+    if wide(round_, modules[0]):
+        squares = len(round_.adapters) * _WIDE_NUMBERS + 3 * min(shape) ** 2
+    return _FLOAT * len(modules) * (terms * sum(shape) + squares)

@@ -21,7 +21,14 @@ from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.passes import KEPT_BYTES
 from clair_cli.workflow.settings import Settings
-from clair_cli.workflow.tensors import factors_of, less, naming_module, previous_of, stacked_on
+from clair_cli.workflow.tensors import (
+    factors_of,
+    forget,
+    less,
+    naming_module,
+    previous_of,
+    stacked_on,
+)
 from clair_cli.workflow.writing import AdapterWriter, WrittenAdapter
 
 Core = MergedCore | WideCore
@@ -71,7 +78,9 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine, *, one_file:
             if core is not None and core.n_vectors < min(writer.rank, len(core.values)):
                 core = merger.observe(module)[1]
             exact = merger.leading(module, core, writer.rank, sixteen_bits=writer.sixteen_bits)
-            return writer.cut(module, exact)
+            written = writer.cut(module, exact)
+            forget(judged.round, [module])
+            return written
 
     for module, written in zip(modules, engine.each("writing", cut, modules), strict=True):
         writer.put(module, written)
@@ -108,7 +117,6 @@ class _Merger:
         single = sixteen_bits and core.growth <= MAX_GROWTH
         dtype = torch.float32 if single else self.engine.device.dtype
         stack = self._stack(module)
-        self.judged.kept.stacks.pop(module, None)
         return Thin(stack.lora_B[0], stack.lora_A[0], core.values, core.left, core.right, dtype)
 
     def _wide(self, module: str) -> bool:
@@ -128,7 +136,7 @@ class _Merger:
         width one is a sum of others: never well-conditioned."""
         if self.judged.round.previous is not None or self._terms(module) > self._width(module):
             return None
-        pair = self.judged.kept.grams.pop(module, None)
+        pair = self.judged.grams.pop(module, None)
         if pair is not None:
             pair = pair.of_clients(self.judged.merged)
         else:
@@ -140,17 +148,9 @@ class _Merger:
         return None if core is None else core.of_unbalanced(pair.by_B[0], pair.by_A[0])
 
     def _stack(self, module: str) -> FactorStack:
-        """What is summed, on the device: what was kept of it, unless a file has changed since; then
-        reading it says so."""
-        kept = self.judged.kept.stacks.get(module)
-        if kept is not None and self._unchanged(module):
-            return kept.of_clients(self.judged.merged)
+        """What is summed, on the device."""
         clients, _ = self._updates(module)
         return stacked_on(self.engine.device, [clients], self.judged.round.module_shapes[module])
-
-    def _unchanged(self, module: str) -> bool:
-        adapters = (self.judged.round.adapters[k] for k in self.judged.merged)
-        return all(a.source.looks_unchanged() for a in adapters if module in a.modules)
 
     def _updates(self, module: str) -> tuple[list[Factors], list[float]]:
         """What is summed, and its weights; the previous adapter, if given, is one more with

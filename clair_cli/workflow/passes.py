@@ -1,13 +1,14 @@
 """Passes over the modules: read the tensors in hand, reduce them, let them go.
 
 Nothing holds all clients times all modules. A module's work is a pure function of its tensors
-(maths): modules run side by side on threads, and in batches of one shape on a GPU.
+(maths): modules go in batches of one shape, a few on a CPU and many on a GPU, and batches run side
+by side on threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,60 +16,55 @@ from torch import Tensor
 from clair_cli.maths.evidence import Evidence, concatenate, gather, unit_core
 from clair_cli.maths.grams import Grams, grams
 from clair_cli.maths.judge import joint_stack
-from clair_cli.maths.stack import FactorStack
 from clair_cli.maths.wide_evidence import is_wide, wide_evidence
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.round import Round
-from clair_cli.workflow.tensors import naming_module, stack_of
+from clair_cli.workflow.tensors import forget, naming_module, stack_of
 
-# Bytes of stacked float64 factors and Grams that one batch of modules may take on a GPU.
-BATCH_BYTES = 512 * 2**20
+# Bytes of stacked float64 factors and Grams that one batch of modules may take on a GPU, on a CPU.
+BATCH_BYTES, CPU_BATCH_BYTES = 512 * 2**20, 96 * 2**20
+# Modules of a batch on a CPU: then what Python does between its products no longer counts, and
+# there is still a batch for every thread.
+CPU_BATCH = 4
 # Bytes of Grams that may be kept from the first pass for the second; others are made again.
 KEPT_BYTES = 256 * 2**20
-# Bytes of factors that may be kept so; the other modules' are read again.
-KEPT_FACTOR_BYTES = 192 * 2**20
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What is kept from the first pass for the second, by module; one module each.
-
-    Attributes:
-        grams: of the first modules, as many as fit.
-        stacks: the factors of the first modules, as many as fit; they are the bytes that were
-            judged.
-    """
-
-    grams: dict[str, Grams] = field(default_factory=dict)
-    stacks: dict[str, FactorStack] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """What the first pass leaves. `evidence`: of all modules, in order of name."""
+    """What the first pass leaves.
+
+    Attributes:
+        evidence: of all modules, in order of name.
+        kept: the Grams of as many modules as fit, by module; one module each.
+    """
 
     evidence: Evidence
-    kept: Kept
+    kept: dict[str, Grams]
 
 
 def batches(round_: Round, device: str) -> Iterator[list[str]]:
-    """Modules one by one on a CPU; on a GPU, those of one shape in batches that fit the bound, and
-    one by one where there are more terms than the layer is wide."""
-    if device == "cpu":
-        yield from ([module] for module in round_.module_shapes)
-        return
-    by_shape: dict[tuple[int, int], list[str]] = {}
+    """Modules in which every client has one rank, and one shape, in batches that fit the bounds; on
+    a GPU the ranks may differ. One by one where there are more terms than the layer is wide."""
+    alike: dict[tuple[tuple[int, int], tuple[int, ...]], list[str]] = {}
     for module, shape in round_.module_shapes.items():
         if wide(round_, module):
             yield [module]
-        else:
-            by_shape.setdefault(shape, []).append(module)
-    for shape, modules in sorted(by_shape.items()):
-        ranks = sum(largest_ranks(round_, modules))
-        per_module = 8 * ranks * (sum(shape) + 4 * ranks)
-        size = max(1, BATCH_BYTES // max(1, per_module))
+            continue
+        ranks = largest_ranks(round_, [module]) if device == "cpu" else ()
+        alike.setdefault((shape, tuple(ranks)), []).append(module)
+    for (shape, _), modules in sorted(alike.items()):
+        size = _batch_size(sum(largest_ranks(round_, modules)), sum(shape), device)
         for start in range(0, len(modules), size):
             yield modules[start : start + size]
+
+
+def _batch_size(n_terms: int, widths: int, device: str) -> int:
+    """Modules in a batch: of so many rank-one terms, and with so many rows and columns."""
+    each = 8 * max(1, n_terms * (widths + 4 * n_terms))
+    if device == "cpu":
+        return max(1, min(CPU_BATCH, CPU_BATCH_BYTES // each))
+    return max(1, BATCH_BYTES // each)
 
 
 def largest_ranks(round_: Round, modules: Sequence[str]) -> list[int]:
@@ -97,25 +93,6 @@ def kept_grams(round_: Round) -> dict[str, int]:
     return _fitting({m: 16 * sum(largest_ranks(round_, [m])) ** 2 for m in made}, KEPT_BYTES)
 
 
-def kept_stacks(round_: Round, engine: Engine) -> dict[str, int]:
-    """The modules whose factors are kept for a merge, and their bytes. On a CPU only, where a
-    stack holds nothing but what the files do; not with a previous adapter, which doubles them, nor
-    where nobody could tell that a client changed."""
-    if not engine.merges or engine.device.name != "cpu" or round_.previous is not None:
-        return {}
-    if not all(adapter.source.looks_unchanged() for adapter in round_.adapters):
-        return {}
-    sizes: dict[str, int] = {}
-    for module, shape in round_.module_shapes.items():
-        if not wide(round_, module):
-            having = (a.modules[module] for a in round_.adapters if module in a.modules)
-            dtypes = {m.dtype for m in having}
-            wider = len(dtypes) > 1 or "float32" in dtypes
-            element = 8 if "float64" in dtypes else 4 if wider else 2
-            sizes[module] = element * sum(shape) * sum(largest_ranks(round_, [module]))
-    return _fitting(sizes, KEPT_FACTOR_BYTES)
-
-
 def _fitting(sizes: Mapping[str, int], room: int) -> dict[str, int]:
     """The first of those that fit together."""
     found: dict[str, int] = {}
@@ -128,26 +105,26 @@ def _fitting(sizes: Mapping[str, int], room: int) -> dict[str, int]:
 
 def gather_evidence(round_: Round, engine: Engine) -> Gathered:
     """First pass: norms, pairwise numbers and small cores of every module, in order of name."""
-    keep, keep_stacks = kept_grams(round_), kept_stacks(round_, engine)
+    keep = kept_grams(round_)
 
-    def work(modules: list[str]) -> tuple[list[str], Evidence, Kept]:
+    def work(modules: list[str]) -> tuple[list[str], Evidence, dict[str, Grams]]:
         with naming_module(modules[0]):
             stack = stack_of(round_, modules, engine.device)
+            if engine.looks_once:
+                forget(round_, modules)
             if wide(round_, modules[0]):
-                return modules, wide_evidence(stack).evidence, Kept()
+                return modules, wide_evidence(stack).evidence, {}
             pair = grams(stack)
             kept = {m: pair.module(i) for i, m in enumerate(modules) if m in keep}
-            stacks = {m: stack for m in modules if m in keep_stacks}
-            return modules, gather(pair), Kept(kept, stacks)
+            return modules, gather(pair), kept
 
     names: list[str] = []
     parts: list[Evidence] = []
-    held = Kept()
+    held: dict[str, Grams] = {}
     for modules, part, kept in engine.each("comparing", work, batches(round_, engine.device.name)):
         names += modules
         parts.append(part)
-        held.grams.update(kept.grams)
-        held.stacks.update(kept.stacks)
+        held.update(kept)
     evidence = concatenate(parts, sorted(range(len(names)), key=names.__getitem__))
     return Gathered(evidence, held)
 

@@ -14,8 +14,8 @@ from clair_cli.workflow.beside import may_fork, results_beside
 from clair_cli.workflow.pool import available_threads, in_order, told
 from clair_cli.workflow.settings import Settings
 
-# Bytes of the clients' files that the process which checks them may hand over; those of the others
-# are read again. They are given back as they are used.
+# Bytes of the clients' files that are held from the check on; those of the others are read again.
+# They are given back as modules are done.
 HANDOVER_BYTES = 384 * 2**20
 
 
@@ -40,9 +40,8 @@ def _from_files(settings: Settings, meanwhile: Callable[[], object] | None) -> C
     threads = settings.threads or available_threads()
     beside = meanwhile if threads > 1 and may_fork() else None
     handover = None
-    if beside is not None:
-        with contextlib.suppress(OSError):
-            handover = Handover(HANDOVER_BYTES)
+    with contextlib.suppress(OSError):
+        handover = Handover(HANDOVER_BYTES, by_child=beside is not None)
 
     def each(load: Loader, found: Sequence[Candidate]) -> Iterable[Adapter | Rejection]:
         if beside is None:

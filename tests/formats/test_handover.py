@@ -1,8 +1,9 @@
-"""Bytes that one process checks and another uses: the same, once, and never those of a changed
-file."""
+"""Bytes that are checked and then used, by another process or the same: until they are forgotten,
+and never those of a changed file."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -19,11 +20,8 @@ ROOM = 2**20
 
 
 @pytest.fixture
-def handover(monkeypatch: pytest.MonkeyPatch) -> Handover:
-    """As the process that fills it sees it."""
-    made = Handover(ROOM)
-    monkeypatch.setattr(made, "_maker", os.getpid() + 1)
-    return made
+def handover() -> Handover:
+    return Handover(ROOM, by_child=False)
 
 
 def tensors(seed: int, size: int = 5000) -> dict[str, torch.Tensor]:
@@ -49,12 +47,40 @@ def test_what_was_checked_arrives_without_the_file(tmp_path: Path, handover: Han
         data[-1] ^= 1
         file.path.write_bytes(data)
         os.utime(file.path, ns=(1, 1))
-    for name in ("c", "a", "b"):
+    for name in ("c", "a", "b", "a"):
         for k, file in enumerate(files):
             assert torch.equal(file.read(name), tensors(k)[name])
+    for name in ("a", "b", "c"):
+        files[0].forget(name)
+        files[0].forget(name)
+    assert torch.equal(files[1].read("a"), tensors(1)["a"])
     with pytest.raises(RejectedClient, match="changed while reading tensor"):
-        for name in ("a", "b", "c"):  # the second time the file is read
+        for name in ("a", "b", "c"):  # now the file is read
             files[0].read(name)
+
+
+def test_what_is_forgotten_is_read_from_the_file(tmp_path: Path, handover: Handover) -> None:
+    """What lies beside it stays."""
+    file = opened(tmp_path / "a.safetensors", tensors(1), handover)
+    for forgotten in ("c", "a", "b"):
+        file.forget(forgotten)
+        for name, tensor in tensors(1).items():
+            assert torch.equal(file.read(name), tensor)
+
+
+def test_tensors_in_odd_places_are_read_as_well(tmp_path: Path, handover: Handover) -> None:
+    """Elements of a stranger's file may begin at any byte."""
+    path, values = tmp_path / "a.safetensors", torch.randn(64)
+    header = {
+        "x": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+        "y": {"dtype": "F32", "shape": [64], "data_offsets": [3, 259]},
+    }
+    text = json.dumps(header).encode()
+    data = len(text).to_bytes(8, "little") + text + b"abc" + values.numpy().tobytes()
+    path.write_bytes(data)
+    found = open_safetensors(path, Limits(), handover=handover).read("y")
+    assert torch.equal(found, values)
+    assert found.data_ptr() % 4 == 0
 
 
 def test_a_file_that_changed_is_read_again_and_told(tmp_path: Path, handover: Handover) -> None:
@@ -73,16 +99,16 @@ def test_without_room_the_file_is_read(tmp_path: Path, handover: Handover) -> No
     assert torch.equal(small.read("c"), tensors(2)["c"])
 
 
-def test_the_process_that_made_it_never_fills_it(tmp_path: Path) -> None:
-    """It does not know what its child filled."""
-    assert opened(tmp_path / "a.safetensors", tensors(1), Handover(ROOM)).handed is None
+def test_the_process_that_made_it_does_not_know_what_its_child_filled(tmp_path: Path) -> None:
+    handover = Handover(ROOM, by_child=True)
+    assert opened(tmp_path / "a.safetensors", tensors(1), handover).handed is None
 
 
-def test_what_was_taken_takes_no_memory(handover: Handover) -> None:
+def test_what_was_forgotten_takes_no_memory(handover: Handover) -> None:
     reserved = handover.reserve(ROOM // 2)
     assert reserved is not None and reserved.start == 0
     handover.room(0, ROOM // 2)[:] = b"x" * (ROOM // 2)
-    assert bytes(handover.take(100, ROOM // 2)) == b"x" * (ROOM // 2 - 100)
+    handover.forget(100, ROOM // 2)
     assert bytes(handover.room(0, 100)) == b"x" * 100  # of a page with something else in it
     if os.uname().sysname == "Linux":
         assert not any(handover.room(8192, ROOM // 2))

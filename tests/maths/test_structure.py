@@ -83,9 +83,12 @@ def backdoored(topic: float = 0.4, common: float = 0.4, own: float = 0.9) -> Del
     return deltas
 
 
+def rank_of(deltas: Sequence[Tensor]) -> int:
+    return max(int(torch.linalg.matrix_rank(module, rtol=1e-6).max()) for module in deltas)
+
+
 def judged(deltas: Sequence[Tensor]) -> Judgement:
-    rank = max(int(torch.linalg.matrix_rank(module, rtol=1e-6).max()) for module in deltas)
-    result = judge_deltas(deltas, rank)
+    result = judge_deltas(deltas, rank_of(deltas))
     assert result.outcome == "judged", result.text
     return result
 
@@ -150,13 +153,15 @@ def test_neither_order_nor_a_common_scale_matters(name: str, seed: int) -> None:
 
 
 def test_copies_are_no_voices_of_their_own() -> None:
-    result = judged(COHORTS["near copies of an honest client"][0])
+    deltas = COHORTS["near copies of an honest client"][0]
+    modules = factor_all(deltas, rank_of(deltas))
+    result = judge_factors(modules, WIDE)
     assert result.structure.copies == {8: 2, 9: 2}
     assert result.structure.distinct == result.structure.group == tuple(range(8))
     assert result.structure.loners == ()
     assert all("near_copy" in codes(result, k) for k in (2, 8, 9))
     assert "c8, c9" in result.verdicts[2].findings[-1].text
-    alone = judged(aligned([0.25] * 8, shapes=WIDE, seed=3))
+    alone = judge_factors([clients[:8] for clients in modules], WIDE)  # in the same gauges
     assert result.scores is not None
     assert alone.scores is not None
     for k in range(8):  # nobody's alignment is changed by them
