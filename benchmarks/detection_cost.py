@@ -2,7 +2,7 @@
 
     python benchmarks/detection_cost.py benchmarks/.cache/speed/1b-k16-r16-lall
 
-One thread, in one process, after torch and scipy are imported.
+One thread, in one process, after torch is imported.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from clair_cli.maths.clustering import average_linkage
 from clair_cli.maths.pair_levels import N_SE, PairLevels, over_modules
 
 # Measured on trained cohorts (benchmarks/README.md): mislabelled and unrelated clients reach at
@@ -100,20 +101,15 @@ def coherent_groups(levels: PairLevels, clients: Sequence[int]) -> list[tuple[in
     above it, is undone, and what is left is joined where it is coherent all the same.
     Ties in size go to the higher level, then to the first client.
     """
-    from scipy.cluster.hierarchy import linkage  # slow to import
-    from scipy.spatial.distance import squareform
-
     clients = list(clients)
     if len(clients) < 2:
         return [tuple(clients)] if clients else []
     similarity = np.nan_to_num(levels.mean[np.ix_(clients, clients)], nan=0.0)
     distance = np.clip(1.0 - similarity, 0.0, 2.0)
-    np.fill_diagonal(distance, 0.0)
-    steps = linkage(squareform(distance, checks=False), method="average")
     nodes: list[tuple[int, ...] | None] = [(c,) for c in clients]
     groups: set[tuple[int, ...]] = set()
-    for left_index, right_index, _, _ in steps:
-        left, right = nodes[int(left_index)], nodes[int(right_index)]
+    for left_index, right_index in average_linkage(distance):
+        left, right = nodes[left_index], nodes[right_index]
         if left is not None and right is not None and coherent(levels, left, right):
             nodes.append(tuple(sorted(left + right)))
             continue

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from clair_cli.maths.clustering import components
 from clair_cli.maths.groups import GROUP_RATIO
 from clair_cli.maths.pair_levels import PairLevels
 
@@ -116,8 +117,6 @@ def near_copies(levels: PairLevels, clients: Sequence[int]) -> dict[int, int]:
     Returns:
         Client -> the first (in the given order) of those it is nearly the same as.
     """
-    from scipy.sparse.csgraph import connected_components  # slow to import
-
     members = list(clients)
     if len(members) < MIN_WITH_COPIES:
         return {}
@@ -129,13 +128,8 @@ def near_copies(levels: PairLevels, clients: Sequence[int]) -> dict[int, int]:
     if middle > 0:
         expected = np.clip(np.outer(typical, typical) / middle, 0.0, 1.0)
     alike = 1.0 - table <= COPY_DISTANCE * (1.0 - expected)  # never where NaN
-    _, cluster = connected_components(alike, directed=False)
-    _, first = np.unique(cluster, return_index=True)
-    return {
-        k: members[first[c]]
-        for i, (k, c) in enumerate(zip(members, cluster, strict=True))
-        if first[c] != i
-    }
+    first = components(alike | alike.T)
+    return {k: members[first[i]] for i, k in enumerate(members) if first[i] != i}
 
 
 def inner_group(levels: PairLevels, group: Sequence[int]) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.client_scores import CLIENT_SCORES
+from clair_cli.maths.clustering import student_cdf
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.groups import Alignment, alignment
 from clair_cli.maths.pair_levels import MIN_MODULES, PairLevels
@@ -105,9 +106,7 @@ def member_probability(ratios: Sequence[float], client: int, members: Sequence[i
         return 1.0
     spread = float(others.std()) * (1.0 + 1.0 / len(others)) ** 0.5
     depth = (float(others.mean()) - ratios[client]) / max(spread, 1e-12)
-    from scipy.special import stdtr  # slow to import
-
-    return float(stdtr(len(others) - 1, -depth))
+    return student_cdf(-depth, len(others) - 1)
 
 
 def odd_modules(similarities: Tensor, client: int, members: Sequence[int]) -> tuple[int, ...]:
