@@ -88,3 +88,28 @@ def test_an_asked_for_report_without_an_adapter_is_replaced_but_no_inspection(
     with pytest.raises(OutputError, match="exists"):
         clair_cli.merge(clients, tmp_path / "c.safetensors", report=report)
     assert report.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m"])
+def test_the_adapter_is_on_its_way_to_the_disk_before_it_is_whole(
+    tmp_path: Path, name: str
+) -> None:
+    """Whatever happens then: nothing of it is left."""
+    folder = cohorts.save(tmp_path / "clients", cohorts.honest(4))
+
+    def seen(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("writing", total - 1):
+            found.extend(p for p in tmp_path.iterdir() if p.suffix == ".tmp")
+            if fails:
+                raise KeyboardInterrupt
+
+    for fails in (True, False):
+        found: list[Path] = []
+        if fails:
+            with pytest.raises(KeyboardInterrupt):
+                clair_cli.merge(folder, tmp_path / name, progress=seen)
+            assert [p.name for p in tmp_path.iterdir()] == ["clients"]
+        else:
+            clair_cli.merge(folder, tmp_path / name, progress=seen)
+        assert len(found) == 1
+    assert not any(p.suffix == ".tmp" for p in tmp_path.rglob("*"))

@@ -18,6 +18,8 @@ from clair_cli.formats.safetensors_header import METADATA
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from clair_cli.formats.draft import Draft
+
 Parts = Sequence[bytes | memoryview]
 """A file's bytes, to be put one after the other."""
 
@@ -49,12 +51,19 @@ class SafetensorsParts:
         tensors: name to a tensor of the shape and dtype to come (16, 32 or 64 bits, floating or
             integer); their values play no part, and "meta" ones are enough.
         metadata: string to string; left out of the header when empty.
+        draft: gets the bytes as they are made, and nothing of them is kept here.
 
     Raises:
         ValueError: another dtype, or a tensor called "__metadata__".
+        OutputError: there is no room for the draft.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
+        draft: Draft | None = None,
+    ) -> None:
         sizes = {name: tensor.element_size() for name, tensor in tensors.items()}
         header: dict[str, object] = {}
         if metadata:
@@ -75,8 +84,12 @@ class SafetensorsParts:
         text += b" " * (-len(text) % 8)
         self._head = len(text).to_bytes(8, "little") + text
         self._found: dict[str, memoryview] = {}
-        self._hash = hashlib.sha256(self._head)
-        self._hashed = 0
+        self._hash = hashlib.sha256()
+        self._taken = 0
+        self._draft = draft
+        if draft is not None:
+            draft.begin(len(self._head) + position)
+        self._take(self._head)
 
     def add(self, name: str, tensor: Tensor) -> None:
         """One tensor, in any order.
@@ -88,18 +101,29 @@ class SafetensorsParts:
         if len(data) != self._lengths[name]:
             raise ValueError(f"{name!r} has {len(data)} bytes, {self._lengths[name]} expected")
         self._found[name] = data
-        while self._hashed < len(self._order) and self._order[self._hashed] in self._found:
-            self._hash.update(self._found[self._order[self._hashed]])
-            self._hashed += 1
+        while self._taken < len(self._order) and self._order[self._taken] in self._found:
+            name = self._order[self._taken]
+            self._take(self._found[name] if self._draft is None else self._found.pop(name))
+            self._taken += 1
+
+    def _take(self, part: bytes | memoryview) -> None:
+        if self._draft is None:
+            self._hash.update(part)
+        else:
+            self._draft.add(part)
+
+    def content(self) -> Parts | Draft:
+        """The whole file, once every tensor was added."""
+        return self.parts() if self._draft is None else self._draft
 
     def parts(self) -> Parts:
-        """The whole file, once every tensor was added."""
+        """The same, where there is no draft."""
         return (self._head, *(self._found[name] for name in self._order))
 
     def sha256(self) -> str:
         """Of the whole file, hex, once every tensor was added."""
-        assert self._hashed == len(self._order), "tensors are missing"
-        return self._hash.hexdigest()
+        assert self._taken == len(self._order), "tensors are missing"
+        return self._hash.hexdigest() if self._draft is None else self._draft.sha256()
 
 
 @dataclass(frozen=True)
@@ -107,14 +131,14 @@ class AdapterFiles:
     """An adapter's bytes.
 
     Attributes:
-        weights: of the safetensors file.
+        weights: the safetensors file, or its draft.
         folder: the files of the folder that holds this adapter, by name.
         sha256: of `weights`, hex.
         config_sha256: of the folder's config file, hex; None if it has none.
     """
 
-    weights: Parts
-    folder: Mapping[str, bytes | Parts]
+    weights: Parts | Draft
+    folder: Mapping[str, bytes | Parts | Draft]
     sha256: str
     config_sha256: str | None
 
@@ -125,9 +149,9 @@ def adapter_files(made: SafetensorsParts, config: str | None) -> AdapterFiles:
     Args:
         config: for the folder's `adapter_config.json`; None if it is in the header.
     """
-    weights, sha256 = made.parts(), made.sha256()
+    weights, sha256 = made.content(), made.sha256()
     if config is None:
         return AdapterFiles(weights, {PIPELINE_WEIGHTS: weights}, sha256, None)
     text = config.encode("utf-8")
-    folder: dict[str, bytes | Parts] = {WEIGHTS: weights, CONFIG: text}
+    folder: dict[str, bytes | Parts | Draft] = {WEIGHTS: weights, CONFIG: text}
     return AdapterFiles(weights, folder, sha256, hashlib.sha256(text).hexdigest())

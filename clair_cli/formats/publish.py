@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,15 +19,23 @@ from pathlib import Path, PurePosixPath
 
 from clair_cli.errors import OutputError
 from clair_cli.formats.adapter_file import Parts
+from clair_cli.formats.draft import (
+    Draft,
+    check_written,
+    create,
+    temp_name,
+    temp_names,
+    write_all,
+)
 from clair_cli.formats.held_signals import HeldSignals, held_signals
-from clair_cli.formats.regular_file import read_exactly
 from clair_cli.formats.rename import put_new, swap
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.targets import check_existing, check_room, check_target, resolve
 
-CHUNK_BYTES = 4 * 2**20
 _ATTEMPTS = 100
-_MADE_HERE: set[str] = set()  # temporary names of this process
+
+
+Content = bytes | Parts | Draft
 
 
 @dataclass(frozen=True)
@@ -38,13 +44,13 @@ class Output:
 
     Attributes:
         path: a link is followed, so that its target is replaced and not the link.
-        content: a file's bytes or parts, or a folder's files: relative POSIX path to bytes or
-            parts.
+        content: a file's bytes, parts, or draft (of this path), or a folder's files: relative
+            POSIX path to one of these.
         force: replace an existing regular file (it keeps its mode), or a folder that clair wrote.
     """
 
     path: Path
-    content: bytes | Parts | Mapping[str, bytes | Parts]
+    content: Content | Mapping[str, Content]
     force: bool = False
 
 
@@ -92,17 +98,11 @@ def publish_folder(path: Path, files: Mapping[str, bytes], *, force: bool) -> No
 def leftovers(path: Path) -> list[str]:
     """Temporary names beside `path` that a killed run left there; those of a live one are not."""
     target = resolve(path)
-    pattern = re.compile(re.escape(_short(target)) + r"\.clair-(\d+)-[0-9a-f]{8}\.tmp")
     try:
         names = sorted(os.listdir(target.parent))
     except OSError:
         return []
-    found = [(name, pattern.fullmatch(name)) for name in names]
-    return [
-        name
-        for name, match in found
-        if match and name not in _MADE_HERE and not _runs_elsewhere(int(match[1]))
-    ]
+    return [name for name, pid in temp_names(target, names) if not _runs_elsewhere(pid)]
 
 
 class _Job:
@@ -118,7 +118,7 @@ class _Job:
         self.kind = "folder" if self.folder else "file"
         check_target(output.path, force=output.force, kind=self.kind, inputs=())  # type: ignore[arg-type]
         self.target = resolve(output.path)
-        self.temp, self.aside = _temp_name(self.target), _temp_name(self.target)
+        self.temp, self.aside = temp_name(self.target), temp_name(self.target)
         self.old: Path | None = None
         self.placed = False
 
@@ -126,17 +126,18 @@ class _Job:
         """Write and sync everything under the temporary name."""
         content = self.output.content
         files = content if isinstance(content, Mapping) else {"": content}
-        size = sum(len(part) for data in files.values() for part in _parts(data))
+        missing = [_parts(data) for data in files.values() if not isinstance(data, Draft)]
+        size = sum(len(part) for parts in missing for part in parts)
         check_room(self.target.parent, size, self.output.path)
         if not isinstance(content, Mapping):
             mode = stat.S_IMODE(os.stat(self.target).st_mode) if self.target.exists() else None
-            _write(self.temp, _parts(content), mode, held)
+            _write(self.temp, content, mode, held)
             return
         os.mkdir(self.temp)
         for name, data in content.items():
             file = self.temp / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            _write(file, _parts(data), None, held)
+            _write(file, data, None, held)
         for folder, _, _ in os.walk(self.temp):
             _sync_folder(Path(folder))
 
@@ -161,7 +162,7 @@ class _Job:
     def undo(self) -> None:
         """Put back what stood there."""
         if self.old is not None:
-            self.temp = swap(self.old, self.target, _temp_name(self.target))
+            self.temp = swap(self.old, self.target, temp_name(self.target))
             self.old = None
         else:
             os.rename(self.target, self.temp)
@@ -194,16 +195,6 @@ def _put_in_place(jobs: Sequence[_Job]) -> None:
         raise
 
 
-def _short(target: Path) -> str:
-    return "." + os.fsdecode(os.fsencode(target.name)[:150])
-
-
-def _temp_name(target: Path) -> Path:
-    name = f"{_short(target)}.clair-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    _MADE_HERE.add(name)
-    return target.parent / name
-
-
 def _remove_folder(path: Path) -> None:
     """A folder of ours, even a write-protected one: what is removed was to be replaced."""
     for folder, _, _ in os.walk(path):
@@ -230,33 +221,21 @@ def _parts(content: bytes | Parts) -> Parts:
     return [content] if isinstance(content, bytes) else content
 
 
-def _chunks(parts: Parts) -> Iterator[memoryview]:
-    for part in parts:
-        view = memoryview(part)
-        yield from (view[start : start + CHUNK_BYTES] for start in range(0, len(view), CHUNK_BYTES))
-
-
-def _write(path: Path, parts: Parts, mode: int | None, held: HeldSignals) -> None:
+def _write(path: Path, content: Content, mode: int | None, held: HeldSignals) -> None:
     """Create, fill, sync, read again and compare. `mode` None: 0666 less the umask."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    fd = os.open(path, flags, 0o666)
+    if isinstance(content, Draft):
+        content.move_to(path, mode, held.check)
+        return
+    parts, fd = _parts(content), create(path)
     try:
         if mode is not None:
             os.chmod(fd if os.chmod in os.supports_fd else path, mode)
-        for view in _chunks(parts):
-            held.check()
-            while view:
-                view = view[os.write(fd, view) :]
+        write_all(fd, parts, held.check)
         os.fsync(fd)
         held.check()
-        os.lseek(fd, 0, os.SEEK_SET)
-        same = all(read_exactly(fd, len(view)) == bytes(view) for view in _chunks(parts))
-        same = same and not os.read(fd, 1)
+        check_written(fd, parts, path.name)
     finally:
         os.close(fd)
-    if not same:
-        raise OutputError(f"{quoted(path.name)} reads back differently from what was written")
 
 
 def _sync_folder(folder: Path) -> None:

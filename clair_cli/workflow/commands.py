@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from clair_cli.errors import InputRefused
 from clair_cli.formats.cohort import Cohort
+from clair_cli.own_process import is_ours
 from clair_cli.report import Report
 from clair_cli.workflow.beside import importing
 from clair_cli.workflow.outputs import (
     check_outputs,
+    drafted,
     write_merged,
     write_refined,
     write_report_only,
@@ -135,11 +137,15 @@ def merge(
     settings = make_settings("merge", clients, output, options)
     check_outputs(settings)
     cohort, rounds = _begin(settings)
-    result, merged = rounds.merge(settings, cohort, one_file=settings.one_file)
-    if merged is None:
-        path = write_report_only(result, settings)
-        return MergeResult(result, None, None, _text(path))
-    path = write_merged(result, merged.adapter.files, settings)
+    keep = settings.output is None or not is_ours()  # else nobody is there to look at them
+    with drafted(settings) as draft:
+        result, merged = rounds.merge(
+            settings, cohort, one_file=settings.one_file, draft=draft, keep_tensors=keep
+        )
+        if merged is None:
+            path = write_report_only(result, settings)
+            return MergeResult(result, None, None, _text(path))
+        path = write_merged(result, merged.adapter.files, settings)
     return MergeResult(result, merged.adapter.tensors, merged.adapter.config, _text(path))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from clair_cli.errors import OutputError
 from clair_cli.formats.adapter_file import AdapterFiles, Parts
-from clair_cli.formats.publish import Output, publish
+from clair_cli.formats.draft import Draft
+from clair_cli.formats.publish import Content, Output, publish
 from clair_cli.formats.report_json import records_nothing, report_json
 from clair_cli.formats.targets import SUFFIX, check_distinct, check_room, check_target, resolve
 from clair_cli.report import Report
@@ -73,6 +75,18 @@ def check_least_room(settings: Settings, shapes: Iterable[tuple[int, int]]) -> N
     check_room(resolve(settings.output).parent, least, settings.output)
 
 
+@contextlib.contextmanager
+def drafted(settings: Settings) -> Iterator[Draft | None]:
+    """A draft of the merged adapter's file, None where none is to be written; what is not published
+    of it goes in the end."""
+    draft = None if settings.output is None else Draft(settings.output)
+    try:
+        yield draft
+    finally:
+        if draft is not None:
+            draft.discard()
+
+
 def write_report_only(report: Report, settings: Settings) -> Path | None:
     """Publish the report of a run without an adapter; returns where, or None for nowhere."""
     path = settings.report or default_report(settings, adapter=False)
@@ -85,8 +99,9 @@ def write_merged(report: Report, files: AdapterFiles, settings: Settings) -> Pat
     """Publish a merged adapter and its report; returns the report's path."""
     output = settings.output
     if settings.stream is not None:
-        asked = _asked(report, settings)
-        publish(asked, between=lambda: _write_stream(files.weights, settings.stream))
+        asked, parts = _asked(report, settings), files.weights
+        assert not isinstance(parts, Draft), "a stream has none"
+        publish(asked, between=lambda: _write_stream(parts, settings.stream))
         return settings.report
     if output is None:
         return _write_asked(report, settings)
@@ -106,14 +121,14 @@ def write_refined(
     """Publish one folder per client and the report, as one folder."""
     if settings.output is None:
         return _write_asked(report, settings)
-    files: dict[str, bytes | Parts] = {REPORT: _text(report)}
+    files: dict[str, Content] = {REPORT: _text(report)}
     for folder, adapter in clients.items():
         files |= {f"{folder}/{name}": data for name, data in adapter.folder.items()}
     _write_folder(report, files, settings)
     return settings.report or default_report(settings, adapter=True)
 
 
-def _write_folder(report: Report, files: Mapping[str, bytes | Parts], settings: Settings) -> None:
+def _write_folder(report: Report, files: Mapping[str, Content], settings: Settings) -> None:
     """Publish a folder, after the report that `--report` asked for; a report beside it that an
     earlier run without an adapter left there goes."""
     assert settings.output is not None

@@ -17,6 +17,7 @@ from torch import Tensor
 from clair_cli.errors import OutputError
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.adapter_file import AdapterFiles, SafetensorsParts, adapter_files
+from clair_cli.formats.draft import Draft
 from clair_cli.formats.output_format import OutputFormat
 from clair_cli.formats.write_adapter import config_json, merged_config
 from clair_cli.maths.lowrank import numerical_rank, tail_norm
@@ -38,7 +39,7 @@ class WrittenAdapter:
     """An adapter as it will stand in a file, and how exactly it says what was computed.
 
     Attributes:
-        tensors: by tensor name. config: the adapter config.
+        tensors: by tensor name, if they were kept. config: the adapter config.
         files: their bytes.
         format: whose names the tensors have.
         rank, alpha, scaling, dtype: one for all modules.
@@ -75,6 +76,8 @@ class AdapterWriter:
         adapters: the clients whose dtype and config fields are followed.
         output: how all of the run's adapters are written.
         one_file: whether the file stands alone; its header then holds the config.
+        draft: gets the file's bytes as they are made.
+        keep_tensors: whether the adapter is to be had in memory too.
     """
 
     def __init__(
@@ -84,9 +87,11 @@ class AdapterWriter:
         settings: Settings,
         *,
         one_file: bool,
+        draft: Draft | None = None,
+        keep_tensors: bool = True,
     ) -> None:
         self._adapters, self._output, self._settings = adapters, output, settings
-        self._one_file = one_file
+        self._one_file, self._draft, self._keep_tensors = one_file, draft, keep_tensors
         self._values: dict[str, Tensor] = {}
         self._tensors: dict[str, Tensor] = {}
         self._error = 0.0
@@ -141,7 +146,8 @@ class AdapterWriter:
         """Keep one module's factors, and hash them if it is their turn."""
         factors = {module: (written.lora_A, written.lora_B)}
         for name, tensor in self._output.tensors(factors, self._scale.scaling).items():
-            self._tensors[name] = tensor
+            if self._keep_tensors:
+                self._tensors[name] = tensor
             self._file.add(name, tensor)
         self._error = math.hypot(self._error, written.error)
 
@@ -180,7 +186,7 @@ class AdapterWriter:
         if self._config_inside:
             header = output.header(self._config, modules, scaling)
         factors = {m: self._empty(m) for m in modules}
-        return SafetensorsParts(output.tensors(factors, scaling), header)
+        return SafetensorsParts(output.tensors(factors, scaling), header, self._draft)
 
     @property
     def _config_inside(self) -> bool:
