@@ -11,11 +11,11 @@ import sys
 _ours = False
 
 # Seconds for which a thread may keep the interpreter from the others. By default it is 5 ms, and
-# each of a thread's short products waits for so long while another one imports.
+# each of a thread's short products waits for so long while another one is busy.
 _SWITCH = 0.001
 
 # Numbers of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def claim() -> None:
@@ -31,19 +31,19 @@ def is_ours() -> bool:
 def settle() -> None:
     """Set up a process of our own for its work; before numpy is imported. Another is left as it is.
 
-    Numpy and scipy come with an OpenBLAS each, whose threads, which nothing here uses, spin for a
-    tenth of a second after they were started.
+    Numpy comes with an OpenBLAS whose threads, which nothing here uses, spin for a tenth of a
+    second after they were started.
     """
     if not _ours:
         return
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.setswitchinterval(_SWITCH)
-    _return_large_blocks()
+    _save_memory()
 
 
-def _return_large_blocks() -> None:
-    """Let glibc give blocks of 8 MB and more back at once, else each thread keeps what it used.
-    Other C libraries are left as they are."""
+def _save_memory() -> None:
+    """Let glibc give blocks of 8 MB and more back at once, and let all threads use what one of them
+    freed. Other C libraries are left as they are."""
     import ctypes
 
     try:
@@ -52,3 +52,4 @@ def _return_large_blocks() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, 8 * 2**20)
     mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
+    mallopt(_M_ARENA_MAX, 1)

@@ -11,6 +11,7 @@ import clair_cli
 from clair_cli.maths.grams import grams
 from clair_cli.maths.stack import stack_factors
 from clair_cli.workflow.engine import Device, Engine
+from clair_cli.workflow.pool import Workers
 
 CLIENTS = Path(__file__).parent.parent / "sample_adapters" / "clients"
 
@@ -38,7 +39,7 @@ def test_every_thread_has_a_stream_of_its_own() -> None:
         assert torch.cuda.current_stream() != torch.cuda.default_stream()
         return torch.cuda.current_stream().cuda_stream
 
-    engine = Engine(device, 2, lambda *_: None)
+    engine = Engine(device, Workers(2), lambda *_: None)
     assert len(set(engine.each("working", stream, range(50)))) <= 2
 
 

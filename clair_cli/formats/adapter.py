@@ -24,10 +24,6 @@ class TensorSource(Protocol):
 
     def read(self, key: str) -> Tensor: ...
 
-    def forget(self, key: str) -> None:
-        """Let go of what is held of a tensor; what `read` gave is not used any more."""
-        ...
-
     def number(self, key: str) -> float:
         """The value of a tensor with one element."""
         ...
@@ -118,11 +114,3 @@ class Adapter:
         """
         entry = self.modules[module]
         return entry.layout.flat(self.source.read(entry.key_A), self.source.read(entry.key_B))
-
-    def forget(self, module: str) -> None:
-        """Let go of what is held of a module, which the adapter may lack: nobody uses its factors
-        any more, and few will ask for them again."""
-        entry = self.modules.get(module)
-        if entry is not None:
-            self.source.forget(entry.key_A)
-            self.source.forget(entry.key_B)

@@ -1,12 +1,11 @@
 """Bytes of files on their way from who checks them to who computes, often another process.
 
 In memory that both share: what was hashed is what is computed with, and is not read and hashed
-again, however often it is looked at, until it is forgotten.
+again, however often it is looked at.
 """
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import threading
@@ -47,13 +46,6 @@ class Handover:
         """What is to be filled, after `reserve`, or was."""
         return memoryview(self._memory)[start:stop]
 
-    def forget(self, start: int, stop: int) -> None:
-        """Give the pages between these bytes back to the system; whole ones only."""
-        first, end = -(-start // _PAGE) * _PAGE, stop // _PAGE * _PAGE
-        if end > first and hasattr(mmap, "MADV_REMOVE"):
-            with contextlib.suppress(OSError):  # then they stay until the process ends
-                self._memory.madvise(mmap.MADV_REMOVE, first, end - first)
-
 
 @dataclass(frozen=True)
 class HandedOver:
@@ -73,11 +65,5 @@ class HandedOver:
         return self.memory.room(self.start + begin, self.start + end)
 
     def bytes_of(self, name: str, begin: int, end: int) -> memoryview | None:
-        """A tensor's bytes where they lie, until they are forgotten; None if they were."""
+        """A tensor's bytes where they lie."""
         return self.room(begin, end) if name in self.held else None
-
-    def forget(self, name: str, begin: int, end: int) -> None:
-        """A tensor's bytes are not needed again; nobody may look at them any more."""
-        if name in self.held:
-            self.held.remove(name)
-            self.memory.forget(self.start + begin, self.start + end)

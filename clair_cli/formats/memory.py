@@ -50,9 +50,6 @@ class MemorySource:
             raise RejectedClient(f"tensor {quoted(key)} changed while reading")
         return tensor
 
-    def forget(self, key: str) -> None:
-        """Nothing is held."""
-
     def number(self, key: str) -> float:
         """The value of a tensor with one element."""
         return float(self.read(key))

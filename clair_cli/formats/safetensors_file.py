@@ -96,7 +96,7 @@ class SafetensorsFile:
 
         Returns:
             A CPU tensor of the stored shape and dtype (a float of 16, 32 or 64 bits, or an
-            integer of as many), not to be written to, nor used once it is forgotten.
+            integer of as many), not to be written to.
 
         Raises:
             KeyError: no such tensor.
@@ -122,12 +122,6 @@ class SafetensorsFile:
             raise self._other_dtype(entry)
         missing = bytes(2) if entry.dtype == "BF16" else b""  # it is half a float32
         return float(struct.unpack("<" + _CODES[entry.dtype], missing + self._bytes(key))[0])
-
-    def forget(self, key: str) -> None:
-        """Let go of what is held of a tensor: a later `read` opens the file."""
-        entry = self.tensors[key]
-        if self.handed is not None:
-            self.handed.forget(key, entry.begin, entry.end)
 
     def _bytes(self, key: str) -> bytearray | memoryview:
         entry = self.tensors[key]

@@ -87,16 +87,21 @@ def merged_core(gram_B: Tensor, gram_A: Tensor, weights: Tensor) -> MergedCore |
     if n == 0:
         empty = gram_B.new_zeros(size, 0)
         return MergedCore(empty, gram_B.new_zeros(0), empty.mT, 1.0)
-    side_B, side_A = (_triangle(gram[used][:, used]) for gram in (gram_B, gram_A))
+    if n < size:
+        gram_B, gram_A = (
+            gram.index_select(0, used).index_select(1, used) for gram in (gram_B, gram_A)
+        )
+        weights = weights[used]
+    side_B, side_A = _triangle(gram_B), _triangle(gram_A)
     if side_B is None or side_A is None:
         return None
     lower_B, inverse_B, growth_B = side_B
     lower_A, inverse_A, growth_A = side_A
-    core = (lower_B.mT * weights[used]) @ lower_A
-    u, values, vt = _decomposed(core)
-    left, right = gram_B.new_zeros(size, n), gram_B.new_zeros(n, size)
-    left[used] = inverse_B.mT @ u
-    right[:, used] = vt @ inverse_A
+    u, values, vt = _decomposed((lower_B.mT * weights) @ lower_A)
+    left, right = inverse_B.mT @ u, vt @ inverse_A
+    if n < size:
+        left = left.new_zeros(size, n).index_copy_(0, used, left)
+        right = right.new_zeros(n, size).index_copy_(1, used, right)
     return MergedCore(left, values, right, max(growth_B, growth_A))
 
 

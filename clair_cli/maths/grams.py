@@ -67,10 +67,13 @@ class Grams:
         )  # fmt: skip
 
     def of_clients(self, clients: Sequence[int]) -> Grams:
-        """Those of some clients, in their order; without the sketches."""
+        """Those of some clients, in ascending order; without the sketches unless all are wanted."""
+        if len(clients) == len(self.ranks):
+            return self
         columns, chosen = columns_of(self.ranks, clients), list(clients)
+        B, A = (g.index_select(1, columns).index_select(2, columns) for g in (self.B, self.A))
         return Grams(
-            self.B[:, columns][:, :, columns], self.A[:, columns][:, :, columns],
+            B, A,
             self.norms[:, chosen], self.scale[:, chosen],
             tuple(self.ranks[k] for k in clients), self.shape,
             self.by_B[:, columns], self.by_A[:, columns],

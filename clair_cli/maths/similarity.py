@@ -57,7 +57,12 @@ def half_factors(gram: Tensor, ranks: Sequence[int]) -> Tensor:
 
 
 def gram_root(gram: Tensor) -> Tensor:
-    """T with T T' = gram, which is positive semi-definite, (..., n, n)."""
+    """T with T T' = gram, which is positive semi-definite, (..., n, n): its Cholesky factor, or
+    where one of them has none (a rank below n, to rounding error), one made of eigenvectors."""
+    lower, info = torch.linalg.cholesky_ex(gram)
+    if not info.any():
+        found: Tensor = lower
+        return found
     values, vectors = torch.linalg.eigh(gram)
     root: Tensor = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
     return root

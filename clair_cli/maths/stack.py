@@ -48,20 +48,6 @@ class FactorStack:
         """(out_features, in_features)."""
         return self.lora_B.shape[1], self.lora_A.shape[2]
 
-    def of_clients(self, clients: Sequence[int]) -> FactorStack:
-        """Those of some clients, in ascending order."""
-        if len(clients) == self.n_clients:
-            return self
-        ranks = list(self.ranks)
-        of_A, of_B = torch.split(self.lora_A, ranks, dim=1), torch.split(self.lora_B, ranks, dim=2)
-        return FactorStack(
-            torch.cat([of_A[k] for k in clients], dim=1),
-            torch.cat([of_B[k] for k in clients], dim=2),
-            self.scaling[:, list(clients)],
-            tuple(self.ranks[k] for k in clients),
-            self.dtype,
-        )
-
 
 def balance(
     norm_A: Tensor, norm_B: Tensor, scaling: Tensor, ranks: Sequence[int]

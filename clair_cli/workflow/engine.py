@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from clair_cli.errors import UsageError
-from clair_cli.workflow.pool import Tell, available_threads, in_order, told
+from clair_cli.workflow.pool import Tell, Workers, available_threads, told
 from clair_cli.workflow.settings import Settings
 
 T = TypeVar("T")
@@ -65,15 +65,13 @@ class Engine:
     """How the modules of a round are worked on.
 
     Attributes:
-        threads: modules worked on at once, each on one thread.
+        workers: the threads, each of which works on one module or batch.
         tell: called as `tell(stage, done, total)`.
-        looks_once: whether nobody will ask for a module's factors again once it was compared.
     """
 
     device: Device
-    threads: int
+    workers: Workers
     tell: Tell
-    looks_once: bool = False
 
     def each(self, stage: str, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Results in the order of items; what is done is told."""
@@ -83,7 +81,7 @@ class Engine:
                 return function(item)
 
         every = list(items)
-        return told(in_order(on_lane, every, self.threads), len(every), stage, self.tell)
+        return told(self.workers.in_order(on_lane, every), len(every), stage, self.tell)
 
 
 def make_engine(settings: Settings) -> Engine:
@@ -93,5 +91,5 @@ def make_engine(settings: Settings) -> Engine:
         UsageError: the device is not there.
     """
     device = choose_device(settings.device)
-    threads = settings.threads or available_threads()
-    return Engine(device, threads, settings.tell, looks_once=settings.command == "inspect")
+    workers = Workers(settings.threads or available_threads())
+    return Engine(device, workers, settings.tell)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -64,16 +63,6 @@ class Judged:
         if self.round.previous is not None:
             sources.append(self.round.previous)
         return tuple(m for m in self.round.module_shapes if any(m in a.modules for a in sources))
-
-
-def warm_up() -> None:
-    """Import what judging needs of scipy, on a thread of its own: comparing comes first. Where
-    that fails judging says so."""
-    with contextlib.suppress(ImportError, OSError):
-        import scipy.cluster.hierarchy
-        import scipy.sparse.csgraph
-        import scipy.spatial.distance
-        import scipy.special  # noqa: F401
 
 
 def judge_round(round_: Round, engine: Engine, *, allow_undetermined: bool) -> Judged:

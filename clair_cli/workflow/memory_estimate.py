@@ -36,7 +36,7 @@ def estimate_memory(round_: Round, engine: Engine) -> int:
     )
     clients = len(round_.adapters)
     evidence = len(round_.module_shapes) * clients * _FLOAT * (6 * clients + CORE_DIM**2)
-    return sum(in_work[: engine.threads]) + kept + min(files, HANDOVER_BYTES) + evidence
+    return sum(in_work[: engine.workers.threads]) + kept + min(files, HANDOVER_BYTES) + evidence
 
 
 def _in_work(round_: Round, modules: Sequence[str]) -> int:

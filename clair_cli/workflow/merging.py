@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clair_cli.formats.draft import Draft
 from clair_cli.maths.core_merge import MergedCore, merged_core
 from clair_cli.maths.grams import grams
 from clair_cli.maths.lowrank import Product, singular_values, spectrum
@@ -23,7 +24,6 @@ from clair_cli.workflow.passes import KEPT_BYTES
 from clair_cli.workflow.settings import Settings
 from clair_cli.workflow.tensors import (
     factors_of,
-    forget,
     less,
     naming_module,
     previous_of,
@@ -49,11 +49,21 @@ class Merged:
     plain_mean_distance: float | None
 
 
-def merge_round(judged: Judged, settings: Settings, engine: Engine, *, one_file: bool) -> Merged:
+def merge_round(
+    judged: Judged,
+    settings: Settings,
+    engine: Engine,
+    *,
+    one_file: bool,
+    draft: Draft | None = None,
+    keep_tensors: bool = True,
+) -> Merged:
     """Merge the clients with a weight. Sums run in order of content.
 
     Args:
         one_file: whether the adapter is to be a single file.
+        draft: gets the adapter's bytes as they are made.
+        keep_tensors: whether the adapter is to be had in memory too.
 
     Raises:
         ClientLost: a tensor changed since the first pass.
@@ -62,7 +72,7 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine, *, one_file:
     modules = judged.written
     adapters = [judged.round.adapters[k] for k in judged.merged]
     assert judged.round.output is not None
-    writer = AdapterWriter(adapters, judged.round.output, settings, one_file=one_file)
+    writer = AdapterWriter(adapters, judged.round.output, settings, one_file=one_file, draft=draft)
     merger = _Merger(judged, engine)
     cores: dict[str, Core | None] = {}
     for module, (values, core) in zip(
@@ -78,9 +88,7 @@ def merge_round(judged: Judged, settings: Settings, engine: Engine, *, one_file:
             if core is not None and core.n_vectors < min(writer.rank, len(core.values)):
                 core = merger.observe(module)[1]
             exact = merger.leading(module, core, writer.rank, sixteen_bits=writer.sixteen_bits)
-            written = writer.cut(module, exact)
-            forget(judged.round, [module])
-            return written
+            return writer.cut(module, exact)
 
     for module, written in zip(modules, engine.each("writing", cut, modules), strict=True):
         writer.put(module, written)

@@ -19,7 +19,7 @@ from clair_cli.maths.judge import joint_stack
 from clair_cli.maths.wide_evidence import is_wide, wide_evidence
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.round import Round
-from clair_cli.workflow.tensors import forget, naming_module, stack_of
+from clair_cli.workflow.tensors import naming_module, stack_of
 
 # Bytes of stacked float64 factors and Grams that one batch of modules may take on a GPU, on a CPU.
 BATCH_BYTES, CPU_BATCH_BYTES = 512 * 2**20, 96 * 2**20
@@ -110,8 +110,6 @@ def gather_evidence(round_: Round, engine: Engine) -> Gathered:
     def work(modules: list[str]) -> tuple[list[str], Evidence, dict[str, Grams]]:
         with naming_module(modules[0]):
             stack = stack_of(round_, modules, engine.device)
-            if engine.looks_once:
-                forget(round_, modules)
             if wide(round_, modules[0]):
                 return modules, wide_evidence(stack).evidence, {}
             pair = grams(stack)

@@ -30,22 +30,44 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`map(function, items)` on several threads, a few items ahead of what is taken.
+class Workers:
+    """Threads that stay until they are closed: each has buffers of its own in the libraries."""
 
-    An exception of one item comes when its turn does; what has not begun by then never does.
-    """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="clair", initializer=_take_settings)
-    waiting: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= _AHEAD * threads:
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(
+            threads, thread_name_prefix="clair", initializer=_take_settings
+        )
+
+    def in_order(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """`map(function, items)` on the threads, a few items ahead of what is taken.
+
+        An exception of one item comes when its turn does; what has not begun by then never does.
+        """
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(self._pool.submit(function, item))
+                if len(waiting) >= _AHEAD * self.threads:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def close(self) -> None:
+        """Nothing more begins, and what has begun is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`Workers.in_order` on threads that are there for these items only."""
+    workers = Workers(threads)
+    try:
+        yield from workers.in_order(function, items)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        workers.close()
 
 
 def _take_settings() -> None:

@@ -15,7 +15,6 @@ from clair_cli.workflow.pool import available_threads, in_order, told
 from clair_cli.workflow.settings import Settings
 
 # Bytes of the clients' files that are held from the check on; those of the others are read again.
-# They are given back as modules are done.
 HANDOVER_BYTES = 384 * 2**20
 
 

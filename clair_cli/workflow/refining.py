@@ -29,7 +29,7 @@ from clair_cli.maths.thin import thin
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.settings import Settings
-from clair_cli.workflow.tensors import forget, naming_module, previous_of, updates_of
+from clair_cli.workflow.tensors import naming_module, previous_of, updates_of
 from clair_cli.workflow.writing import AdapterWriter, WrittenAdapter
 
 
@@ -201,7 +201,6 @@ class _Looks:
         """Every client's factors as they will be written."""
         with naming_module(module):
             state = _Module(self.judged, module, self.side)
-            forget(self.judged.round, [module])
             return [
                 writer.cut(module, thin(spectrum(state.on_top(state.result(i, self.keep[i])))))
                 for i, writer in enumerate(self.writers)

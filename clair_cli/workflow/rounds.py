@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -10,9 +10,10 @@ from typing import TypeVar
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.adapter_file import AdapterFiles
 from clair_cli.formats.cohort import Cohort, Rejection
+from clair_cli.formats.draft import Draft
 from clair_cli.report import Report
 from clair_cli.workflow.engine import Engine, make_engine
-from clair_cli.workflow.judging import Judged, judge_round, warm_up
+from clair_cli.workflow.judging import Judged, judge_round
 from clair_cli.workflow.memory_estimate import estimate_memory
 from clair_cli.workflow.merging import Merged, merge_round
 from clair_cli.workflow.outputs import check_least_room
@@ -31,9 +32,16 @@ def inspect(settings: Settings, cohort: Cohort | InputRefused) -> Report:
 
 
 def merge(
-    settings: Settings, cohort: Cohort | InputRefused, *, one_file: bool
+    settings: Settings,
+    cohort: Cohort | InputRefused,
+    *,
+    one_file: bool,
+    draft: Draft | None = None,
+    keep_tensors: bool = True,
 ) -> tuple[Report, Merged | None]:
-    judged, merged = run_round(settings, cohort, partial(merge_round, one_file=one_file))
+    """See `merge_round`."""
+    make = partial(merge_round, one_file=one_file, draft=draft, keep_tensors=keep_tensors)
+    judged, merged = run_round(settings, cohort, make)
     return make_report(settings, judged, merged=merged), merged
 
 
@@ -67,8 +75,7 @@ def run_round(
     starts again without it, so that what is judged is what is merged."""
     engine = make_engine(settings)
     dropped: list[Rejection] = []
-    threading.Thread(target=warm_up, daemon=True).start()
-    with one_thread_each():
+    with one_thread_each(), contextlib.closing(engine.workers):
         while True:
             round_ = load_round(settings, cohort, dropped)
             if round_.refusal is None:

@@ -46,13 +46,6 @@ def factors_of(adapter: Adapter, module: str) -> Factors:
     return lora_A, lora_B, entry.scaling
 
 
-def forget(round_: Round, modules: Sequence[str]) -> None:
-    """Let go of what is held of all clients' factors in some modules; nobody uses them any more."""
-    for adapter in round_.adapters:
-        for module in modules:
-            adapter.forget(module)
-
-
 def updates_of(round_: Round, module: str, previous: Factors) -> list[Factors]:
     """Every client's update in one module: its adapter, less the previous round's if given."""
     updates: list[Factors] = []

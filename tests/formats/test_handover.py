@@ -1,5 +1,5 @@
-"""Bytes that are checked and then used, by another process or the same: until they are forgotten,
-and never those of a changed file."""
+"""Bytes that are checked and then used, by another process or the same: never those of a changed
+file."""
 
 from __future__ import annotations
 
@@ -50,22 +50,6 @@ def test_what_was_checked_arrives_without_the_file(tmp_path: Path, handover: Han
     for name in ("c", "a", "b", "a"):
         for k, file in enumerate(files):
             assert torch.equal(file.read(name), tensors(k)[name])
-    for name in ("a", "b", "c"):
-        files[0].forget(name)
-        files[0].forget(name)
-    assert torch.equal(files[1].read("a"), tensors(1)["a"])
-    with pytest.raises(RejectedClient, match="changed while reading tensor"):
-        for name in ("a", "b", "c"):  # now the file is read
-            files[0].read(name)
-
-
-def test_what_is_forgotten_is_read_from_the_file(tmp_path: Path, handover: Handover) -> None:
-    """What lies beside it stays."""
-    file = opened(tmp_path / "a.safetensors", tensors(1), handover)
-    for forgotten in ("c", "a", "b"):
-        file.forget(forgotten)
-        for name, tensor in tensors(1).items():
-            assert torch.equal(file.read(name), tensor)
 
 
 def test_tensors_in_odd_places_are_read_as_well(tmp_path: Path, handover: Handover) -> None:
@@ -102,16 +86,6 @@ def test_without_room_the_file_is_read(tmp_path: Path, handover: Handover) -> No
 def test_the_process_that_made_it_does_not_know_what_its_child_filled(tmp_path: Path) -> None:
     handover = Handover(ROOM, by_child=True)
     assert opened(tmp_path / "a.safetensors", tensors(1), handover).handed is None
-
-
-def test_what_was_forgotten_takes_no_memory(handover: Handover) -> None:
-    reserved = handover.reserve(ROOM // 2)
-    assert reserved is not None and reserved.start == 0
-    handover.room(0, ROOM // 2)[:] = b"x" * (ROOM // 2)
-    handover.forget(100, ROOM // 2)
-    assert bytes(handover.room(0, 100)) == b"x" * 100  # of a page with something else in it
-    if os.uname().sysname == "Linux":
-        assert not any(handover.room(8192, ROOM // 2))
 
 
 def test_a_rejected_file_hands_nothing_over(tmp_path: Path, handover: Handover) -> None:

@@ -230,15 +230,3 @@ def test_a_narrow_stack_holds_factors_of_any_size(size_A: float, dtype: torch.dt
     found = narrow.scaling[0, 0] * narrow.lora_B[0].double() @ narrow.lora_A[0].double()
     assert torch.linalg.matrix_norm(found - exact) <= 1e-6 * torch.linalg.matrix_norm(exact)
     assert narrow.lora_A.dtype == torch.float32
-
-
-@pytest.mark.parametrize("chosen", [(0, 1, 2, 3), (1, 2), (0, 3), (2,), (0, 1, 3)])
-def test_a_stack_of_some_clients(chosen: tuple[int, ...]) -> None:
-    """As if the others had never been there, but for the columns that pad their batch."""
-    whole = stack_factors(cohort(), (OUT, IN))
-    got = whole.of_clients(chosen)
-    alone = stack_factors([[clients[k] for k in chosen] for clients in cohort()], (OUT, IN))
-    for name in ("lora_A", "lora_B", "scaling"):
-        assert torch.equal(getattr(got, name), getattr(alone, name))
-    assert (got.ranks, got.dtype, got.n_clients) == (alone.ranks, alone.dtype, len(chosen))
-    assert (got is whole) == (len(chosen) == 4)

@@ -17,6 +17,7 @@ import clair_cli
 from clair_cli.maths import grams as grams_module
 from clair_cli.maths.stack import stack_factors
 from clair_cli.workflow import engine
+from clair_cli.workflow.pool import Workers
 from tests.pretend import device as pretend
 from tests.test_workflow_paths import CASES, clients, save
 
@@ -140,12 +141,12 @@ def test_a_cuda_device_has_a_stream_for_each_thread(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", entered)
-    on_gpu = engine.Engine(engine.Device("cuda", torch.float64), 2, lambda *_: None)
+    on_gpu = engine.Engine(engine.Device("cuda", torch.float64), Workers(2), lambda *_: None)
     found = list(on_gpu.each("working", work, range(20)))
     assert [item for item, _ in found] == list(range(20))
     assert {stream for _, stream in found} == set(made)
     assert len(made) == 2
-    on_cpu = engine.Engine(engine.Device("cpu", torch.float64), 2, lambda *_: None)
+    on_cpu = engine.Engine(engine.Device("cpu", torch.float64), Workers(2), lambda *_: None)
     assert list(on_cpu.each("working", lambda item: item, range(3))) == [0, 1, 2]
     assert len(made) == 2
 
