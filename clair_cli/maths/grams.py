@@ -15,8 +15,9 @@ from clair_cli.maths.stack import FactorStack, balance, columns_of, same_rank
 SKETCHED_ABOVE = 128
 SKETCH_DIM = 24
 
-# Columns that are converted and multiplied at once on a CPU: they stay in its cache.
-_CHUNK = 1024
+# Numbers that are converted and multiplied at once on a CPU, in so many columns at least: they stay
+# in its cache.
+_CHUNK_NUMBERS, _LEAST_CHUNK = 2**18, 512
 # Rows of one block of a symmetric product: a multiple of this, which fits the products' kernels.
 _BLOCK = 64
 
@@ -121,7 +122,9 @@ def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor,
         dtype: of the products.
     """
     n_modules, n, width = rows.shape
-    step = min(_CHUNK, width) if rows.device.type == "cpu" else width
+    step = width
+    if rows.device.type == "cpu":
+        step = min(width, max(_LEAST_CHUNK, _CHUNK_NUMBERS // max(1, n)))
     gram = torch.zeros(n_modules, n, n, dtype=dtype, device=rows.device)
     random = sketch = None
     if sketched:
@@ -144,14 +147,14 @@ def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor,
 
 
 def _blocks(n: int) -> list[tuple[int, int]]:
-    """The rows of a symmetric matrix in up to eight blocks."""
-    step = _BLOCK * max(1, -(-n // (8 * _BLOCK)))
+    """The rows of a symmetric matrix in up to four blocks."""
+    step = _BLOCK * max(1, -(-n // (4 * _BLOCK)))
     return [(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def add_symmetric(gram: Tensor, rows: Tensor) -> None:
-    """Add `rows @ rows'` to `gram`, on and below the diagonal's blocks: in eight blocks of rows
-    that is 9/16 of the operations.
+    """Add `rows @ rows'` to `gram`, on and below the diagonal's blocks: in four blocks of rows
+    that is 5/8 of the operations.
 
     Args:
         gram: shape (n_modules, n, n). rows: shape (n_modules, n, width).

@@ -40,10 +40,6 @@ class WideCore:
     def n_vectors(self) -> int:
         return self.vectors.shape[1]
 
-    @property
-    def n_bytes(self) -> int:
-        return 8 * self.vectors.numel()
-
     def leading(self, n: int) -> WideCore:
         """Without the vectors after the first n."""
         return WideCore(self.vectors[:, :n].clone(), self.values, self.transposed)

@@ -73,20 +73,20 @@ def merge_round(
     adapters = [judged.round.adapters[k] for k in judged.merged]
     assert judged.round.output is not None
     writer = AdapterWriter(adapters, judged.round.output, settings, one_file=one_file, draft=draft)
-    merger = _Merger(judged, engine)
+    merger = _Merger(judged, engine, KEPT_BYTES // max(1, len(modules)))
     cores: dict[str, Core | None] = {}
     for module, (values, core) in zip(
         modules, engine.each("merging", merger.observe, modules), strict=True
     ):
         writer.observe(module, values)
-        cores[module] = _kept(core, KEPT_BYTES // len(modules))
+        cores[module] = core
     writer.plan()
 
     def cut(module: str) -> WrittenModule:
         with naming_module(module):
             core = cores.pop(module)
             if core is not None and core.n_vectors < min(writer.rank, len(core.values)):
-                core = merger.observe(module)[1]
+                core = merger.observe(module, kept=False)[1]
             exact = merger.leading(module, core, writer.rank, sixteen_bits=writer.sixteen_bits)
             return writer.cut(module, exact)
 
@@ -96,18 +96,28 @@ def merge_round(
 
 
 class _Merger:
-    """The merged update of each module: by its Grams where they allow it, else by QR."""
+    """The merged update of each module: by its Grams where they allow it, else by QR.
 
-    def __init__(self, judged: Judged, engine: Engine) -> None:
-        self.judged, self.engine = judged, engine
+    Args:
+        room: bytes that may be kept of a module until the rank is known.
+    """
 
-    def observe(self, module: str) -> tuple[Tensor, Core | None]:
-        """A module's singular values, and its core where one can be relied on."""
+    def __init__(self, judged: Judged, engine: Engine, room: int) -> None:
+        self.judged, self.engine, self.room = judged, engine, room
+
+    def observe(self, module: str, *, kept: bool = True) -> tuple[Tensor, Core | None]:
+        """A module's singular values, and its core where one can be relied on.
+
+        Args:
+            kept: whether the core is to be kept: then it may have fewer vectors.
+        """
         with naming_module(module):
             if self._wide(module):
                 wide = wide_core(*self._weighted(module))
-                return wide.values, wide
-            core = self._core(module)
+                width = len(wide.vectors)
+                n = self._n_vectors(width, width) if kept else None
+                return wide.values, wide if n is None else wide.leading(n)
+            core = self._core(module, kept)
             if core is not None:
                 return core.values, core
             return singular_values(self._product(module)), None
@@ -139,7 +149,13 @@ class _Merger:
         adapters = [self.judged.round.adapters[k] for k in self.judged.merged]
         return sum(a.modules[module].rank for a in adapters if module in a.modules)
 
-    def _core(self, module: str) -> MergedCore | None:
+    def _n_vectors(self, n: int, size: int) -> int | None:
+        """How many of `n` vectors of so many numbers may be kept; None for all of them."""
+        fitting = (k for k in (n, _KEPT_VECTORS) if 8 * k * size <= self.room)
+        most = next(fitting, 0)
+        return None if most >= n else most
+
+    def _core(self, module: str, kept: bool) -> MergedCore | None:
         """With a previous adapter every client's stack holds it too, and with more terms than
         width one is a sum of others: never well-conditioned."""
         if self.judged.round.previous is not None or self._terms(module) > self._width(module):
@@ -152,7 +168,8 @@ class _Merger:
         used = [self.judged.weights[k] for k in self.judged.merged]
         weights = torch.tensor(used, dtype=torch.float64)
         terms = torch.repeat_interleave(weights * pair.scale[0], torch.tensor(pair.ranks))
-        core = merged_core(pair.B[0], pair.A[0], terms)
+        n = self._n_vectors(len(terms), 2 * len(terms)) if kept else None
+        core = merged_core(pair.B[0], pair.A[0], terms, n)
         return None if core is None else core.of_unbalanced(pair.by_B[0], pair.by_A[0])
 
     def _stack(self, module: str) -> FactorStack:
@@ -178,18 +195,6 @@ class _Merger:
 
     def _product(self, module: str) -> Product:
         return weighted_sum(*self._updates(module), self.judged.round.module_shapes[module])
-
-
-def _kept(core: Core | None, room: int) -> Core | None:
-    """What is kept of a module until the rank is known.
-
-    Args:
-        room: bytes.
-    """
-    for n in (_KEPT_VECTORS, 0):
-        if core is not None and core.n_bytes > room:
-            core = core.leading(n)
-    return core
 
 
 def _plain_distance(judged: Judged) -> float | None:

@@ -27,7 +27,7 @@ BATCH_BYTES, CPU_BATCH_BYTES = 512 * 2**20, 96 * 2**20
 # there is still a batch for every thread.
 CPU_BATCH = 4
 # Bytes of Grams that may be kept from the first pass for the second; others are made again.
-KEPT_BYTES = 256 * 2**20
+KEPT_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
