@@ -48,6 +48,13 @@ class Evidence:
     cores: Tensor
     effective_ranks: Tensor
 
+    def cpu(self) -> Evidence:
+        """The same on the CPU."""
+        return Evidence(
+            self.norms.cpu(), self.matrix.cpu(), self.output.cpu(), self.input.cpu(),
+            self.cores.cpu(), self.effective_ranks.cpu(),
+        )  # fmt: skip
+
     def table(self, stacking: str) -> PairTable:
         return {"matrix": self.matrix, "output": self.output, "input": self.input}[stacking]
 
@@ -56,7 +63,8 @@ def gather(pair: Grams) -> Evidence:
     """Reduce a batch of modules of one shape to what the judgement needs of it.
 
     Returns:
-        Numbers that depend on the delta weights only, not on the factors' gauge.
+        Numbers that depend on the delta weights only, not on the factors' gauge; on the CPU,
+        wherever the Grams are.
     """
     output, output_root = unit_side(pair.B, pair.A, pair)
     input_, input_root = unit_side(pair.A, pair.B, pair)
@@ -72,7 +80,7 @@ def gather(pair: Grams) -> Evidence:
             _leading(input_, input_root, pair.sketch_A),
         ),
         _effective_ranks(output, pair),
-    )
+    ).cpu()
 
 
 def _effective_ranks(unit_gram: Tensor, pair: Grams) -> Tensor:
@@ -124,7 +132,7 @@ def _two_sided_cores(pair: Grams, output_basis: Tensor, input_basis: Tensor) -> 
     right = pair.A @ input_basis  # AQ: (n_modules, sum_rank, top)
     inverse = torch.where(pair.norms > 0, 1.0 / pair.norms, 0.0)[:, :, None, None]
     n_modules, n_clients, top = len(left), len(pair.ranks), (left.shape[1], right.shape[2])
-    cores = torch.zeros(n_modules, n_clients, CORE_DIM, CORE_DIM, dtype=left.dtype)
+    cores = left.new_zeros(n_modules, n_clients, CORE_DIM, CORE_DIM)
     if same_rank(pair.ranks):
         rows = left.view(n_modules, top[0], n_clients, -1).transpose(1, 2)
         found = rows @ right.view(n_modules, n_clients, -1, top[1])

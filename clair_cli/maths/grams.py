@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from clair_cli.maths.stack import FactorStack, balance, columns_of, same_rank
+from clair_cli.maths.stack import FactorStack, balance, columns_of, owners, same_rank
 
 # Stacks of more columns than this have their leading directions found by iteration.
 SKETCHED_ABOVE = 128
@@ -30,7 +31,8 @@ _VANISHING = 1e-7
 class Grams:
     """B'B and AA' of a stack whose terms are balanced, and the norms they give.
 
-    Float64, on the CPU. `delta_weight[k] = scale[k] * (B_k by_B_k) (by_A_k A_k)` with B and A as
+    Float64, on the stack's device, or on the CPU where that has nothing so wide.
+    `delta_weight[k] = scale[k] * (B_k by_B_k) (by_A_k A_k)` with B and A as
     they stand in the stack; the Grams are those of the factors in brackets.
 
     Attributes:
@@ -71,14 +73,21 @@ class Grams:
         """Those of some clients, in ascending order; without the sketches unless all are wanted."""
         if len(clients) == len(self.ranks):
             return self
-        columns, chosen = columns_of(self.ranks, clients), list(clients)
+        columns = columns_of(self.ranks, clients).to(self.B.device)
+        chosen = torch.tensor(list(clients)).to(self.B.device)
         B, A = (g.index_select(1, columns).index_select(2, columns) for g in (self.B, self.A))
         return Grams(
             B, A,
-            self.norms[:, chosen], self.scale[:, chosen],
+            self.norms.index_select(1, chosen), self.scale.index_select(1, chosen),
             tuple(self.ranks[k] for k in clients), self.shape,
-            self.by_B[:, columns], self.by_A[:, columns],
+            self.by_B.index_select(1, columns), self.by_A.index_select(1, columns),
         )  # fmt: skip
+
+    def cpu(self) -> Grams:
+        """The same on the CPU."""
+        there = {f.name: getattr(self, f.name) for f in fields(self)}
+        here: dict[str, Any] = {k: v.cpu() for k, v in there.items() if isinstance(v, Tensor)}
+        return replace(self, **here)
 
     @property
     def delta_norms(self) -> Tensor:
@@ -95,7 +104,7 @@ def grams(stack: FactorStack) -> Grams:
     B, sketch_B = _products(stack.lora_B.mT, stack.dtype, sketched)
     A, sketch_A = _products(stack.lora_A, stack.dtype, sketched)
     norm_A, norm_B = (g.diagonal(dim1=1, dim2=2).sqrt() for g in (A, B))
-    by_A, by_B, scale = balance(norm_A, norm_B, stack.scaling, stack.ranks)
+    by_A, by_B, scale = balance(norm_A, norm_B, stack.scaling.to(B.device), stack.ranks)
     for gram, by, sketch in ((A, by_A, sketch_A), (B, by_B, sketch_B)):
         gram.mul_(by[:, :, None]).mul_(by[:, None, :])
         if sketch is not None:
@@ -115,7 +124,7 @@ def update_norms(squares: Tensor, scale: Tensor) -> Tensor:
 
 def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Tensor | None]:
     """`rows @ rows'` and, if asked for, `rows` times the fixed random matrix of their width;
-    float64, CPU.
+    float64, where they are or on the CPU.
 
     Args:
         rows: shape (n_modules, n, width).
@@ -143,7 +152,9 @@ def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor,
                 part = random[start : start + step].expand(len(chunk), -1, -1)
                 sketch[some].baddbmm_(chunk, part)
     mirror(gram)
-    return gram.double().cpu(), None if sketch is None else sketch.double().cpu()
+    if dtype != torch.float64:
+        gram, sketch = gram.cpu().double(), None if sketch is None else sketch.cpu().double()
+    return gram, sketch
 
 
 def _blocks(n: int) -> list[tuple[int, int]]:
@@ -182,11 +193,11 @@ def block_sums(matrix: Tensor, ranks: Sequence[int]) -> Tensor:
     Returns:
         Shape (..., n_clients, n_clients).
     """
-    device, n_clients, leading = matrix.device, len(ranks), matrix.shape[:-2]
+    n_clients, leading = len(ranks), matrix.shape[:-2]
     if same_rank(ranks):
         blocks = matrix.reshape(*leading, n_clients, ranks[0], n_clients, ranks[0])
         return blocks.sum(dim=(-3, -1))
-    owner = torch.repeat_interleave(torch.arange(n_clients), torch.tensor(list(ranks))).to(device)
+    owner = owners(ranks, matrix.device)
     rows = matrix.new_zeros(*leading, n_clients, matrix.shape[-1])
     rows.index_add_(-2, owner, matrix)
     return rows.new_zeros(*leading, n_clients, n_clients).index_add_(-1, owner, rows)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.grams import Grams, block_sums
-from clair_cli.maths.stack import same_rank
+from clair_cli.maths.stack import owners, same_rank
 
 STACKINGS = ("matrix", "output", "input")
 
@@ -36,6 +36,10 @@ class PairTable:
 
     value: Tensor
     null: Tensor
+
+    def cpu(self) -> PairTable:
+        """The same on the CPU."""
+        return PairTable(self.value.cpu(), self.null.cpu())
 
 
 def half_factors(gram: Tensor, ranks: Sequence[int]) -> Tensor:
@@ -92,7 +96,7 @@ def unit_side(outer: Tensor, inner: Tensor, grams: Grams) -> tuple[Tensor, Tenso
         H and T, both (n_modules, sum_rank, sum_rank); zero for a zero update.
     """
     inverse = torch.where(grams.norms > 0, 1.0 / grams.norms, 0.0)
-    columns = torch.repeat_interleave(inverse, torch.tensor(list(grams.ranks)), dim=1)
+    columns = inverse.index_select(1, owners(grams.ranks, inverse.device))
     root = half_factors(inner, grams.ranks) * columns[:, None, :]
     return _congruent(root, outer, grams.ranks), root
 

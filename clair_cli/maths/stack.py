@@ -68,7 +68,7 @@ def balance(
     empty = term.new_zeros(len(term))
     largest = torch.stack([p.amax(1) if p.shape[1] else empty for p in parts], dim=1)
     scale = scaling.abs() * largest
-    owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(list(ranks)))
+    owner = owners(ranks, term.device)
     alive = (term > 0) & (scale[:, owner] > 0)
     half = torch.where(alive, (term / largest[:, owner]).sqrt(), 0.0)
     by_A = torch.where(alive, half / norm_A, 0.0)
@@ -156,6 +156,12 @@ def _side(
         if parts:
             torch.cat(parts, dim=side, out=out)
     return result
+
+
+def owners(ranks: Sequence[int], device: torch.device) -> Tensor:
+    """The client that each column of a stack is of."""
+    owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(list(ranks)))
+    return owner.to(device)
 
 
 def columns_of(ranks: Sequence[int], clients: Sequence[int]) -> Tensor:

@@ -165,6 +165,7 @@ class _Merger:
             pair = pair.of_clients(self.judged.merged)
         else:
             pair = grams(self._stack(module))
+        pair = pair.cpu()
         used = [self.judged.weights[k] for k in self.judged.merged]
         weights = torch.tensor(used, dtype=torch.float64)
         terms = torch.repeat_interleave(weights * pair.scale[0], torch.tensor(pair.ranks))

@@ -137,12 +137,12 @@ def gather_cores(
         with naming_module(modules[0]):
             kept = [held[m] for m in modules if m in held]
             if len(kept) == len(modules):
-                return modules, [_padded(unit_core(g, side), g.ranks, ranks) for g in kept]
+                return modules, [_padded(unit_core(g, side).cpu(), g.ranks, ranks) for g in kept]
             stack = stack_of(round_, modules, engine.device)
             if wide(round_, modules[0]):
                 found = wide_evidence(stack).core(side)
             else:
-                found = unit_core(grams(stack), side)
+                found = unit_core(grams(stack), side).cpu()
             return modules, [_padded(core, stack.ranks, ranks) for core in torch.split(found, 1)]
 
     names: list[str] = []

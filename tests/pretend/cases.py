@@ -15,6 +15,7 @@ import torch
 
 import clair_cli
 from clair_cli.maths import grams as grams_module
+from clair_cli.maths.evidence import gather
 from clair_cli.maths.stack import stack_factors
 from clair_cli.workflow import engine
 from clair_cli.workflow.pool import Workers
@@ -165,3 +166,27 @@ def test_what_goes_to_a_cuda_device_is_pinned(monkeypatch: pytest.MonkeyPatch) -
         stack = stack_factors([[factors]], (4, 5), pinned=device.pinned)
         assert torch.equal(stack.lora_A[0], factors[0])
     assert pinned == [True, True, False, False]
+
+
+def test_the_comparison_stays_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Only what the judgement needs leaves it: no Gram of the clients' terms does."""
+    g = torch.Generator().manual_seed(0)
+    factors = [
+        (torch.randn(4, 90, generator=g), torch.randn(70, 4, generator=g), 1.0) for _ in range(5)
+    ]
+    here = gather(grams_module.grams(stack_factors([factors, factors[::-1]], (70, 90))))
+    stack = stack_factors([factors, factors[::-1]], (70, 90), device=pretend.NAME)
+    before = len(pretend.counted)
+    pair = grams_module.grams(stack)
+    assert pair.B.device.type == pair.norms.device.type == pretend.NAME
+    found = gather(pair)
+    moved = [name for name in pretend.counted[before:] if name == "_to_copy"]
+    assert found.cores.device.type == "cpu" and len(moved) < 20
+    for name in ("norms", "cores", "effective_ranks"):
+        torch.testing.assert_close(getattr(found, name), getattr(here, name))
+    for stacking in ("matrix", "output", "input"):
+        torch.testing.assert_close(found.table(stacking).value, here.table(stacking).value)
+    some = pair.of_clients([0, 3]).cpu()
+    assert some.B.device.type == "cpu" and some.ranks == (4, 4)
