@@ -68,24 +68,20 @@ def gather(pair: Grams) -> Evidence:
     """
     output, output_root = unit_side(pair.B, pair.A, pair)
     input_, input_root = unit_side(pair.A, pair.B, pair)
-    out_features, in_features = pair.shape
+    products = [block_sums(side * side, pair.ranks) for side in (output, input_)]
+    energy = products[0].diagonal(dim1=1, dim2=2)
     return Evidence(
         pair.delta_norms,
         matrix_similarity(pair),
-        subspace_similarity(output, pair.ranks, out_features),
-        subspace_similarity(input_, pair.ranks, in_features),
+        subspace_similarity(products[0], pair.shape[0]),
+        subspace_similarity(products[1], pair.shape[1]),
         _two_sided_cores(
             pair,
             _leading(output, output_root, pair.sketch_B),
             _leading(input_, input_root, pair.sketch_A),
         ),
-        _effective_ranks(output, pair),
+        torch.where(pair.norms > 0, 1.0 / energy.clamp_min(1e-300), torch.nan),
     ).cpu()
-
-
-def _effective_ranks(unit_gram: Tensor, pair: Grams) -> Tensor:
-    energy = block_sums(unit_gram * unit_gram, pair.ranks).diagonal(dim1=1, dim2=2)
-    return torch.where(pair.norms > 0, 1.0 / energy.clamp_min(1e-300), torch.nan)
 
 
 def unit_core(pair: Grams, side: str) -> Tensor:

@@ -75,12 +75,13 @@ def write_module(
     kept = min(rank, len(exact.values))
     if exact.n_vectors < kept:
         raise ValueError(f"{exact.n_vectors} singular vectors, {kept} needed")
-    lora_B = torch.zeros(exact.shape[0], rank, dtype=dtype)
-    lora_A = torch.zeros(rank, exact.shape[1], dtype=dtype)
+    lora_B = torch.empty(exact.shape[0], rank, dtype=dtype)
+    lora_A = torch.empty(rank, exact.shape[1], dtype=dtype)
     largest = float(exact.values[0]) if kept else 0.0
     tail = tail_norm(exact.values, rank)
     if largest == 0.0:
-        return WrittenModule(lora_A, lora_B, tail)
+        return WrittenModule(lora_A.zero_(), lora_B.zero_(), tail)
+    lora_B[:, kept:], lora_A[kept:] = 0, 0
     if not math.isfinite(largest):  # NaN too
         return None
     unit = _unit(largest / scaling)

@@ -138,14 +138,14 @@ def matrix_similarity(grams: Grams) -> PairTable:
     return PairTable(value, torch.zeros_like(value))
 
 
-def subspace_similarity(unit_gram: Tensor, ranks: Sequence[int], width: int) -> PairTable:
+def subspace_similarity(products: Tensor, width: int) -> PairTable:
     """Similarity of the clients' column spaces, weighted by their spectra.
 
     Args:
-        unit_gram: from `unit_grams`, (n_modules, sum_rank, sum_rank).
+        products: <D_j D_j', D_k D_k'> of delta weights of norm one: the squares of `unit_side`
+            summed over each pair's block, (n_modules, n_clients, n_clients).
         width: out_features for the output stacking, in_features for the input one.
     """
-    products = block_sums(unit_gram * unit_gram, ranks)
     sizes = products.diagonal(dim1=1, dim2=2).clamp_min(0.0).sqrt()  # |D D'| at |D| = 1
     denominator = sizes[:, :, None] * sizes[:, None, :]
     alive = denominator > 0

@@ -79,7 +79,7 @@ def _client(judged: Judged, k: int) -> ClientReport:
         adapter.name, verdict, reasons, _scores(judged, k), judged.weights[k], adapter.sha256,
         adapter.path,
         tuple(sorted({m.rank for m in modules})), tuple(sorted({m.scaling for m in modules})),
-        {m: _module_scores(judged, k, i, m) for i, m in enumerate(judged.round.module_shapes)},
+        _module_scores(judged, k),
         bytes_of(adapter.name),
     )  # fmt: skip
 
@@ -134,19 +134,28 @@ def _scores(judged: Judged, k: int) -> ClientScores:
     )
 
 
-def _module_scores(judged: Judged, k: int, index: int, name: str) -> ModuleScores:
-    entry = judged.round.adapters[k].modules.get(name)
-    scores = _own(judged, k)
-    norm = 0.0 if judged.evidence is None else float(judged.evidence.norms[index, k])
-    similarity = off = None
+def _module_scores(judged: Judged, k: int) -> dict[str, ModuleScores]:
+    """One client's, by module."""
+    names, scores = list(judged.round.module_shapes), _own(judged, k)
+    norms = [0.0] * len(names)
+    if judged.evidence is not None:
+        norms = judged.evidence.norms[:, k].tolist()
+    alike = captured = None
     if scores is not None:
-        similarity = number(float(scores.module_similarity[index]))
-        if len(scores.module_captured) > 1 and norm > 0:
-            off = _share(math.sqrt(max(0.0, 1.0 - float(scores.module_captured[index]))))
-    return ModuleScores(
-        number(norm) or 0.0, similarity, off,
-        0 if entry is None else entry.rank, None if entry is None else entry.scaling,
-    )  # fmt: skip
+        alike = scores.module_similarity.tolist()
+        if len(scores.module_captured) > 1:
+            captured = scores.module_captured.tolist()
+    found = {}
+    for i, (name, norm) in enumerate(zip(names, norms, strict=True)):
+        entry = judged.round.adapters[k].modules.get(name)
+        off = None
+        if captured is not None and norm > 0:
+            off = _share(math.sqrt(max(0.0, 1.0 - captured[i])))
+        found[name] = ModuleScores(
+            number(norm) or 0.0, None if alike is None else number(alike[i]), off,
+            0 if entry is None else entry.rank, None if entry is None else entry.scaling,
+        )  # fmt: skip
+    return found
 
 
 def describe_cohort(judged: Judged) -> CohortReport:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.stats import ortho_group
+from torch import Tensor
 
-from clair_cli.maths.grams import Grams, grams
+from clair_cli.maths.grams import Grams, block_sums, grams
 from clair_cli.maths.similarity import (
     PairTable,
     half_factors,
@@ -25,6 +28,10 @@ ALIVE = [(0, 1), (0, 3), (1, 3), (0, 0)]  # clients with an update in module 0
 Dense = NDArray[np.float64]
 
 
+def squares(unit_gram: Tensor, ranks: Sequence[int]) -> Tensor:
+    return block_sums(unit_gram * unit_gram, ranks)
+
+
 def of(modules: list[list[Factors]]) -> Grams:
     return grams(stack_factors(modules, (OUT, IN)))
 
@@ -34,8 +41,8 @@ def tables(modules: list[list[Factors]]) -> dict[str, PairTable]:
     output, input_ = unit_grams(pair)
     return {
         "matrix": matrix_similarity(pair),
-        "output": subspace_similarity(output, pair.ranks, OUT),
-        "input": subspace_similarity(input_, pair.ranks, IN),
+        "output": subspace_similarity(squares(output, pair.ranks), OUT),
+        "input": subspace_similarity(squares(input_, pair.ranks), IN),
     }
 
 
@@ -109,7 +116,7 @@ def test_transposed_delta_weights_swap_the_sides() -> None:
     swapped = [[None if f is None else (f[1].T, f[0].T, f[2]) for f in m] for m in modules]
     pair = grams(stack_factors(swapped, (IN, OUT)))
     output, _ = unit_grams(pair)
-    here = subspace_similarity(output, pair.ranks, IN)
+    here = subspace_similarity(squares(output, pair.ranks), IN)
     there = tables(modules)["input"]
     torch.testing.assert_close(here.value, there.value, rtol=0, atol=1e-12, equal_nan=True)
     torch.testing.assert_close(here.null, there.null, rtol=0, atol=1e-12, equal_nan=True)
