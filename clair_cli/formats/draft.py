@@ -15,7 +15,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from queue import Queue
+from queue import Full, Queue
 
 from clair_cli.errors import OutputError
 from clair_cli.formats.regular_file import read_exactly
@@ -180,7 +180,8 @@ class _Writer:
     def digest(self) -> str:
         """Of all that was given, once it was hashed."""
         self._given.put(None)
-        self._all_given.wait()
+        while not self._all_given.wait(_WAIT) and self._thread.is_alive():
+            pass
         return self._whole.hexdigest()
 
     def finish(self, between: Callable[[], None]) -> None:
@@ -195,7 +196,8 @@ class _Writer:
     def stop(self) -> None:
         """Remove the file. A thread that hangs in the system is not waited for."""
         self._stopped = True
-        self._given.put(None)
+        with contextlib.suppress(Full):  # then there is a part to wake it up
+            self._given.put_nowait(None)
         self._thread.join(_WAIT)
         self._remove()
 
@@ -229,7 +231,7 @@ class _Writer:
         """What is given, as long as more may come."""
         while not self._all_given.is_set():
             part = self._given.get()
-            if part is None:
+            if part is None or self._stopped:
                 self._all_given.set()
                 return
             self._whole.update(part)

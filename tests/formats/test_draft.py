@@ -156,3 +156,18 @@ def test_a_signal_is_answered_while_the_disk_is_slow(
     draft.discard()
     assert list(tmp_path.iterdir()) == []
     go.set()
+
+
+def test_a_hanging_disk_keeps_nobody_from_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as many parts waiting as may."""
+    go, real = threading.Event(), os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: (go.wait(20), real(fd, data))[1])
+    draft = drafted(tmp_path / "a", [b"x"] * 9)
+    stopping = threading.Thread(target=draft.discard)
+    stopping.start()
+    stopping.join(2)
+    assert not stopping.is_alive() and list(tmp_path.iterdir()) == []
+    go.set()
+    wait_for(lambda: not any(t.name == "clair-draft" for t in threading.enumerate()))
