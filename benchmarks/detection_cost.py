@@ -17,7 +17,6 @@ from typing import Any
 import clair_cli
 from clair_cli.formats.report_json import report_json
 from clair_cli.workflow import passes
-from clair_cli.workflow.judging import warm_up
 
 SECONDS: dict[str, float] = defaultdict(float)
 
@@ -39,7 +38,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cohort", type=Path)
     given = parser.parse_args()
-    warm_up()
     passes.grams = timed("Grams", passes.grams)
     passes.gather = timed("similarities and cores", passes.gather)
     begun: dict[str, float] = {}
