@@ -20,7 +20,14 @@ from clair_cli.cli_group import EscapingGroup, GroupedCommand
 from clair_cli.cli_paths import check_exists, check_inputs, check_outputs
 from clair_cli.errors import OutputError
 from clair_cli.escape import printable
-from clair_cli.exits import EXIT_CODES, Stopped, error_text, guarded, raise_on_signals
+from clair_cli.exits import (
+    EXIT_CODES,
+    Stopped,
+    check_stopped,
+    error_text,
+    guarded,
+    raise_on_signals,
+)
 from clair_cli.formats.publish import leftovers
 from clair_cli.formats.targets import is_one_file
 from clair_cli.own_process import claim, settle
@@ -281,7 +288,11 @@ def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
         settle()
         from clair_cli import workflow
 
-        return getattr(workflow, command)(clients, output, **settings, progress=progress)
+        def tell(stage: str, done: int, total: int) -> None:
+            check_stopped()
+            progress(stage, done, total)
+
+        return getattr(workflow, command)(clients, output, **settings, progress=tell)
 
 
 def console() -> None:

@@ -68,8 +68,22 @@ def guarded() -> Iterator[Run]:
         write_err(f"clair: interrupted, {what}\n")
         raise typer.Exit(getattr(stop, "exit_code", 130)) from None
     except Exception as error:
+        if _arrived:  # what it raised was turned into something else on its way
+            write_err(f"clair: interrupted, {run.so_far}\n")
+            raise typer.Exit(_arrived[0].exit_code) from None
         write_err(_internal_text(error))
         raise typer.Exit(1) from None
+
+
+_arrived: list[Stopped] = []
+"""The signal that was answered, if any."""
+
+
+def check_stopped() -> None:
+    """Raise `Stopped` again, if a signal arrived and something swallowed what it raised: torch does
+    so with all that goes wrong while it imports numpy."""
+    if _arrived:
+        raise _arrived[0]
 
 
 def raise_on_signals() -> None:
@@ -77,6 +91,7 @@ def raise_on_signals() -> None:
 
     For a process that ends with the command; nothing puts the old handlers back.
     """
+    _arrived.clear()
     names = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP: not on Windows
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     # One that is ignored stays so: that is how nohup works.
@@ -85,7 +100,8 @@ def raise_on_signals() -> None:
     def stop(signum: int, _frame: FrameType | None) -> None:
         for number in ours:
             signal.signal(number, signal.SIG_IGN)
-        raise Stopped(signum)
+        _arrived.append(Stopped(signum))
+        raise _arrived[0]
 
     for number in ours:
         signal.signal(number, stop)

@@ -98,6 +98,31 @@ def test_a_signal_does_not_wait_for_the_threads(tmp_path: Path) -> None:
     assert stderr == "clair: interrupted, nothing written\n"
 
 
+SWALLOWING = """
+import os, signal
+def merge(*args, progress, **kwargs):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(10**9): pass
+    except BaseException as error:  # as torch does, while it imports numpy
+        if TURNED:
+            raise RuntimeError("something else") from None
+    progress("reading", 0, 3)
+    print("went on", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_signal_is_answered_although_somebody_swallows_it(tmp_path: Path, turned: bool) -> None:
+    (tmp_path / "clients").mkdir()
+    code = SWALLOWING.replace("TURNED", str(turned))
+    child = start(code, "merge", "clients", "-o", "out", cwd=tmp_path)
+    stdout, stderr = child.communicate(timeout=20)
+    assert (child.returncode, stdout) == (130, "")
+    assert stderr == "clair: interrupted, nothing written\n"
+
+
 FAKE = """
 from types import SimpleNamespace
 from tests.fake_report import fake_report, renamed

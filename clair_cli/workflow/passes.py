@@ -7,7 +7,7 @@ by side on threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,20 +43,28 @@ class Gathered:
     kept: dict[str, Grams]
 
 
-def batches(round_: Round, device: str) -> Iterator[list[str]]:
+def batches(round_: Round, device: str) -> list[list[str]]:
     """Modules in which every client has one rank, and one shape, in batches that fit the bounds; on
-    a GPU the ranks may differ. One by one where there are more terms than the layer is wide."""
+    a GPU the ranks may differ. One by one where there are more terms than the layer is wide.
+
+    The largest come first, so that no thread begins one when the others are nearly done.
+    """
     alike: dict[tuple[tuple[int, int], tuple[int, ...]], list[str]] = {}
+    sized: list[tuple[int, list[str]]] = []
     for module, shape in round_.module_shapes.items():
+        ranks = largest_ranks(round_, [module])
         if wide(round_, module):
-            yield [module]
-            continue
-        ranks = largest_ranks(round_, [module]) if device == "cpu" else ()
-        alike.setdefault((shape, tuple(ranks)), []).append(module)
-    for (shape, _), modules in sorted(alike.items()):
-        size = _batch_size(sum(largest_ranks(round_, modules)), sum(shape), device)
+            sized.append((sum(ranks) * sum(shape), [module]))
+        else:
+            alike.setdefault((shape, tuple(ranks) if device == "cpu" else ()), []).append(module)
+    for (shape, _), modules in alike.items():
+        n_terms, widths = sum(largest_ranks(round_, modules)), sum(shape)
+        size = _batch_size(n_terms, widths, device)
         for start in range(0, len(modules), size):
-            yield modules[start : start + size]
+            batch = modules[start : start + size]
+            sized.append((n_terms * widths * len(batch), batch))
+    sized.sort(key=lambda pair: (-pair[0], pair[1]))
+    return [batch for _, batch in sized]
 
 
 def _batch_size(n_terms: int, widths: int, device: str) -> int:
