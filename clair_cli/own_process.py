@@ -12,7 +12,7 @@ _ours = False
 
 # Seconds for which a thread may keep the interpreter from the others. By default it is 5 ms, and
 # each of a thread's short products waits for so long while another one is busy.
-_SWITCH = 0.001
+_SWITCH = 0.0003
 
 # Numbers of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
