@@ -63,16 +63,20 @@ def guarded() -> Iterator[Run]:
         write_err(error_text(error))
         raise typer.Exit(error.exit_code) from None
     except (KeyboardInterrupt, Stopped) as stop:
-        placed = run.finished or getattr(stop, "published", False)
-        what = "results are in place" if placed else run.so_far
-        write_err(f"clair: interrupted, {what}\n")
-        raise typer.Exit(getattr(stop, "exit_code", 130)) from None
+        raise _interrupted(run, stop) from None
     except Exception as error:
         if _arrived:  # what it raised was turned into something else on its way
-            write_err(f"clair: interrupted, {run.so_far}\n")
-            raise typer.Exit(_arrived[0].exit_code) from None
+            raise _interrupted(run, _arrived[0]) from None
         write_err(_internal_text(error))
         raise typer.Exit(1) from None
+
+
+def _interrupted(run: Run, stop: BaseException) -> typer.Exit:
+    """Say what a signal left behind."""
+    placed = run.finished or getattr(stop, "published", False)
+    what = "results are in place" if placed else run.so_far
+    write_err(f"clair: interrupted, {what}\n")
+    return typer.Exit(getattr(stop, "exit_code", 130))
 
 
 _arrived: list[Stopped] = []
