@@ -40,7 +40,7 @@ class Handover:
             if start + size > self._room:
                 return None
             self._filled += -(-size // _PAGE) * _PAGE
-            return HandedOver(self, start, set())
+            return HandedOver(self, start)
 
     def room(self, start: int, stop: int) -> memoryview:
         """What is to be filled, after `reserve`, or was."""
@@ -53,17 +53,11 @@ class HandedOver:
 
     Attributes:
         start: where it begins, at the start of a page.
-        held: names of the tensors that are there.
     """
 
     memory: Handover
     start: int
-    held: set[str]
 
     def room(self, begin: int, end: int) -> memoryview:
-        """Where a tensor's bytes are to go."""
+        """Where a tensor's bytes are to go, and then lie."""
         return self.memory.room(self.start + begin, self.start + end)
-
-    def bytes_of(self, name: str, begin: int, end: int) -> memoryview | None:
-        """A tensor's bytes where they lie."""
-        return self.room(begin, end) if name in self.held else None

@@ -126,10 +126,9 @@ class SafetensorsFile:
     def _bytes(self, key: str) -> bytearray | memoryview:
         entry = self.tensors[key]
         if self.handed is not None and self.looks_unchanged():
-            checked = self.handed.bytes_of(key, entry.begin, entry.end)
-            if checked is not None:
-                aligned = entry.begin * 8 % DTYPE_BITS[entry.dtype] == 0
-                return checked if aligned else bytearray(checked)
+            checked = self.handed.room(entry.begin, entry.end)
+            aligned = entry.begin * 8 % DTYPE_BITS[entry.dtype] == 0
+            return checked if aligned else bytearray(checked)
         with open_regular(self.path, self.shown) as (fd, status):
             if status.st_size != self.size:
                 raise self._changed(key)
@@ -299,8 +298,6 @@ def _scan_tensor(
         total += found
         largest = max(largest, exponent)
         offset += len(chunk) * 8 // DTYPE_BITS[entry.dtype]
-    if handed is not None:
-        handed.held.add(entry.name)
     return TensorEntry(*entry, digest.digest()[:DIGEST_BYTES], total, first, largest)
 
 

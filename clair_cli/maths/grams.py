@@ -131,9 +131,9 @@ def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor,
         dtype: of the products.
     """
     n_modules, n, width = rows.shape
-    step = width
+    step = max(1, width)
     if rows.device.type == "cpu":
-        step = min(width, max(_LEAST_CHUNK, _CHUNK_NUMBERS // max(1, n)))
+        step = min(step, max(_LEAST_CHUNK, _CHUNK_NUMBERS // max(1, n)))
     gram = torch.zeros(n_modules, n, n, dtype=dtype, device=rows.device)
     random = sketch = None
     if sketched:
