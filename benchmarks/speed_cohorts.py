@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -82,11 +84,22 @@ def make_cohort(
     """
     done = folder.with_name(folder.name + ".complete")
     if not done.exists():
-        for client in range(clients):
-            path = folder / f"client-{client:03}"
-            _write_client(path, model, client, ranks, layers, same_init)
+        with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            made = [
+                pool.submit(
+                    _write_client, folder / f"client-{client:03}", model, client, ranks, layers,
+                    same_init,
+                )
+                for client in range(clients)
+            ]  # fmt: skip
+            for future in made:
+                future.result()
         done.write_text("complete\n")
     return sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def _write_client(

@@ -131,7 +131,7 @@ def test_exact_at_full_rank_and_the_best_below(
     case: str, rank: str | int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, seen = clients(case), []
-    for module, name in ((core_merge, "merged_core"), (wide_merge, "wide_core")):
+    for module, name in ((core_merge, "merged_cores"), (wide_merge, "wide_core")):
         real = getattr(module, name)
 
         def counted(*args: Any, _real: Any = real, _name: str = name) -> Any:
@@ -140,7 +140,7 @@ def test_exact_at_full_rank_and_the_best_below(
 
         monkeypatch.setattr(merging, name, counted)
     result = clair_cli.merge(given, rank=rank, dtype="float32", allow_undetermined=True)
-    assert set(seen) == {"merged_core" if case == "few terms" else "wide_core"}
+    assert set(seen) == {"merged_cores" if case == "few terms" else "wide_core"}
     mean = sum(
         (k + 1)
         * (s["layer.q.lora_B.weight"].double() @ s["layer.q.lora_A.weight"].double()).numpy()

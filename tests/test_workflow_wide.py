@@ -51,10 +51,13 @@ def test_a_sides_cores_come_from_the_same_reduction(always_wide: None, side: str
     from clair_cli.workflow.reading import read_cohort
     from clair_cli.workflow.round import load_round
     from clair_cli.workflow.settings import make_settings
+    from clair_cli.workflow.tensors import Stacks
 
     settings = make_settings("inspect", SAMPLE, None, {})
     round_ = load_round(settings, read_cohort(settings))
-    stack, ranks = passes.gather_cores(round_, side, make_engine(settings), {})
+    engine = make_engine(settings)
+    stacks = Stacks(round_, engine.device)
+    stack, ranks = passes.gather_cores(stacks, side, engine, {})
     assert stack.shape[0] == len(round_.module_shapes) and stack.shape[2] == sum(ranks)
     norms = torch.stack([part.square().sum() for part in torch.split(stack, list(ranks), dim=2)])
     assert (norms > 0.2).all() and (norms <= 1 + 1e-9).all()

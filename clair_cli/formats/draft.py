@@ -168,20 +168,19 @@ class _Writer:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._given: Queue[Part | None] = Queue(_WAITING)
-        self._whole, self._all_given = hashlib.sha256(), threading.Event()
-        self._stopped = False
+        self._whole = hashlib.sha256()
+        self._stopped = self._all_given = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="clair-draft", daemon=True)
         self._thread.start()
 
     def give(self, part: Part) -> None:
         self._given.put(part)
+        self._whole.update(part)  # while the thread writes it
 
     def digest(self) -> str:
-        """Of all that was given, once it was hashed."""
+        """Of all that was given; no more will be."""
         self._given.put(None)
-        while not self._all_given.wait(_WAIT) and self._thread.is_alive():
-            pass
         return self._whole.hexdigest()
 
     def finish(self, between: Callable[[], None]) -> None:
@@ -229,12 +228,11 @@ class _Writer:
 
     def _parts(self) -> Iterator[Part]:
         """What is given, as long as more may come."""
-        while not self._all_given.is_set():
+        while not self._all_given:
             part = self._given.get()
             if part is None or self._stopped:
-                self._all_given.set()
+                self._all_given = True
                 return
-            self._whole.update(part)
             yield part
 
     def _check(self) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,6 +111,25 @@ class SafetensorsFile:
         tensor = torch.frombuffer(self._bytes(key), dtype=getattr(torch, dtype))
         return tensor.reshape(entry.shape)
 
+    def read_run(self, keys: Sequence[str], memory: memoryview) -> None:
+        """The bytes of tensors that follow each other in the file, as they were checked.
+
+        Args:
+            memory: gets them; of their size.
+
+        Raises:
+            RejectedClient: the file is gone or changed.
+        """
+        begin, end = self.tensors[keys[0]].begin, self.tensors[keys[-1]].end
+        if self.handed is not None and self.looks_unchanged():
+            memory[:] = self.handed.room(begin, end)
+            return
+        self._fill(begin, memory, keys[0])
+        for key in keys:
+            entry = self.tensors[key]
+            if digest_of(memory[entry.begin - begin : entry.end - begin]) != entry.digest:
+                raise self._changed(key)
+
     def number(self, key: str) -> float:
         """The value of a tensor with one element; torch is not needed for it.
 
@@ -129,15 +148,20 @@ class SafetensorsFile:
             checked = self.handed.room(entry.begin, entry.end)
             aligned = entry.begin * 8 % DTYPE_BITS[entry.dtype] == 0
             return checked if aligned else bytearray(checked)
-        with open_regular(self.path, self.shown) as (fd, status):
-            if status.st_size != self.size:
-                raise self._changed(key)
-            os.lseek(fd, self.data_start + entry.begin, os.SEEK_SET)
-            data = bytearray(entry.end - entry.begin)
-            read_into(fd, memoryview(data))
+        data = bytearray(entry.end - entry.begin)
+        self._fill(entry.begin, memoryview(data), key)
         if digest_of(data) != entry.digest:
             raise self._changed(key)
         return data
+
+    def _fill(self, begin: int, memory: memoryview, key: str) -> None:
+        """Read from that byte of the tensors on; `key` is what an error names."""
+        with open_regular(self.path, self.shown) as (fd, status):
+            if status.st_size != self.size:
+                raise self._changed(key)
+            os.lseek(fd, self.data_start + begin, os.SEEK_SET)
+            if read_into(fd, memory) < len(memory):
+                raise self._changed(key)
 
     def digest(self, key: str) -> bytes:
         """Of one tensor's bytes when the file was opened."""
@@ -150,6 +174,16 @@ class SafetensorsFile:
             return _stamp(os.stat(self.path, follow_symlinks=False)) == self.stamp
         except OSError:
             return False
+
+    def check_unchanged(self) -> None:
+        """See `looks_unchanged`.
+
+        Raises:
+            RejectedClient: it does not.
+        """
+        if not self.looks_unchanged():
+            name = quoted(os.path.basename(self.shown))
+            raise RejectedClient(f"{name} changed while reading", path=self.shown)
 
     def _other_dtype(self, entry: TensorEntry) -> RejectedClient:
         return RejectedClient(
@@ -301,6 +335,6 @@ def _scan_tensor(
     return TensorEntry(*entry, digest.digest()[:DIGEST_BYTES], total, first, largest)
 
 
-def digest_of(data: bytes | bytearray) -> bytes:
+def digest_of(data: bytes | bytearray | memoryview) -> bytes:
     """The digest a `TensorEntry` carries: half of the SHA-256, which processors have built in."""
     return hashlib.sha256(data).digest()[:DIGEST_BYTES]

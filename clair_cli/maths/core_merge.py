@@ -17,6 +17,7 @@ Trans. Numer. Anal. 44, 2015 (of which this is the first half).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,93 +57,136 @@ class MergedCore:
     def n_vectors(self) -> int:
         return self.left.shape[1]
 
-    def of_unbalanced(self, by_B: Tensor, by_A: Tensor) -> MergedCore:
-        """The same in coordinates of factors whose terms these multipliers balance."""
-        left, right = by_B[:, None] * self.left, self.right * by_A
-        sizes = torch.cat([by_B, by_A]).abs()
-        sizes = sizes[sizes > 0]
-        fits = not len(sizes) or (float(sizes.min()) > 1e-25 and float(sizes.max()) < 1e25)
-        return MergedCore(left, self.values, right, self.growth if fits else math.inf)
 
-
-def merged_core(
+def merged_cores(
     gram_B: Tensor, gram_A: Tensor, weights: Tensor, n_vectors: int | None = None
-) -> MergedCore | None:
-    """Decompose D = B diag(weights) A.
+) -> list[MergedCore | None]:
+    """Decompose D = B diag(weights) A for each of some modules.
 
     Args:
-        gram_B, gram_A: B'B and AA', (sum_rank, sum_rank), float64, CPU.
-        weights: one finite number per rank-one term, (sum_rank,); a term of weight 0 plays no
-            part.
+        gram_B, gram_A: B'B and AA', (n_modules, sum_rank, sum_rank), float64.
+        weights: one finite number per rank-one term, (n_modules, sum_rank); a term of weight 0
+            plays no part.
         n_vectors: how many singular vectors are wanted; all of them if None.
 
     Returns:
-        The decomposition, or None where the Grams are too ill-conditioned to be relied on.
+        The decompositions, with None where the Grams are too ill-conditioned to be relied on; the
+        values are on the CPU, the vectors where the Grams are.
     """
-    alive = (weights != 0) & (gram_B.diagonal() > 0) & (gram_A.diagonal() > 0)
-    used = alive.nonzero().flatten()
+    alive = (weights != 0) & _diagonal_alive(gram_B) & _diagonal_alive(gram_A)
+    if bool(alive.all()) and weights.shape[1]:
+        return _decomposed(gram_B, gram_A, weights, n_vectors)
+    return [
+        _of_the_living(gram_B[i], gram_A[i], weights[i], alive[i].nonzero().flatten(), n_vectors)
+        for i in range(len(weights))
+    ]
+
+
+def of_unbalanced(
+    cores: Sequence[MergedCore | None], by_B: Tensor, by_A: Tensor
+) -> list[MergedCore | None]:
+    """The same in coordinates of factors whose terms these multipliers balance,
+    (n_modules, sum_rank)."""
+    sizes = torch.cat([by_B, by_A], dim=1).abs()
+    if not sizes.shape[1]:
+        return list(cores)
+    least = torch.where(sizes > 0, sizes, torch.inf).amin(1)
+    fits = (least > 1e-25) & (sizes.amax(1) < 1e25)
+    return [
+        None
+        if core is None
+        else MergedCore(
+            by_B[i][:, None] * core.left, core.values, core.right * by_A[i],
+            core.growth if fit else math.inf,
+        )
+        for i, (core, fit) in enumerate(zip(cores, fits.cpu().tolist(), strict=True))
+    ]  # fmt: skip
+
+
+def _diagonal_alive(gram: Tensor) -> Tensor:
+    return gram.diagonal(dim1=1, dim2=2) > 0
+
+
+def _of_the_living(
+    gram_B: Tensor, gram_A: Tensor, weights: Tensor, used: Tensor, n_vectors: int | None
+) -> MergedCore | None:
+    """One module's, some of whose terms play no part."""
     n, size = len(used), len(weights)
     if n == 0:
         empty = gram_B.new_zeros(size, 0)
-        return MergedCore(empty, gram_B.new_zeros(0), empty.mT, 1.0)
-    if n < size:
-        gram_B, gram_A = (
-            gram.index_select(0, used).index_select(1, used) for gram in (gram_B, gram_A)
+        return MergedCore(empty, torch.zeros(0, dtype=gram_B.dtype), empty.mT, 1.0)
+    gram_B, gram_A = (g.index_select(0, used).index_select(1, used)[None] for g in (gram_B, gram_A))
+    (core,) = _decomposed(gram_B, gram_A, weights[used][None], n_vectors)
+    if core is None:
+        return None
+    left = core.left.new_zeros(size, core.n_vectors).index_copy_(0, used, core.left)
+    right = core.right.new_zeros(core.n_vectors, size).index_copy_(1, used, core.right)
+    return MergedCore(left, core.values, right, core.growth)
+
+
+def _decomposed(
+    gram_B: Tensor, gram_A: Tensor, weights: Tensor, n_vectors: int | None
+) -> list[MergedCore | None]:
+    """Of modules all of whose terms count."""
+    lower_B, inverse_B, trace_B = _triangles(gram_B)
+    lower_A, inverse_A, trace_A = _triangles(gram_A)
+    traces = torch.maximum(trace_B, trace_A).cpu()
+    good = [i for i, trace in enumerate(traces.tolist()) if trace <= MAX_INVERSE]  # not NaN
+    found: list[MergedCore | None] = [None] * len(weights)
+    if not good:
+        return found
+    if len(good) < len(found):
+        lower_B, inverse_B, lower_A, inverse_A, weights = (
+            t[good] for t in (lower_B, inverse_B, lower_A, inverse_A, weights)
         )
-        weights = weights[used]
-    side_B, side_A = _triangle(gram_B), _triangle(gram_A)
-    if side_B is None or side_A is None:
-        return None
-    lower_B, inverse_B, growth_B = side_B
-    lower_A, inverse_A, growth_A = side_A
-    u, values, vt = _decomposed((lower_B.mT * weights) @ lower_A, n_vectors)
-    left, right = inverse_B.mT @ u, vt @ inverse_A
-    if n < size:
-        left = left.new_zeros(size, left.shape[1]).index_copy_(0, used, left)
-        right = right.new_zeros(len(right), size).index_copy_(1, used, right)
-    return MergedCore(left, values, right, max(growth_B, growth_A))
+    u, values, vt = _svd((lower_B.mT * weights[:, None, :]) @ lower_A, n_vectors)
+    left, right, values = inverse_B.mT @ u, vt @ inverse_A, values.cpu()
+    for i, k in enumerate(good):
+        found[k] = MergedCore(left[i], values[i], right[i], math.sqrt(float(traces[k])))
+    return found
 
 
-def _decomposed(core: Tensor, n_vectors: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Its singular value decomposition, with the leading vectors: by eigenvectors of the square,
-    which takes half the time, where that is good enough. At full rank they give the core back
+def _svd(core: Tensor, n_vectors: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular value decompositions, with the leading vectors: by eigenvectors of the squares,
+    which takes half the time, where that is good enough. At full rank they give the cores back
     whatever their error."""
-    square = torch.zeros_like(core)[None]
-    add_symmetric(square, core.mT[None])
+    square = torch.zeros_like(core)
+    add_symmetric(square, core.mT)
     mirror(square)
-    squares, vectors = torch.linalg.eigh(square[0])
-    if not float(squares[0]) > _FLAT * float(squares[-1]):  # NaN too
-        u, values, vt = torch.linalg.svd(core, full_matrices=False)
-        return u[:, :n_vectors], values, vt[:n_vectors]
-    values, vt = squares.flip(0).sqrt(), vectors.mT.flip(0)[:n_vectors]
-    return (core @ vt.mT) / values[: len(vt)], values, vt
+    squares, vectors = torch.linalg.eigh(square)
+    values, vt = squares.flip(1).clamp_min(0.0).sqrt(), vectors.mT.flip(1)[:, :n_vectors]
+    flat = squares[:, 0] > _FLAT * squares[:, -1]
+    if bool(flat.all()):
+        return (core @ vt.mT) / values[:, None, : vt.shape[1]], values, vt
+    if len(core) > 1:
+        each = [_svd(one[None], n_vectors) for one in core]
+        return tuple(torch.cat(parts) for parts in zip(*each, strict=True))  # type: ignore[return-value]
+    u, values, vt = torch.linalg.svd(core, full_matrices=False)
+    return u[:, :, :n_vectors], values, vt[:, :n_vectors]
 
 
-def _triangle(gram: Tensor) -> tuple[Tensor, Tensor, float] | None:
-    """The lower Cholesky factor, its inverse, and the root of the trace of the inverse of the gram
-    with a unit diagonal; None for a gram that is nearly singular."""
-    scale = gram.diagonal().sqrt()
-    unit = (gram / scale[:, None]).div_(scale)
+def _triangles(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The lower Cholesky factors, their inverses, and the trace of the inverse of each gram with a
+    unit diagonal, (n_modules,): infinite where there is no factor."""
+    scale = gram.diagonal(dim1=1, dim2=2).sqrt()
+    unit = (gram / scale[:, :, None]).div_(scale[:, None, :])
     lower, info = torch.linalg.cholesky_ex(unit)
-    if int(info) != 0:
-        return None
     inverse = _inverse(lower)
-    trace = float(torch.linalg.vector_norm(inverse)) ** 2
-    if not trace <= MAX_INVERSE:
-        return None
-    return lower.mul_(scale[:, None]), inverse.div_(scale), math.sqrt(trace)
+    trace = torch.linalg.vector_norm(inverse, dim=(1, 2)).square()
+    trace = torch.where(info == 0, trace, torch.inf)
+    return lower.mul_(scale[:, :, None]), inverse.div_(scale[:, None, :]), trace
 
 
 def _inverse(lower: Tensor) -> Tensor:
-    """Of a lower triangular matrix, which is one too: by halves, a third of the operations."""
-    n = len(lower)
+    """Of lower triangular matrices, which is one too: by halves, a third of the operations."""
+    n = lower.shape[-1]
     if n <= _SOLVED_AT_ONCE:
         unit = torch.eye(n, dtype=lower.dtype, device=lower.device)
-        solved: Tensor = torch.linalg.solve_triangular(lower, unit, upper=False)
+        solved: Tensor = torch.linalg.solve_triangular(lower, unit.expand_as(lower), upper=False)
         return solved
     half = n // 2
-    first, second = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
+    first, second = _inverse(lower[..., :half, :half]), _inverse(lower[..., half:, half:])
     inverse = torch.zeros_like(lower)
-    inverse[:half, :half], inverse[half:, half:] = first, second
-    inverse[half:, :half] = -(second @ (lower[half:, :half] @ first))
+    inverse[..., :half, :half], inverse[..., half:, half:] = first, second
+    inverse[..., half:, :half] = -(second @ (lower[..., half:, :half] @ first))
     return inverse

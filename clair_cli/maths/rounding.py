@@ -44,13 +44,15 @@ class _Side:
         cross: X E', float64, (kept, kept).
         square: E E', or its diagonal alone with zeros beside it.
         signs: -1 where a vector's largest entry is negative, else 1, (kept,); 1 if not asked for.
-        finite: whether the dtype holds all of it.
     """
 
     cross: Tensor
     square: Tensor
     signs: Tensor
-    finite: bool
+
+    def finite(self) -> Tensor:
+        """Whether the dtype holds all of it."""
+        return torch.isfinite(self.square.diagonal()).all()
 
 
 def write_module(
@@ -72,30 +74,32 @@ def write_module(
     Raises:
         ValueError: fewer singular vectors are known.
     """
+    device = exact.lora_B.device
     kept = min(rank, len(exact.values))
     if exact.n_vectors < kept:
         raise ValueError(f"{exact.n_vectors} singular vectors, {kept} needed")
-    lora_B = torch.empty(exact.shape[0], rank, dtype=dtype)
-    lora_A = torch.empty(rank, exact.shape[1], dtype=dtype)
+    lora_B = torch.empty(exact.shape[0], rank, dtype=dtype, device=device)
+    lora_A = torch.empty(rank, exact.shape[1], dtype=dtype, device=device)
     largest = float(exact.values[0]) if kept else 0.0
     tail = tail_norm(exact.values, rank)
     if largest == 0.0:
-        return WrittenModule(lora_A.zero_(), lora_B.zero_(), tail)
+        return WrittenModule(lora_A.zero_().cpu(), lora_B.zero_().cpu(), tail)
     lora_B[:, kept:], lora_A[kept:] = 0, 0
     if not math.isfinite(largest):  # NaN too
         return None
     unit = _unit(largest / scaling)
     whole = tail < _CLEAR * torch.finfo(dtype).eps * tail_norm(exact.values, 0)
     amounts = exact.values[:kept].clamp_min(0.0).sqrt() / (unit * math.sqrt(scaling))
+    amounts = amounts.to(device)
     left = _round(exact.left_pieces(amounts), lora_B.mT[:kept], unit, whole, signed=True)
     amounts = amounts * left.signs
     right = _round(exact.right_pieces(amounts), lora_A[:kept], unit, whole, signed=False)
-    if not (left.finite and right.finite):
+    if not (left.finite() & right.finite()):
         return None
-    if (left.signs < 0).any():
+    if device.type != "cpu" or (left.signs < 0).any():
         lora_B[:, :kept] *= left.signs.to(dtype)
     rounding = scaling * unit**2 * _rounding_error(amounts.square(), left, right)
-    return WrittenModule(lora_A, lora_B, math.hypot(tail, rounding))
+    return WrittenModule(lora_A.cpu(), lora_B.cpu(), math.hypot(tail, rounding))
 
 
 def _unit(largest: float) -> float:
@@ -117,9 +121,9 @@ def _round(
     for piece in pieces:
         written = out[:, start : start + piece.shape[1]]
         if unit == 1.0:
-            wrong = (_write(piece, written) - piece).float()
+            wrong = (written.copy_(piece) - piece).float()
         else:
-            wrong = (_write(piece * unit, written).to(piece.dtype) / unit - piece).float()
+            wrong = (written.copy_(piece * unit).to(piece.dtype) / unit - piece).float()
         if start == 0:
             cross, square = wrong.new_zeros(kept, kept), wrong.new_zeros(1, kept, kept)
             lowest = highest = piece.new_zeros(kept)
@@ -134,20 +138,8 @@ def _round(
         start += piece.shape[1]
     mirror(square)
     return _Side(
-        cross.double().cpu(),
-        square[0].double().cpu(),
-        torch.where(-lowest > highest, -1.0, 1.0).double().cpu(),
-        bool(torch.isfinite(square[0].diagonal()).all()),
-    )
-
-
-def _write(values: Tensor, out: Tensor) -> Tensor:
-    """Put `values` into `out` in its dtype; returns that, on their own device."""
-    if values.device == out.device:
-        return out.copy_(values)
-    rounded = values.to(out.dtype)
-    out.copy_(rounded)
-    return rounded
+        cross.double(), square[0].double(), torch.where(-lowest > highest, -1.0, 1.0).double()
+    )  # fmt: skip
 
 
 def _rounding_error(diagonal: Tensor, left: _Side, right: _Side) -> float:

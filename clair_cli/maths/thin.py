@@ -22,8 +22,8 @@ class Thin:
         lora_B: shape (out_features, n), any float dtype.
         lora_A: shape (n', in_features).
         values: all singular values, descending, (m,), float64.
-        left: shape (n, m'), m' <= m; None for the identity. `lora_B @ left` has orthonormal
-            columns.
+        left: shape (n, m'), m' <= m, where lora_B is or on the CPU; None for the identity.
+            `lora_B @ left` has orthonormal columns.
         right: shape (m', n'); None for the identity.
         dtype: of the products that make the sides.
     """
@@ -62,9 +62,8 @@ class Thin:
 
     def _pieces(self, rows: Tensor, turn: Tensor | None, amounts: Tensor) -> Iterator[Tensor]:
         k, device = len(amounts), rows.device
-        by = amounts.to(torch.float64)[:, None]
-        factor = by if turn is None else turn[:k].cpu() * by
-        factor = factor.to(device=device, dtype=self.dtype)
+        by = amounts.to(device, torch.float64)[:, None]
+        factor = (by if turn is None else turn[:k].to(device) * by).to(self.dtype)
         step = _PIECE if device.type == "cpu" else rows.shape[1]
         for start in range(0, rows.shape[1], step):
             piece = rows[:, start : start + step]

@@ -237,6 +237,7 @@ def _rounds(settings: Settings) -> ModuleType:
 
     Raises:
         ImportError: torch is missing or broken.
+        UsageError: the device asked for is not there.
     """
     if "torch" not in sys.modules:
         settings.tell("importing torch", 0, 1)
@@ -247,6 +248,7 @@ def _rounds(settings: Settings) -> ModuleType:
             from clair_cli.workflow import rounds
     except OSError as error:  # a library of torch's is not what it should be
         raise ImportError(str(error), name="torch") from error
+    rounds.prepare(settings)
     return rounds
 
 

@@ -19,6 +19,11 @@ R = TypeVar("R")
 
 _lanes = threading.local()
 
+# Threads that give a GPU its work: each has a stream. More would only wait for the interpreter.
+_LANES = 4
+# Bytes of a device that does not say how many it has.
+_MEMORY = 8 * 2**30
+
 
 @dataclass(frozen=True)
 class Device:
@@ -31,6 +36,18 @@ class Device:
     def pinned(self) -> bool:
         """Whether what is sent there should lie in page-locked memory."""
         return self.name == "cuda"
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it has: not those which are free, for the same run is to be the same."""
+        if self.name != "cuda":
+            return _MEMORY
+        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+
+    def wait(self) -> None:
+        """Until this thread's stream has done what it was given."""
+        if self.name == "cuda":
+            torch.cuda.current_stream().synchronize()
 
     @contextlib.contextmanager
     def lane(self) -> Iterator[None]:
@@ -67,21 +84,37 @@ class Engine:
     Attributes:
         workers: the threads, each of which works on one module or batch.
         tell: called as `tell(stage, done, total)`.
+        readers: those that read files; the same if None.
     """
 
     device: Device
     workers: Workers
     tell: Tell
+    readers: Workers | None = None
 
     def each(self, stage: str, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Results in the order of items; what is done is told."""
+        return self._each(self.workers, stage, function, items)
 
+    def read_each(self, stage: str, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """The same where the items are files."""
+        return self._each(self.readers or self.workers, stage, function, items)
+
+    def _each(
+        self, workers: Workers, stage: str, function: Callable[[T], R], items: Iterable[T]
+    ) -> Iterator[R]:
         def on_lane(item: T) -> R:
             with self.device.lane():
                 return function(item)
 
         every = list(items)
-        return told(self.workers.in_order(on_lane, every), len(every), stage, self.tell)
+        return told(workers.in_order(on_lane, every), len(every), stage, self.tell)
+
+    def close(self) -> None:
+        """Nothing more begins."""
+        self.workers.close()
+        if self.readers is not None:
+            self.readers.close()
 
 
 def make_engine(settings: Settings) -> Engine:
@@ -91,5 +124,24 @@ def make_engine(settings: Settings) -> Engine:
         UsageError: the device is not there.
     """
     device = choose_device(settings.device)
-    workers = Workers(settings.threads or available_threads())
-    return Engine(device, workers, settings.tell)
+    threads = settings.threads or available_threads()
+    if device.name == "cpu":
+        return Engine(device, Workers(threads), settings.tell)
+    warm_up(device)
+    return Engine(device, Workers(min(threads, _LANES)), settings.tell, Workers(threads))
+
+
+def warm_up(device: Device) -> None:
+    """Let a GPU load what computes there, once and on one thread: torch's libraries for it break
+    when several threads ask for them first."""
+    if device.name != "cuda" or device in _warm:
+        return
+    square = torch.eye(2, dtype=device.dtype, device=device.name)[None]
+    for work in (torch.linalg.cholesky, torch.linalg.eigh, torch.linalg.qr, torch.linalg.svd):
+        work(square @ square)
+    torch.linalg.solve_triangular(square, square, upper=False)
+    device.wait()
+    _warm.add(device)
+
+
+_warm: set[Device] = set()

@@ -14,6 +14,7 @@ from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.passes import Gathered, gather_cores, gather_evidence
 from clair_cli.workflow.pool import in_order
 from clair_cli.workflow.round import Round
+from clair_cli.workflow.tensors import Stacks
 
 # Unrelated updates on top of a common adapter three times their size have cosine 0.9, twice
 # their size 0.8. The median pair counts: some contaminated clients don't hide it.
@@ -28,6 +29,7 @@ class Judged:
         weights: of every adapter in the merged mean, summing to 1; all 0 if nothing is merged.
         plain_weights: what the plain mean of all comparable clients would use.
         grams: what was kept of the first pass, by module.
+        stacks: where the factors come from, if they were looked at.
     """
 
     round: Round
@@ -37,6 +39,7 @@ class Judged:
     plain_weights: tuple[float, ...]
     warnings: tuple[str, ...]
     grams: dict[str, Grams]
+    stacks: Stacks | None = None
 
     @property
     def outcome(self) -> str:
@@ -84,7 +87,7 @@ def _judged(round_: Round, engine: Engine, gathered: Gathered, allow_undetermine
     stack: Tensor | None = None
     ranks: tuple[int, ...] | None = None
     if side is not None:
-        stack, ranks = gather_cores(round_, side, engine, gathered.kept)
+        stack, ranks = gather_cores(gathered.stacks, side, engine, gathered.kept)
     judgement = judge(
         evidence, round_.names, tuple(round_.module_shapes),
         structure=structure, stack=stack, ranks=ranks,
@@ -99,7 +102,7 @@ def _judged(round_: Round, engine: Engine, gathered: Gathered, allow_undetermine
         round_.warnings
         + _previous_warning(round_, evidence)
         + _remarks(judgement, allow_undetermined),
-        gathered.kept,
+        gathered.kept, gathered.stacks,
     )  # fmt: skip
 
 

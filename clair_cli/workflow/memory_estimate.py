@@ -25,7 +25,7 @@ def estimate_memory(round_: Round, engine: Engine) -> int:
     The largest batches are taken to be worked on at the same time.
     """
     in_work = sorted(
-        (_in_work(round_, modules) for modules in batches(round_, engine.device.name)),
+        (_in_work(round_, modules) for modules in batches(round_, engine.device)),
         reverse=True,
     )
     kept = 2 * sum(kept_grams(round_).values())

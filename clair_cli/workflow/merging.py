@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from clair_cli.formats.draft import Draft
-from clair_cli.maths.core_merge import MergedCore, merged_core
-from clair_cli.maths.grams import grams
+from clair_cli.maths.core_merge import MergedCore, merged_cores, of_unbalanced
+from clair_cli.maths.grams import Grams, grams
 from clair_cli.maths.lowrank import Product, singular_values, spectrum
 from clair_cli.maths.merge import plain_distance, weighted_sum
 from clair_cli.maths.rounding import WrittenModule
-from clair_cli.maths.stack import Factors, FactorStack, stack_factors
+from clair_cli.maths.stack import Factors, FactorStack, owners, stack_factors
 from clair_cli.maths.thin import Thin, thin
 from clair_cli.maths.wide_evidence import is_wide
 from clair_cli.maths.wide_merge import WideCore, wide_core, wide_thin
@@ -22,13 +23,7 @@ from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.passes import KEPT_BYTES
 from clair_cli.workflow.settings import Settings
-from clair_cli.workflow.tensors import (
-    factors_of,
-    less,
-    naming_module,
-    previous_of,
-    stacked_on,
-)
+from clair_cli.workflow.tensors import Stacks, naming_module, summed_of
 from clair_cli.workflow.writing import AdapterWriter, WrittenAdapter
 
 Core = MergedCore | WideCore
@@ -36,6 +31,9 @@ Core = MergedCore | WideCore
 # Of each module, where all singular vectors would take too much memory: more than this are seldom
 # written, and then they are made again.
 _KEPT_VECTORS = 128
+
+# Modules that a GPU makes cores of together, and the share of its memory that cores may take.
+_TOGETHER, _CORES_SHARE = 8, 1 / 16
 
 # Growth of rounding errors up to which float32 products are far better than 16 bits: 2e-5.
 MAX_GROWTH = 300.0
@@ -73,54 +71,80 @@ def merge_round(
     adapters = [judged.round.adapters[k] for k in judged.merged]
     assert judged.round.output is not None
     writer = AdapterWriter(adapters, judged.round.output, settings, one_file=one_file, draft=draft)
-    merger = _Merger(judged, engine, KEPT_BYTES // max(1, len(modules)))
-    cores: dict[str, Core | None] = {}
-    for module, (values, core) in zip(
-        modules, engine.each("merging", merger.observe, modules), strict=True
-    ):
-        writer.observe(module, values)
-        cores[module] = core
+    merger = _Merger(judged, engine)
+    seen: dict[str, tuple[Tensor, Core | None]] = {}
+    for found in engine.each("merging", merger.observe, merger.batches(modules)):
+        seen.update(found)
+    for module in modules:
+        writer.observe(module, seen[module][0])
+    cores = {module: seen.pop(module)[1] for module in modules}
     writer.plan()
 
     def cut(module: str) -> WrittenModule:
         with naming_module(module):
             core = cores.pop(module)
             if core is not None and core.n_vectors < min(writer.rank, len(core.values)):
-                core = merger.observe(module, kept=False)[1]
+                core = merger.observe([module], kept=False)[module][1]
             exact = merger.leading(module, core, writer.rank, sixteen_bits=writer.sixteen_bits)
             return writer.cut(module, exact)
 
     for module, written in zip(modules, engine.each("writing", cut, modules), strict=True):
         writer.put(module, written)
+    merger.stacks.check()
     return Merged(writer.finish(), _plain_distance(judged))
 
 
 class _Merger:
-    """The merged update of each module: by its Grams where they allow it, else by QR.
+    """The merged update of each module: by its Grams where they allow it, else by QR."""
 
-    Args:
-        room: bytes that may be kept of a module until the rank is known.
-    """
+    def __init__(self, judged: Judged, engine: Engine) -> None:
+        self.judged, self.engine = judged, engine
+        self.stacks = judged.stacks or Stacks(judged.round, engine.device)
+        self.weights = [judged.weights[k] for k in judged.merged]
+        on_cpu = engine.device.name == "cpu"
+        room = KEPT_BYTES if on_cpu else max(KEPT_BYTES, int(_CORES_SHARE * engine.device.memory))
+        self.room = room // max(1, len(judged.written))
 
-    def __init__(self, judged: Judged, engine: Engine, room: int) -> None:
-        self.judged, self.engine, self.room = judged, engine, room
+    def batches(self, modules: Sequence[str]) -> list[list[str]]:
+        """Modules to be observed together: on a GPU, where the factors are there already, those of
+        one shape and the same ranks."""
+        if self.stacks.resident is None:
+            return [[module] for module in modules]
+        alike: dict[object, list[str]] = {}
+        for module in modules:
+            ranks = self.judged.round.module_ranks[module]
+            alike.setdefault((self.judged.round.module_shapes[module], ranks), []).append(module)
+        return [
+            some[start : start + _TOGETHER]
+            for some in alike.values()
+            for start in range(0, len(some), _TOGETHER)
+        ]
 
-    def observe(self, module: str, *, kept: bool = True) -> tuple[Tensor, Core | None]:
-        """A module's singular values, and its core where one can be relied on.
+    def observe(
+        self, modules: Sequence[str], *, kept: bool = True
+    ) -> dict[str, tuple[Tensor, Core | None]]:
+        """The singular values of some modules of one shape and the same ranks, and their cores
+        where those can be relied on.
 
         Args:
-            kept: whether the core is to be kept: then it may have fewer vectors.
+            kept: whether the cores are to be kept: then they may have fewer vectors.
         """
-        with naming_module(module):
-            if self._wide(module):
-                wide = wide_core(*self._weighted(module))
-                width = len(wide.vectors)
-                n = self._n_vectors(width, width) if kept else None
-                return wide.values, wide if n is None else wide.leading(n)
-            core = self._core(module, kept)
-            if core is not None:
-                return core.values, core
-            return singular_values(self._product(module)), None
+        with naming_module(modules[0]):
+            if self._wide(modules[0]):
+                return {module: self._wide_values(module, kept) for module in modules}
+            cores = self._cores(modules, kept)
+            return {
+                module: (singular_values(self._product(module)), None)
+                if core is None
+                else (core.values, core)
+                for module, core in zip(modules, cores, strict=True)
+            }
+
+    def _wide_values(self, module: str, kept: bool) -> tuple[Tensor, WideCore]:
+        wide = wide_core(*self._weighted(module))
+        width = len(wide.vectors)
+        n = self._n_vectors(width, width) if kept else None
+        return wide.values, wide if n is None else wide.leading(n)
 
     def leading(self, module: str, core: Core | None, rank: int, *, sixteen_bits: bool) -> Thin:
         """The leading `rank` singular vectors of one module, which `core` must have.
@@ -134,7 +158,7 @@ class _Merger:
             return wide_thin(*self._weighted(module), core.leading(rank))
         single = sixteen_bits and core.growth <= MAX_GROWTH
         dtype = torch.float32 if single else self.engine.device.dtype
-        stack = self._stack(module)
+        stack = self.stacks.of([module], self.judged.merged)
         return Thin(stack.lora_B[0], stack.lora_A[0], core.values, core.left, core.right, dtype)
 
     def _wide(self, module: str) -> bool:
@@ -155,47 +179,39 @@ class _Merger:
         most = next(fitting, 0)
         return None if most >= n else most
 
-    def _core(self, module: str, kept: bool) -> MergedCore | None:
+    def _cores(self, modules: Sequence[str], kept: bool) -> Sequence[MergedCore | None]:
         """With a previous adapter every client's stack holds it too, and with more terms than
         width one is a sum of others: never well-conditioned."""
-        if self.judged.round.previous is not None or self._terms(module) > self._width(module):
-            return None
-        pair = self.judged.grams.pop(module, None)
-        if pair is not None:
-            pair = pair.of_clients(self.judged.merged)
-        else:
-            pair = grams(self._stack(module))
-        pair = pair.cpu()
-        used = [self.judged.weights[k] for k in self.judged.merged]
-        weights = torch.tensor(used, dtype=torch.float64)
-        terms = torch.repeat_interleave(weights * pair.scale[0], torch.tensor(pair.ranks))
-        n = self._n_vectors(len(terms), 2 * len(terms)) if kept else None
-        core = merged_core(pair.B[0], pair.A[0], terms, n)
-        return None if core is None else core.of_unbalanced(pair.by_B[0], pair.by_A[0])
+        if self.judged.round.previous is not None or self._terms(modules[0]) > self._width(
+            modules[0]
+        ):
+            return [None] * len(modules)
+        pair = self._grams(modules)
+        weights = torch.tensor(self.weights, dtype=torch.float64).to(pair.B.device)
+        columns = owners(pair.ranks, pair.B.device)
+        terms = (weights * pair.scale).index_select(1, columns)
+        n = self._n_vectors(terms.shape[1], 2 * terms.shape[1]) if kept else None
+        return of_unbalanced(merged_cores(pair.B, pair.A, terms, n), pair.by_B, pair.by_A)
 
-    def _stack(self, module: str) -> FactorStack:
-        """What is summed, on the device."""
-        clients, _ = self._updates(module)
-        return stacked_on(self.engine.device, [clients], self.judged.round.module_shapes[module])
+    def _grams(self, modules: Sequence[str]) -> Grams:
+        """Those of the clients with a weight: what was kept of them, or made again."""
+        if len(modules) == 1 and modules[0] in self.judged.grams:
+            return self.judged.grams.pop(modules[0]).of_clients(self.judged.merged)
+        return grams(self.stacks.of(modules, self.judged.merged))
 
-    def _updates(self, module: str) -> tuple[list[Factors], list[float]]:
-        """What is summed, and its weights; the previous adapter, if given, is one more with
-        weight 1: the mean update goes on top of it."""
-        round_, merged = self.judged.round, self.judged.merged
-        previous = previous_of(round_, module)
-        clients = [less(factors_of(round_.adapters[k], module), previous) for k in merged]
-        used = [self.judged.weights[k] for k in merged]
-        if previous is not None:
-            clients, used = [*clients, previous], [*used, 1.0]
-        return clients, used
+    def _summed(self, module: str) -> tuple[list[Factors], list[float]]:
+        """What is summed, and its weights; the previous adapter, if given, has weight 1."""
+        summed = summed_of(self.judged.round, module, self.judged.merged)
+        more = [1.0] * (len(summed) - len(self.weights))
+        return summed, [*self.weights, *more]
 
     def _weighted(self, module: str) -> tuple[FactorStack, list[float]]:
         """What is summed, on the CPU and in float64 whatever the device, and its weights."""
-        clients, used = self._updates(module)
+        clients, used = self._summed(module)
         return stack_factors([clients], self.judged.round.module_shapes[module]), used
 
     def _product(self, module: str) -> Product:
-        return weighted_sum(*self._updates(module), self.judged.round.module_shapes[module])
+        return weighted_sum(*self._summed(module), self.judged.round.module_shapes[module])
 
 
 def _plain_distance(judged: Judged) -> float | None:

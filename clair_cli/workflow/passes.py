@@ -17,12 +17,15 @@ from clair_cli.maths.evidence import Evidence, concatenate, gather, unit_core
 from clair_cli.maths.grams import Grams, grams
 from clair_cli.maths.judge import joint_stack
 from clair_cli.maths.wide_evidence import is_wide, wide_evidence
-from clair_cli.workflow.engine import Engine
+from clair_cli.workflow.engine import Device, Engine
+from clair_cli.workflow.resident import make_resident
 from clair_cli.workflow.round import Round
-from clair_cli.workflow.tensors import naming_module, stack_of
+from clair_cli.workflow.tensors import Stacks, naming_module
 
-# Bytes of stacked float64 factors and Grams that one batch of modules may take on a GPU, on a CPU.
-BATCH_BYTES, CPU_BATCH_BYTES = 512 * 2**20, 96 * 2**20
+# Bytes of stacked float64 factors and Grams that one batch of modules may take on a CPU; the share
+# of a GPU's memory for it, up to a bound.
+CPU_BATCH_BYTES = 96 * 2**20
+_BATCH_SHARE, _MOST_BATCH_BYTES = 1 / 64, 2 * 2**30
 # Modules of a batch on a CPU: then what Python does between its products no longer counts, and
 # there is still a batch for every thread.
 CPU_BATCH = 4
@@ -37,13 +40,15 @@ class Gathered:
     Attributes:
         evidence: of all modules, in order of name.
         kept: the Grams of as many modules as fit, by module; one module each.
+        stacks: where their factors come from.
     """
 
     evidence: Evidence
     kept: dict[str, Grams]
+    stacks: Stacks
 
 
-def batches(round_: Round, device: str) -> list[list[str]]:
+def batches(round_: Round, device: Device) -> list[list[str]]:
     """Modules in which every client has one rank, and one shape, in batches that fit the bounds; on
     a GPU the ranks may differ. One by one where there are more terms than the layer is wide.
 
@@ -56,7 +61,8 @@ def batches(round_: Round, device: str) -> list[list[str]]:
         if wide(round_, module):
             sized.append((sum(ranks) * sum(shape), [module]))
         else:
-            alike.setdefault((shape, tuple(ranks) if device == "cpu" else ()), []).append(module)
+            key = (shape, tuple(ranks) if device.name == "cpu" else ())
+            alike.setdefault(key, []).append(module)
     for (shape, _), modules in alike.items():
         n_terms, widths = sum(largest_ranks(round_, modules)), sum(shape)
         size = _batch_size(n_terms, widths, device)
@@ -67,27 +73,22 @@ def batches(round_: Round, device: str) -> list[list[str]]:
     return [batch for _, batch in sized]
 
 
-def _batch_size(n_terms: int, widths: int, device: str) -> int:
+def _batch_size(n_terms: int, widths: int, device: Device) -> int:
     """Modules in a batch: of so many rank-one terms, and with so many rows and columns."""
     each = 8 * max(1, n_terms * (widths + 4 * n_terms))
-    if device == "cpu":
+    if device.name == "cpu":
         return max(1, min(CPU_BATCH, CPU_BATCH_BYTES // each))
-    return max(1, BATCH_BYTES // each)
+    return max(1, batch_bytes(device) // each)
+
+
+def batch_bytes(device: Device) -> int:
+    """Bytes that one batch of modules may take on a GPU."""
+    return min(_MOST_BATCH_BYTES, int(device.memory * _BATCH_SHARE))
 
 
 def largest_ranks(round_: Round, modules: Sequence[str]) -> list[int]:
     """Columns each client needs in a batch of these modules."""
-    before = round_.previous
-    columns = []
-    for adapter in round_.adapters:
-        ranks = [
-            adapter.modules[m].rank
-            + (before.modules[m].rank if before is not None and m in before.modules else 0)
-            for m in modules
-            if m in adapter.modules
-        ]
-        columns.append(max(ranks, default=0))
-    return columns
+    return [max(ranks) for ranks in zip(*(round_.module_ranks[m] for m in modules), strict=True)]
 
 
 def wide(round_: Round, module: str) -> bool:
@@ -113,11 +114,13 @@ def _fitting(sizes: Mapping[str, int], room: int) -> dict[str, int]:
 
 def gather_evidence(round_: Round, engine: Engine) -> Gathered:
     """First pass: norms, pairwise numbers and small cores of every module, in order of name."""
-    keep = kept_grams(round_)
+    stacks = Stacks(round_, engine.device, make_resident(round_, engine))
+    # what lies there already is multiplied again sooner than it is kept
+    keep = kept_grams(round_) if stacks.resident is None else {}
 
     def work(modules: list[str]) -> tuple[list[str], Evidence, dict[str, Grams]]:
         with naming_module(modules[0]):
-            stack = stack_of(round_, modules, engine.device)
+            stack = stacks.of(modules)
             if wide(round_, modules[0]):
                 return modules, wide_evidence(stack).evidence, {}
             pair = grams(stack)
@@ -127,18 +130,19 @@ def gather_evidence(round_: Round, engine: Engine) -> Gathered:
     names: list[str] = []
     parts: list[Evidence] = []
     held: dict[str, Grams] = {}
-    for modules, part, kept in engine.each("comparing", work, batches(round_, engine.device.name)):
+    for modules, part, kept in engine.each("comparing", work, batches(round_, engine.device)):
         names += modules
         parts.append(part)
         held.update(kept)
     evidence = concatenate(parts, sorted(range(len(names)), key=names.__getitem__))
-    return Gathered(evidence, held)
+    return Gathered(evidence, held, stacks)
 
 
 def gather_cores(
-    round_: Round, side: str, engine: Engine, held: Mapping[str, Grams]
+    stacks: Stacks, side: str, engine: Engine, held: Mapping[str, Grams]
 ) -> tuple[Tensor, tuple[int, ...]]:
     """Where sharing shows in one side only: that side's joint cores and ranks."""
+    round_ = stacks.round
     ranks = tuple(largest_ranks(round_, list(round_.module_shapes)))
 
     def work(modules: list[str]) -> tuple[list[str], list[Tensor]]:
@@ -146,7 +150,7 @@ def gather_cores(
             kept = [held[m] for m in modules if m in held]
             if len(kept) == len(modules):
                 return modules, [_padded(unit_core(g, side).cpu(), g.ranks, ranks) for g in kept]
-            stack = stack_of(round_, modules, engine.device)
+            stack = stacks.of(modules)
             if wide(round_, modules[0]):
                 found = wide_evidence(stack).core(side)
             else:
@@ -155,7 +159,7 @@ def gather_cores(
 
     names: list[str] = []
     cores: list[Tensor] = []
-    for modules, found in engine.each("decomposing", work, batches(round_, engine.device.name)):
+    for modules, found in engine.each("decomposing", work, batches(round_, engine.device)):
         names += modules
         cores += found
     order = sorted(range(len(names)), key=names.__getitem__)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ from clair_cli.workflow.comparing import Chosen, choose_comparable, one_name_eac
 from clair_cli.workflow.settings import Settings
 
 RESERVED = "report.json"  # in the folder of refined adapters
+
+
+class ClientLost(Exception):
+    """A client's tensors turned out unreadable in the middle of a pass."""
+
+    def __init__(self, adapter: Adapter, error: RejectedClient) -> None:
+        super().__init__(error.message)
+        self.adapter = adapter
+        self.error = error
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,19 @@ class Round:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(a.name for a in self.adapters)
+
+    @cached_property
+    def module_ranks(self) -> Mapping[str, tuple[int, ...]]:
+        """Rank-one terms of every client's update in each module, 0 where it has none: its own,
+        and those of the previous adapter that is subtracted."""
+        before = {} if self.previous is None else self.previous.modules
+        each = {}
+        for m in self.module_shapes:
+            more = before[m].rank if m in before else 0
+            each[m] = tuple(
+                a.modules[m].rank + more if m in a.modules else 0 for a in self.adapters
+            )
+        return each
 
 
 def load_round(

@@ -12,7 +12,7 @@ from clair_cli.formats.adapter_file import AdapterFiles
 from clair_cli.formats.cohort import Cohort, Rejection
 from clair_cli.formats.draft import Draft
 from clair_cli.report import Report
-from clair_cli.workflow.engine import Engine, make_engine
+from clair_cli.workflow.engine import Engine, choose_device, make_engine, warm_up
 from clair_cli.workflow.judging import Judged, judge_round
 from clair_cli.workflow.memory_estimate import estimate_memory
 from clair_cli.workflow.merging import Merged, merge_round
@@ -21,9 +21,17 @@ from clair_cli.workflow.pool import one_thread_each
 from clair_cli.workflow.reading import read_cohort
 from clair_cli.workflow.refining import Refined, refine_round
 from clair_cli.workflow.reporting import exit_code, make_report
-from clair_cli.workflow.round import load_round, rejection_of
+from clair_cli.workflow.round import ClientLost, load_round, rejection_of
 from clair_cli.workflow.settings import Settings
-from clair_cli.workflow.tensors import ClientLost
+
+
+def prepare(settings: Settings) -> None:
+    """What the device needs before its first work.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    warm_up(choose_device(settings.device))
 
 
 def inspect(settings: Settings, cohort: Cohort | InputRefused) -> Report:
@@ -75,7 +83,7 @@ def run_round(
     starts again without it, so that what is judged is what is merged."""
     engine = make_engine(settings)
     dropped: list[Rejection] = []
-    with one_thread_each(), contextlib.closing(engine.workers):
+    with one_thread_each(), contextlib.closing(engine):
         while True:
             round_ = load_round(settings, cohort, dropped)
             if round_.refusal is None:

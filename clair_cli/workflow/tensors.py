@@ -11,16 +11,8 @@ from clair_cli.errors import RejectedClient, is_out_of_memory
 from clair_cli.formats.adapter import Adapter
 from clair_cli.maths.stack import Factors, FactorStack, stack_factors
 from clair_cli.workflow.engine import Device
-from clair_cli.workflow.round import Round
-
-
-class ClientLost(Exception):
-    """A client's tensors turned out unreadable in the middle of a pass."""
-
-    def __init__(self, adapter: Adapter, error: RejectedClient) -> None:
-        super().__init__(error.message)
-        self.adapter = adapter
-        self.error = error
+from clair_cli.workflow.resident import Resident
+from clair_cli.workflow.round import ClientLost, Round
 
 
 @contextlib.contextmanager
@@ -66,20 +58,47 @@ def less(factors: Factors, previous: Factors) -> Factors:
     return lora_A, lora_B, 1.0
 
 
+def summed_of(round_: Round, module: str, clients: Sequence[int]) -> list[Factors]:
+    """What a merge sums: some clients' updates, and the previous adapter, if given, as one more:
+    the mean update goes on top of it."""
+    previous = previous_of(round_, module)
+    each = [less(factors_of(round_.adapters[k], module), previous) for k in clients]
+    return each if previous is None else [*each, previous]
+
+
 def previous_of(round_: Round, module: str) -> Factors:
     return None if round_.previous is None else factors_of(round_.previous, module)
 
 
-def stack_of(round_: Round, modules: Sequence[str], device: Device) -> FactorStack:
-    """The factors of all clients in some modules of one shape."""
-    clients = [updates_of(round_, m, previous_of(round_, m)) for m in modules]
-    return stacked_on(device, clients, round_.module_shapes[modules[0]])
+class Stacks:
+    """Clients' factors side by side, on the device.
 
+    Args:
+        resident: the clients' files, if they are there already.
+    """
 
-def stacked_on(
-    device: Device, modules: Sequence[Sequence[Factors]], shape: tuple[int, int]
-) -> FactorStack:
-    """Factors side by side on a device; the arguments as of `stack_factors`."""
-    return stack_factors(
-        modules, shape, dtype=device.dtype, device=device.name, pinned=device.pinned
-    )
+    def __init__(self, round_: Round, device: Device, resident: Resident | None = None) -> None:
+        self.round, self.device, self.resident = round_, device, resident
+
+    def check(self) -> None:
+        """See `Resident.check`; what is read again is checked then."""
+        if self.resident is not None:
+            self.resident.check()
+
+    def of(self, modules: Sequence[str], clients: Sequence[int] | None = None) -> FactorStack:
+        """Of some modules of one shape.
+
+        Args:
+            clients: those of a merge, in ascending order, the previous adapter as one more; every
+                client's update if None.
+        """
+        if self.resident is not None:
+            return self.resident.stack(modules, clients)
+        if clients is None:
+            each = [updates_of(self.round, m, previous_of(self.round, m)) for m in modules]
+        else:
+            each = [summed_of(self.round, m, clients) for m in modules]
+        shape = self.round.module_shapes[modules[0]]
+        return stack_factors(
+            each, shape, dtype=self.device.dtype, device=self.device.name, pinned=self.device.pinned
+        )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clair_cli.maths.core_merge import merged_core
+from clair_cli.maths.core_merge import merged_cores, of_unbalanced
 from clair_cli.maths.grams import grams
 from clair_cli.maths.stack import stack_factors
 
@@ -31,8 +31,8 @@ def core_of(factors: list, weights: list[float]):  # type: ignore[no-untyped-def
     terms = torch.repeat_interleave(
         torch.tensor(weights, dtype=torch.float64) * pair.scale[0], torch.tensor(pair.ranks)
     )
-    core = merged_core(pair.B[0], pair.A[0], terms)
-    return stack, None if core is None else core.of_unbalanced(pair.by_B[0], pair.by_A[0])
+    cores = merged_cores(pair.B, pair.A, terms[None])
+    return stack, of_unbalanced(cores, pair.by_B, pair.by_A)[0]
 
 
 @pytest.mark.parametrize("weights", [[0.2, 0.5, 0.3], [1.0, 0.0, 1e-3]])

@@ -4,6 +4,8 @@ results. What only a real one shows (its rounding, streams) is in `test_gpu`."""
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,11 +16,16 @@ import pytest
 import torch
 
 import clair_cli
+from clair_cli.formats.write_adapter import safetensors_bytes
 from clair_cli.maths import grams as grams_module
 from clair_cli.maths.evidence import gather
 from clair_cli.maths.stack import stack_factors
-from clair_cli.workflow import engine
+from clair_cli.workflow import engine, reading, resident
 from clair_cli.workflow.pool import Workers
+from clair_cli.workflow.reading import read_cohort
+from clair_cli.workflow.round import load_round
+from clair_cli.workflow.settings import make_settings
+from clair_cli.workflow.tensors import factors_of
 from tests.pretend import device as pretend
 from tests.test_workflow_paths import CASES, clients, save
 
@@ -190,3 +197,88 @@ def test_the_comparison_stays_on_the_device(
         torch.testing.assert_close(found.table(stacking).value, here.table(stacking).value)
     some = pair.of_clients([0, 3]).cpu()
     assert some.B.device.type == "cpu" and some.ranks == (4, 4)
+
+
+def mixed(folder: Path) -> Path:
+    """Clients of four arrangements: of two ranks, two dtypes, with a module less."""
+    g = torch.Generator().manual_seed(5)
+    for k in range(7):
+        rank, dtype = (4, 6)[k % 2], torch.float32 if k == 3 else torch.bfloat16
+        tensors = {}
+        for name in "ab" if k == 4 else "abc":
+            shape_A, shape_B = (rank, 30), (20, rank)
+            tensors[f"{name}.q.lora_A.weight"] = torch.randn(shape_A, generator=g).to(dtype)
+            tensors[f"{name}.q.lora_B.weight"] = torch.randn(shape_B, generator=g).to(dtype)
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8 + k, "target_modules": ["q"]}
+        (folder / f"c{k}").mkdir(parents=True)
+        file = folder / f"c{k}" / "adapter_model.safetensors"
+        file.write_bytes(safetensors_bytes(tensors, {}))
+        (folder / f"c{k}" / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def opened(folder: Path) -> tuple[Any, Any]:
+    settings = make_settings("inspect", folder, None, {})
+    device = engine.Device(pretend.NAME, torch.float64)
+    return load_round(settings, read_cohort(settings)), engine.Engine(
+        device, Workers(2), lambda *_: None
+    )
+
+
+@pytest.mark.parametrize("held", [1, 2**20])
+@pytest.mark.parametrize("run", [1, 2**22])
+def test_files_on_the_device_give_the_same_stacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, run: int
+) -> None:
+    """For all clients, one and some; read again or not; sent tensor by tensor or whole."""
+    monkeypatch.setattr(reading, "HANDOVER_BYTES", held)
+    monkeypatch.setattr(resident, "_RUN_BYTES", run)
+    round_, on_device = opened(mixed(tmp_path / "clients"))
+    there = resident.make_resident(round_, on_device)
+    assert there is not None
+    for modules in ("a.q", "b.q"), ("c.q",), ("a.q", "c.q"):
+        for some in None, [2], [0, 1, 3, 4], [0, 2, 6]:
+            chosen = range(7) if some is None else some
+            each = [[factors_of(round_.adapters[k], m) for k in chosen] for m in modules]
+            here, found = stack_factors(each, (20, 30)), there.stack(modules, some)
+            assert found.ranks == here.ranks
+            assert torch.equal(found.scaling, here.scaling)
+            for side in "lora_A", "lora_B":
+                one, other = getattr(here, side), getattr(found, side)
+                assert type(other) is pretend.PretendTensor
+                assert one.dtype == other.dtype
+                assert torch.equal(other.cpu(), one)
+
+
+def test_what_does_not_fit_the_device_stays_in_its_files(
+    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "clients", 16)
+    small = clair_cli.merge(folder)
+    monkeypatch.setattr(engine, "_MEMORY", 1000)
+    round_, on_device = opened(folder)
+    assert resident.make_resident(round_, on_device) is None
+    same(small, far(clair_cli.merge, folder))
+
+
+@pytest.mark.parametrize("stage", ["loading", "merging", "writing"])
+@pytest.mark.parametrize("held", [1, 2**20])
+def test_a_change_is_noticed_although_the_bytes_are_on_the_device(
+    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, held: int
+) -> None:
+    monkeypatch.setattr(reading, "HANDOVER_BYTES", held)
+    folder, done = save(tmp_path / "clients", 16), []
+    file = folder / "c1" / "adapter_model.safetensors"
+
+    def change(now: str, count: int, total: int) -> None:
+        if now == stage and not done:
+            data = bytearray(file.read_bytes())
+            data[-40:] = bytes(40)
+            file.write_bytes(data)
+            os.utime(file, ns=(1, 1))
+            done.append(True)
+
+    result = far(clair_cli.merge, folder, tmp_path / "m.safetensors", progress=change)
+    (lost,) = result.report.with_verdict("rejected")
+    assert lost.name == "c1"
+    assert "changed while reading" in str(lost.reasons)
