@@ -40,6 +40,8 @@ def whole_characters(text: str) -> str:
     >>> whole_characters("caf\u00e9 \udcff\ud800")
     'café \\xff\\ud800'
     """
+    if text.isascii():
+        return text
     return "".join(_escaped(ord(c)) if "\ud800" <= c <= "\udfff" else c for c in text)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clair_cli import report as report_module
-from clair_cli.formats.report_json import load_schema, report_dict, report_json
+from clair_cli.formats.report_json import _indented, load_schema, report_dict, report_json
 from clair_cli.report import VERDICTS, Report
 from tests.fake_report import all_benign, fake_report, renamed, undetermined, with_score
 
@@ -24,6 +24,25 @@ REPORTS = {
         fake_report(), cohort=replace(fake_report().cohort, decomposition=None)
     ),
 }
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_text_is_that_of_the_json_module(name: str) -> None:
+    plain = report_dict(REPORTS[name])
+    expected = json.dumps(plain, sort_keys=True, indent=2, allow_nan=False) + "\n"
+    assert report_json(REPORTS[name]) == expected.replace("##", "#\\u0023")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {}, [], {"b": [], "a": {}}, [[], [1, 2.5, None, True], {"z": "\u00e9\n", "a": [[1], 2]}],
+        {"x": [{"b": 1, "a": "] , ["}], "w": 1e300}, 3, "text", None, [[[]]], {"a": {"b": {}}},
+    ],
+)  # fmt: skip
+def test_any_nesting_is_written_as_the_json_module_writes_it(value: object) -> None:
+    expected = json.dumps(value, sort_keys=True, indent=2, allow_nan=False)
+    assert _indented(value, "\n") == expected
 
 
 def validate(document: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -37,8 +38,34 @@ def report_json(report: Report) -> str:
         ValueError: a NaN or an infinity, which JSON does not have.
         TypeError: as `report_dict`.
     """
-    text = json.dumps(report_dict(report), sort_keys=True, indent=2, allow_nan=False)
+    text = _indented(report_dict(report), "\n")
     return text.replace("##", "#\\u0023") + "\n"
+
+
+def _indented(value: object, line: str) -> str:
+    """`json.dumps(value, sort_keys=True, indent=2, allow_nan=False)`, several times as fast: what
+    holds no further container is encoded at once.
+
+    Args:
+        line: what a new line begins with at this depth, the newline included.
+    """
+    if not isinstance(value, (dict, list)) or not value:
+        return _encoder("").encode(value)
+    inner = line + "  "
+    inside = value.values() if isinstance(value, dict) else value
+    if not any(isinstance(item, (dict, list)) for item in inside):
+        text = _encoder(inner).encode(value)
+        return text[0] + inner + text[1:-1] + line + text[-1]
+    encode = _encoder("").encode
+    if isinstance(value, dict):
+        items = [f"{encode(key)}: {_indented(value[key], inner)}" for key in sorted(value)]
+        return "{" + inner + f",{inner}".join(items) + line + "}"
+    return "[" + inner + f",{inner}".join([_indented(item, inner) for item in value]) + line + "]"
+
+
+@lru_cache(maxsize=64)
+def _encoder(line: str) -> json.JSONEncoder:
+    return json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(f",{line}", ": "))
 
 
 def load_schema() -> dict[str, Any]:

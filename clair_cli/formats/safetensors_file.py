@@ -111,8 +111,14 @@ class SafetensorsFile:
         tensor = torch.frombuffer(self._bytes(key), dtype=getattr(torch, dtype))
         return tensor.reshape(entry.shape)
 
+    def held(self, begin: int, end: int) -> memoryview | None:
+        """Some of the tensors' bytes as they were checked, if they are still in memory."""
+        if self.handed is None or not self.looks_unchanged():
+            return None
+        return self.handed.room(begin, end)
+
     def read_run(self, keys: Sequence[str], memory: memoryview) -> None:
-        """The bytes of tensors that follow each other in the file, as they were checked.
+        """The bytes of tensors that follow each other in the file, read again.
 
         Args:
             memory: gets them; of their size.
@@ -120,10 +126,7 @@ class SafetensorsFile:
         Raises:
             RejectedClient: the file is gone or changed.
         """
-        begin, end = self.tensors[keys[0]].begin, self.tensors[keys[-1]].end
-        if self.handed is not None and self.looks_unchanged():
-            memory[:] = self.handed.room(begin, end)
-            return
+        begin = self.tensors[keys[0]].begin
         self._fill(begin, memory, keys[0])
         for key in keys:
             entry = self.tensors[key]
@@ -144,8 +147,8 @@ class SafetensorsFile:
 
     def _bytes(self, key: str) -> bytearray | memoryview:
         entry = self.tensors[key]
-        if self.handed is not None and self.looks_unchanged():
-            checked = self.handed.room(entry.begin, entry.end)
+        checked = self.held(entry.begin, entry.end)
+        if checked is not None:
             aligned = entry.begin * 8 % DTYPE_BITS[entry.dtype] == 0
             return checked if aligned else bytearray(checked)
         data = bytearray(entry.end - entry.begin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,6 +75,10 @@ class PairLevels:
         table[:, np.arange(n), np.arange(n)] = np.nan
         self._known = ~np.isnan(table)
         self._table = np.where(self._known, table, 0.0)
+        self._complete = int(self._known.sum()) == len(table) * n * (n - 1)
+        # sums over pairs then run along the modules
+        self._by_pair = np.ascontiguousarray(self._table.transpose(1, 2, 0))
+        self._known_by_pair = self._known.transpose(1, 2, 0)
         self.mean = _ratio(self._table.sum(0), self._known.sum(0))
         self._sums: dict[tuple[int, ...], _Sums] = {}
 
@@ -84,8 +89,13 @@ class PairLevels:
 
     def between(self, first: Sequence[int], second: Sequence[int]) -> NDArray[np.float64]:
         """Mean over all pairs of a client in `first` and another in `second`, per module."""
-        block = np.ix_(range(len(self._table)), list(first), list(second))
-        return _ratio(self._table[block].sum((1, 2)), self._known[block].sum((1, 2)))
+        block = np.ix_(list(first), list(second))
+        total = self._by_pair[block].sum((0, 1))
+        if not self._complete:
+            return _ratio(total, self._known_by_pair[block].sum((0, 1)))
+        same = Counter(second)
+        count = len(first) * len(second) - sum(same[k] for k in first)
+        return _ratio(total, np.array(count))
 
     def within(self, group: Sequence[int]) -> NDArray[np.float64]:
         """Mean over all pairs inside a group of two or more, per module."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clair_cli.maths.stack import same_rank
+
 
 @dataclass(frozen=True)
 class Thresholded:
@@ -68,17 +70,19 @@ def block_norms(stack: Tensor, ranks: Sequence[int], *, joint: bool) -> Tensor:
         Shape (n_clients,) if joint, else (n_modules, n_clients).
     """
     squares = (stack * stack).sum(1)
-    per_block = torch.stack(
-        [part.sum(-1) for part in torch.split(squares, list(ranks), dim=-1)], dim=-1
-    )
+    if same_rank(ranks):
+        per_block = squares.reshape(len(squares), len(ranks), ranks[0]).sum(-1)
+    else:
+        per_block = torch.stack(
+            [part.sum(-1) for part in torch.split(squares, list(ranks), dim=-1)], dim=-1
+        )
     return (per_block.sum(0) if joint else per_block).sqrt()
 
 
 def spread(per_block: Tensor, ranks: Sequence[int]) -> Tensor:
     """One number per block -> one per column, with axes to multiply a stack by."""
-    columns = torch.repeat_interleave(
-        per_block, torch.tensor(list(ranks), device=per_block.device), dim=-1
-    )
+    repeats = ranks[0] if same_rank(ranks) else torch.tensor(list(ranks), device=per_block.device)
+    columns = torch.repeat_interleave(per_block, repeats, dim=-1)
     return columns[None, None, :] if columns.ndim == 1 else columns[:, None, :]
 
 

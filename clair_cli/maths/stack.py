@@ -6,6 +6,7 @@ For client k of one module, `delta_weight` D_k = scaling_k B_k A_k. A and B alon
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,9 +65,12 @@ def balance(
         the largest term, (n_modules, n_clients). All 0 for a client whose update is.
     """
     term = norm_A * norm_B
-    parts = torch.split(term, list(ranks), dim=1)
-    empty = term.new_zeros(len(term))
-    largest = torch.stack([p.amax(1) if p.shape[1] else empty for p in parts], dim=1)
+    if same_rank(ranks):
+        largest = term.reshape(len(term), len(ranks), ranks[0]).amax(2)
+    else:
+        parts = torch.split(term, list(ranks), dim=1)
+        empty = term.new_zeros(len(term))
+        largest = torch.stack([p.amax(1) if p.shape[1] else empty for p in parts], dim=1)
     scale = scaling.abs() * largest
     owner = owners(ranks, term.device)
     alive = (term > 0) & (scale[:, owner] > 0)
@@ -166,8 +170,8 @@ def owners(ranks: Sequence[int], device: torch.device) -> Tensor:
 
 def columns_of(ranks: Sequence[int], clients: Sequence[int]) -> Tensor:
     """Indices of some clients' columns in a stack."""
-    ends = torch.tensor([0, *ranks]).cumsum(0)
-    return torch.cat([torch.arange(int(ends[k]), int(ends[k + 1])) for k in clients])
+    ends = [0, *itertools.accumulate(ranks)]
+    return torch.tensor([i for k in clients for i in range(ends[k], ends[k + 1])], dtype=torch.long)
 
 
 def same_rank(ranks: Sequence[int]) -> bool:

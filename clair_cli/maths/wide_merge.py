@@ -100,6 +100,6 @@ def wide_thin(stack: FactorStack, weights: Sequence[float], core: WideCore) -> T
     size = core.values[: basis.shape[1]].clamp_min(1e-12 * largest or 1.0)
     if core.transposed:
         right = (basis.mT @ terms.lora_B.double()) * by / size[:, None]
-        return Thin(basis, terms.lora_A, core.values, None, right)
+        return Thin(basis[None], terms.lora_A[None], core.values[None], None, right[None])
     left = by[:, None] * (terms.lora_A.double() @ basis) / size
-    return Thin(terms.lora_B, basis.mT, core.values, left, None)
+    return Thin(terms.lora_B[None], basis.mT[None], core.values[None], left[None], None)

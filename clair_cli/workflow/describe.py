@@ -195,7 +195,8 @@ def _sorted_names(round_: Round) -> tuple[tuple[str, ...], list[int]]:
 
 
 def _matrix(values: Tensor, order: Sequence[int]) -> tuple[tuple[float | None, ...], ...]:
-    return tuple(tuple(number(float(values[j, k])) for k in order) for j in order)
+    rows = values.tolist()
+    return tuple(tuple(number(rows[j][k]) for k in order) for j in order)
 
 
 def _named(group: Sequence[int], round_: Round) -> tuple[str, ...]:

@@ -20,15 +20,15 @@ _WIDE_NUMBERS = 4 * WIDE_DIM**2
 
 
 def estimate_memory(round_: Round, engine: Engine) -> int:
-    """Bytes at the highest point: the batches in work, what is kept of all, and the result.
+    """Bytes of main memory at the highest point: the batches in work, what is kept of all, and the
+    result; those on a GPU don't count.
 
     The largest batches are taken to be worked on at the same time.
     """
-    in_work = sorted(
-        (_in_work(round_, modules) for modules in batches(round_, engine.device)),
-        reverse=True,
-    )
-    kept = 2 * sum(kept_grams(round_).values())
+    here = 0
+    if engine.device.name == "cpu":
+        work = sorted((_in_work(round_, b) for b in batches(round_, engine.device)), reverse=True)
+        here = sum(work[: engine.workers.threads]) + 2 * sum(kept_grams(round_).values())
     files = sum(
         _BYTES[m.dtype] * m.rank * sum(m.shape)
         for adapter in round_.adapters
@@ -36,7 +36,7 @@ def estimate_memory(round_: Round, engine: Engine) -> int:
     )
     clients = len(round_.adapters)
     evidence = len(round_.module_shapes) * clients * _FLOAT * (6 * clients + CORE_DIM**2)
-    return sum(in_work[: engine.workers.threads]) + kept + min(files, HANDOVER_BYTES) + evidence
+    return here + min(files, HANDOVER_BYTES) + evidence
 
 
 def _in_work(round_: Round, modules: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,16 +80,18 @@ def merge_round(
     cores = {module: seen.pop(module)[1] for module in modules}
     writer.plan()
 
-    def cut(module: str) -> WrittenModule:
-        with naming_module(module):
-            core = cores.pop(module)
-            if core is not None and core.n_vectors < min(writer.rank, len(core.values)):
-                core = merger.observe([module], kept=False)[module][1]
-            exact = merger.leading(module, core, writer.rank, sixteen_bits=writer.sixteen_bits)
-            return writer.cut(module, exact)
+    def cut(some: Sequence[str]) -> dict[str, WrittenModule]:
+        with naming_module(some[0]):
+            own = [cores.pop(module) for module in some]
+            if any(c is not None and c.n_vectors < min(writer.rank, len(c.values)) for c in own):
+                found = merger.observe(some, kept=False)
+                own = [found[module][1] for module in some]
+            exact = merger.leading(some, own, writer.rank, sixteen_bits=writer.sixteen_bits)
+            return writer.cut(some, exact)
 
-    for module, written in zip(modules, engine.each("writing", cut, modules), strict=True):
-        writer.put(module, written)
+    for written in engine.each("writing", cut, merger.batches(modules, cores)):
+        for module, factors in written.items():
+            writer.put(module, factors)
     merger.stacks.check()
     return Merged(writer.finish(), _plain_distance(judged))
 
@@ -105,20 +107,32 @@ class _Merger:
         room = KEPT_BYTES if on_cpu else max(KEPT_BYTES, int(_CORES_SHARE * engine.device.memory))
         self.room = room // max(1, len(judged.written))
 
-    def batches(self, modules: Sequence[str]) -> list[list[str]]:
-        """Modules to be observed together: on a GPU, where the factors are there already, those of
-        one shape and the same ranks."""
+    def batches(
+        self, modules: Sequence[str], cores: Mapping[str, Core | None] | None = None
+    ) -> list[list[str]]:
+        """Modules to be worked on together: on a GPU, where the factors are there already, those of
+        one shape and the same ranks.
+
+        Args:
+            cores: if they are known: only merged ones, each as small, go together.
+        """
         if self.stacks.resident is None:
             return [[module] for module in modules]
         alike: dict[object, list[str]] = {}
         for module in modules:
-            ranks = self.judged.round.module_ranks[module]
-            alike.setdefault((self.judged.round.module_shapes[module], ranks), []).append(module)
-        return [
+            key: object = self.judged.round.module_shapes[module], tuple(self._ranks(module))
+            core = None if cores is None else cores[module]
+            if isinstance(core, MergedCore):
+                key = key, core.left.shape
+            elif cores is not None:
+                key = module
+            alike.setdefault(key, []).append(module)
+        found = [
             some[start : start + _TOGETHER]
             for some in alike.values()
             for start in range(0, len(some), _TOGETHER)
         ]
+        return sorted(found)  # so that what is made early is early in a file
 
     def observe(
         self, modules: Sequence[str], *, kept: bool = True
@@ -146,20 +160,30 @@ class _Merger:
         n = self._n_vectors(width, width) if kept else None
         return wide.values, wide if n is None else wide.leading(n)
 
-    def leading(self, module: str, core: Core | None, rank: int, *, sixteen_bits: bool) -> Thin:
-        """The leading `rank` singular vectors of one module, which `core` must have.
+    def leading(
+        self, modules: Sequence[str], cores: Sequence[Core | None], rank: int, *, sixteen_bits: bool
+    ) -> Thin:
+        """The leading `rank` singular vectors of some modules of `batches`, which their cores must
+        have.
 
         Args:
             sixteen_bits: whether they will be rounded to as many.
         """
-        if core is None:
+        merged = [core for core in cores if isinstance(core, MergedCore)]
+        if len(merged) < len(modules):
+            ((module,), (core,)) = modules, cores  # these come alone
+            if isinstance(core, WideCore):
+                return wide_thin(*self._weighted(module), core.leading(rank))
             return thin(spectrum(self._product(module)))
-        if isinstance(core, WideCore):
-            return wide_thin(*self._weighted(module), core.leading(rank))
-        single = sixteen_bits and core.growth <= MAX_GROWTH
+        single = sixteen_bits and max(core.growth for core in merged) <= MAX_GROWTH
         dtype = torch.float32 if single else self.engine.device.dtype
-        stack = self.stacks.of([module], self.judged.merged)
-        return Thin(stack.lora_B[0], stack.lora_A[0], core.values, core.left, core.right, dtype)
+        stack = self.stacks.of(modules, self.judged.merged)
+        return Thin(
+            stack.lora_B, stack.lora_A, torch.stack([core.values for core in merged]),
+            torch.stack([core.left[:, :rank] for core in merged]),
+            torch.stack([core.right[:rank] for core in merged]),
+            dtype,
+        )  # fmt: skip
 
     def _wide(self, module: str) -> bool:
         """Whether there are more rank-one terms than the layer is wide."""
@@ -168,10 +192,13 @@ class _Merger:
     def _width(self, module: str) -> int:
         return min(self.judged.round.module_shapes[module])
 
-    def _terms(self, module: str) -> int:
-        """Rank-one terms of the clients with a weight."""
+    def _ranks(self, module: str) -> list[int]:
+        """Rank-one terms of each client with a weight."""
         adapters = [self.judged.round.adapters[k] for k in self.judged.merged]
-        return sum(a.modules[module].rank for a in adapters if module in a.modules)
+        return [a.modules[module].rank if module in a.modules else 0 for a in adapters]
+
+    def _terms(self, module: str) -> int:
+        return sum(self._ranks(module))
 
     def _n_vectors(self, n: int, size: int) -> int | None:
         """How many of `n` vectors of so many numbers may be kept; None for all of them."""

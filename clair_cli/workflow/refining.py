@@ -202,7 +202,9 @@ class _Looks:
         with naming_module(module):
             state = _Module(self.judged, module, self.side)
             return [
-                writer.cut(module, thin(spectrum(state.on_top(state.result(i, self.keep[i])))))
+                writer.cut([module], thin(spectrum(state.on_top(state.result(i, self.keep[i])))))[
+                    module
+                ]
                 for i, writer in enumerate(self.writers)
             ]
 

@@ -22,7 +22,7 @@ from clair_cli.formats.output_format import OutputFormat
 from clair_cli.formats.write_adapter import config_json, merged_config
 from clair_cli.maths.lowrank import numerical_rank, tail_norm
 from clair_cli.maths.merge import SERVING_RANKS, choose_rank
-from clair_cli.maths.rounding import WrittenModule, write_module
+from clair_cli.maths.rounding import WrittenModule, write_modules
 from clair_cli.maths.thin import Thin
 from clair_cli.workflow.describe import number
 from clair_cli.workflow.settings import Settings
@@ -126,21 +126,24 @@ class AdapterWriter:
         """Whether what is written is rounded to 16 bits, once planned."""
         return self._dtype != "float32"
 
-    def cut(self, module: str, exact: Thin) -> WrittenModule:
-        """One module's factors as they will be written.
+    def cut(self, modules: Sequence[str], exact: Thin) -> dict[str, WrittenModule]:
+        """Some modules' factors as they will be written.
 
         Raises:
             OutputError: they do not fit the dtype.
         """
         dtype = TORCH_DTYPES[self._dtype]
-        written = write_module(exact, self._rank, self._scale.scaling, dtype)
-        if written is None:
-            raise OutputError(
-                f"module {module!r} does not fit {self._dtype}: its largest singular value is "
-                f"{float(exact.values[0]):.3g}",
-                hint="choose a wider --dtype",
-            )
-        return written
+        found: dict[str, WrittenModule] = {}
+        every = write_modules(exact, self._rank, self._scale.scaling, dtype)
+        for module, written, values in zip(modules, every, exact.values, strict=True):
+            if written is None:
+                raise OutputError(
+                    f"module {module!r} does not fit {self._dtype}: its largest singular value is "
+                    f"{float(values[0]):.3g}",
+                    hint="choose a wider --dtype",
+                )
+            found[module] = written
+        return found
 
     def put(self, module: str, written: WrittenModule) -> None:
         """Keep one module's factors, and hash them if it is their turn."""

@@ -21,9 +21,9 @@ from clair_cli.maths.merge import (
     plain_distance,
     weighted_sum,
 )
-from clair_cli.maths.rounding import write_module
+from clair_cli.maths.rounding import WrittenModule, write_modules
 from clair_cli.maths.stack import Factors
-from clair_cli.maths.thin import thin
+from clair_cli.maths.thin import Thin, thin
 from tests.maths.test_stack import IN, OUT, cohort, dense, gauge, regauged, scaled
 
 Matrix = NDArray[np.float64]
@@ -39,6 +39,14 @@ def product(rank: int, seed: int = 0, out: int = OUT, in_: int = IN) -> Product:
 
 def multiplied(p: Product) -> Matrix:
     return p.lora_B.double().numpy() @ p.lora_A.double().numpy()
+
+
+def write_module(
+    exact: Thin, rank: int, scaling: float, dtype: torch.dtype
+) -> WrittenModule | None:
+    """`write_modules` of one."""
+    (written,) = write_modules(exact, rank, scaling, dtype)
+    return written
 
 
 def relative(got: Matrix, expected: Matrix) -> float:

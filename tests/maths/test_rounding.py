@@ -8,9 +8,9 @@ import torch
 
 from clair_cli.maths.grams import add_symmetric
 from clair_cli.maths.lowrank import Product, spectrum, tail_norm
-from clair_cli.maths.rounding import write_module
+from clair_cli.maths.rounding import write_modules
 from clair_cli.maths.thin import Thin, thin
-from tests.maths.test_lowrank_merge import multiplied, product
+from tests.maths.test_lowrank_merge import multiplied, product, write_module
 from tests.maths.test_stack import IN, OUT
 
 
@@ -62,7 +62,9 @@ def turned(out: int, in_: int, terms: int, dtype: torch.dtype) -> tuple[Thin, np
     exact = spectrum(Product(lora_B.double(), lora_A.double()))
     left = torch.linalg.lstsq(lora_B.double(), exact.left).solution
     right = torch.linalg.lstsq(lora_A.double().mT, exact.right.mT).solution.mT
-    return Thin(lora_B, lora_A, exact.values, left, right, dtype), dense
+    return Thin(
+        lora_B[None], lora_A[None], exact.values[None], left[None], right[None], dtype
+    ), dense
 
 
 @pytest.mark.parametrize(("out", "in_"), [(2100, 40), (40, 2100), (1025, 1024)])
@@ -82,7 +84,7 @@ def test_sides_made_piece_by_piece(out: int, in_: int, dtype: torch.dtype) -> No
 
 def test_more_singular_vectors_than_are_known_are_refused() -> None:
     exact, _ = turned(30, 30, 12, torch.float64)
-    fewer = Thin(exact.lora_B, exact.lora_A, exact.values, exact.left[:, :4], exact.right[:4])
+    fewer = Thin(exact.lora_B, exact.lora_A, exact.values, exact.left[:, :, :4], exact.right[:, :4])
     assert write_module(fewer, 4, 1.0, torch.float32) is not None
     with pytest.raises(ValueError, match="4 singular vectors, 5 needed"):
         write_module(fewer, 5, 1.0, torch.float32)
@@ -104,3 +106,31 @@ def test_a_symmetric_product_in_blocks(n: int) -> None:
     got = torch.ones(2, n, n, dtype=torch.float64)
     add_symmetric(got, rows)
     torch.testing.assert_close(got.tril(), (1 + rows @ rows.mT).tril(), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("rank", [4, 16])
+@pytest.mark.parametrize("sizes", [(1.0, 0.01, 30.0), (1.0, 1e30, 1e-12), (0.0, 1.0, float("nan"))])
+def test_some_modules_at_once_are_as_each_of_them_alone(
+    sizes: tuple[float, ...], rank: int
+) -> None:
+    """Of any size, and among them one of zeros and one that is not finite."""
+    each = [thin(spectrum(product(12, seed=i).scaled(s))) for i, s in enumerate(map(finite, sizes))]
+    for one, size in zip(each, sizes, strict=True):
+        if size != size:
+            one.values[0, 0] = size
+    together = Thin(
+        torch.cat([e.lora_B for e in each]), torch.cat([e.lora_A for e in each]),
+        torch.cat([e.values for e in each]), None, None,
+    )  # fmt: skip
+    every = write_modules(together, rank, 2.0, torch.bfloat16)
+    for one, size, found in zip(each, sizes, every, strict=True):
+        (alone,) = write_modules(one, rank, 2.0, torch.bfloat16)
+        assert (found is None) == (alone is None) == (size != size)
+        if found is not None and alone is not None:
+            assert torch.equal(found.lora_A, alone.lora_A)
+            assert torch.equal(found.lora_B, alone.lora_B)
+            assert found.error == pytest.approx(alone.error, rel=1e-4)
+
+
+def finite(size: float) -> float:
+    return size if size == size else 1.0
