@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import Full, Queue
 
 from clair_cli.errors import OutputError
-from clair_cli.formats.regular_file import read_exactly
+from clair_cli.formats.regular_file import read_into
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.targets import check_room, resolve
 
@@ -79,8 +79,12 @@ def check_written(fd: int, parts: Sequence[Part], name: str) -> None:
 
 def _compare(fd: int, parts: Sequence[Part], name: str) -> None:
     """The next bytes of a file with what was to be written."""
-    if not all(read_exactly(fd, len(view)) == bytes(view) for view in _chunks(parts)):
-        raise _different(name)
+    found = bytearray()
+    for view in _chunks(parts):
+        if len(found) != len(view):
+            found = bytearray(len(view))
+        if read_into(fd, memoryview(found)) < len(view) or found != view:
+            raise _different(name)
 
 
 def _different(name: str) -> OutputError:
@@ -162,6 +166,40 @@ class _StopError(Exception):
     """Nobody wants the file any more."""
 
 
+class _Syncing:
+    """Syncs of a file, beside what is being written to it."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
+
+    def begin(self) -> None:
+        """Another one, unless one is under way."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self.wait()
+        self._thread = threading.Thread(target=self._run, name="clair-sync", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """For the one under way.
+
+        Raises:
+            OSError: one failed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            self._error = error
+
+
 class _Writer:
     """The thread that writes a new file. One that can't still takes what it is given."""
 
@@ -203,6 +241,7 @@ class _Writer:
     def _run(self) -> None:
         try:
             fd = create(self.path)
+            syncing = _Syncing(fd)
             try:
                 synced = 0
                 for part in self._parts():
@@ -211,12 +250,15 @@ class _Writer:
                     os.lseek(fd, start, os.SEEK_SET)
                     _compare(fd, [part], self.path.name)
                     if start - synced >= _SYNC_BYTES:  # else all of it is waited for in the end
-                        os.fsync(fd)
+                        syncing.begin()
                         synced = start
+                syncing.wait()
                 os.fsync(fd)
                 if os.fstat(fd).st_size != os.lseek(fd, 0, os.SEEK_CUR):
                     raise _different(self.path.name)
             finally:
+                with contextlib.suppress(OSError):
+                    syncing.wait()
                 os.close(fd)
         except _StopError:
             self._remove()  # if it was made after `stop` looked

@@ -32,8 +32,8 @@ MAX_INVERSE = 1e9
 # Least square of a singular value beside the largest one's, for squares to be good enough: then
 # every value is good to 1e-10 of the largest.
 _FLAT = 1e-12
-# Rows of a triangular matrix that is inverted at once.
-_SOLVED_AT_ONCE = 64
+# Rows of a triangular matrix that is inverted at once, on a CPU and on a GPU.
+_SOLVED_AT_ONCE, _SOLVED_THERE = 64, 256
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _triangles(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _inverse(lower: Tensor) -> Tensor:
     """Of lower triangular matrices, which is one too: by halves, a third of the operations."""
     n = lower.shape[-1]
-    if n <= _SOLVED_AT_ONCE:
+    if n <= (_SOLVED_AT_ONCE if lower.device.type == "cpu" else _SOLVED_THERE):
         unit = torch.eye(n, dtype=lower.dtype, device=lower.device)
         solved: Tensor = torch.linalg.solve_triangular(lower, unit.expand_as(lower), upper=False)
         return solved

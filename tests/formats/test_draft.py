@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from clair_cli.errors import OutputError
+from clair_cli.formats import draft as draft_module
 from clair_cli.formats import targets
 from clair_cli.formats.draft import Draft
 from clair_cli.formats.publish import Output, leftovers, publish
@@ -105,14 +106,14 @@ def test_what_is_discarded_is_gone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("function", ["write", "fsync", "read"])
+@pytest.mark.parametrize("function", ["write", "fsync", "read_into"])
 def test_an_error_of_the_system_is_told_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no room")
 
-    monkeypatch.setattr(os, function, fail)
+    monkeypatch.setattr(draft_module if function == "read_into" else os, function, fail)
     draft = drafted(tmp_path / "a")
     assert draft.sha256() == hashlib.sha256(WHOLE).hexdigest()
     with pytest.raises(OutputError, match="No space left"):
@@ -171,3 +172,28 @@ def test_a_hanging_disk_keeps_nobody_from_stopping(
     assert not stopping.is_alive() and list(tmp_path.iterdir()) == []
     go.set()
     wait_for(lambda: not any(t.name == "clair-draft" for t in threading.enumerate()))
+
+
+def test_a_sync_that_fails_on_the_way_fails_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a disk could not keep is said once only: the last sync may succeed."""
+    sync, calls = os.fsync, []
+
+    def once(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "input/output error")
+        sync(fd)
+
+    monkeypatch.setattr(draft_module, "_SYNC_BYTES", 10)
+    monkeypatch.setattr(os, "fsync", once)
+    draft = Draft(tmp_path / "file")
+    draft.begin(400)
+    for _ in range(4):
+        draft.add(bytes(100))
+    draft.sha256()
+    with pytest.raises(OSError, match="input/output error"):
+        draft.move_to(tmp_path / "other", None, lambda: None)
+    draft.discard()
+    assert not list(tmp_path.iterdir())
