@@ -71,7 +71,6 @@ def test_batches_of_larger_layers_agree(tmp_path: Path, clients: int, ranks: str
         for device in ("cpu", "cuda")
     )
     assert [c.verdict for c in cpu.report.clients] == [c.verdict for c in cuda.report.clients]
-    assert len(cpu.report.with_verdict("contaminated")) == clients // 5
     for one, other in zip(cpu.report.clients, cuda.report.clients, strict=True):
         assert one.scores.alignment == pytest.approx(other.scores.alignment, rel=1e-6)
     assert cpu.report.merged is not None and cuda.report.merged is not None
