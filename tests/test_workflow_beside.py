@@ -54,6 +54,61 @@ def test_results_come_in_order_from_another_process() -> None:
     assert lines == ["True [1]", "False 1", "None"]
 
 
+def test_many_threads_are_in_several_processes() -> None:
+    """Each begins with its number; one more of them has a thread less while there is other work."""
+    lines = run("""
+        import threading
+        begun = []
+        def work(i):
+            time.sleep(0.02)
+            return i, os.getpid(), threading.active_count(), begun[0], time.monotonic()
+        def meanwhile():
+            time.sleep(0.3)
+            meanwhile.end = time.monotonic()
+        found = list(results_beside(
+            work, range(200), 13, meanwhile, begun=lambda *numbers: begun.append(numbers)))
+        print([i for i, *_ in found] == list(range(200)), len({pid for _, pid, *_ in found}))
+        print(sorted({numbers for *_, numbers, _ in found}), begun)
+        print(sorted({max(n for _, _, n, (k, _), at in found if k == j and at < meanwhile.end)
+                      for j in range(3)}))
+        print(children(), len(os.listdir("/proc/self/fd")))
+    """)
+    assert lines[:2] == ["True 3", "[(0, 3), (1, 3), (2, 3)] []"]
+    assert lines[2] == "[6]"  # main, sender and workers: 5 less one, 4 and 4
+    assert lines[3] == "None 4"
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_what_one_of_several_does_not_deliver_is_done_here(lost: int) -> None:
+    lines = run(f"""
+        here = os.getpid()
+        def work(i):
+            if i == 6 + {lost} and os.getpid() != here:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return i, os.getpid() == here
+        found = list(results_beside(work, range(20), 12, lambda: time.sleep(0.3)))
+        print([i for i, _ in found] == list(range(20)))
+        print({{i % 3 for i, mine in found if mine}}, children())
+    """)
+    assert lines == ["True", f"{{{lost}}} None"]
+
+
+def test_room_for_some_processes_only() -> None:
+    lines = run("""
+        fork, forks = os.fork, []
+        def some():
+            forks.append(1)
+            if len(forks) == 2:
+                raise BlockingIOError("no room")
+            return fork()
+        os.fork = some
+        found = list(results_beside(lambda i: (i, os.getpid()), range(20), 12, lambda: None))
+        print([i for i, _ in found] == list(range(20)), len(forks))
+        print({i % 3 for i, pid in found if pid == os.getpid()}, children())
+    """)
+    assert lines == ["True 2", "{1, 2} None"]
+
+
 def test_it_works_on_while_nobody_takes_the_results() -> None:
     """More than a pipe holds, and on all threads only once the other work is done."""
     lines = run("""

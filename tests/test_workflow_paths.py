@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import clair_cli
-from clair_cli.formats import regular_file, safetensors_file
+from clair_cli.formats import regular_file, safetensors_file, safetensors_scan
 from clair_cli.formats.write_adapter import safetensors_bytes
 from clair_cli.maths import core_merge, wide_merge
 from clair_cli.workflow import merging, passes, reading
@@ -87,7 +87,8 @@ def test_bytes_held_from_the_check_on_change_nothing(
             opens.append(str(path))
             return regular_file.open_regular(path, *args)
 
-        monkeypatch.setattr(safetensors_file, "open_regular", counted)
+        for module in (safetensors_file, safetensors_scan):
+            monkeypatch.setattr(module, "open_regular", counted)
         out = tmp_path / ("r.json" if command == "inspect" else "r")
         report = getattr(clair_cli, command)(folder, out, force=True).report
         assert len(report.with_verdict("contaminated")) == 1

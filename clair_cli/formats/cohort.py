@@ -31,7 +31,8 @@ from clair_cli.formats.keys import COMPONENTS, TRANSFORMER, pair_keys
 from clair_cli.formats.kohya_header import check_header
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.read_adapter import build_adapter
-from clair_cli.formats.safetensors_file import SafetensorsFile, open_safetensors
+from clair_cli.formats.safetensors_file import SafetensorsFile
+from clair_cli.formats.safetensors_scan import open_safetensors
 from clair_cli.formats.strict_json import quoted
 
 

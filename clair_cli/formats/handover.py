@@ -19,7 +19,7 @@ class Handover:
 
     Args:
         room: in bytes; what is not filled takes no memory.
-        by_child: whether a child that is still to be forked fills it. The process that made it
+        by_child: whether children that are still to be forked fill it. The process that made it
             then doesn't know what is filled, and fills nothing.
 
     Raises:
@@ -30,6 +30,11 @@ class Handover:
         self._memory = mmap.mmap(-1, room)
         self._room, self._filled, self._lock = room, 0, threading.Lock()
         self._barred = os.getpid() if by_child else None
+
+    def take_part(self, index: int, count: int) -> None:
+        """Fill no more than this process's part: of several that fill it, each has its own."""
+        each = self._room // count // _PAGE * _PAGE
+        self._filled, self._room = index * each, (index + 1) * each
 
     def reserve(self, size: int) -> HandedOver | None:
         """Room for one file's data; None if there is none left, or this process may not fill it."""

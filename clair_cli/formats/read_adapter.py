@@ -17,8 +17,8 @@ from clair_cli.formats.safetensors_file import (
     INTEGER_DTYPES,
     TORCH_DTYPES,
     TensorEntry,
-    open_safetensors,
 )
+from clair_cli.formats.safetensors_scan import open_safetensors
 from clair_cli.formats.strict_json import quoted
 
 _WIDER = {  # of two dtypes that differ, one that holds the values of both

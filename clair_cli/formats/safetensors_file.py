@@ -1,4 +1,4 @@
-"""The one reader of safetensors files: strict header, one pass over the bytes, tensors on demand.
+"""A safetensors file that passed the check (safetensors_scan.py): tensors on demand.
 
 Nothing is mapped into memory, so that a file cut short by its owner ends in a message and not
 in a dead process. What is judged is what is merged: each later read compares a digest.
@@ -9,25 +9,21 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clair_cli.errors import RejectedClient
-from clair_cli.formats.handover import HandedOver, Handover
-from clair_cli.formats.limits import Limits, remedy
-from clair_cli.formats.regular_file import open_regular, read_exactly, read_into, sniff
-from clair_cli.formats.safetensors_header import DTYPE_BITS, HeaderEntry, parse_header
+from clair_cli.formats.handover import HandedOver
+from clair_cli.formats.regular_file import open_regular, read_exactly, read_into
+from clair_cli.formats.safetensors_header import DTYPE_BITS
 from clair_cli.formats.strict_json import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Limits", "SafetensorsFile", "TensorEntry", "open_safetensors"]
-
-CHUNK_BYTES = 2 * 1024 * 1024
 DIGEST_BYTES = 16
 
 TORCH_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -117,21 +113,28 @@ class SafetensorsFile:
             return None
         return self.handed.room(begin, end)
 
-    def read_run(self, keys: Sequence[str], memory: memoryview) -> None:
-        """The bytes of tensors that follow each other in the file, read again.
-
-        Args:
-            memory: gets them; of their size.
+    @contextmanager
+    def read_again(self) -> Iterator[Callable[[memoryview], None]]:
+        """Yield what fills memory with the tensors' bytes, in the order of the file to the last
+        one. Only when that ends well were they those which were checked.
 
         Raises:
             RejectedClient: the file is gone or changed.
         """
-        begin = self.tensors[keys[0]].begin
-        self._fill(begin, memory, keys[0])
-        for key in keys:
-            entry = self.tensors[key]
-            if digest_of(memory[entry.begin - begin : entry.end - begin]) != entry.digest:
-                raise self._changed(key)
+        whole = hashlib.sha256()
+        with open_regular(self.path, self.shown) as (fd, status):
+            if status.st_size != self.size:
+                raise self._changed()
+            whole.update(read_exactly(fd, self.data_start))
+
+            def fill(memory: memoryview) -> None:
+                if read_into(fd, memory) < len(memory):
+                    raise self._changed()
+                whole.update(memory)
+
+            yield fill
+        if whole.hexdigest() != self.sha256:
+            raise self._changed()
 
     def number(self, key: str) -> float:
         """The value of a tensor with one element; torch is not needed for it.
@@ -151,20 +154,15 @@ class SafetensorsFile:
         if checked is not None:
             aligned = entry.begin * 8 % DTYPE_BITS[entry.dtype] == 0
             return checked if aligned else bytearray(checked)
-        data = bytearray(entry.end - entry.begin)
-        self._fill(entry.begin, memoryview(data), key)
-        if digest_of(data) != entry.digest:
-            raise self._changed(key)
-        return data
-
-    def _fill(self, begin: int, memory: memoryview, key: str) -> None:
-        """Read from that byte of the tensors on; `key` is what an error names."""
         with open_regular(self.path, self.shown) as (fd, status):
             if status.st_size != self.size:
                 raise self._changed(key)
-            os.lseek(fd, self.data_start + begin, os.SEEK_SET)
-            if read_into(fd, memory) < len(memory):
-                raise self._changed(key)
+            os.lseek(fd, self.data_start + entry.begin, os.SEEK_SET)
+            data = bytearray(entry.end - entry.begin)
+            read_into(fd, memoryview(data))
+        if digest_of(data) != entry.digest:
+            raise self._changed(key)
+        return data
 
     def digest(self, key: str) -> bytes:
         """Of one tensor's bytes when the file was opened."""
@@ -174,7 +172,7 @@ class SafetensorsFile:
         """Whether the path still leads to the file that was checked, with its size and time. What
         was kept of it may then be used without another look at its bytes."""
         try:
-            return _stamp(os.stat(self.path, follow_symlinks=False)) == self.stamp
+            return stamp_of(os.stat(self.path, follow_symlinks=False)) == self.stamp
         except OSError:
             return False
 
@@ -185,159 +183,24 @@ class SafetensorsFile:
             RejectedClient: it does not.
         """
         if not self.looks_unchanged():
-            name = quoted(os.path.basename(self.shown))
-            raise RejectedClient(f"{name} changed while reading", path=self.shown)
+            raise self._changed()
 
     def _other_dtype(self, entry: TensorEntry) -> RejectedClient:
         return RejectedClient(
             f"tensor {quoted(entry.name)} has dtype {entry.dtype}", path=self.shown
         )
 
-    def _changed(self, key: str) -> RejectedClient:
-        name = os.path.basename(self.shown)
-        return RejectedClient(
-            f"{quoted(name)} changed while reading tensor {quoted(key)}", path=self.shown
-        )
+    def _changed(self, key: str | None = None) -> RejectedClient:
+        name = quoted(os.path.basename(self.shown))
+        where = "" if key is None else f" tensor {quoted(key)}"
+        return RejectedClient(f"{name} changed while reading{where}", path=self.shown)
 
 
-def open_safetensors(
-    path: Path, limits: Limits, *, shown: str | None = None, handover: Handover | None = None
-) -> SafetensorsFile:
-    """Check a file from a stranger, in one sequential pass over its bytes.
-
-    Args:
-        path: the file; its last component may not be a link.
-        limits: sizes to refuse; checked before anything of that size is read.
-        shown: the path for error objects, when it is not `path`.
-        handover: gets the tensors' bytes, if it has room.
-
-    Returns:
-        Header, digests and counts of non-finite values; no tensor is kept here.
-
-    Raises:
-        RejectedClient: unreadable, not a regular file, not exactly a safetensors file, too
-            large, or changed while it was read. `path` is set.
-    """
-    if sys.byteorder != "little":
-        raise RejectedClient("safetensors files are read on little-endian machines only")
-    shown = path.as_posix() if shown is None else shown
-    try:
-        with open_regular(path, shown) as (fd, status):
-            if status.st_size > limits.max_file_bytes:
-                raise RejectedClient(
-                    f"file has {status.st_size:,} bytes, above the limit of "
-                    f"{limits.max_file_bytes:,}",
-                    found=f"{status.st_size:,} bytes",
-                    expected=f"at most {limits.max_file_bytes:,} bytes",
-                    hint=remedy("file"),
-                )
-            return _scan(fd, status, path, shown, limits, handover)
-    except RejectedClient as error:
-        error.path = error.path or shown
-        raise
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise RejectedClient(f"file is unreadable: {reason}", path=shown) from None
-
-
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
+def stamp_of(status: os.stat_result) -> tuple[int, ...]:
+    """What a file that is written to, or another one, has differently."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _scan(
-    fd: int,
-    status: os.stat_result,
-    path: Path,
-    shown: str,
-    limits: Limits,
-    handover: Handover | None,
-) -> SafetensorsFile:
-    whole, size = hashlib.sha256(), status.st_size
-    header = _read_header(fd, size, limits)
-    whole.update(len(header).to_bytes(8, "little"))
-    whole.update(header)
-    metadata, entries = parse_header(header, size - 8 - len(header), limits)
-    start = 8 + len(header)
-    handed = None if handover is None else handover.reserve(size - start)
-    tensors = {}
-    for entry in entries:
-        tensors[entry.name] = _scan_tensor(fd, entry, whole, handed)
-    if read_exactly(fd, 1) or os.fstat(fd).st_size != size:
-        raise RejectedClient("file changed while reading")
-    return SafetensorsFile(
-        path, whole.hexdigest(), metadata, tensors, start, size, _stamp(status), shown, handed
-    )
-
-
-def _read_header(fd: int, size: int, limits: Limits) -> bytes:
-    """The header's JSON bytes; a wrong length is explained by what the file really is."""
-    if size == 0:
-        raise RejectedClient("file is empty (0 bytes)", found="0 bytes")
-    start = read_exactly(fd, min(size, 512))
-    length = int.from_bytes(start[:8], "little")
-    if size >= 8 and length <= min(size - 8, limits.max_header_bytes) and start[8:9] == b"{":
-        os.lseek(fd, 8, os.SEEK_SET)
-        header = read_exactly(fd, length)
-        if len(header) != length:
-            raise RejectedClient("file changed while reading")
-        return header
-    kind = sniff(start)
-    if kind:
-        raise RejectedClient(f"file is {kind}", found=kind, expected="a safetensors file")
-    if size < 8:
-        raise RejectedClient(
-            f"file has {size} byte{'s' if size > 1 else ''}, too short for safetensors"
-        )
-    if length > limits.max_header_bytes:
-        raise RejectedClient(
-            f"header length {length:,} is above the limit of {limits.max_header_bytes:,} bytes",
-            hint=remedy("header") if length <= size - 8 else "",
-        )
-    if length > size - 8:
-        raise RejectedClient(
-            f"file is truncated: header needs {length:,} bytes, found {size - 8:,}",
-            found=f"{size - 8:,} bytes",
-            expected=f"{length:,} bytes",
-        )
-    raise RejectedClient("header does not start with '{'", expected="a JSON object")
-
-
-def _chunks(fd: int, count: int, into: memoryview | None) -> Iterator[bytes | memoryview]:
-    """Read piece by piece, into memory that is given or new."""
-    while count:
-        size = min(count, CHUNK_BYTES)
-        if into is None:
-            chunk: bytes | memoryview = read_exactly(fd, size)
-        else:
-            chunk, into = into[:size], into[size:]
-            chunk = chunk[: read_into(fd, chunk)]
-        if len(chunk) != size:
-            raise RejectedClient("file changed while reading")
-        count -= size
-        yield chunk
-
-
-def _scan_tensor(
-    fd: int, entry: HeaderEntry, whole: hashlib._Hash, handed: HandedOver | None
-) -> TensorEntry:
-    # imported after a fork, if there is one: numpy starts threads
-    from clair_cli.formats.elements import NO_EXPONENT, look_at
-
-    digest = hashlib.sha256()
-    total, first, offset, largest = 0, -1, 0, NO_EXPONENT
-    into = None if handed is None else handed.room(entry.begin, entry.end)
-    for chunk in _chunks(fd, entry.end - entry.begin, into):
-        whole.update(chunk)
-        digest.update(chunk)
-        found, at, exponent = look_at(chunk, entry.dtype)
-        if found and first < 0:
-            first = offset + at
-        total += found
-        largest = max(largest, exponent)
-        offset += len(chunk) * 8 // DTYPE_BITS[entry.dtype]
-    return TensorEntry(*entry, digest.digest()[:DIGEST_BYTES], total, first, largest)
-
-
-def digest_of(data: bytes | bytearray | memoryview) -> bytes:
+def digest_of(data: bytes | bytearray) -> bytes:
     """The digest a `TensorEntry` carries: half of the SHA-256, which processors have built in."""
     return hashlib.sha256(data).digest()[:DIGEST_BYTES]

@@ -1,6 +1,6 @@
-"""Reading the clients in a process of its own while this one imports torch.
+"""Reading the clients in processes of their own while this one imports torch.
 
-Threads would not do: both want the interpreter's lock, thousands of times. What the other process
+Threads would not do: all want the interpreter's lock, thousands of times. What another process
 can't deliver (it was killed, say) is read here, so that nothing is lost but time.
 """
 
@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import IO, Any, NoReturn, TypeVar
 
@@ -24,6 +25,9 @@ from clair_cli.workflow.pool import in_order
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+# Threads of one process: more would wait for the interpreter's lock.
+_THREADS_EACH = 4
 
 
 def may_fork() -> bool:
@@ -55,41 +59,122 @@ def results_beside(
     meanwhile: Callable[[], object],
     *,
     shared: object = None,
+    begun: Callable[[int, int], object] | None = None,
 ) -> Iterator[R]:
-    """`map(function, items)` in a process of its own, which begins while `meanwhile` runs here.
+    """`map(function, items)` in processes of their own, which begin while `meanwhile` runs here.
 
     Args:
         function: its results can be pickled; it is called again here for what did not arrive.
-        threads: of the other process, less one as long as `meanwhile` runs.
-        shared: what both processes have, and results may hold: it arrives as itself.
+        threads: of the other processes together, less one as long as `meanwhile` runs.
+        shared: what all processes have, and results may hold: it arrives as itself.
+        begun: called in each of them first, with its number and how many there are.
     """
-    results, busy = os.pipe(), os.pipe()
+    count = max(1, min(threads // _THREADS_EACH, len(items)))
+    helpers: list[_Helper] = []
+    try:
+        _fork_all(function, items, threads, count, helpers, meanwhile, shared, begun)
+        if not helpers:
+            yield from in_order(function, items, threads)
+            return
+        streams = [
+            _results(function, items[i::count], threads, helpers[i : i + 1], shared)
+            for i in range(count)
+        ]
+        for i in range(len(items)):
+            yield next(streams[i % count])
+    finally:
+        for helper in helpers:
+            helper.end()
+
+
+def _fork_all(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    threads: int,
+    count: int,
+    helpers: list[_Helper],
+    meanwhile: Callable[[], object],
+    shared: object,
+    begun: Callable[[int, int], object] | None,
+) -> None:
+    """Start as many helpers as there is room for, and do the other work while they are told that
+    this process is busy."""
+    busy = os.pipe()
+    try:
+        for i in range(count):
+            own = max(1, threads // count + (i < threads % count))
+
+            def serve(results: int, i: int = i, own: int = own) -> NoReturn:
+                for other in helpers:
+                    other.arriving.close()
+                os.close(busy[1])
+                if begun is not None:
+                    begun(i, count)
+                first = max(1, own - 1) if i == 0 else own
+                _serve(function, items[i::count], (first, own), results, busy[0], shared)
+
+            helper = _fork(serve)
+            if helper is None:
+                break
+            helpers.append(helper)
+        if helpers:
+            meanwhile()
+    finally:
+        for end in busy:
+            os.close(end)
+
+
+@dataclass(frozen=True)
+class _Helper:
+    """Another process.
+
+    Attributes:
+        arriving: what it sends.
+    """
+
+    child: int
+    arriving: IO[bytes]
+
+    def end(self) -> None:
+        self.arriving.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child, signal.SIGKILL)
+        os.waitpid(self.child, 0)
+
+
+def _fork(serve: Callable[[int], NoReturn]) -> _Helper | None:
+    """A process that serves into a pipe; None where there is no room for one."""
+    ours, theirs = os.pipe()
     try:
         child = os.fork()
-    except OSError:  # no room for another process
-        for end in (*results, *busy):
-            os.close(end)
-        yield from in_order(function, items, threads)
-        return
+    except OSError:
+        os.close(ours)
+        os.close(theirs)
+        return None
     if child == 0:
-        _serve(function, items, threads, results, busy, shared)
-    os.close(results[1])
-    os.close(busy[0])
-    try:
-        with open(results[0], "rb") as arriving:
-            try:
-                meanwhile()
-            finally:
-                os.close(busy[1])
-            arrived = 0
-            for result in _received(arriving, len(items), shared):
-                arrived += 1
-                yield result
-            yield from in_order(function, items[arrived:], threads)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        try:
+            os.close(ours)
+            serve(theirs)
+        finally:
+            os._exit(1)
+    os.close(theirs)
+    return _Helper(child, open(ours, "rb"))
+
+
+def _results(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    threads: int,
+    helper: Sequence[_Helper],
+    shared: object,
+) -> Iterator[R]:
+    """What a helper, if there is one, delivers of some items, and the others' results."""
+    arrived = 0
+    for one in helper:
+        for result in _received(one.arriving, len(items), shared):
+            arrived += 1
+            yield result
+    yield from in_order(function, items[arrived:], threads)
 
 
 class _Pickler(pickle.Pickler):
@@ -124,24 +209,26 @@ def _received(arriving: IO[bytes], total: int, shared: object) -> Iterator[Any]:
 def _serve(
     function: Callable[[T], R],
     items: Sequence[T],
-    threads: int,
-    results: tuple[int, int],
-    busy: tuple[int, int],
+    threads: tuple[int, int],
+    results: int,
+    busy: int,
     shared: object,
 ) -> NoReturn:
-    """The other process: send the results in order, and end without any trace."""
+    """The other process: send the results in order, and end without any trace.
+
+    Args:
+        threads: while the first process is busy, and then.
+    """
     code = 1
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
-        os.close(results[0])
-        os.close(busy[1])
         made: SimpleQueue[bytes] = SimpleQueue()
-        sender = threading.Thread(target=_send, args=(made, results[1]))
+        sender = threading.Thread(target=_send, args=(made, results))
         sender.start()  # the pipe is small, and nobody reads it yet
         left = iter(items)
-        for part, n in ((_while_busy(left, busy[0]), max(1, threads - 1)), (left, threads)):
+        for part, n in zip((_while_busy(left, busy), left), threads, strict=True):
             for result in in_order(function, part, n):
                 data = io.BytesIO()
                 _Pickler(data, shared).dump(result)

@@ -46,7 +46,8 @@ def _from_files(settings: Settings, meanwhile: Callable[[], object] | None) -> C
         if beside is None:
             results = in_order(load, found, threads)
         else:
-            results = results_beside(load, found, threads, beside, shared=handover)
+            begun = None if handover is None else handover.take_part
+            results = results_beside(load, found, threads, beside, shared=handover, begun=begun)
         return told(results, len(found), "reading", settings.tell)
 
     return load_cohort(

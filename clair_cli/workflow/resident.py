@@ -22,8 +22,8 @@ from clair_cli.workflow.round import ClientLost, Round
 
 # Share of a device's memory that the files may take.
 _SHARE = 0.25
-# Bytes that are read, checked and sent at once; a larger tensor goes alone.
-_RUN_BYTES = 4 * 2**20
+# Bytes that are read, checked and sent at once.
+_PIECE_BYTES = 4 * 2**20
 # A row of a matrix of files begins at a multiple of this many bytes.
 _ALIGNED = 16
 
@@ -237,29 +237,19 @@ def _losing(adapter: Adapter) -> Iterator[SafetensorsFile]:
 
 def _send(adapter: Adapter, row: Tensor, device: Device) -> None:
     """Read one file, check what was read, and put it on the device."""
+    size = _data_bytes(adapter)
+    pieces = [(begin, min(begin + _PIECE_BYTES, size)) for begin in range(0, size, _PIECE_BYTES)]
     with _losing(adapter) as file:
-        for begin, end, run in _runs(file):
-            buffer = torch.empty(end - begin, dtype=torch.uint8, pin_memory=device.pinned)
-            held = file.held(begin, end)
-            if held is None:
-                file.read_run(run, buffer.numpy().data)
-            else:  # torch copies it beside what other threads do
-                buffer.copy_(torch.frombuffer(held, dtype=torch.uint8))
-            row[begin:end].copy_(buffer, non_blocking=True)
+        held = file.held(0, size)
+        with contextlib.nullcontext(None) if held is not None else file.read_again() as fill:
+            for begin, end in pieces:
+                buffer = torch.empty(end - begin, dtype=torch.uint8, pin_memory=device.pinned)
+                if fill is not None:
+                    fill(buffer.numpy().data)
+                elif held is not None:  # torch copies it beside what other threads do
+                    buffer.copy_(torch.frombuffer(held[begin:end], dtype=torch.uint8))
+                row[begin:end].copy_(buffer, non_blocking=True)
     device.wait()
-
-
-def _runs(file: SafetensorsFile) -> Iterator[tuple[int, int, list[str]]]:
-    """The file's tensors in pieces of some size: first and last byte, and names."""
-    names: list[str] = []
-    begin = 0
-    for name, entry in file.tensors.items():
-        if names and entry.end - begin > _RUN_BYTES:
-            yield begin, entry.begin, names
-            names, begin = [], entry.begin
-        names.append(name)
-    if names:
-        yield begin, entry.end, names
 
 
 def _wide_enough(dtypes: Sequence[torch.dtype]) -> torch.dtype:

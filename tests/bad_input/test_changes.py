@@ -15,7 +15,7 @@ import pytest
 import clair_cli
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.limits import Limits
-from clair_cli.formats.safetensors_file import open_safetensors
+from clair_cli.formats.safetensors_scan import open_safetensors
 from tests import cohorts
 from tests.bad_input.clients import DATA, WEIGHTS
 from tests.bad_input.running import GOOD
@@ -116,12 +116,12 @@ def test_during_the_first_pass(
     tmp_path: Path, row: int, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hash and the digests are those of the bytes that this one pass has seen."""
-    from clair_cli.formats import safetensors_file
+    from clair_cli.formats import safetensors_scan
 
     path = tmp_path / "a" / "b" / "x.safetensors"
     path.parent.mkdir(parents=True)
     path.write_bytes(DATA)
-    monkeypatch.setattr(safetensors_file, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(safetensors_scan, "CHUNK_BYTES", 64)
     read, passed = os.read, 0
 
     def reading(fd: int, count: int) -> bytes:

@@ -4,6 +4,7 @@ file."""
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import torch
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.handover import Handover
 from clair_cli.formats.limits import Limits
-from clair_cli.formats.safetensors_file import SafetensorsFile, open_safetensors
+from clair_cli.formats.safetensors_file import SafetensorsFile
+from clair_cli.formats.safetensors_scan import open_safetensors
 from clair_cli.formats.write_adapter import safetensors_bytes
 
 ROOM = 2**20
@@ -93,3 +95,15 @@ def test_a_rejected_file_hands_nothing_over(tmp_path: Path, handover: Handover) 
     path.write_bytes(safetensors_bytes(tensors(1), {})[:-1])
     with pytest.raises(RejectedClient, match="truncated"):
         open_safetensors(path, Limits(), handover=handover)
+
+
+def test_several_that_fill_it_have_a_part_each() -> None:
+    page = mmap.PAGESIZE
+    whole = 10 * page
+    places = []
+    for index in range(3):
+        handover = Handover(whole, by_child=False)
+        handover.take_part(index, 3)
+        while (found := handover.reserve(page)) is not None:
+            places.append(found.start)
+    assert places == [page * i for i in range(9)]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.limits import Limits
-from clair_cli.formats.safetensors_file import CHUNK_BYTES, open_safetensors
+from clair_cli.formats.safetensors_scan import CHUNK_BYTES, open_safetensors
 from clair_cli.formats.write_adapter import safetensors_bytes
 
 from .hostile import entry, pair, raw_file

@@ -226,13 +226,13 @@ def opened(folder: Path) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("held", [1, 2**20])
-@pytest.mark.parametrize("run", [1, 2**22])
+@pytest.mark.parametrize("run", [100, 2**22])
 def test_files_on_the_device_give_the_same_stacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, run: int
 ) -> None:
-    """For all clients, one and some; read again or not; sent tensor by tensor or whole."""
+    """For all clients, one and some; read again or not; sent in pieces or whole."""
     monkeypatch.setattr(reading, "HANDOVER_BYTES", held)
-    monkeypatch.setattr(resident, "_RUN_BYTES", run)
+    monkeypatch.setattr(resident, "_PIECE_BYTES", run)
     round_, on_device = opened(mixed(tmp_path / "clients"))
     there = resident.make_resident(round_, on_device)
     assert there is not None
