@@ -26,6 +26,8 @@ from clair_cli.maths.stack import same_rank
 CORE_DIM = 16
 # Steps of the iteration for them, two products each.
 POWERS = 4
+# How far a basis may be from orthonormal.
+_ORTHOGONAL = 1e-10
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,43 @@ def _iterated(gram: Tensor, root: Tensor, sketch: Tensor) -> tuple[Tensor, Tenso
     Source: N. Halko, P. Martinsson, J. Tropp, "Finding structure with randomness", SIAM Review
     53(2), 2011, algorithm 4.4.
     """
-    basis = torch.linalg.qr(gram @ (root.mT @ sketch)).Q
+    basis = gram @ (root.mT @ sketch)
+    if gram.device.type != "cpu":
+        fast, bad = basis, torch.zeros_like(gram[0, 0, 0])
+        for power in range(POWERS + 1):
+            fast, lost = orthonormal(gram @ (gram @ fast) if power else fast)
+            bad = torch.maximum(bad, lost)
+        if float(bad) < _ORTHOGONAL:  # else there are fewer directions, say
+            return _rotated(gram, fast)
+    basis = torch.linalg.qr(basis).Q
     for _ in range(POWERS):
         basis = torch.linalg.qr(gram @ (gram @ basis)).Q
+    return _rotated(gram, basis)
+
+
+def _rotated(gram: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     values, rotation = torch.linalg.eigh(basis.mT @ gram @ basis)
     return values, basis @ rotation
+
+
+def orthonormal(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis of what columns span, (..., n, k), k <= n, by products and small factors
+    only, which a GPU makes for all modules at once; and the largest entry of Q'Q - I, which is
+    infinite where they are too ill-conditioned for it.
+
+    Source: T. Fukaya and others, "Shifted Cholesky QR for computing the QR factorization of
+    ill-conditioned matrices", SIAM J. Sci. Comput. 42(1), 2020.
+    """
+    n, k = columns.shape[-2:]
+    unit = torch.eye(k, dtype=columns.dtype, device=columns.device)
+    shift = 11 * (n * k + k * (k + 1)) * torch.finfo(columns.dtype).eps
+    for share in (shift, 0.0, 0.0):
+        square = columns.mT @ columns
+        trace = square.diagonal(dim1=-2, dim2=-1).sum(-1)
+        lower, _ = torch.linalg.cholesky_ex(square + share * trace[..., None, None] * unit)
+        columns = torch.linalg.solve_triangular(lower, columns.mT, upper=False).mT
+    lost = (columns.mT @ columns - unit).abs().amax()
+    return columns, torch.where(lost >= 0, lost, torch.inf)  # NaN is not
 
 
 def _two_sided_cores(pair: Grams, output_basis: Tensor, input_basis: Tensor) -> Tensor:

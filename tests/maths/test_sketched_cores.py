@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from clair_cli.maths import grams as gram_maths
-from clair_cli.maths.evidence import Evidence, gather
+from clair_cli.maths.evidence import Evidence, gather, orthonormal
 from clair_cli.maths.grams import grams
 from clair_cli.maths.place_scores import core_distance
 from clair_cli.maths.stack import stack_factors
@@ -70,3 +73,33 @@ def test_they_hold_what_exact_ones_hold(seed: int, monkeypatch: pytest.MonkeyPat
     assert (energy[0] / energy[1]).min() > 0.97
     distances = [core_distance(e, range(CLIENTS)) for e in (sketched, exact)]
     torch.testing.assert_close(*distances, rtol=0.02, atol=0.0)
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e4, 1e9, 1e13])
+def test_a_basis_from_products_is_as_good_as_qr(condition: float) -> None:
+    g = torch.Generator().manual_seed(3)
+    left, right = (
+        torch.linalg.qr(torch.randn(2, n, 24, generator=g, dtype=torch.float64)).Q
+        for n in (200, 24)
+    )
+    columns = left * torch.logspace(0, -math.log10(condition), 24, dtype=torch.float64) @ right.mT
+    basis, lost = orthonormal(columns)
+    assert float(lost) < 1e-12
+    np.testing.assert_allclose(basis.mT @ basis, np.eye(24)[None].repeat(2, 0), atol=1e-12)
+    # the span: up to what rounding has already cost the given columns
+    outside = left - basis @ (basis.mT @ left)
+    assert float(outside.abs().max()) < 1e-14 * condition + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_of_fewer_directions_it_is_a_basis_or_says_that_it_is_none(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    few = torch.linalg.qr(torch.randn(1, 300, 10, generator=g, dtype=torch.float64)).Q
+    columns = few @ torch.randn(10, 24, generator=g, dtype=torch.float64)
+    basis, lost = orthonormal(columns)
+    if float(lost) < 1e-10:
+        np.testing.assert_allclose(basis[0].mT @ basis[0], np.eye(24), atol=1e-10)
+        assert float((few - basis @ (basis.mT @ few)).abs().max()) < 1e-10
+    else:
+        assert float(lost) > 1e-3
+    assert float(orthonormal(torch.zeros(2, 50, 4, dtype=torch.float64))[1]) == math.inf
