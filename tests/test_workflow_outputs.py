@@ -11,6 +11,7 @@ import pytest
 import clair_cli
 from clair_cli.errors import ClairError, OutputError
 from clair_cli.formats import publish
+from clair_cli.workflow import commands
 from tests import cohorts
 
 
@@ -113,3 +114,16 @@ def test_the_adapter_is_on_its_way_to_the_disk_before_it_is_whole(
             clair_cli.merge(folder, tmp_path / name, progress=seen)
         assert len(found) == 1
     assert not any(p.suffix == ".tmp" for p in tmp_path.rglob("*"))
+
+
+def test_the_command_line_does_not_hold_what_it_has_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is there to look at it; from Python, or where nothing is written, it is the result."""
+    clients = saved(tmp_path, 4)
+    result = clair_cli.merge(clients, tmp_path / "a.safetensors")
+    assert result.tensors
+    monkeypatch.setattr(commands, "is_ours", lambda: True)
+    assert clair_cli.merge(clients).tensors
+    assert clair_cli.merge(clients, tmp_path / "b.safetensors").tensors == {}
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()

@@ -82,39 +82,50 @@ class Engine:
     """How the modules of a round are worked on.
 
     Attributes:
-        workers: the threads, each of which works on one module or batch.
+        workers: the threads, each of which works on one module, batch or file.
         tell: called as `tell(stage, done, total)`.
-        readers: those that read files; the same if None.
+        lanes: those that only give a GPU its work; the same if None.
     """
 
     device: Device
     workers: Workers
     tell: Tell
-    readers: Workers | None = None
+    lanes: Workers | None = None
 
     def each(self, stage: str, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Results in the order of items; what is done is told."""
         return self._each(self.workers, stage, function, items)
 
-    def read_each(self, stage: str, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """The same where the items are files."""
-        return self._each(self.readers or self.workers, stage, function, items)
+    def each_there(self, stage: str, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """The same where all of the work is on the device, and what it works on."""
+        return self._each(self.lanes or self.workers, stage, function, items)
 
     def _each(
         self, workers: Workers, stage: str, function: Callable[[T], R], items: Iterable[T]
     ) -> Iterator[R]:
+        every = list(items)
+        results = workers.in_order(self._on_lane(function), every)
+        return told(results, len(every), stage, self.tell)
+
+    def on_every_lane(self, function: Callable[[], object]) -> None:
+        """Let each of the device's threads call something first; nobody waits for that, nor hears
+        how it ended."""
+        lanes = self.lanes or self.workers
+        for _ in range(lanes.threads):
+            lanes.submit(self._on_lane(lambda _: function()), None)
+
+    def _on_lane(self, function: Callable[[T], R]) -> Callable[[T], R]:
         def on_lane(item: T) -> R:
             with self.device.lane():
                 return function(item)
 
-        every = list(items)
-        return told(workers.in_order(on_lane, every), len(every), stage, self.tell)
+        return on_lane
 
     def close(self) -> None:
         """Nothing more begins."""
         self.workers.close()
-        if self.readers is not None:
-            self.readers.close()
+        if self.lanes is not None:
+            self.lanes.close()
 
 
 def make_engine(settings: Settings) -> Engine:
@@ -125,10 +136,9 @@ def make_engine(settings: Settings) -> Engine:
     """
     device = choose_device(settings.device)
     threads = settings.threads or available_threads()
-    if device.name == "cpu":
-        return Engine(device, Workers(threads), settings.tell)
     warm_up(device)
-    return Engine(device, Workers(min(threads, _LANES)), settings.tell, Workers(threads))
+    lanes = None if device.name == "cpu" else Workers(min(threads, _LANES))
+    return Engine(device, Workers(threads), settings.tell, lanes)
 
 
 def warm_up(device: Device) -> None:

@@ -70,10 +70,15 @@ def merge_round(
     modules = judged.written
     adapters = [judged.round.adapters[k] for k in judged.merged]
     assert judged.round.output is not None
-    writer = AdapterWriter(adapters, judged.round.output, settings, one_file=one_file, draft=draft)
+    writer = AdapterWriter(
+        adapters, judged.round.output, settings,
+        one_file=one_file, draft=draft, keep_tensors=keep_tensors,
+    )  # fmt: skip
     merger = _Merger(judged, engine)
     seen: dict[str, tuple[Tensor, Core | None]] = {}
-    for found in engine.each("merging", merger.observe, merger.batches(modules)):
+    there = merger.stacks.resident is not None and not any(map(merger.wide, modules))
+    each = engine.each_there if there else engine.each
+    for found in each("merging", merger.observe, merger.batches(modules)):
         seen.update(found)
     for module in modules:
         writer.observe(module, seen[module][0])
@@ -89,7 +94,7 @@ def merge_round(
             exact = merger.leading(some, own, writer.rank, sixteen_bits=writer.sixteen_bits)
             return writer.cut(some, exact)
 
-    for written in engine.each("writing", cut, merger.batches(modules, cores)):
+    for written in each("writing", cut, merger.batches(modules, cores)):
         for module, factors in written.items():
             writer.put(module, factors)
     merger.stacks.check()
@@ -144,7 +149,7 @@ class _Merger:
             kept: whether the cores are to be kept: then they may have fewer vectors.
         """
         with naming_module(modules[0]):
-            if self._wide(modules[0]):
+            if self.wide(modules[0]):
                 return {module: self._wide_values(module, kept) for module in modules}
             cores = self._cores(modules, kept)
             return {
@@ -185,7 +190,7 @@ class _Merger:
             dtype,
         )  # fmt: skip
 
-    def _wide(self, module: str) -> bool:
+    def wide(self, module: str) -> bool:
         """Whether there are more rank-one terms than the layer is wide."""
         return is_wide(self._terms(module), self.judged.round.module_shapes[module])
 

@@ -130,7 +130,8 @@ def gather_evidence(round_: Round, engine: Engine) -> Gathered:
     names: list[str] = []
     parts: list[Evidence] = []
     held: dict[str, Grams] = {}
-    for modules, part, kept in engine.each("comparing", work, batches(round_, engine.device)):
+    each = engine.each if stacks.resident is None else engine.each_there
+    for modules, part, kept in each("comparing", work, batches(round_, engine.device)):
         names += modules
         parts.append(part)
         held.update(kept)
@@ -159,7 +160,8 @@ def gather_cores(
 
     names: list[str] = []
     cores: list[Tensor] = []
-    for modules, found in engine.each("decomposing", work, batches(round_, engine.device)):
+    each = engine.each if stacks.resident is None else engine.each_there
+    for modules, found in each("decomposing", work, batches(round_, engine.device)):
         names += modules
         cores += found
     order = sorted(range(len(names)), key=names.__getitem__)

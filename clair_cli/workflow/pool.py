@@ -56,6 +56,10 @@ class Workers:
             for future in waiting:
                 future.cancel()
 
+    def submit(self, function: Callable[[T], R], item: T) -> None:
+        """Call it on one of the threads, some time; its result or exception is lost."""
+        self._pool.submit(function, item)
+
     def close(self) -> None:
         """Nothing more begins, and what has begun is not waited for."""
         self._pool.shutdown(wait=False, cancel_futures=True)

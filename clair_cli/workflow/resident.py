@@ -195,7 +195,7 @@ def make_resident(round_: Round, engine: Engine) -> Resident | None:
         groups.append(_Group(places, clients, data))
     rows = [(round_.adapters[k], g.data[i]) for g in groups for i, k in enumerate(g.clients)]
     device.wait()  # what is filled on other streams was made on this one
-    for _ in engine.read_each("loading", lambda row: _send(row[0], row[1], device), rows):
+    for _ in engine.each("loading", lambda row: _send(row[0], row[1], device), rows):
         pass
     return Resident(round_, device, groups)
 

@@ -20,6 +20,7 @@ from clair_cli.workflow.outputs import check_least_room
 from clair_cli.workflow.pool import one_thread_each
 from clair_cli.workflow.reading import read_cohort
 from clair_cli.workflow.refining import Refined, refine_round
+from clair_cli.workflow.rehearsal import rehearse
 from clair_cli.workflow.reporting import exit_code, make_report
 from clair_cli.workflow.round import ClientLost, load_round, rejection_of
 from clair_cli.workflow.settings import Settings
@@ -84,6 +85,8 @@ def run_round(
     engine = make_engine(settings)
     dropped: list[Rejection] = []
     with one_thread_each(), contextlib.closing(engine):
+        if engine.device.name == "cuda":
+            engine.on_every_lane(partial(rehearse, engine.device))
         while True:
             round_ = load_round(settings, cohort, dropped)
             if round_.refusal is None:

@@ -23,6 +23,7 @@ from clair_cli.maths.stack import stack_factors
 from clair_cli.workflow import engine, reading, resident
 from clair_cli.workflow.pool import Workers
 from clair_cli.workflow.reading import read_cohort
+from clair_cli.workflow.rehearsal import rehearse
 from clair_cli.workflow.round import load_round
 from clair_cli.workflow.settings import make_settings
 from clair_cli.workflow.tensors import factors_of
@@ -282,3 +283,11 @@ def test_a_change_is_noticed_although_the_bytes_are_on_the_device(
     (lost,) = result.report.with_verdict("rejected")
     assert lost.name == "c1"
     assert "changed while reading" in str(lost.reasons)
+
+
+def test_a_rehearsal_does_all_that_a_round_does() -> None:
+    before = len(pretend.counted)
+    rehearse(engine.Device(pretend.NAME, torch.float64))
+    done = set(pretend.counted[before:])
+    assert {"linalg_cholesky_ex", "_linalg_eigh", "linalg_solve_triangular", "baddbmm_"} <= done
+    assert {"bmm", "copy_", "amin"} <= done

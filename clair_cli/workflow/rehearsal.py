@@ -1,0 +1,49 @@
+"""A small round on a GPU before the real one: its kernels are loaded while files are being read.
+
+CUDA loads a kernel when it is first launched, and each thread's libraries set themselves up at
+their first call: half a second in all, which nothing else would overlap with.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from clair_cli.maths.core_merge import merged_cores, of_unbalanced
+from clair_cli.maths.evidence import gather
+from clair_cli.maths.grams import grams
+from clair_cli.maths.rounding import write_modules
+from clair_cli.maths.stack import owners, stack_factors
+from clair_cli.maths.thin import Thin
+from clair_cli.workflow.engine import Device
+
+# Sizes at which the libraries choose what they choose for larger ones too.
+_CLIENTS, _RANK, _WIDTH, _KEPT = 8, 64, 1024, 64
+
+
+def rehearse(device: Device) -> None:
+    """Compare, merge and round two modules of noise, on this thread's stream."""
+    g = torch.Generator().manual_seed(0)
+    client = (
+        torch.randn(_RANK, _WIDTH, generator=g).bfloat16(),
+        torch.randn(_WIDTH, _RANK, generator=g).bfloat16(),
+        1.0,
+    )
+    clients = [(client[0].roll(k, 1), client[1].roll(7 * k, 0), 1.0) for k in range(_CLIENTS)]
+    stack = stack_factors(
+        [clients, clients], (_WIDTH, _WIDTH), device=device.name, pinned=device.pinned
+    )
+    pair = grams(stack)
+    gather(pair)
+    terms = pair.scale.index_select(1, owners(pair.ranks, pair.B.device)) / _CLIENTS
+    cores = of_unbalanced(merged_cores(pair.B, pair.A, terms), pair.by_B, pair.by_A)
+    found = [core for core in cores if core is not None]
+    if found:
+        exact = Thin(
+            stack.lora_B[: len(found)], stack.lora_A[: len(found)],
+            torch.stack([core.values for core in found]),
+            torch.stack([core.left for core in found]),
+            torch.stack([core.right for core in found]),
+            torch.float32,
+        )  # fmt: skip
+        write_modules(exact, _KEPT, 1.0, torch.bfloat16)
+    device.wait()
