@@ -15,7 +15,7 @@ import clair_cli
 from clair_cli.formats import regular_file, safetensors_file, safetensors_scan
 from clair_cli.formats.write_adapter import safetensors_bytes
 from clair_cli.maths import core_merge, wide_merge
-from clair_cli.workflow import merging, passes, reading
+from clair_cli.workflow import merger, passes, reading
 
 CASES = {  # (clients, rank, out, in): terms against the smaller side
     "few terms": (3, 8, 400, 300),
@@ -43,8 +43,8 @@ def test_what_is_kept_between_two_looks_changes_no_byte(monkeypatch: pytest.Monk
     for case in CASES:
         found = []
         for room in (2**28, 10_000, 1):
-            monkeypatch.setattr(merging, "KEPT_BYTES", room)
-            monkeypatch.setattr(merging, "_KEPT_VECTORS", 2)
+            monkeypatch.setattr(merger, "KEPT_BYTES", room)
+            monkeypatch.setattr(merger, "_KEPT_VECTORS", 2)
             result = clair_cli.merge(clients(case), rank=16, allow_undetermined=True)
             found.append({k: t.numpy().tobytes() for k, t in result.tensors.items()})
         assert found == [found[0]] * 3
@@ -139,7 +139,7 @@ def test_exact_at_full_rank_and_the_best_below(
             seen.append(_name)
             return _real(*args)
 
-        monkeypatch.setattr(merging, name, counted)
+        monkeypatch.setattr(merger, name, counted)
     result = clair_cli.merge(given, rank=rank, dtype="float32", allow_undetermined=True)
     assert set(seen) == {"merged_cores" if case == "few terms" else "wide_core"}
     mean = sum(

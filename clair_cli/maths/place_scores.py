@@ -32,7 +32,9 @@ def core_distance(evidence: Evidence, members: Sequence[int]) -> Tensor:
     energy = singular.square().cumsum(-1)
     inside = (energy - singular.square() < 0.9 * energy[:, -1:]).to(cores.dtype)
     left, right = left * inside[:, None, :], right * inside[:, :, None]
-    cores = left.mT[:, None] @ cores @ right.mT[:, None]
+    # all clients of a module at once; transposed, which no norm minds
+    cores = (cores.flatten(1, 2) @ right.mT).view_as(cores).transpose(2, 3)
+    cores = (cores.flatten(1, 2) @ left).unflatten(1, (n_clients, -1))
     total = cores[:, index].sum(1)
     distances = torch.empty(n_clients, dtype=torch.float64)
     for k in range(n_clients):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -107,12 +108,14 @@ class Engine:
         results = workers.in_order(self._on_lane(function), every)
         return told(results, len(every), stage, self.tell)
 
-    def on_every_lane(self, function: Callable[[], object]) -> None:
-        """Let each of the device's threads call something first; nobody waits for that, nor hears
-        how it ended."""
-        lanes = self.lanes or self.workers
-        for _ in range(lanes.threads):
-            lanes.submit(self._on_lane(lambda _: function()), None)
+    def start_there(self, function: Callable[[T], R], items: Iterable[T]) -> list[Future[R]]:
+        """Begin with the device's part of something that may not be wanted."""
+        return (self.lanes or self.workers).start(self._on_lane(function), items)
+
+    def rehearse(self, function: Callable[[Device], object]) -> None:
+        """Let each of a GPU's threads call something first; nobody hears how it ended."""
+        if self.device.name == "cuda" and self.lanes is not None:
+            self.start_there(lambda _: function(self.device), range(self.lanes.threads))
 
     def _on_lane(self, function: Callable[[T], R]) -> Callable[[T], R]:
         def on_lane(item: T) -> R:

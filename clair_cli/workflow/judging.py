@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -68,21 +69,43 @@ class Judged:
         return tuple(m for m in self.round.module_shapes if any(m in a.modules for a in sources))
 
 
-def judge_round(round_: Round, engine: Engine, *, allow_undetermined: bool) -> Judged:
-    """First pass and judgement; nothing is merged yet."""
+def judge_round(
+    round_: Round,
+    engine: Engine,
+    *,
+    allow_undetermined: bool,
+    foresee: Callable[[Judged, Engine], object] | None = None,
+) -> Judged:
+    """First pass and judgement; nothing is merged yet.
+
+    Args:
+        foresee: called, once the groups are known, with what will probably come out.
+    """
     zeros = tuple(0.0 for _ in round_.adapters)
     if round_.refusal is not None:
         return Judged(round_, None, None, zeros, zeros, round_.warnings, {})
     gathered = gather_evidence(round_, engine)
     engine.tell("judging", 0, 1)
-    (judged,) = in_order(lambda _: _judged(round_, engine, gathered, allow_undetermined), [0], 1)
+    (judged,) = in_order(
+        lambda _: _judged(round_, engine, gathered, allow_undetermined, foresee), [0], 1
+    )
     engine.tell("judging", 1, 1)
     return judged
 
 
-def _judged(round_: Round, engine: Engine, gathered: Gathered, allow_undetermined: bool) -> Judged:
+def _judged(
+    round_: Round,
+    engine: Engine,
+    gathered: Gathered,
+    allow_undetermined: bool,
+    foresee: Callable[[Judged, Engine], object] | None,
+) -> Judged:
     evidence = gathered.evidence
     structure = find_structure(evidence)
+    given = round_.weights or tuple(1.0 for _ in round_.adapters)
+    if foresee is not None and len(structure.group) >= 3:
+        inside = [w if k in structure.group else 0.0 for k, w in enumerate(given)]
+        foresee(_foreseen(round_, gathered, _normalised(inside)), engine)
     side = needs_cores(structure)
     stack: Tensor | None = None
     ranks: tuple[int, ...] | None = None
@@ -92,7 +115,6 @@ def _judged(round_: Round, engine: Engine, gathered: Gathered, allow_undetermine
         evidence, round_.names, tuple(round_.module_shapes),
         structure=structure, stack=stack, ranks=ranks,
     )  # fmt: skip
-    given = round_.weights or tuple(1.0 for _ in round_.adapters)
     if judgement.outcome == "judged":
         raw = [w * v.influence for w, v in zip(given, judgement.verdicts, strict=True)]
     else:
@@ -104,6 +126,13 @@ def _judged(round_: Round, engine: Engine, gathered: Gathered, allow_undetermine
         + _remarks(judgement, allow_undetermined),
         gathered.kept, gathered.stacks,
     )  # fmt: skip
+
+
+def _foreseen(round_: Round, gathered: Gathered, weights: tuple[float, ...]) -> Judged:
+    """What comes out if the members of the group, and nobody else, have all of their weight."""
+    return Judged(
+        round_, gathered.evidence, None, weights, weights, (), gathered.kept, gathered.stacks
+    )
 
 
 def _normalised(weights: tuple[float, ...] | list[float]) -> tuple[float, ...]:

@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from clair_cli.formats.draft import Draft
-from clair_cli.maths.core_merge import MergedCore, merged_cores, of_unbalanced
-from clair_cli.maths.grams import Grams, grams
-from clair_cli.maths.lowrank import Product, singular_values, spectrum
-from clair_cli.maths.merge import plain_distance, weighted_sum
+from clair_cli.maths.merge import plain_distance
 from clair_cli.maths.rounding import WrittenModule
-from clair_cli.maths.stack import Factors, FactorStack, owners, stack_factors
-from clair_cli.maths.thin import Thin, thin
-from clair_cli.maths.wide_evidence import is_wide
-from clair_cli.maths.wide_merge import WideCore, wide_core, wide_thin
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
-from clair_cli.workflow.passes import KEPT_BYTES
+from clair_cli.workflow.merger import MergeAhead, Merger, Seen
 from clair_cli.workflow.settings import Settings
-from clair_cli.workflow.tensors import Stacks, naming_module, summed_of
+from clair_cli.workflow.tensors import naming_module
 from clair_cli.workflow.writing import AdapterWriter, WrittenAdapter
-
-Core = MergedCore | WideCore
-
-# Of each module, where all singular vectors would take too much memory: more than this are seldom
-# written, and then they are made again.
-_KEPT_VECTORS = 128
-
-# Modules that a GPU makes cores of together, and the share of its memory that cores may take.
-_TOGETHER, _CORES_SHARE = 8, 1 / 16
-
-# Growth of rounding errors up to which float32 products are far better than 16 bits: 2e-5.
-MAX_GROWTH = 300.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +35,7 @@ def merge_round(
     one_file: bool,
     draft: Draft | None = None,
     keep_tensors: bool = True,
+    ahead: MergeAhead | None = None,
 ) -> Merged:
     """Merge the clients with a weight. Sums run in order of content.
 
@@ -62,6 +43,7 @@ def merge_round(
         one_file: whether the adapter is to be a single file.
         draft: gets the adapter's bytes as they are made.
         keep_tensors: whether the adapter is to be had in memory too.
+        ahead: what may have begun with it.
 
     Raises:
         ClientLost: a tensor changed since the first pass.
@@ -74,11 +56,9 @@ def merge_round(
         adapters, judged.round.output, settings,
         one_file=one_file, draft=draft, keep_tensors=keep_tensors,
     )  # fmt: skip
-    merger = _Merger(judged, engine)
-    seen: dict[str, tuple[Tensor, Core | None]] = {}
-    there = merger.stacks.resident is not None and not any(map(merger.wide, modules))
-    each = engine.each_there if there else engine.each
-    for found in each("merging", merger.observe, merger.batches(modules)):
+    merger = Merger(judged, engine)
+    seen: Seen = {}
+    for found in (ahead or MergeAhead()).observed(merger):
         seen.update(found)
     for module in modules:
         writer.observe(module, seen[module][0])
@@ -94,156 +74,11 @@ def merge_round(
             exact = merger.leading(some, own, writer.rank, sixteen_bits=writer.sixteen_bits)
             return writer.cut(some, exact)
 
-    for written in each("writing", cut, merger.batches(modules, cores)):
+    for written in merger.each("writing", cut, merger.batches(modules, cores)):
         for module, factors in written.items():
             writer.put(module, factors)
     merger.stacks.check()
     return Merged(writer.finish(), _plain_distance(judged))
-
-
-class _Merger:
-    """The merged update of each module: by its Grams where they allow it, else by QR."""
-
-    def __init__(self, judged: Judged, engine: Engine) -> None:
-        self.judged, self.engine = judged, engine
-        self.stacks = judged.stacks or Stacks(judged.round, engine.device)
-        self.weights = [judged.weights[k] for k in judged.merged]
-        on_cpu = engine.device.name == "cpu"
-        room = KEPT_BYTES if on_cpu else max(KEPT_BYTES, int(_CORES_SHARE * engine.device.memory))
-        self.room = room // max(1, len(judged.written))
-
-    def batches(
-        self, modules: Sequence[str], cores: Mapping[str, Core | None] | None = None
-    ) -> list[list[str]]:
-        """Modules to be worked on together: on a GPU, where the factors are there already, those of
-        one shape and the same ranks.
-
-        Args:
-            cores: if they are known: only merged ones, each as small, go together.
-        """
-        if self.stacks.resident is None:
-            return [[module] for module in modules]
-        alike: dict[object, list[str]] = {}
-        for module in modules:
-            key: object = self.judged.round.module_shapes[module], tuple(self._ranks(module))
-            core = None if cores is None else cores[module]
-            if isinstance(core, MergedCore):
-                key = key, core.left.shape
-            elif cores is not None:
-                key = module
-            alike.setdefault(key, []).append(module)
-        found = [
-            some[start : start + _TOGETHER]
-            for some in alike.values()
-            for start in range(0, len(some), _TOGETHER)
-        ]
-        return sorted(found)  # so that what is made early is early in a file
-
-    def observe(
-        self, modules: Sequence[str], *, kept: bool = True
-    ) -> dict[str, tuple[Tensor, Core | None]]:
-        """The singular values of some modules of one shape and the same ranks, and their cores
-        where those can be relied on.
-
-        Args:
-            kept: whether the cores are to be kept: then they may have fewer vectors.
-        """
-        with naming_module(modules[0]):
-            if self.wide(modules[0]):
-                return {module: self._wide_values(module, kept) for module in modules}
-            cores = self._cores(modules, kept)
-            return {
-                module: (singular_values(self._product(module)), None)
-                if core is None
-                else (core.values, core)
-                for module, core in zip(modules, cores, strict=True)
-            }
-
-    def _wide_values(self, module: str, kept: bool) -> tuple[Tensor, WideCore]:
-        wide = wide_core(*self._weighted(module))
-        width = len(wide.vectors)
-        n = self._n_vectors(width, width) if kept else None
-        return wide.values, wide if n is None else wide.leading(n)
-
-    def leading(
-        self, modules: Sequence[str], cores: Sequence[Core | None], rank: int, *, sixteen_bits: bool
-    ) -> Thin:
-        """The leading `rank` singular vectors of some modules of `batches`, which their cores must
-        have.
-
-        Args:
-            sixteen_bits: whether they will be rounded to as many.
-        """
-        merged = [core for core in cores if isinstance(core, MergedCore)]
-        if len(merged) < len(modules):
-            ((module,), (core,)) = modules, cores  # these come alone
-            if isinstance(core, WideCore):
-                return wide_thin(*self._weighted(module), core.leading(rank))
-            return thin(spectrum(self._product(module)))
-        single = sixteen_bits and max(core.growth for core in merged) <= MAX_GROWTH
-        dtype = torch.float32 if single else self.engine.device.dtype
-        stack = self.stacks.of(modules, self.judged.merged)
-        return Thin(
-            stack.lora_B, stack.lora_A, torch.stack([core.values for core in merged]),
-            torch.stack([core.left[:, :rank] for core in merged]),
-            torch.stack([core.right[:rank] for core in merged]),
-            dtype,
-        )  # fmt: skip
-
-    def wide(self, module: str) -> bool:
-        """Whether there are more rank-one terms than the layer is wide."""
-        return is_wide(self._terms(module), self.judged.round.module_shapes[module])
-
-    def _width(self, module: str) -> int:
-        return min(self.judged.round.module_shapes[module])
-
-    def _ranks(self, module: str) -> list[int]:
-        """Rank-one terms of each client with a weight."""
-        adapters = [self.judged.round.adapters[k] for k in self.judged.merged]
-        return [a.modules[module].rank if module in a.modules else 0 for a in adapters]
-
-    def _terms(self, module: str) -> int:
-        return sum(self._ranks(module))
-
-    def _n_vectors(self, n: int, size: int) -> int | None:
-        """How many of `n` vectors of so many numbers may be kept; None for all of them."""
-        fitting = (k for k in (n, _KEPT_VECTORS) if 8 * k * size <= self.room)
-        most = next(fitting, 0)
-        return None if most >= n else most
-
-    def _cores(self, modules: Sequence[str], kept: bool) -> Sequence[MergedCore | None]:
-        """With a previous adapter every client's stack holds it too, and with more terms than
-        width one is a sum of others: never well-conditioned."""
-        if self.judged.round.previous is not None or self._terms(modules[0]) > self._width(
-            modules[0]
-        ):
-            return [None] * len(modules)
-        pair = self._grams(modules)
-        weights = torch.tensor(self.weights, dtype=torch.float64).to(pair.B.device)
-        columns = owners(pair.ranks, pair.B.device)
-        terms = (weights * pair.scale).index_select(1, columns)
-        n = self._n_vectors(terms.shape[1], 2 * terms.shape[1]) if kept else None
-        return of_unbalanced(merged_cores(pair.B, pair.A, terms, n), pair.by_B, pair.by_A)
-
-    def _grams(self, modules: Sequence[str]) -> Grams:
-        """Those of the clients with a weight: what was kept of them, or made again."""
-        if len(modules) == 1 and modules[0] in self.judged.grams:
-            return self.judged.grams.pop(modules[0]).of_clients(self.judged.merged)
-        return grams(self.stacks.of(modules, self.judged.merged))
-
-    def _summed(self, module: str) -> tuple[list[Factors], list[float]]:
-        """What is summed, and its weights; the previous adapter, if given, has weight 1."""
-        summed = summed_of(self.judged.round, module, self.judged.merged)
-        more = [1.0] * (len(summed) - len(self.weights))
-        return summed, [*self.weights, *more]
-
-    def _weighted(self, module: str) -> tuple[FactorStack, list[float]]:
-        """What is summed, on the CPU and in float64 whatever the device, and its weights."""
-        clients, used = self._summed(module)
-        return stack_factors([clients], self.judged.round.module_shapes[module]), used
-
-    def _product(self, module: str) -> Product:
-        return weighted_sum(*self._summed(module), self.judged.round.module_shapes[module])
 
 
 def _plain_distance(judged: Judged) -> float | None:

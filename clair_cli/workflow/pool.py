@@ -56,9 +56,9 @@ class Workers:
             for future in waiting:
                 future.cancel()
 
-    def submit(self, function: Callable[[T], R], item: T) -> None:
-        """Call it on one of the threads, some time; its result or exception is lost."""
-        self._pool.submit(function, item)
+    def start(self, function: Callable[[T], R], items: Iterable[T]) -> list[Future[R]]:
+        """Put all items in the queue; nobody waits for them here."""
+        return [self._pool.submit(function, item) for item in items]
 
     def close(self) -> None:
         """Nothing more begins, and what has begun is not waited for."""

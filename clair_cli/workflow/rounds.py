@@ -15,6 +15,7 @@ from clair_cli.report import Report
 from clair_cli.workflow.engine import Engine, choose_device, make_engine, warm_up
 from clair_cli.workflow.judging import Judged, judge_round
 from clair_cli.workflow.memory_estimate import estimate_memory
+from clair_cli.workflow.merger import MergeAhead
 from clair_cli.workflow.merging import Merged, merge_round
 from clair_cli.workflow.outputs import check_least_room
 from clair_cli.workflow.pool import one_thread_each
@@ -49,8 +50,11 @@ def merge(
     keep_tensors: bool = True,
 ) -> tuple[Report, Merged | None]:
     """See `merge_round`."""
-    make = partial(merge_round, one_file=one_file, draft=draft, keep_tensors=keep_tensors)
-    judged, merged = run_round(settings, cohort, make)
+    ahead = MergeAhead()
+    make = partial(
+        merge_round, one_file=one_file, draft=draft, keep_tensors=keep_tensors, ahead=ahead
+    )
+    judged, merged = run_round(settings, cohort, make, ahead.begin)
     return make_report(settings, judged, merged=merged), merged
 
 
@@ -79,14 +83,18 @@ def run_round(
     settings: Settings,
     cohort: Cohort | InputRefused,
     make: Callable[[Judged, Settings, Engine], Made] | None,
+    foresee: Callable[[Judged, Engine], object] | None = None,
 ) -> tuple[Judged, Made | None]:
     """Read, judge and make; a client whose file changes on the way is rejected and the round
-    starts again without it, so that what is judged is what is merged."""
+    starts again without it, so that what is judged is what is merged.
+
+    Args:
+        foresee: see `judge_round`.
+    """
     engine = make_engine(settings)
     dropped: list[Rejection] = []
     with one_thread_each(), contextlib.closing(engine):
-        if engine.device.name == "cuda":
-            engine.on_every_lane(partial(rehearse, engine.device))
+        engine.rehearse(rehearse)
         while True:
             round_ = load_round(settings, cohort, dropped)
             if round_.refusal is None:
@@ -94,7 +102,10 @@ def run_round(
             if make is not None:
                 check_least_room(settings, round_.module_shapes.values())
             try:
-                judged = judge_round(round_, engine, allow_undetermined=settings.allow_undetermined)
+                judged = judge_round(
+                    round_, engine,
+                    allow_undetermined=settings.allow_undetermined, foresee=foresee,
+                )  # fmt: skip
                 wanted = make is not None and exit_code(settings, judged) == 0
                 made = make(judged, settings, engine) if make is not None and wanted else None
             except ClientLost as lost:

@@ -82,7 +82,7 @@ def test_signals(work: Path, row: int) -> None:
 @covers(87)
 @pytest.mark.parametrize("stage", ["comparing", "merging"])
 def test_out_of_memory(work: Path, row: int, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
-    from clair_cli.workflow import merging, tensors
+    from clair_cli.workflow import merger, tensors
 
     cohorts.save(CLIENTS, GOOD)
 
@@ -93,7 +93,7 @@ def test_out_of_memory(work: Path, row: int, monkeypatch: pytest.MonkeyPatch, st
         monkeypatch.setattr(tensors, "stack_factors", fail)
     else:
         for name in ("Thin", "weighted_sum"):
-            monkeypatch.setattr(merging, name, fail)
+            monkeypatch.setattr(merger, name, fail)
     ran = merge()
     assert (ran.code, ran.report) == (ROWS[row].code, None)
     assert "out of memory" in ran.words and "module 'model.layers.0." in ran.words

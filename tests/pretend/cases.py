@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from clair_cli.formats.write_adapter import safetensors_bytes
 from clair_cli.maths import grams as grams_module
 from clair_cli.maths.evidence import gather
 from clair_cli.maths.stack import stack_factors
-from clair_cli.workflow import engine, reading, resident
+from clair_cli.workflow import engine, judging, merger, reading, resident
 from clair_cli.workflow.pool import Workers
 from clair_cli.workflow.reading import read_cohort
 from clair_cli.workflow.rehearsal import rehearse
@@ -291,3 +293,62 @@ def test_a_rehearsal_does_all_that_a_round_does() -> None:
     done = set(pretend.counted[before:])
     assert {"linalg_cholesky_ex", "_linalg_eigh", "linalg_solve_triangular", "baddbmm_"} <= done
     assert {"bmm", "copy_", "amin"} <= done
+
+
+def foreseen(monkeypatch: pytest.MonkeyPatch, wrong: bool) -> list[int]:
+    """Count the modules that cores are made of; the foreseen weights may be wrong."""
+    made: list[int] = []
+    cores, real = merger.merged_cores, judging._foreseen
+
+    def counted(gram_B: torch.Tensor, *args: Any) -> Any:
+        made.append(len(gram_B))
+        return cores(gram_B, *args)
+
+    def other(round_: Any, gathered: Any, weights: tuple[float, ...]) -> Any:
+        return real(round_, gathered, (0.25, 0.75, *(0.0 for _ in weights[2:])))
+
+    monkeypatch.setattr(merger, "merged_cores", counted)
+    if wrong:
+        monkeypatch.setattr(judging, "_foreseen", other)
+    return made
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_merge_begun_ahead_is_the_same_merge(
+    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    """Every module once if it was right; else with what the judgement says."""
+    folder = save(tmp_path / "clients", 16)
+    with monkeypatch.context() as patch:
+        patch.setattr(merger.MergeAhead, "begin", lambda *_: None)
+        plain = far(clair_cli.merge, folder)
+    made = foreseen(monkeypatch, wrong)
+    ahead = far(clair_cli.merge, folder)
+    assert sum(made) in ((3, 6) if wrong else (3,))  # 3: it had not begun when it was seen
+    for name, tensor in plain.tensors.items():
+        assert torch.equal(ahead.tensors[name], tensor)
+    assert replace(plain.report, options={}) == replace(ahead.report, options={})
+
+
+def test_nothing_is_begun_ahead_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = foreseen(monkeypatch, wrong=True)
+    clair_cli.merge(save(tmp_path / "clients", 16))
+    assert sum(made) == 3
+
+
+def test_what_was_begun_for_a_client_that_is_lost_is_left(
+    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The round starts again without it, in which others have the same weights."""
+    folder, done = save(tmp_path / "clients", 16), []
+
+    def change(now: str, count: int, total: int) -> None:
+        if now == "writing" and not done:
+            shutil.rmtree(folder / "c1")
+            done.append(True)
+
+    first = far(clair_cli.merge, folder, progress=change)
+    assert [c.name for c in first.report.with_verdict("rejected")] == ["c1"]
+    again = far(clair_cli.merge, folder)
+    for name, tensor in again.tensors.items():
+        assert torch.equal(first.tensors[name], tensor)

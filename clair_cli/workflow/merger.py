@@ -1,0 +1,230 @@
+"""What clients with a weight add up to: on the device where that has the factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.core_merge import MergedCore, merged_cores, of_unbalanced
+from clair_cli.maths.grams import Grams, grams
+from clair_cli.maths.lowrank import Product, singular_values, spectrum
+from clair_cli.maths.merge import weighted_sum
+from clair_cli.maths.stack import Factors, FactorStack, owners, stack_factors
+from clair_cli.maths.thin import Thin, thin
+from clair_cli.maths.wide_evidence import is_wide
+from clair_cli.maths.wide_merge import WideCore, wide_core, wide_thin
+from clair_cli.workflow.engine import Engine
+from clair_cli.workflow.judging import Judged
+from clair_cli.workflow.passes import KEPT_BYTES
+from clair_cli.workflow.pool import told
+from clair_cli.workflow.tensors import Stacks, naming_module, summed_of
+
+Core = MergedCore | WideCore
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Of each module, where all singular vectors would take too much memory: more than this are seldom
+# written, and then they are made again.
+_KEPT_VECTORS = 128
+
+# Modules that a GPU makes cores of together, and the share of its memory that cores may take.
+_TOGETHER, _CORES_SHARE = 8, 1 / 16
+
+# Growth of rounding errors up to which float32 products are far better than 16 bits: 2e-5.
+MAX_GROWTH = 300.0
+
+
+Seen = dict[str, tuple[Tensor, Core | None]]
+
+
+class Merger:
+    """The merged update of each module: by its Grams where they allow it, else by QR."""
+
+    def __init__(self, judged: Judged, engine: Engine) -> None:
+        self.judged, self.engine = judged, engine
+        self.stacks = judged.stacks or Stacks(judged.round, engine.device)
+        self.weights = [judged.weights[k] for k in judged.merged]
+        on_cpu = engine.device.name == "cpu"
+        room = KEPT_BYTES if on_cpu else max(KEPT_BYTES, int(_CORES_SHARE * engine.device.memory))
+        self.room = room // max(1, len(judged.written))
+
+    @cached_property
+    def there(self) -> bool:
+        """Whether all of the work is on a device that has the factors."""
+        wide = any(map(self.wide, self.judged.written))
+        return self.stacks.resident is not None and not wide
+
+    def each(self, stage: str, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """`Engine.each`, on the threads for such work."""
+        each = self.engine.each_there if self.there else self.engine.each
+        return each(stage, function, items)
+
+    def batches(
+        self, modules: Sequence[str], cores: Mapping[str, Core | None] | None = None
+    ) -> list[list[str]]:
+        """Modules to be worked on together: on a GPU, where the factors are there already, those of
+        one shape and the same ranks.
+
+        Args:
+            cores: if they are known: only merged ones, each as small, go together.
+        """
+        if self.stacks.resident is None:
+            return [[module] for module in modules]
+        alike: dict[object, list[str]] = {}
+        for module in modules:
+            key: object = self.judged.round.module_shapes[module], tuple(self._ranks(module))
+            core = None if cores is None else cores[module]
+            if isinstance(core, MergedCore):
+                key = key, core.left.shape
+            elif cores is not None:
+                key = module
+            alike.setdefault(key, []).append(module)
+        found = [
+            some[start : start + _TOGETHER]
+            for some in alike.values()
+            for start in range(0, len(some), _TOGETHER)
+        ]
+        return sorted(found)  # so that what is made early is early in a file
+
+    def observe(self, modules: Sequence[str], *, kept: bool = True) -> Seen:
+        """The singular values of some modules of one shape and the same ranks, and their cores
+        where those can be relied on.
+
+        Args:
+            kept: whether the cores are to be kept: then they may have fewer vectors.
+        """
+        with naming_module(modules[0]):
+            if self.wide(modules[0]):
+                return {module: self._wide_values(module, kept) for module in modules}
+            cores = self._cores(modules, kept)
+            return {
+                module: (singular_values(self._product(module)), None)
+                if core is None
+                else (core.values, core)
+                for module, core in zip(modules, cores, strict=True)
+            }
+
+    def _wide_values(self, module: str, kept: bool) -> tuple[Tensor, WideCore]:
+        wide = wide_core(*self._weighted(module))
+        width = len(wide.vectors)
+        n = self._n_vectors(width, width) if kept else None
+        return wide.values, wide if n is None else wide.leading(n)
+
+    def leading(
+        self, modules: Sequence[str], cores: Sequence[Core | None], rank: int, *, sixteen_bits: bool
+    ) -> Thin:
+        """The leading `rank` singular vectors of some modules of `batches`, which their cores must
+        have.
+
+        Args:
+            sixteen_bits: whether they will be rounded to as many.
+        """
+        merged = [core for core in cores if isinstance(core, MergedCore)]
+        if len(merged) < len(modules):
+            ((module,), (core,)) = modules, cores  # these come alone
+            if isinstance(core, WideCore):
+                return wide_thin(*self._weighted(module), core.leading(rank))
+            return thin(spectrum(self._product(module)))
+        single = sixteen_bits and max(core.growth for core in merged) <= MAX_GROWTH
+        dtype = torch.float32 if single else self.engine.device.dtype
+        stack = self.stacks.of(modules, self.judged.merged)
+        return Thin(
+            stack.lora_B, stack.lora_A, torch.stack([core.values for core in merged]),
+            torch.stack([core.left[:, :rank] for core in merged]),
+            torch.stack([core.right[:rank] for core in merged]),
+            dtype,
+        )  # fmt: skip
+
+    def wide(self, module: str) -> bool:
+        """Whether there are more rank-one terms than the layer is wide."""
+        return is_wide(self._terms(module), self.judged.round.module_shapes[module])
+
+    def _width(self, module: str) -> int:
+        return min(self.judged.round.module_shapes[module])
+
+    def _ranks(self, module: str) -> list[int]:
+        """Rank-one terms of each client with a weight."""
+        adapters = [self.judged.round.adapters[k] for k in self.judged.merged]
+        return [a.modules[module].rank if module in a.modules else 0 for a in adapters]
+
+    def _terms(self, module: str) -> int:
+        return sum(self._ranks(module))
+
+    def _n_vectors(self, n: int, size: int) -> int | None:
+        """How many of `n` vectors of so many numbers may be kept; None for all of them."""
+        fitting = (k for k in (n, _KEPT_VECTORS) if 8 * k * size <= self.room)
+        most = next(fitting, 0)
+        return None if most >= n else most
+
+    def _cores(self, modules: Sequence[str], kept: bool) -> Sequence[MergedCore | None]:
+        """With a previous adapter every client's stack holds it too, and with more terms than
+        width one is a sum of others: never well-conditioned."""
+        if self.judged.round.previous is not None or self._terms(modules[0]) > self._width(
+            modules[0]
+        ):
+            return [None] * len(modules)
+        pair = self._grams(modules)
+        weights = torch.tensor(self.weights, dtype=torch.float64).to(pair.B.device)
+        columns = owners(pair.ranks, pair.B.device)
+        terms = (weights * pair.scale).index_select(1, columns)
+        n = self._n_vectors(terms.shape[1], 2 * terms.shape[1]) if kept else None
+        return of_unbalanced(merged_cores(pair.B, pair.A, terms, n), pair.by_B, pair.by_A)
+
+    def _grams(self, modules: Sequence[str]) -> Grams:
+        """Those of the clients with a weight: what was kept of them, or made again."""
+        if len(modules) == 1 and modules[0] in self.judged.grams:
+            return self.judged.grams.pop(modules[0]).of_clients(self.judged.merged)
+        return grams(self.stacks.of(modules, self.judged.merged))
+
+    def _summed(self, module: str) -> tuple[list[Factors], list[float]]:
+        """What is summed, and its weights; the previous adapter, if given, has weight 1."""
+        summed = summed_of(self.judged.round, module, self.judged.merged)
+        more = [1.0] * (len(summed) - len(self.weights))
+        return summed, [*self.weights, *more]
+
+    def _weighted(self, module: str) -> tuple[FactorStack, list[float]]:
+        """What is summed, on the CPU and in float64 whatever the device, and its weights."""
+        clients, used = self._summed(module)
+        return stack_factors([clients], self.judged.round.module_shapes[module]), used
+
+    def _product(self, module: str) -> Product:
+        return weighted_sum(*self._summed(module), self.judged.round.module_shapes[module])
+
+
+class MergeAhead:
+    """The first look at a merge, begun on a GPU while a CPU still judges: it has little to do then,
+    and who will be merged is known most of the time. The same numbers as without."""
+
+    def __init__(self) -> None:
+        self._judged: Judged | None = None
+        self._futures: list[Future[Seen]] = []
+
+    def begin(self, foreseen: Judged, engine: Engine) -> None:
+        """Start with what is probably wanted; on a CPU nothing begins."""
+        self._stop()
+        merger = Merger(foreseen, engine)
+        if merger.there:
+            self._judged = foreseen
+            batches = merger.batches(foreseen.written)
+            self._futures = engine.start_there(merger.observe, batches)
+
+    def observed(self, merger: Merger) -> Iterator[Seen]:
+        """What `Merger.observe` finds in all modules."""
+        judged, foreseen, engine = merger.judged, self._judged, merger.engine
+        same = foreseen is not None and foreseen.round is judged.round
+        if same and foreseen.weights == judged.weights:  # type: ignore[union-attr]
+            results = (future.result() for future in self._futures)
+            yield from told(results, len(self._futures), "merging", engine.tell)
+            return
+        self._stop()
+        yield from merger.each("merging", merger.observe, merger.batches(judged.written))
+
+    def _stop(self) -> None:
+        for future in self._futures:
+            future.cancel()
+        self._judged, self._futures = None, []
