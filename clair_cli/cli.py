@@ -145,7 +145,8 @@ def inspect(
         result = _work("inspect", settings, quiet=False)
         run.finished = True
         report, path = result.report, "" if output is None else str(output)
-        from clair_cli.render import render, verdict_line
+        from clair_cli.render import render
+        from clair_cli.sentences import verdict_line
 
         if output_format == "json" or to_stdout:
             from clair_cli.formats.report_json import report_json
@@ -256,11 +257,13 @@ def _write_and_tell(command: str, settings: dict[str, Any], kind: str) -> None:
         result = _work(command, settings, quiet=quiet)
         run.finished = True
         report, path = result.report, str(getattr(result, "report_path", None) or "")
-        from clair_cli.render import render, verdict_line
-
         if quiet:
+            from clair_cli.sentences import verdict_line
+
             write_err(verdict_line(report, report_path=path) + "\n")
         else:
+            from clair_cli.render import render
+
             _mention_leftovers(*(Path(p) for p in (output, path) if p))
             write_err(render(report, view_of(sys.stderr), report_path=path))
         raise typer.Exit(report.exit_code)

@@ -22,12 +22,13 @@ MAY_IMPORT = {
     "maths": {"maths"},
     "formats": {"formats"} | LEAVES,
     "workflow": {"workflow", "formats", "maths", "__init__"} | LEAVES,
-    "render": LEAVES,
+    "sentences": LEAVES,
+    "render": {"sentences"} | LEAVES,
     **dict.fromkeys(
         CLI,
         CLI
         | LEAVES
-        | {"__init__", "render", "workflow"}
+        | {"__init__", "render", "sentences", "workflow"}
         | {"formats.report_json", "formats.limits", "formats.publish", "formats.targets"},
     ),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from clair_cli import __version__
 from clair_cli.report import MergedReport, RefinedClient, RefinedReport, Report
 from clair_cli.workflow.describe import (
@@ -34,13 +36,9 @@ def make_report(
     settings: Settings,
     judged: Judged,
     *,
-    merged: Merged | None = None,
     refined: Refined | None = None,
 ) -> Report:
-    """Everything the run found, as the report holds it."""
-    warnings = judged.warnings
-    if merged is not None:
-        warnings += merged.adapter.warnings
+    """Everything the run found, as the report holds it; what was merged is added later."""
     return Report(
         version=__version__,
         command=settings.command,
@@ -48,10 +46,19 @@ def make_report(
         cohort=describe_cohort(judged),
         clients=describe_clients(judged),
         modules=describe_modules(judged),
-        merged=None if merged is None else _merged_report(settings, merged),
+        merged=None,
         refined=None if refined is None else _refined_report(settings, refined),
-        warnings=warnings,
+        warnings=judged.warnings,
         exit_code=exit_code(settings, judged),
+    )
+
+
+def with_merged(report: Report, settings: Settings, merged: Merged) -> Report:
+    """The same report, with what was merged in it."""
+    return replace(
+        report,
+        merged=_merged_report(settings, merged),
+        warnings=report.warnings + merged.adapter.warnings,
     )
 
 

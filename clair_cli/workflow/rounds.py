@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 from clair_cli.errors import InputRefused, UsageError
@@ -22,7 +21,7 @@ from clair_cli.workflow.pool import one_thread_each
 from clair_cli.workflow.reading import read_cohort
 from clair_cli.workflow.refining import Refined, refine_round
 from clair_cli.workflow.rehearsal import rehearse
-from clair_cli.workflow.reporting import exit_code, make_report
+from clair_cli.workflow.reporting import exit_code, make_report, with_merged
 from clair_cli.workflow.round import ClientLost, load_round, rejection_of
 from clair_cli.workflow.settings import Settings
 
@@ -51,11 +50,18 @@ def merge(
 ) -> tuple[Report, Merged | None]:
     """See `merge_round`."""
     ahead = MergeAhead()
-    make = partial(
-        merge_round, one_file=one_file, draft=draft, keep_tensors=keep_tensors, ahead=ahead
-    )
-    judged, merged = run_round(settings, cohort, make, ahead.begin)
-    return make_report(settings, judged, merged=merged), merged
+
+    def make(judged: Judged, settings: Settings, engine: Engine) -> tuple[Report, Merged]:
+        """The report is made beside the merge, which it needs only in the end."""
+        (report,) = engine.workers.start(lambda _: make_report(settings, judged), [0])
+        merged = merge_round(
+            judged, settings, engine,
+            one_file=one_file, draft=draft, keep_tensors=keep_tensors, ahead=ahead,
+        )  # fmt: skip
+        return with_merged(report.result(), settings, merged), merged
+
+    judged, made = run_round(settings, cohort, make, ahead.begin)
+    return (make_report(settings, judged), None) if made is None else made
 
 
 def refine(settings: Settings, cohort: Cohort | InputRefused) -> tuple[Report, Refined | None]:
