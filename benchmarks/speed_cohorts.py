@@ -84,16 +84,15 @@ def make_cohort(
     """
     done = folder.with_name(folder.name + ".complete")
     if not done.exists():
-        with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            made = [
-                pool.submit(
-                    _write_client, folder / f"client-{client:03}", model, client, ranks, layers,
-                    same_init,
-                )
-                for client in range(clients)
-            ]  # fmt: skip
-            for future in made:
-                future.result()
+        each = [(folder / f"client-{k:03}", model, k, ranks, layers, same_init)
+                for k in range(clients)]  # fmt: skip
+        if model == "small":
+            for arguments in each:
+                _write_client(*arguments)
+        else:
+            workers = ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_one_thread)
+            with workers as pool:
+                list(pool.map(_write_client, *zip(*each, strict=True)))
         done.write_text("complete\n")
     return sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.testing
 from hypothesis import settings
 
 # The default: the same examples on every machine. HYPOTHESIS_PROFILE=long looks for new ones.
@@ -19,6 +21,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 NO_NETWORK = str(Path(__file__).parent / "no_network")
 collect_ignore = ["no_network"]  # nothing to test in there, and another file may have its name
+
+
+# A third of a small run in this process would be typer making the commands anew.
+if hasattr(typer.testing, "_get_command"):
+    typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 def pytest_configure() -> None:
