@@ -95,6 +95,18 @@ class Grams:
         return self.norms * self.scale
 
 
+def joined(parts: Sequence[Grams]) -> Grams:
+    """Those of modules of one shape, whose clients have the same ranks, together."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def together(name: str) -> Any:
+        found = [getattr(part, name) for part in parts]
+        return torch.cat(found) if all(isinstance(t, Tensor) for t in found) else found[0]
+
+    return Grams(**{field.name: together(field.name) for field in fields(Grams)})
+
+
 def grams(stack: FactorStack) -> Grams:
     """Both Gram matrices of a stack, and each client's norm from them.
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from clair_cli.maths.lowrank import Spectrum
 
-# Columns of a side that are made at once on a CPU: they stay in its cache.
+# Columns of one module's side that are made at once on a CPU, and fewer of each of several: they
+# stay in its cache.
 _PIECE = 1024
 
 
@@ -79,7 +80,7 @@ class Thin:
         k, device, width = amounts.shape[1], rows.device, rows.shape[2]
         by = amounts.to(device, torch.float64)[:, :, None]
         factor = (by if turn is None else turn[:, :k].to(device) * by).to(self.dtype)
-        step = _PIECE if device.type == "cpu" else width
+        step = max(1, _PIECE // len(rows)) if device.type == "cpu" else width
         for start in range(0, width, step):
             piece = rows[:, :, start : start + step]
             if turn is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.core_merge import MergedCore, merged_cores, of_unbalanced
-from clair_cli.maths.grams import Grams, grams
+from clair_cli.maths.grams import Grams, grams, joined
 from clair_cli.maths.lowrank import Product, singular_values, spectrum
 from clair_cli.maths.merge import weighted_sum
 from clair_cli.maths.stack import Factors, FactorStack, owners, stack_factors
@@ -32,8 +32,11 @@ R = TypeVar("R")
 # written, and then they are made again.
 _KEPT_VECTORS = 128
 
-# Modules that a GPU makes cores of together, and the share of its memory that cores may take.
+# Modules that a GPU works on together, and the share of its memory that cores may take.
 _TOGETHER, _CORES_SHARE = 8, 1 / 16
+# Modules that a CPU makes cores of together, and cuts, where those have few numbers in all: there
+# what Python does between the products counts.
+_CORES_TOGETHER, _CUT_TOGETHER, _SMALL = 4, 2, 4 * 256**2
 
 # Growth of rounding errors up to which float32 products are far better than 16 bits: 2e-5.
 MAX_GROWTH = 300.0
@@ -67,14 +70,11 @@ class Merger:
     def batches(
         self, modules: Sequence[str], cores: Mapping[str, Core | None] | None = None
     ) -> list[list[str]]:
-        """Modules to be worked on together: on a GPU, where the factors are there already, those of
-        one shape and the same ranks.
+        """Modules to be worked on together: some of one shape and the same ranks.
 
         Args:
             cores: if they are known: only merged ones, each as small, go together.
         """
-        if self.stacks.resident is None:
-            return [[module] for module in modules]
         alike: dict[object, list[str]] = {}
         for module in modules:
             key: object = self.judged.round.module_shapes[module], tuple(self._ranks(module))
@@ -84,12 +84,17 @@ class Merger:
             elif cores is not None:
                 key = module
             alike.setdefault(key, []).append(module)
-        found = [
-            some[start : start + _TOGETHER]
-            for some in alike.values()
-            for start in range(0, len(some), _TOGETHER)
-        ]
+        found = []
+        for some in alike.values():
+            size = self._together(some[0], _CORES_TOGETHER if cores is None else _CUT_TOGETHER)
+            found += [some[start : start + size] for start in range(0, len(some), size)]
         return sorted(found)  # so that what is made early is early in a file
+
+    def _together(self, module: str, on_cpu: int) -> int:
+        """How many like this one go together."""
+        if self.stacks.resident is not None:
+            return _TOGETHER
+        return max(1, min(on_cpu, _SMALL // max(1, self._terms(module) ** 2)))
 
     def observe(self, modules: Sequence[str], *, kept: bool = True) -> Seen:
         """The singular values of some modules of one shape and the same ranks, and their cores
@@ -177,8 +182,9 @@ class Merger:
 
     def _grams(self, modules: Sequence[str]) -> Grams:
         """Those of the clients with a weight: what was kept of them, or made again."""
-        if len(modules) == 1 and modules[0] in self.judged.grams:
-            return self.judged.grams.pop(modules[0]).of_clients(self.judged.merged)
+        kept = [self.judged.grams.pop(m) for m in modules if m in self.judged.grams]
+        if len(kept) == len(modules):
+            return joined([pair.of_clients(self.judged.merged) for pair in kept])
         return grams(self.stacks.of(modules, self.judged.merged))
 
     def _summed(self, module: str) -> tuple[list[Factors], list[float]]:
