@@ -1,18 +1,20 @@
 """`clair merge` on a CUDA device, beside the least that its work could take there.
 
     python benchmarks/speed_gpu.py                   64 clients, Llama-3-8B, rank 16
-    python benchmarks/speed_gpu.py --clients 16 64 --model 1b --runs 5
+    python benchmarks/speed_gpu.py --clients 16 64 --model 1b --runs 5 --cpu
 
 What Python takes to start, with torch and the device, is measured as a process of its own and
 taken off. The floors: reading and hashing all files on all cores, sending them from page-locked
 memory, and the float64 products of two Grams by halves at the rate that they reach here. Files
-are made once and are in the page cache. The adapter is a new file every time.
+are made once and are in the page cache. The adapter is a new file every time. With --cpu the last
+cohort is merged on the CPU as well, and the two reports compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import statistics
@@ -111,6 +113,23 @@ def measure(cohort: Path, out: Path, runs: int) -> None:
     print(next(line.strip() for line in words.splitlines() if "  memory:" in line))
 
 
+def compare(cohort: Path, out: Path) -> None:
+    """Merge on the CPU too; prints how long that takes and how far the two reports are apart."""
+    target = out / "cpu.safetensors"
+    wall, _ = timed(
+        [sys.executable, "-m", "clair_cli", "merge", str(cohort), "-o", str(target), "-q",
+         "--force", "--device", "cpu"]
+    )  # fmt: skip
+    there, here = (json.loads((out / f"{n}.report.json").read_text()) for n in ("clair", "cpu"))
+    pairs = list(zip(there["clients"], here["clients"], strict=True))
+    same = "same" if all(a["verdict"] == b["verdict"] for a, b in pairs) else "NOT THE SAME"
+    apart = max(abs(a["scores"]["alignment"] - b["scores"]["alignment"]) for a, b in pairs)
+    print(f"on the CPU {wall:.1f} s; verdicts {same}; alignments differ by {apart:.0e} at most")
+    for name in ("norm", "error"):
+        one, other = there["merged"][name], here["merged"][name]
+        print(f"merged {name} {one:.4g}, differs by {abs(one / other - 1):.0e} of itself")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -119,6 +138,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[64])
     parser.add_argument("--ranks", default="16", help="a number or mixed")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--cpu", action="store_true", help="merge on the CPU too, and compare")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("no CUDA device here")
@@ -133,6 +153,8 @@ def main() -> None:
         found = floors(cohort, given.model, clients, given.ranks)
         print("floors: " + ", ".join(f"{name} {s:.2f} s" for name, s in found.items()))
         measure(cohort, out, given.runs)
+    if given.cpu:
+        compare(cohort, out)
 
 
 if __name__ == "__main__":

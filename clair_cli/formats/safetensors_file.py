@@ -122,9 +122,7 @@ class SafetensorsFile:
             RejectedClient: the file is gone or changed.
         """
         whole = hashlib.sha256()
-        with open_regular(self.path, self.shown) as (fd, status):
-            if status.st_size != self.size:
-                raise self._changed()
+        with self._opened() as fd:
             whole.update(read_exactly(fd, self.data_start))
 
             def fill(memory: memoryview) -> None:
@@ -154,15 +152,29 @@ class SafetensorsFile:
         if checked is not None:
             aligned = entry.begin * 8 % DTYPE_BITS[entry.dtype] == 0
             return checked if aligned else bytearray(checked)
-        with open_regular(self.path, self.shown) as (fd, status):
-            if status.st_size != self.size:
-                raise self._changed(key)
+        with self._opened(key) as fd:
             os.lseek(fd, self.data_start + entry.begin, os.SEEK_SET)
             data = bytearray(entry.end - entry.begin)
             read_into(fd, memoryview(data))
         if digest_of(data) != entry.digest:
             raise self._changed(key)
         return data
+
+    @contextmanager
+    def _opened(self, key: str | None = None) -> Iterator[int]:
+        """The file as it was when it was checked, as far as its size says.
+
+        Raises:
+            RejectedClient: it is gone, changed, or can't be read, which `key` was wanted of.
+        """
+        try:
+            with open_regular(self.path, self.shown) as (fd, status):
+                if status.st_size != self.size:
+                    raise self._changed(key)
+                yield fd
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise RejectedClient(f"file is unreadable: {reason}", path=self.shown) from None
 
     def digest(self, key: str) -> bytes:
         """Of one tensor's bytes when the file was opened."""

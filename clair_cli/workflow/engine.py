@@ -120,7 +120,9 @@ class Engine:
     def _on_lane(self, function: Callable[[T], R]) -> Callable[[T], R]:
         def on_lane(item: T) -> R:
             with self.device.lane():
-                return function(item)
+                result = function(item)
+                self.device.wait()  # another lane may go on with it
+                return result
 
         return on_lane
 

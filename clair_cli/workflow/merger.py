@@ -184,7 +184,9 @@ class Merger:
         """Those of the clients with a weight: what was kept of them, or made again."""
         kept = [self.judged.grams.pop(m) for m in modules if m in self.judged.grams]
         if len(kept) == len(modules):
-            return joined([pair.of_clients(self.judged.merged) for pair in kept])
+            found = joined([pair.of_clients(self.judged.merged) for pair in kept])
+            self.engine.device.wait()  # before they go: they were made on other lanes
+            return found
         return grams(self.stacks.of(modules, self.judged.merged))
 
     def _summed(self, module: str) -> tuple[list[Factors], list[float]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -95,6 +97,31 @@ def test_between_two_passes(
     alone = cohorts.save(tmp_path / "alone", GOOD)
     clair_cli.merge(alone, tmp_path / "alone.safetensors")
     assert out.read_bytes() == (tmp_path / "alone.safetensors").read_bytes()
+
+
+@covers(64)
+@pytest.mark.skipif(sys.platform != "linux", reason="looks a descriptor's path up in /proc")
+def test_what_a_disk_gives_once_only_is_one_clients_loss(
+    tmp_path: Path, row: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clair_cli.formats import safetensors_file
+    from clair_cli.workflow import reading
+
+    clients = cohorts.save(tmp_path / "clients", {**GOOD, "bad": cohorts.honest(4)["c3"]})
+    read = safetensors_file.read_into
+
+    def failing(fd: int, memory: memoryview) -> int:
+        if f"{os.sep}bad{os.sep}" in os.readlink(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.EIO, "as of a broken disk")
+        return read(fd, memory)
+
+    monkeypatch.setattr(reading, "HANDOVER_BYTES", 1)
+    monkeypatch.setattr(safetensors_file, "read_into", failing)
+    report = clair_cli.merge(clients, tmp_path / "m.safetensors").report
+    assert report.exit_code == ROWS[row].code
+    (bad,) = report.with_verdict("rejected")
+    assert bad.name == "bad" and "Input/output error" in bad.reasons[0].text
+    assert len(report.with_verdict("benign")) == len(GOOD)
 
 
 @covers(64)

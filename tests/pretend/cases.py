@@ -135,10 +135,14 @@ def test_a_cuda_device_has_a_stream_for_each_thread(monkeypatch: pytest.MonkeyPa
     """With streams that only say whether one is inside them."""
     inside = threading.local()
     made: list[object] = []
+    waited: list[object] = []
 
     class Stream:
         def __init__(self) -> None:
             made.append(self)
+
+        def synchronize(self) -> None:
+            waited.append(self)
 
     @contextlib.contextmanager
     def entered(stream: Stream) -> Iterator[None]:
@@ -152,11 +156,13 @@ def test_a_cuda_device_has_a_stream_for_each_thread(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: inside.now)
     on_gpu = engine.Engine(engine.Device("cuda", torch.float64), Workers(2), lambda *_: None)
     found = list(on_gpu.each("working", work, range(20)))
     assert [item for item, _ in found] == list(range(20))
     assert {stream for _, stream in found} == set(made)
     assert len(made) == 2
+    assert len(waited) == 20 and set(waited) == set(made)  # others may go on with every result
     on_cpu = engine.Engine(engine.Device("cpu", torch.float64), Workers(2), lambda *_: None)
     assert list(on_cpu.each("working", lambda item: item, range(3))) == [0, 1, 2]
     assert len(made) == 2
