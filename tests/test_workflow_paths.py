@@ -99,10 +99,9 @@ def test_bytes_held_from_the_check_on_change_nothing(
     assert held < 6 or found[1][0] == 6
 
 
-@pytest.mark.parametrize("stage", ["merging", "writing"])
-def test_a_change_is_noticed_although_its_bytes_are_held(tmp_path: Path, stage: str) -> None:
-    folder, done = save(tmp_path / "clients", 16), []
-    file = folder / "c1" / "adapter_model.safetensors"
+def losing_c1(merge: Any, folder: Path, stage: str) -> None:
+    """Merge, and change a client's file when a stage begins."""
+    done, file = [], folder / "c1" / "adapter_model.safetensors"
 
     def change(now: str, count: int, total: int) -> None:
         if now == stage and not done:
@@ -112,10 +111,15 @@ def test_a_change_is_noticed_although_its_bytes_are_held(tmp_path: Path, stage: 
             os.utime(file, ns=(1, 1))
             done.append(True)
 
-    result = clair_cli.merge(folder, tmp_path / "m.safetensors", progress=change)
+    result = merge(folder, folder.with_name("m.safetensors"), progress=change)
     (lost,) = result.report.with_verdict("rejected")
     assert lost.name == "c1"
     assert "changed while reading" in str(lost.reasons)
+
+
+@pytest.mark.parametrize("stage", ["merging", "writing"])
+def test_a_change_is_noticed_although_its_bytes_are_held(tmp_path: Path, stage: str) -> None:
+    losing_c1(clair_cli.merge, save(tmp_path / "clients", 16), stage)
 
 
 def dense(result: Any) -> np.ndarray:

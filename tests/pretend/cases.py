@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from clair_cli.workflow.round import load_round
 from clair_cli.workflow.settings import make_settings
 from clair_cli.workflow.tensors import factors_of
 from tests.pretend import device as pretend
-from tests.test_workflow_paths import CASES, clients, save
+from tests.test_workflow_paths import CASES, clients, losing_c1, save
 
 SAMPLE = Path(__file__).parents[2] / "sample_adapters" / "clients"
 
@@ -276,21 +276,7 @@ def test_a_change_is_noticed_although_the_bytes_are_on_the_device(
     far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, held: int
 ) -> None:
     monkeypatch.setattr(reading, "HANDOVER_BYTES", held)
-    folder, done = save(tmp_path / "clients", 16), []
-    file = folder / "c1" / "adapter_model.safetensors"
-
-    def change(now: str, count: int, total: int) -> None:
-        if now == stage and not done:
-            data = bytearray(file.read_bytes())
-            data[-40:] = bytes(40)
-            file.write_bytes(data)
-            os.utime(file, ns=(1, 1))
-            done.append(True)
-
-    result = far(clair_cli.merge, folder, tmp_path / "m.safetensors", progress=change)
-    (lost,) = result.report.with_verdict("rejected")
-    assert lost.name == "c1"
-    assert "changed while reading" in str(lost.reasons)
+    losing_c1(partial(far, clair_cli.merge), save(tmp_path / "clients", 16), stage)
 
 
 def test_a_rehearsal_does_all_that_a_round_does() -> None:
