@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -344,3 +345,24 @@ def test_what_was_begun_for_a_client_that_is_lost_is_left(
     again = far(clair_cli.merge, folder)
     for name, tensor in again.tensors.items():
         assert torch.equal(first.tensors[name], tensor)
+
+
+def test_what_is_sent_is_what_was_checked(
+    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where size and time say that nothing changed."""
+    monkeypatch.setattr(reading, "HANDOVER_BYTES", 1)
+    folder, done = save(tmp_path / "clients", 16), []
+    file = folder / "c1" / "adapter_model.safetensors"
+
+    def change(now: str, count: int, total: int) -> None:
+        if now == "loading" and not done:
+            before, data = file.stat().st_mtime_ns, bytearray(file.read_bytes())
+            data[-40] ^= 1
+            file.write_bytes(data)
+            os.utime(file, ns=(before, before))
+            done.append(True)
+
+    result = far(clair_cli.merge, folder, progress=change)
+    (lost,) = result.report.with_verdict("rejected")
+    assert lost.name == "c1" and done
