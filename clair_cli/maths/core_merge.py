@@ -23,7 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.grams import add_symmetric, mirror
+from clair_cli.maths.grams import Grams, add_symmetric, mirror
+from clair_cli.maths.stack import FactorStack, owners
+from clair_cli.maths.thin import Thin
 
 # Largest trace of the inverse of a Gram scaled to a unit diagonal: no less than the reciprocal of
 # its smallest eigenvalue, and the largest one is at most the number of terms. In float64 what is
@@ -59,30 +61,53 @@ class MergedCore:
 
 
 def merged_cores(
-    gram_B: Tensor, gram_A: Tensor, weights: Tensor, n_vectors: int | None = None
+    pair: Grams, weights: Sequence[float], n_vectors: int | None = None
 ) -> list[MergedCore | None]:
-    """Decompose D = B diag(weights) A for each of some modules.
+    """Decompose D = sum_k weights[k] delta_weight[k] in each of some modules.
 
     Args:
-        gram_B, gram_A: B'B and AA', (n_modules, sum_rank, sum_rank), float64.
-        weights: one finite number per rank-one term, (n_modules, sum_rank); a term of weight 0
-            plays no part.
+        pair: the Grams of the clients that are summed.
+        weights: one finite number per client; one of weight 0 plays no part.
         n_vectors: how many singular vectors are wanted; all of them if None.
 
     Returns:
-        The decompositions, with None where the Grams are too ill-conditioned to be relied on; the
-        values are on the CPU, the vectors where the Grams are.
+        The decompositions in coordinates of the factors as they stand in the stack, with None where
+        the Grams are too ill-conditioned to be relied on; the values are on the CPU, the vectors
+        where the Grams are.
     """
-    alive = (weights != 0) & _diagonal_alive(gram_B) & _diagonal_alive(gram_A)
-    if bool(alive.all()) and weights.shape[1]:
-        return _decomposed(gram_B, gram_A, weights, n_vectors)
-    return [
-        _of_the_living(gram_B[i], gram_A[i], weights[i], alive[i].nonzero().flatten(), n_vectors)
-        for i in range(len(weights))
-    ]
+    gram_B, gram_A, device = pair.B, pair.A, pair.B.device
+    scales = torch.tensor(list(weights), dtype=torch.float64).to(device) * pair.scale
+    terms = scales.index_select(1, owners(pair.ranks, device))
+    alive = (terms != 0) & _diagonal_alive(gram_B) & _diagonal_alive(gram_A)
+    if bool(alive.all()) and terms.shape[1]:
+        cores = _decomposed(gram_B, gram_A, terms, n_vectors)
+    else:
+        cores = [
+            _of_the_living(gram_B[i], gram_A[i], terms[i], alive[i].nonzero().flatten(), n_vectors)
+            for i in range(len(terms))
+        ]
+    return _of_unbalanced(cores, pair.by_B, pair.by_A)
 
 
-def of_unbalanced(
+def merged_thin(
+    stack: FactorStack, cores: Sequence[MergedCore], rank: int, dtype: torch.dtype
+) -> Thin:
+    """The leading `rank` singular vectors of every module's sum.
+
+    Args:
+        stack: of the clients that the cores were made of.
+        cores: one per module, all of one shape, with so many vectors.
+        dtype: of the products that make the sides.
+    """
+    return Thin(
+        stack.lora_B, stack.lora_A, torch.stack([core.values for core in cores]),
+        torch.stack([core.left[:, :rank] for core in cores]),
+        torch.stack([core.right[:rank] for core in cores]),
+        dtype,
+    )  # fmt: skip
+
+
+def _of_unbalanced(
     cores: Sequence[MergedCore | None], by_B: Tensor, by_A: Tensor
 ) -> list[MergedCore | None]:
     """The same in coordinates of factors whose terms these multipliers balance,

@@ -6,7 +6,7 @@ only in those numbers, so a batch can run on a GPU, in a thread or on another ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,21 +118,22 @@ def _iterated(gram: Tensor, root: Tensor, sketch: Tensor) -> tuple[Tensor, Tenso
     Source: N. Halko, P. Martinsson, J. Tropp, "Finding structure with randomness", SIAM Review
     53(2), 2011, algorithm 4.4.
     """
-    basis = gram @ (root.mT @ sketch)
-    if gram.device.type != "cpu":
-        fast, bad = basis, torch.zeros_like(gram[0, 0, 0])
-        for power in range(POWERS + 1):
-            fast, lost = orthonormal(gram @ (gram @ fast) if power else fast)
-            bad = torch.maximum(bad, lost)
-        if float(bad) < _ORTHOGONAL:  # else there are fewer directions, say
-            return _rotated(gram, fast)
-    basis = torch.linalg.qr(basis).Q
-    for _ in range(POWERS):
-        basis = torch.linalg.qr(gram @ (gram @ basis)).Q
-    return _rotated(gram, basis)
+    start, losses = gram @ (root.mT @ sketch), []
 
+    def fast(columns: Tensor) -> Tensor:
+        basis, lost = orthonormal(columns)
+        losses.append(lost)
+        return basis
 
-def _rotated(gram: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    def iterated(basis_of: Callable[[Tensor], Tensor]) -> Tensor:
+        basis = basis_of(start)
+        for _ in range(POWERS):
+            basis = basis_of(gram @ (gram @ basis))
+        return basis
+
+    basis = None if gram.device.type == "cpu" else iterated(fast)
+    if basis is None or not float(torch.stack(losses).amax()) < _ORTHOGONAL:
+        basis = iterated(lambda columns: torch.linalg.qr(columns).Q)
     values, rotation = torch.linalg.eigh(basis.mT @ gram @ basis)
     return values, basis @ rotation
 

@@ -145,7 +145,7 @@ def _side(
     """All clients' lora_A below each other (side 0), or lora_B beside each other (side 1), of all
     modules."""
     given = [[None if f is None else (f[0], f[1])[side] for f in clients] for clients in modules]
-    dtype = _common_dtype([t for tensors in given for t in tensors if t is not None])
+    dtype = common_dtype([t.dtype for tensors in given for t in tensors if t is not None])
     size = (sum(ranks), width) if side == 0 else (width, sum(ranks))
     result = torch.empty(len(modules), *size, dtype=dtype, pin_memory=pinned)
     for tensors, out in zip(given, result, strict=True):
@@ -179,9 +179,9 @@ def same_rank(ranks: Sequence[int]) -> bool:
     return len(set(ranks)) == 1 and ranks[0] > 0
 
 
-def _common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     """One that holds the values of all."""
-    dtype = tensors[0].dtype if tensors else torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
+    dtype = dtypes[0] if dtypes else torch.float32
+    for other in dtypes:
+        dtype = torch.promote_types(dtype, other)
     return dtype

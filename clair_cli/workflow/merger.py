@@ -10,11 +10,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from clair_cli.maths.core_merge import MergedCore, merged_cores, of_unbalanced
+from clair_cli.maths.core_merge import MergedCore, merged_cores, merged_thin
 from clair_cli.maths.grams import Grams, grams, joined
 from clair_cli.maths.lowrank import Product, singular_values, spectrum
 from clair_cli.maths.merge import weighted_sum
-from clair_cli.maths.stack import Factors, FactorStack, owners, stack_factors
+from clair_cli.maths.stack import Factors, FactorStack, stack_factors
 from clair_cli.maths.thin import Thin, thin
 from clair_cli.maths.wide_evidence import is_wide
 from clair_cli.maths.wide_merge import WideCore, wide_core, wide_thin
@@ -77,7 +77,7 @@ class Merger:
         """
         alike: dict[object, list[str]] = {}
         for module in modules:
-            key: object = self.judged.round.module_shapes[module], tuple(self._ranks(module))
+            key: object = self.judged.round.module_shapes[module], self._ranks[module]
             core = None if cores is None else cores[module]
             if isinstance(core, MergedCore):
                 key = key, core.left.shape
@@ -137,28 +137,23 @@ class Merger:
             return thin(spectrum(self._product(module)))
         single = sixteen_bits and max(core.growth for core in merged) <= MAX_GROWTH
         dtype = torch.float32 if single else self.engine.device.dtype
-        stack = self.stacks.of(modules, self.judged.merged)
-        return Thin(
-            stack.lora_B, stack.lora_A, torch.stack([core.values for core in merged]),
-            torch.stack([core.left[:, :rank] for core in merged]),
-            torch.stack([core.right[:rank] for core in merged]),
-            dtype,
-        )  # fmt: skip
+        return merged_thin(self.stacks.of(modules, self.judged.merged), merged, rank, dtype)
 
     def wide(self, module: str) -> bool:
         """Whether there are more rank-one terms than the layer is wide."""
         return is_wide(self._terms(module), self.judged.round.module_shapes[module])
 
-    def _width(self, module: str) -> int:
-        return min(self.judged.round.module_shapes[module])
-
-    def _ranks(self, module: str) -> list[int]:
-        """Rank-one terms of each client with a weight."""
+    @cached_property
+    def _ranks(self) -> Mapping[str, tuple[int, ...]]:
+        """Rank-one terms of each client with a weight, by module."""
         adapters = [self.judged.round.adapters[k] for k in self.judged.merged]
-        return [a.modules[module].rank if module in a.modules else 0 for a in adapters]
+        return {
+            m: tuple(a.modules[m].rank if m in a.modules else 0 for a in adapters)
+            for m in self.judged.written
+        }
 
     def _terms(self, module: str) -> int:
-        return sum(self._ranks(module))
+        return sum(self._ranks[module])
 
     def _n_vectors(self, n: int, size: int) -> int | None:
         """How many of `n` vectors of so many numbers may be kept; None for all of them."""
@@ -169,16 +164,11 @@ class Merger:
     def _cores(self, modules: Sequence[str], kept: bool) -> Sequence[MergedCore | None]:
         """With a previous adapter every client's stack holds it too, and with more terms than
         width one is a sum of others: never well-conditioned."""
-        if self.judged.round.previous is not None or self._terms(modules[0]) > self._width(
-            modules[0]
-        ):
+        n_terms, width = self._terms(modules[0]), min(self.judged.round.module_shapes[modules[0]])
+        if self.judged.round.previous is not None or n_terms > width:
             return [None] * len(modules)
-        pair = self._grams(modules)
-        weights = torch.tensor(self.weights, dtype=torch.float64).to(pair.B.device)
-        columns = owners(pair.ranks, pair.B.device)
-        terms = (weights * pair.scale).index_select(1, columns)
-        n = self._n_vectors(terms.shape[1], 2 * terms.shape[1]) if kept else None
-        return of_unbalanced(merged_cores(pair.B, pair.A, terms, n), pair.by_B, pair.by_A)
+        n = self._n_vectors(n_terms, 2 * n_terms) if kept else None
+        return merged_cores(self._grams(modules), self.weights, n)
 
     def _grams(self, modules: Sequence[str]) -> Grams:
         """Those of the clients with a weight: what was kept of them, or made again."""
@@ -224,8 +214,11 @@ class MergeAhead:
     def observed(self, merger: Merger) -> Iterator[Seen]:
         """What `Merger.observe` finds in all modules."""
         judged, foreseen, engine = merger.judged, self._judged, merger.engine
-        same = foreseen is not None and foreseen.round is judged.round
-        if same and foreseen.weights == judged.weights:  # type: ignore[union-attr]
+        if (
+            foreseen is not None
+            and foreseen.round is judged.round
+            and foreseen.weights == judged.weights
+        ):
             results = (future.result() for future in self._futures)
             yield from told(results, len(self._futures), "merging", engine.tell)
             return

@@ -78,12 +78,7 @@ def _batch_size(n_terms: int, widths: int, device: Device) -> int:
     each = 8 * max(1, n_terms * (widths + 4 * n_terms))
     if device.name == "cpu":
         return max(1, min(CPU_BATCH, CPU_BATCH_BYTES // each))
-    return max(1, batch_bytes(device) // each)
-
-
-def batch_bytes(device: Device) -> int:
-    """Bytes that one batch of modules may take on a GPU."""
-    return min(_MOST_BATCH_BYTES, int(device.memory * _BATCH_SHARE))
+    return max(1, min(_MOST_BATCH_BYTES, int(device.memory * _BATCH_SHARE)) // each)
 
 
 def largest_ranks(round_: Round, modules: Sequence[str]) -> list[int]:

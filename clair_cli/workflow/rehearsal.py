@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import torch
 
-from clair_cli.maths.core_merge import merged_cores, of_unbalanced
+from clair_cli.maths.core_merge import merged_cores, merged_thin
 from clair_cli.maths.evidence import gather
 from clair_cli.maths.grams import grams
 from clair_cli.maths.rounding import write_modules
-from clair_cli.maths.stack import owners, stack_factors
-from clair_cli.maths.thin import Thin
+from clair_cli.maths.stack import stack_factors
 from clair_cli.workflow.engine import Device
 
 # Sizes at which the libraries choose what they choose for larger ones too.
@@ -34,16 +33,8 @@ def rehearse(device: Device) -> None:
     )
     pair = grams(stack)
     gather(pair)
-    terms = pair.scale.index_select(1, owners(pair.ranks, pair.B.device)) / _CLIENTS
-    cores = of_unbalanced(merged_cores(pair.B, pair.A, terms), pair.by_B, pair.by_A)
-    found = [core for core in cores if core is not None]
-    if found:
-        exact = Thin(
-            stack.lora_B[: len(found)], stack.lora_A[: len(found)],
-            torch.stack([core.values for core in found]),
-            torch.stack([core.left for core in found]),
-            torch.stack([core.right for core in found]),
-            torch.float32,
-        )  # fmt: skip
+    cores = [core for core in merged_cores(pair, [1 / _CLIENTS] * _CLIENTS) if core is not None]
+    if len(cores) == len(stack.lora_A):
+        exact = merged_thin(stack, cores, _KEPT, torch.float32)
         write_modules(exact, _KEPT, 1.0, torch.bfloat16)
     device.wait()

@@ -16,7 +16,7 @@ from torch import Tensor
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.safetensors_file import TORCH_DTYPES, SafetensorsFile
-from clair_cli.maths.stack import FactorStack
+from clair_cli.maths.stack import FactorStack, common_dtype
 from clair_cli.workflow.engine import Device, Engine
 from clair_cli.workflow.round import ClientLost, Round
 
@@ -114,8 +114,8 @@ class Resident:
             for m in modules if m in group.places
         ]  # fmt: skip
         make = torch.empty if full else torch.zeros
-        dtype_A = _wide_enough([p.dtype_A for p in places])
-        dtype_B = _wide_enough([p.dtype_B for p in places])
+        dtype_A = common_dtype([p.dtype_A for p in places])
+        dtype_B = common_dtype([p.dtype_B for p in places])
         name = self._device.name
         return (
             make(len(modules), n_terms, in_, dtype=dtype_A, device=name),
@@ -250,11 +250,3 @@ def _send(adapter: Adapter, row: Tensor, device: Device) -> None:
                     buffer.copy_(torch.frombuffer(held[begin:end], dtype=torch.uint8))
                 row[begin:end].copy_(buffer, non_blocking=True)
     device.wait()
-
-
-def _wide_enough(dtypes: Sequence[torch.dtype]) -> torch.dtype:
-    """One that holds the values of all."""
-    dtype = dtypes[0] if dtypes else torch.float32
-    for other in dtypes:
-        dtype = torch.promote_types(dtype, other)
-    return dtype

@@ -92,7 +92,7 @@ def test_out_of_memory(work: Path, row: int, monkeypatch: pytest.MonkeyPatch, st
     if stage == "comparing":
         monkeypatch.setattr(tensors, "stack_factors", fail)
     else:
-        for name in ("Thin", "weighted_sum"):
+        for name in ("merged_thin", "weighted_sum"):
             monkeypatch.setattr(merger, name, fail)
     ran = merge()
     assert (ran.code, ran.report) == (ROWS[row].code, None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clair_cli.maths.core_merge import merged_cores, of_unbalanced
+from clair_cli.maths.core_merge import merged_cores
 from clair_cli.maths.grams import grams
 from clair_cli.maths.stack import stack_factors
 
@@ -28,11 +28,7 @@ def clients(seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
 def core_of(factors: list, weights: list[float]):  # type: ignore[no-untyped-def]
     stack = stack_factors([factors], (OUT, IN))
     pair = grams(stack)
-    terms = torch.repeat_interleave(
-        torch.tensor(weights, dtype=torch.float64) * pair.scale[0], torch.tensor(pair.ranks)
-    )
-    cores = merged_cores(pair.B, pair.A, terms[None])
-    return stack, of_unbalanced(cores, pair.by_B, pair.by_A)[0]
+    return stack, merged_cores(pair, weights)[0]
 
 
 @pytest.mark.parametrize("weights", [[0.2, 0.5, 0.3], [1.0, 0.0, 1e-3]])

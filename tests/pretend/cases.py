@@ -293,9 +293,9 @@ def foreseen(monkeypatch: pytest.MonkeyPatch, wrong: bool) -> list[int]:
     made: list[int] = []
     cores, real = merger.merged_cores, judging._foreseen
 
-    def counted(gram_B: torch.Tensor, *args: Any) -> Any:
-        made.append(len(gram_B))
-        return cores(gram_B, *args)
+    def counted(pair: Any, *args: Any) -> Any:
+        made.append(len(pair.B))
+        return cores(pair, *args)
 
     def other(round_: Any, gathered: Any, weights: tuple[float, ...]) -> Any:
         return real(round_, gathered, (0.25, 0.75, *(0.0 for _ in weights[2:])))
