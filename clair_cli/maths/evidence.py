@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clair_cli.maths.block_diagonal import BlockDiagonal
 from clair_cli.maths.decompose import core_from_gram
 from clair_cli.maths.grams import Grams, block_sums
 from clair_cli.maths.similarity import (
@@ -97,7 +98,7 @@ def unit_core(pair: Grams, side: str) -> Tensor:
     return core_from_gram(unit_side(outer, inner, pair)[0])[0]
 
 
-def _leading(gram: Tensor, root: Tensor, sketch: Tensor | None) -> Tensor:
+def _leading(gram: Tensor, root: BlockDiagonal, sketch: Tensor | None) -> Tensor:
     """Coordinates of a side's leading orthonormal directions on its factors,
     (n_modules, sum_rank, CORE_DIM or less)."""
     values, vectors = torch.linalg.eigh(gram) if sketch is None else _iterated(gram, root, sketch)
@@ -105,11 +106,10 @@ def _leading(gram: Tensor, root: Tensor, sketch: Tensor | None) -> Tensor:
     values, vectors = values[:, -top:].flip(-1), vectors[:, :, -top:].flip(-1)
     alive = values > 1e-12 * values[:, :1].clamp_min(1e-300)
     scale = torch.where(alive, values.clamp_min(1e-300).rsqrt(), 0.0)
-    coordinates: Tensor = root @ (vectors * scale[:, None, :])
-    return coordinates
+    return root.times(vectors * scale[:, None, :])
 
 
-def _iterated(gram: Tensor, root: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
+def _iterated(gram: Tensor, root: BlockDiagonal, sketch: Tensor) -> tuple[Tensor, Tensor]:
     """The largest eigenvalues, ascending, and eigenvectors of a Gram, by subspace iteration.
 
     It starts from a sketch in coordinates of the weights, so that what is not converged (where
@@ -118,7 +118,7 @@ def _iterated(gram: Tensor, root: Tensor, sketch: Tensor) -> tuple[Tensor, Tenso
     Source: N. Halko, P. Martinsson, J. Tropp, "Finding structure with randomness", SIAM Review
     53(2), 2011, algorithm 4.4.
     """
-    start, losses = gram @ (root.mT @ sketch), []
+    start, losses = gram @ root.mT.times(sketch), []
 
     def fast(columns: Tensor) -> Tensor:
         basis, lost = orthonormal(columns)

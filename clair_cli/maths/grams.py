@@ -19,8 +19,8 @@ SKETCH_DIM = 24
 # Numbers that are converted and multiplied at once on a CPU, in so many columns at least: they stay
 # in its cache.
 _CHUNK_NUMBERS, _LEAST_CHUNK = 2**18, 512
-# Rows of one block of a symmetric product: a multiple of this, which fits the products' kernels.
-_BLOCK = 64
+# Rows of one block of a symmetric product, of a small and of a large one.
+_BLOCK, _LARGE_BLOCK = 64, 128
 
 # Below this share of its factors' size a product is rounding error, not an update (float64
 # Grams resolve a norm to about 1e-8 of the factors' product).
@@ -74,8 +74,12 @@ class Grams:
         if len(clients) == len(self.ranks):
             return self
         columns = columns_of(self.ranks, clients).to(self.B.device)
-        chosen = torch.tensor(list(clients)).to(self.B.device)
-        B, A = (g.index_select(1, columns).index_select(2, columns) for g in (self.B, self.A))
+        B, A = (chosen_columns(gram, columns) for gram in (self.B, self.A))
+        return self.narrowed(clients, columns, B, A)
+
+    def narrowed(self, clients: Sequence[int], columns: Tensor, B: Tensor, A: Tensor) -> Grams:
+        """The same of some clients, which have these columns and Grams; without the sketches."""
+        chosen = torch.tensor(list(clients)).to(self.norms.device)
         return Grams(
             B, A,
             self.norms.index_select(1, chosen), self.scale.index_select(1, chosen),
@@ -93,6 +97,11 @@ class Grams:
     def delta_norms(self) -> Tensor:
         """Frobenius norm of every delta weight, (n_modules, n_clients), weight units."""
         return self.norms * self.scale
+
+
+def chosen_columns(square: Tensor, columns: Tensor) -> Tensor:
+    """Some columns of the same rows, (n_modules, n, n)."""
+    return square[:, columns[:, None], columns]
 
 
 def joined(parts: Sequence[Grams]) -> Grams:
@@ -169,26 +178,26 @@ def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor,
     return gram, sketch
 
 
-def _blocks(n: int) -> list[tuple[int, int]]:
-    """The rows of a symmetric matrix in up to four blocks."""
-    step = _BLOCK * max(1, -(-n // (4 * _BLOCK)))
+def blocks(n: int) -> list[tuple[int, int]]:
+    """The rows of a symmetric matrix in blocks."""
+    step = _BLOCK if n <= 4 * _BLOCK else _LARGE_BLOCK
     return [(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def add_symmetric(gram: Tensor, rows: Tensor) -> None:
-    """Add `rows @ rows'` to `gram`, on and below the diagonal's blocks: in four blocks of rows
-    that is 5/8 of the operations.
+    """Add `rows @ rows'` to `gram`, on and below the diagonal's blocks: little more than half of
+    the operations.
 
     Args:
         gram: shape (n_modules, n, n). rows: shape (n_modules, n, width).
     """
-    for start, stop in _blocks(rows.shape[1]):
+    for start, stop in blocks(rows.shape[1]):
         gram[:, start:stop, :stop].baddbmm_(rows[:, start:stop], rows[:, :stop].mT)
 
 
 def mirror(gram: Tensor) -> None:
     """Copy what lies below the diagonal's blocks to above them."""
-    for start, stop in _blocks(gram.shape[1]):
+    for start, stop in blocks(gram.shape[1]):
         gram[:, :start, start:stop] = gram[:, start:stop, :start].mT
 
 

@@ -12,15 +12,14 @@ pair, which gives each mean a standard error.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from clair_cli.maths.block_diagonal import BlockDiagonal, diagonal_blocks
 from clair_cli.maths.grams import Grams, block_sums
-from clair_cli.maths.stack import owners, same_rank
 
 STACKINGS = ("matrix", "output", "input")
 
@@ -42,22 +41,16 @@ class PairTable:
         return PairTable(self.value.cpu(), self.null.cpu())
 
 
-def half_factors(gram: Tensor, ranks: Sequence[int]) -> Tensor:
-    """Block-diagonal square roots T of a Gram's diagonal blocks: T_k T_k' = gram[k, k].
+def half_factors(gram: Tensor, ranks: Sequence[int]) -> BlockDiagonal:
+    """Square roots T of a Gram's diagonal blocks: T_k T_k' = gram[k, k].
 
     Args:
         gram: shape (n_modules, sum_rank, sum_rank), positive semi-definite.
-
-    Returns:
-        Shape (n_modules, sum_rank, sum_rank), zero outside the diagonal blocks.
     """
-    roots = torch.zeros_like(gram)
-    if same_rank(ranks):
-        _blocks(roots, ranks).copy_(gram_root(_blocks(gram, ranks)))
-        return roots
-    for block in _slices(ranks):
-        roots[:, block, block] = gram_root(gram[:, block, block])
-    return roots
+    blocks = diagonal_blocks(gram, ranks).blocks
+    if isinstance(blocks, Tensor):
+        return BlockDiagonal(gram_root(blocks), tuple(ranks))
+    return BlockDiagonal(tuple(gram_root(block) for block in blocks), tuple(ranks))
 
 
 def gram_root(gram: Tensor) -> Tensor:
@@ -72,19 +65,7 @@ def gram_root(gram: Tensor) -> Tensor:
     return root
 
 
-def _slices(ranks: Sequence[int]) -> list[slice]:
-    """The rows of each client."""
-    starts = [0, *itertools.accumulate(ranks)]
-    return [slice(start, start + rank) for start, rank in zip(starts, ranks, strict=False)]
-
-
-def _blocks(matrix: Tensor, ranks: Sequence[int]) -> Tensor:
-    """A view of the diagonal blocks of clients of one rank, (n_modules, n_clients, rank, rank)."""
-    shape = (len(matrix), len(ranks), ranks[0], len(ranks), ranks[0])
-    return matrix.view(shape).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
-
-
-def unit_side(outer: Tensor, inner: Tensor, grams: Grams) -> tuple[Tensor, Tensor]:
+def unit_side(outer: Tensor, inner: Tensor, grams: Grams) -> tuple[Tensor, BlockDiagonal]:
     """Gram of the delta weights scaled to norm one and seen from one side, R x R.
 
     With `outer` = B'B and `inner` = AA' it is H = T' (B'B) T with T_k T_k' = A_k A_k' / |D_k|^2:
@@ -93,32 +74,11 @@ def unit_side(outer: Tensor, inner: Tensor, grams: Grams) -> tuple[Tensor, Tenso
     arguments swapped, the same for the stack of the D_k' (`input` stacking).
 
     Returns:
-        H and T, both (n_modules, sum_rank, sum_rank); zero for a zero update.
+        H, (n_modules, sum_rank, sum_rank), and T; zero for a zero update.
     """
     inverse = torch.where(grams.norms > 0, 1.0 / grams.norms, 0.0)
-    columns = inverse.index_select(1, owners(grams.ranks, inverse.device))
-    root = half_factors(inner, grams.ranks) * columns[:, None, :]
-    return _congruent(root, outer, grams.ranks), root
-
-
-def _congruent(root: Tensor, outer: Tensor, ranks: Sequence[int]) -> Tensor:
-    """`root' @ outer @ root` for a block-diagonal root, block by block."""
-    if same_rank(ranks):
-        return _congruent_blocks(_blocks(root, ranks), outer, len(ranks))
-    half, result = torch.empty_like(outer), torch.empty_like(outer)
-    for block in _slices(ranks):
-        half[:, :, block] = outer[:, :, block] @ root[:, block, block]
-    for block in _slices(ranks):
-        result[:, block] = root[:, block, block].mT @ half[:, block]
-    return result
-
-
-def _congruent_blocks(roots: Tensor, outer: Tensor, n: int) -> Tensor:
-    """The same for clients of one rank; `roots` has their blocks, (n_modules, n, rank, rank)."""
-    size = outer.shape[-1]
-    columns = outer.view(len(outer), size, n, -1).transpose(1, 2)  # (n_modules, n, size, rank)
-    half = (columns @ roots).transpose(1, 2).reshape(len(outer), n, -1, size)
-    return (roots.mT @ half).reshape(outer.shape)
+    root = half_factors(inner, grams.ranks).scaled(inverse)
+    return root.congruent(outer), root
 
 
 def unit_grams(grams: Grams) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.grams import Grams
 from clair_cli.maths.judge import Judgement, judge, needs_cores
+from clair_cli.maths.packed_grams import PackedGrams
 from clair_cli.maths.structure import find_structure, joint_cosine
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.passes import Gathered, gather_cores, gather_evidence
@@ -39,7 +39,7 @@ class Judged:
     weights: tuple[float, ...]
     plain_weights: tuple[float, ...]
     warnings: tuple[str, ...]
-    grams: dict[str, Grams]
+    grams: dict[str, PackedGrams]
     stacks: Stacks | None = None
 
     @property

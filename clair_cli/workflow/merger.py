@@ -135,7 +135,7 @@ class Merger:
             if isinstance(core, WideCore):
                 return wide_thin(*self._weighted(module), core.leading(rank))
             return thin(spectrum(self._product(module)))
-        single = sixteen_bits and max(core.growth for core in merged) <= MAX_GROWTH
+        single = sixteen_bits and max(core.growth_to(rank) for core in merged) <= MAX_GROWTH
         dtype = torch.float32 if single else self.engine.device.dtype
         return merged_thin(self.stacks.of(modules, self.judged.merged), merged, rank, dtype)
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence import Evidence, concatenate, gather, unit_core
-from clair_cli.maths.grams import Grams, grams
+from clair_cli.maths.grams import grams
 from clair_cli.maths.judge import joint_stack
+from clair_cli.maths.packed_grams import PackedGrams, packed, packed_bytes
 from clair_cli.maths.wide_evidence import is_wide, wide_evidence
 from clair_cli.workflow.engine import Device, Engine
 from clair_cli.workflow.resident import make_resident
@@ -44,7 +45,7 @@ class Gathered:
     """
 
     evidence: Evidence
-    kept: dict[str, Grams]
+    kept: dict[str, PackedGrams]
     stacks: Stacks
 
 
@@ -93,8 +94,10 @@ def wide(round_: Round, module: str) -> bool:
 
 def kept_grams(round_: Round) -> dict[str, int]:
     """The modules whose Grams are kept, and their bytes."""
-    made = (m for m in round_.module_shapes if not wide(round_, m))
-    return _fitting({m: 16 * sum(largest_ranks(round_, [m])) ** 2 for m in made}, KEPT_BYTES)
+    made = [m for m in round_.module_shapes if not wide(round_, m)]
+    made.sort(key=lambda m: (-sum(round_.module_shapes[m]), m))  # what takes the longest to make
+    sizes = {m: packed_bytes(sum(largest_ranks(round_, [m]))) for m in made}
+    return _fitting(sizes, KEPT_BYTES)
 
 
 def _fitting(sizes: Mapping[str, int], room: int) -> dict[str, int]:
@@ -113,18 +116,18 @@ def gather_evidence(round_: Round, engine: Engine) -> Gathered:
     # what lies there already is multiplied again sooner than it is kept
     keep = kept_grams(round_) if stacks.resident is None else {}
 
-    def work(modules: list[str]) -> tuple[list[str], Evidence, dict[str, Grams]]:
+    def work(modules: list[str]) -> tuple[list[str], Evidence, dict[str, PackedGrams]]:
         with naming_module(modules[0]):
             stack = stacks.of(modules)
             if wide(round_, modules[0]):
                 return modules, wide_evidence(stack).evidence, {}
             pair = grams(stack)
-            kept = {m: pair.module(i) for i, m in enumerate(modules) if m in keep}
+            kept = {m: packed(pair.module(i)) for i, m in enumerate(modules) if m in keep}
             return modules, gather(pair), kept
 
     names: list[str] = []
     parts: list[Evidence] = []
-    held: dict[str, Grams] = {}
+    held: dict[str, PackedGrams] = {}
     each = engine.each if stacks.resident is None else engine.each_there
     for modules, part, kept in each("comparing", work, batches(round_, engine.device)):
         names += modules
@@ -135,7 +138,7 @@ def gather_evidence(round_: Round, engine: Engine) -> Gathered:
 
 
 def gather_cores(
-    stacks: Stacks, side: str, engine: Engine, held: Mapping[str, Grams]
+    stacks: Stacks, side: str, engine: Engine, held: Mapping[str, PackedGrams]
 ) -> tuple[Tensor, tuple[int, ...]]:
     """Where sharing shows in one side only: that side's joint cores and ranks."""
     round_ = stacks.round
@@ -145,7 +148,9 @@ def gather_cores(
         with naming_module(modules[0]):
             kept = [held[m] for m in modules if m in held]
             if len(kept) == len(modules):
-                return modules, [_padded(unit_core(g, side).cpu(), g.ranks, ranks) for g in kept]
+                return modules, [
+                    _padded(unit_core(g.of_clients(), side).cpu(), g.ranks, ranks) for g in kept
+                ]
             stack = stacks.of(modules)
             if wide(round_, modules[0]):
                 found = wide_evidence(stack).core(side)

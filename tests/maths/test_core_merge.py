@@ -95,8 +95,52 @@ def test_small_singular_values_are_exact_too(smallest: float) -> None:
 
 def test_factors_of_odd_sizes_are_not_multiplied_in_float32() -> None:
     factors = clients()
-    assert core_of(factors, [0.2, 0.5, 0.3])[1].growth < 100  # type: ignore[union-attr]
+    assert core_of(factors, [0.2, 0.5, 0.3])[1].growth_to(16) < 100  # type: ignore[union-attr]
     factors = [(A.float(), B.float(), s) for A, B, s in factors]
     A, B, s = factors[0]
     odd = [(A * 1e-30, B * 1e30, s), *factors[1:]]
-    assert core_of(odd, [0.2, 0.5, 0.3])[1].growth == float("inf")  # type: ignore[union-attr]
+    assert core_of(odd, [0.2, 0.5, 0.3])[1].growth_to(1) == float("inf")  # type: ignore[union-attr]
+
+
+def graded(on_B: float, on_A: float) -> tuple[list, np.ndarray]:  # type: ignore[type-arg]
+    """Two clients whose factors, side by side, are that ill-conditioned in a direction that no
+    single term shows; and the dense sum of their updates."""
+    g = torch.Generator().manual_seed(3)
+
+    def basis(n: int, k: int) -> torch.Tensor:
+        return torch.linalg.qr(torch.randn(n, k, generator=g, dtype=torch.float64)).Q
+
+    turn, ones = basis(16, 16), torch.ones(16, dtype=torch.float64)
+    by_B, by_A = ones.clone(), ones.clone()
+    by_B[-1], by_A[-1] = on_B, on_A
+    B, A = basis(OUT, 16) * by_B @ turn, turn.mT @ (by_A[:, None] * basis(IN, 16).mT)
+    return [(A[:8], B[:, :8], 1.0), (A[8:], B[:, 8:], 1.0)], (B @ A).numpy()
+
+
+def test_values_that_their_squares_would_lose() -> None:
+    """Singular values of 1 and one of 1e-8, though neither Gram is that ill-conditioned."""
+    factors, dense = graded(1e-4, 1e-4)
+    stack, core = core_of(factors, [1.0, 1.0])
+    assert core is not None
+    exact = np.linalg.svd(dense, compute_uv=False)[:16]
+    np.testing.assert_allclose(core.values.numpy(), exact, atol=1e-10)
+    got = (stack.lora_B[0] @ core.left * core.values @ (core.right @ stack.lora_A[0])).numpy()
+    np.testing.assert_allclose(got, dense, atol=1e-11)
+
+
+@pytest.mark.parametrize("sides", [(1.0, 1e-5), (1e-5, 1.0)])
+def test_only_what_is_wanted_must_be_well_conditioned(sides: tuple[float, float]) -> None:
+    factors, dense = graded(*sides)
+    stack = stack_factors([factors], (OUT, IN))
+    pair = grams(stack)
+    assert merged_cores(pair, [1.0, 1.0])[0] is None
+    core = merged_cores(pair, [1.0, 1.0], 8)[0]
+    assert core is not None and core.n_vectors == 8
+    assert core.growth_to(8) < 10
+    left, right = (stack.lora_B[0] @ core.left).numpy(), (core.right @ stack.lora_A[0]).numpy()
+    np.testing.assert_allclose(left.T @ left, np.eye(8), atol=1e-9)
+    np.testing.assert_allclose(right @ right.T, np.eye(8), atol=1e-9)
+    exact = np.linalg.svd(dense, compute_uv=False)
+    np.testing.assert_allclose(core.values.numpy(), exact[:16], atol=1e-10)
+    rest = np.linalg.norm(dense - left * core.values[:8].numpy() @ right)
+    assert rest == pytest.approx(np.linalg.norm(exact[8:]), rel=1e-9)
