@@ -7,7 +7,7 @@ only in those numbers, so a batch can run on a GPU, in a thread or on another ma
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from clair_cli.maths.block_diagonal import BlockDiagonal
 from clair_cli.maths.decompose import core_from_gram
 from clair_cli.maths.grams import Grams, block_sums
+from clair_cli.maths.pair_levels import PairLevels, excess_table
 from clair_cli.maths.similarity import (
     PairTable,
     matrix_similarity,
@@ -50,6 +51,16 @@ class Evidence:
     input: PairTable
     cores: Tensor
     effective_ranks: Tensor
+    _levels: dict[str, PairLevels] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def levels(self, stacking: str) -> PairLevels:
+        """Of the pairs' similarities above chance, made once for all who ask."""
+        if stacking not in self._levels:
+            table = self.table(stacking)
+            self._levels[stacking] = PairLevels(excess_table([table.value], [table.null]))
+        return self._levels[stacking]
 
     def cpu(self) -> Evidence:
         """The same on the CPU."""

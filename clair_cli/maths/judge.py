@@ -15,7 +15,6 @@ from clair_cli.maths.groups import LONER_RATIO
 from clair_cli.maths.outcome import NOTHING_SHARED, little_shared, unsolved, without_verdict
 from clair_cli.maths.pair_levels import PairLevels
 from clair_cli.maths.scores import Scores, captured_by_mean, score_clients
-from clair_cli.maths.sharing import pair_levels
 from clair_cli.maths.structure import (
     VICTIM,
     Structure,
@@ -88,7 +87,7 @@ def judge(
         stack, ranks: joint cores of the side that `needs_cores` names.
     """
     structure = find_structure(evidence) if structure is None else structure
-    levels = pair_levels(evidence, structure.stacking or "matrix")
+    levels = evidence.levels(structure.stacking or "matrix")
     blocked = without_verdict(levels, structure, names)
     if structure.stacking is None or len(structure.group) < 3:
         code, text, remedy = blocked or NOTHING_SHARED

@@ -15,7 +15,7 @@ import torch
 
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.groups import coherent_groups
-from clair_cli.maths.pair_levels import Level, PairLevels, excess_table
+from clair_cli.maths.pair_levels import Level, PairLevels
 
 # Least significant level, in standard errors over modules (with 4 modules or more).
 MIN_T = 3.0
@@ -38,11 +38,6 @@ class Sharing:
     accepted: bool
 
 
-def pair_levels(evidence: Evidence, stacking: str) -> PairLevels:
-    table = evidence.table(stacking)
-    return PairLevels(excess_table([table.value], [table.null]))
-
-
 def find_sharing(evidence: Evidence, stacking: str, clients: Sequence[int]) -> Sharing:
     """The coherent groups of one stacking, and whether the largest is more than chance.
 
@@ -53,7 +48,7 @@ def find_sharing(evidence: Evidence, stacking: str, clients: Sequence[int]) -> S
         `accepted` with three members or more whose level is significant (MIN_T standard errors
         with four modules or more) and, in `matrix`, beyond chance.
     """
-    levels = pair_levels(evidence, stacking)
+    levels = evidence.levels(stacking)
     groups = coherent_groups(levels, clients)
     largest = groups[0] if groups else ()
     if len(largest) < 2:

@@ -13,7 +13,7 @@ from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.groups import GROUP_RATIO, LONER_RATIO, SEPARATION, alignment, coherent
 from clair_cli.maths.loadings import inner_group, near_copies, trimmed
 from clair_cli.maths.pair_levels import PairLevels, over_modules
-from clair_cli.maths.sharing import Sharing, choose_stacking, find_sharing, pair_levels
+from clair_cli.maths.sharing import Sharing, choose_stacking, find_sharing
 from clair_cli.maths.similarity import STACKINGS
 from clair_cli.maths.size_scores import NORM_CAP, norm_ratio
 
@@ -125,7 +125,7 @@ def find_structure(evidence: Evidence) -> Structure:
     present = [k for k in range(len(alive)) if bool(alive[k])]
     duplicates = find_duplicates(evidence, present)
     distinct = tuple(k for k in present if k not in duplicates)
-    copies = near_copies(pair_levels(evidence, "matrix"), distinct)
+    copies = near_copies(evidence.levels("matrix"), distinct)
     if copies:
         single = tuple(k for k in distinct if k not in copies)
         found = _arrange(evidence, Structure(duplicates, empty, copies, single))
@@ -141,7 +141,7 @@ def _arrange(evidence: Evidence, start: Structure) -> Structure:
     chosen = choose_stacking(sharings)
     if chosen is None:
         return replace(start, sharings=sharings)
-    levels = pair_levels(evidence, chosen.stacking)
+    levels = evidence.levels(chosen.stacking)
     first = _main(levels, chosen.groups)
     rest = [g for g in chosen.groups if g is not first]
     others = tuple(g for g in rest if _is_group(levels, g, first))

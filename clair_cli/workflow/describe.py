@@ -15,7 +15,6 @@ from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.judge import Judgement
 from clair_cli.maths.scores import Scores
 from clair_cli.maths.sharing import Sharing as FoundSharing
-from clair_cli.maths.sharing import pair_levels
 from clair_cli.maths.similarity import mean_similarity
 from clair_cli.maths.structure import Structure
 from clair_cli.report import (
@@ -214,7 +213,7 @@ def _sharing(sharing: FoundSharing, round_: Round) -> Sharing:
 def _groups(evidence: Evidence, structure: Structure, round_: Round) -> tuple[Group, ...]:
     if structure.stacking is None:
         return ()
-    levels = pair_levels(evidence, structure.stacking)
+    levels = evidence.levels(structure.stacking)
     found = [Group(_named(structure.group, round_), number(levels.level(structure.group).mean),
                    "collaborative")]  # fmt: skip
     found += [
@@ -277,7 +276,7 @@ def _module_levels(
     nothing: list[float | None] = [None] * len(evidence.norms)
     if structure.stacking is None:
         return nothing, nothing
-    levels = pair_levels(evidence, structure.stacking)
+    levels = evidence.levels(structure.stacking)
     rest = [k for k in structure.distinct if k not in structure.group]
     inside = [number(float(value)) for value in levels.within(structure.group)]
     if not rest:

@@ -112,10 +112,16 @@ class Engine:
         """Begin with the device's part of something that may not be wanted."""
         return (self.lanes or self.workers).start(self._on_lane(function), items)
 
-    def rehearse(self, function: Callable[[Device], object]) -> None:
-        """Let each of a GPU's threads call something first; nobody hears how it ended."""
-        if self.device.name == "cuda" and self.lanes is not None:
-            self.start_there(lambda _: function(self.device), range(self.lanes.threads))
+    def rehearse(
+        self, each: Callable[[Device], object], once: Callable[[Device], object] | None
+    ) -> None:
+        """Let all threads that give a GPU its work call one thing first, and one thread that does
+        not another; nobody hears how it ended."""
+        if self.device.name != "cuda" or self.lanes is None:
+            return
+        self.start_there(lambda _: each(self.device), range(self.lanes.threads))
+        if once is not None:
+            self.workers.start(self._on_lane(lambda _: once(self.device)), [0])
 
     def _on_lane(self, function: Callable[[T], R]) -> Callable[[T], R]:
         def on_lane(item: T) -> R:

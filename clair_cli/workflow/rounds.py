@@ -20,7 +20,7 @@ from clair_cli.workflow.outputs import check_least_room
 from clair_cli.workflow.pool import one_thread_each
 from clair_cli.workflow.reading import read_cohort
 from clair_cli.workflow.refining import Refined, refine_round
-from clair_cli.workflow.rehearsal import rehearse
+from clair_cli.workflow.rehearsal import rehearse_comparing, rehearse_merging
 from clair_cli.workflow.reporting import exit_code, make_report, with_merged
 from clair_cli.workflow.round import ClientLost, load_round, rejection_of
 from clair_cli.workflow.settings import Settings
@@ -100,7 +100,7 @@ def run_round(
     engine = make_engine(settings)
     dropped: list[Rejection] = []
     with one_thread_each(), contextlib.closing(engine):
-        engine.rehearse(rehearse)
+        engine.rehearse(rehearse_comparing, None if make is None else rehearse_merging)
         while True:
             round_ = load_round(settings, cohort, dropped)
             if round_.refusal is None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from clair_cli.maths.stack import stack_factors
 from clair_cli.workflow import engine, judging, merger, reading, resident
 from clair_cli.workflow.pool import Workers
 from clair_cli.workflow.reading import read_cohort
-from clair_cli.workflow.rehearsal import rehearse
+from clair_cli.workflow.rehearsal import rehearse_comparing, rehearse_merging
 from clair_cli.workflow.round import load_round
 from clair_cli.workflow.settings import make_settings
 from clair_cli.workflow.tensors import factors_of
@@ -281,11 +281,45 @@ def test_a_change_is_noticed_although_the_bytes_are_on_the_device(
 
 
 def test_a_rehearsal_does_all_that_a_round_does() -> None:
-    before = len(pretend.counted)
-    rehearse(engine.Device(pretend.NAME, torch.float64))
+    before, there = len(pretend.counted), engine.Device(pretend.NAME, torch.float64)
+    rehearse_comparing(there)
     done = set(pretend.counted[before:])
     assert {"linalg_cholesky_ex", "_linalg_eigh", "linalg_solve_triangular", "baddbmm_"} <= done
-    assert {"bmm", "copy_", "amin"} <= done
+    before = len(pretend.counted)
+    rehearse_merging(there)
+    done = set(pretend.counted[before:])
+    assert {"linalg_cholesky_ex", "_linalg_eigh", "linalg_solve_triangular", "baddbmm_"} <= done
+    assert {"bmm", "copy_", "amin"} <= done  # of what is merged and rounded
+
+
+class Gpu(engine.Device):
+    """Says it is one; nothing is computed there."""
+
+    @contextlib.contextmanager
+    def lane(self) -> Iterator[None]:
+        yield
+
+    def wait(self) -> None:
+        pass
+
+
+def test_each_thread_rehearses_what_it_will_do_first() -> None:
+    done: list[tuple[str, str]] = []
+
+    def note(name: str) -> Callable[[engine.Device], object]:
+        def noted(_: engine.Device) -> None:
+            done.append((name, threading.current_thread().name))
+            time.sleep(0.1)
+
+        return noted
+
+    lanes, workers = Workers(3), Workers(2)
+    gpu = engine.Engine(Gpu("cuda", torch.float64), workers, lambda *_: None, lanes)
+    gpu.rehearse(note("each"), note("once"))
+    for some in (lanes, workers):
+        some._pool.shutdown(wait=True)
+    assert sorted(name for name, _ in done) == ["each", "each", "each", "once"]
+    assert len({thread for name, thread in done if name == "each"}) == 3
 
 
 def foreseen(monkeypatch: pytest.MonkeyPatch, wrong: bool) -> list[int]:
