@@ -82,6 +82,20 @@ def test_sides_made_piece_by_piece(out: int, in_: int, dtype: torch.dtype) -> No
     assert (top > 0).all()
 
 
+@pytest.mark.parametrize("tail", [0.0, 0.2])
+def test_roundings_that_do_not_cancel(tail: float) -> None:
+    """All entries of the vector that is kept are rounded by the same share."""
+    out, in_ = 64, 48
+    left = torch.linalg.qr(torch.cat([torch.ones(out, 1), torch.randn(out, 1)], 1).double()).Q
+    right = torch.linalg.qr(torch.cat([torch.ones(in_, 1), torch.randn(in_, 1)], 1).double()).Q
+    values = torch.tensor([1.7, 1.7 * tail], dtype=torch.float64)
+    exact = Thin(left[None], right.mT[None], values[None], None, None)
+    got = write_module(exact, 1, 1.0, torch.bfloat16)
+    assert got is not None
+    wrong = (left * values @ right.mT).numpy() - multiplied(Product(got.lora_B, got.lora_A))
+    assert got.error == pytest.approx(np.linalg.norm(wrong), rel=1e-5)
+
+
 def test_more_singular_vectors_than_are_known_are_refused() -> None:
     exact, _ = turned(30, 30, 12, torch.float64)
     fewer = Thin(exact.lora_B, exact.lora_A, exact.values, exact.left[:, :, :4], exact.right[:, :4])
