@@ -36,11 +36,13 @@ MB = 1_000_000
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one whole process: wall-clock seconds, CPU seconds, peak resident bytes."""
+    """Of one whole process: wall-clock seconds, CPU seconds, peak resident bytes; and what it wrote
+    to stderr."""
 
     wall: float
     cpu: float
     peak: int
+    words: str = ""
 
 
 def cost(arguments: Sequence[str]) -> Cost:
@@ -61,7 +63,7 @@ def cost(arguments: Sequence[str]) -> Cost:
     wall = time.perf_counter() - start
     if process.returncode:
         raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}: {words[-500:]}")
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, words)
 
 
 def command(method: str, cohort: Path, out: Path, threads: int | None) -> list[str]:

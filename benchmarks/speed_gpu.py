@@ -18,7 +18,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +29,7 @@ import torch
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT.parent))
 
-from benchmarks.speed import compile_package  # noqa: E402
+from benchmarks.speed import compile_package, cost  # noqa: E402
 from benchmarks.speed_cohorts import MODELS, client_rank, make_cohort  # noqa: E402
 
 START = "import torch; torch.zeros(1, device='cuda')"
@@ -75,33 +74,22 @@ def floors(cohort: Path, model: str, clients: int, ranks: str) -> dict[str, floa
     return {"reading and hashing": reading, "sending": sending, "Grams": products / rate}
 
 
-def timed(arguments: list[str]) -> tuple[float, str]:
-    """Wall-clock seconds of a process, and what it wrote to stderr.
-
-    Raises:
-        CalledProcessError: it failed.
-    """
-    start = time.perf_counter()
-    done = subprocess.run(arguments, check=True, capture_output=True, text=True)
-    return time.perf_counter() - start, done.stderr
-
-
 def measure(cohort: Path, out: Path, runs: int) -> None:
     """Starting and merging in turn, one of each before; prints medians and what the stages took."""
     starts, merges, stages = [], [], []
     target = out / "clair.safetensors"
     for run in range(-1, runs):
-        start, _ = timed([sys.executable, "-c", START])
+        start = cost([sys.executable, "-c", START])
         for old in (target, target.with_suffix(".report.json")):
             old.unlink(missing_ok=True)
-        wall, words = timed(
+        merge = cost(
             [sys.executable, "-m", "clair_cli", "merge", str(cohort), "-o", str(target), "-q",
              "--timings", "--device", "cuda"]
         )  # fmt: skip
         if run >= 0:
-            starts.append(start)
-            merges.append(wall)
-            stages.append(dict(re.findall(r"^  ([a-z ]+?) +([\d.]+) s", words, re.MULTILINE)))
+            starts.append(start.wall)
+            merges.append(merge.wall)
+            stages.append(dict(re.findall(r"^  ([a-z ]+?) +([\d.]+) s", merge.words, re.M)))
     net = [wall - start for wall, start in zip(merges, starts, strict=True)]
     for name, found in (("start", starts), ("merge", merges), ("merge less start", net)):
         print(f"{name:20} {statistics.median(found):6.2f} s   ({min(found):.2f} to "
@@ -110,13 +98,13 @@ def measure(cohort: Path, out: Path, runs: int) -> None:
         f"{name} {statistics.median(float(s.get(name, 0)) for s in stages):.2f}"
         for name in stages[-1]
     ))  # fmt: skip
-    print(next(line.strip() for line in words.splitlines() if "  memory:" in line))
+    print(next(line.strip() for line in merge.words.splitlines() if "  memory:" in line))
 
 
 def compare(cohort: Path, out: Path) -> None:
     """Merge on the CPU too; prints how long that takes and how far the two reports are apart."""
     target = out / "cpu.safetensors"
-    wall, _ = timed(
+    merge = cost(
         [sys.executable, "-m", "clair_cli", "merge", str(cohort), "-o", str(target), "-q",
          "--force", "--device", "cpu"]
     )  # fmt: skip
@@ -124,7 +112,9 @@ def compare(cohort: Path, out: Path) -> None:
     pairs = list(zip(there["clients"], here["clients"], strict=True))
     same = "same" if all(a["verdict"] == b["verdict"] for a, b in pairs) else "NOT THE SAME"
     apart = max(abs(a["scores"]["alignment"] - b["scores"]["alignment"]) for a, b in pairs)
-    print(f"on the CPU {wall:.1f} s; verdicts {same}; alignments differ by {apart:.0e} at most")
+    print(
+        f"on the CPU {merge.wall:.1f} s; verdicts {same}; alignments differ by {apart:.0e} at most"
+    )
     for name in ("norm", "error"):
         one, other = there["merged"][name], here["merged"][name]
         print(f"merged {name} {one:.4g}, differs by {abs(one / other - 1):.0e} of itself")
