@@ -1,0 +1,225 @@
+"""Files that lie on the device, and what is begun there before it is known to be wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import clair_cli
+from clair_cli.formats.write_adapter import safetensors_bytes
+from clair_cli.maths.stack import stack_factors
+from clair_cli.workflow import engine, judging, merger, reading, resident
+from clair_cli.workflow.pool import Workers
+from clair_cli.workflow.reading import read_cohort
+from clair_cli.workflow.rehearsal import rehearse_comparing, rehearse_merging
+from clair_cli.workflow.round import load_round
+from clair_cli.workflow.settings import make_settings
+from clair_cli.workflow.tensors import factors_of
+from tests.pretend import device as pretend
+from tests.pretend.alike import same
+from tests.test_workflow_paths import losing_c1, save
+
+
+def mixed(folder: Path) -> Path:
+    """Clients of four arrangements: of two ranks, two dtypes, with a module less."""
+    g = torch.Generator().manual_seed(5)
+    for k in range(7):
+        rank, dtype = (4, 6)[k % 2], torch.float32 if k == 3 else torch.bfloat16
+        tensors = {}
+        for name in "ab" if k == 4 else "abc":
+            shape_A, shape_B = (rank, 30), (20, rank)
+            tensors[f"{name}.q.lora_A.weight"] = torch.randn(shape_A, generator=g).to(dtype)
+            tensors[f"{name}.q.lora_B.weight"] = torch.randn(shape_B, generator=g).to(dtype)
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8 + k, "target_modules": ["q"]}
+        (folder / f"c{k}").mkdir(parents=True)
+        file = folder / f"c{k}" / "adapter_model.safetensors"
+        file.write_bytes(safetensors_bytes(tensors, {}))
+        (folder / f"c{k}" / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def opened(folder: Path) -> tuple[Any, Any]:
+    settings = make_settings("inspect", folder, None, {})
+    device = engine.Device(pretend.NAME, torch.float64)
+    return load_round(settings, read_cohort(settings)), engine.Engine(
+        device, Workers(2), lambda *_: None
+    )
+
+
+@pytest.mark.parametrize("held", [1, 2**20])
+@pytest.mark.parametrize("run", [100, 2**22])
+def test_files_on_the_device_give_the_same_stacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, run: int
+) -> None:
+    """For all clients, one and some; read again or not; sent in pieces or whole."""
+    monkeypatch.setattr(reading, "HANDOVER_BYTES", held)
+    monkeypatch.setattr(resident, "_PIECE_BYTES", run)
+    round_, on_device = opened(mixed(tmp_path / "clients"))
+    there = resident.make_resident(round_, on_device)
+    assert there is not None
+    for modules in ("a.q", "b.q"), ("c.q",), ("a.q", "c.q"):
+        for some in None, [2], [0, 1, 3, 4], [0, 2, 6]:
+            chosen = range(7) if some is None else some
+            each = [[factors_of(round_.adapters[k], m) for k in chosen] for m in modules]
+            here, found = stack_factors(each, (20, 30)), there.stack(modules, some)
+            assert found.ranks == here.ranks
+            assert torch.equal(found.scaling, here.scaling)
+            for side in "lora_A", "lora_B":
+                one, other = getattr(here, side), getattr(found, side)
+                assert type(other) is pretend.PretendTensor
+                assert one.dtype == other.dtype
+                assert torch.equal(other.cpu(), one)
+
+
+def test_what_does_not_fit_the_device_stays_in_its_files(
+    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "clients", 16)
+    small = clair_cli.merge(folder)
+    monkeypatch.setattr(engine, "_MEMORY", 1000)
+    round_, on_device = opened(folder)
+    assert resident.make_resident(round_, on_device) is None
+    same(small, far(clair_cli.merge, folder))
+
+
+@pytest.mark.parametrize("stage", ["loading", "merging", "writing"])
+@pytest.mark.parametrize("held", [1, 2**20])
+def test_a_change_is_noticed_although_the_bytes_are_on_the_device(
+    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, held: int
+) -> None:
+    monkeypatch.setattr(reading, "HANDOVER_BYTES", held)
+    losing_c1(partial(far, clair_cli.merge), save(tmp_path / "clients", 16), stage)
+
+
+def test_a_rehearsal_does_all_that_a_round_does() -> None:
+    before, there = len(pretend.counted), engine.Device(pretend.NAME, torch.float64)
+    rehearse_comparing(there)
+    done = set(pretend.counted[before:])
+    assert {"linalg_cholesky_ex", "_linalg_eigh", "linalg_solve_triangular", "baddbmm_"} <= done
+    before = len(pretend.counted)
+    rehearse_merging(there)
+    done = set(pretend.counted[before:])
+    assert {"linalg_cholesky_ex", "_linalg_eigh", "linalg_solve_triangular", "baddbmm_"} <= done
+    assert {"bmm", "copy_", "amin"} <= done  # of what is merged and rounded
+
+
+class Gpu(engine.Device):
+    """Says it is one; nothing is computed there."""
+
+    @contextlib.contextmanager
+    def lane(self) -> Iterator[None]:
+        yield
+
+    def wait(self) -> None:
+        pass
+
+
+def test_each_thread_rehearses_what_it_will_do_first() -> None:
+    done: list[tuple[str, str]] = []
+
+    def note(name: str) -> Callable[[engine.Device], object]:
+        def noted(_: engine.Device) -> None:
+            done.append((name, threading.current_thread().name))
+            time.sleep(0.1)
+
+        return noted
+
+    lanes, workers = Workers(3), Workers(2)
+    gpu = engine.Engine(Gpu("cuda", torch.float64), workers, lambda *_: None, lanes)
+    gpu.rehearse(note("each"), note("once"))
+    for some in (lanes, workers):
+        some._pool.shutdown(wait=True)
+    assert sorted(name for name, _ in done) == ["each", "each", "each", "once"]
+    assert len({thread for name, thread in done if name == "each"}) == 3
+
+
+def foreseen(monkeypatch: pytest.MonkeyPatch, wrong: bool) -> list[int]:
+    """Count the modules that cores are made of; the foreseen weights may be wrong."""
+    made: list[int] = []
+    cores, real = merger.merged_cores, judging._foreseen
+
+    def counted(pair: Any, *args: Any) -> Any:
+        made.append(len(pair.B))
+        return cores(pair, *args)
+
+    def other(round_: Any, gathered: Any, weights: tuple[float, ...]) -> Any:
+        return real(round_, gathered, (0.25, 0.75, *(0.0 for _ in weights[2:])))
+
+    monkeypatch.setattr(merger, "merged_cores", counted)
+    if wrong:
+        monkeypatch.setattr(judging, "_foreseen", other)
+    return made
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_merge_begun_ahead_is_the_same_merge(
+    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    """Every module once if it was right; else with what the judgement says."""
+    folder = save(tmp_path / "clients", 16)
+    with monkeypatch.context() as patch:
+        patch.setattr(merger.MergeAhead, "begin", lambda *_: None)
+        plain = far(clair_cli.merge, folder)
+    made = foreseen(monkeypatch, wrong)
+    ahead = far(clair_cli.merge, folder)
+    assert sum(made) in ((3, 6) if wrong else (3,))  # 3: it had not begun when it was seen
+    for name, tensor in plain.tensors.items():
+        assert torch.equal(ahead.tensors[name], tensor)
+    assert replace(plain.report, options={}) == replace(ahead.report, options={})
+
+
+def test_nothing_is_begun_ahead_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = foreseen(monkeypatch, wrong=True)
+    clair_cli.merge(save(tmp_path / "clients", 16))
+    assert sum(made) == 3
+
+
+def test_what_was_begun_for_a_client_that_is_lost_is_left(
+    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The round starts again without it, in which others have the same weights."""
+    folder, done = save(tmp_path / "clients", 16), []
+
+    def change(now: str, count: int, total: int) -> None:
+        if now == "writing" and not done:
+            shutil.rmtree(folder / "c1")
+            done.append(True)
+
+    first = far(clair_cli.merge, folder, progress=change)
+    assert [c.name for c in first.report.with_verdict("rejected")] == ["c1"]
+    again = far(clair_cli.merge, folder)
+    for name, tensor in again.tensors.items():
+        assert torch.equal(first.tensors[name], tensor)
+
+
+def test_what_is_sent_is_what_was_checked(
+    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where size and time say that nothing changed."""
+    monkeypatch.setattr(reading, "HANDOVER_BYTES", 1)
+    folder, done = save(tmp_path / "clients", 16), []
+    file = folder / "c1" / "adapter_model.safetensors"
+
+    def change(now: str, count: int, total: int) -> None:
+        if now == "loading" and not done:
+            before, data = file.stat().st_mtime_ns, bytearray(file.read_bytes())
+            data[-40] ^= 1
+            file.write_bytes(data)
+            os.utime(file, ns=(before, before))
+            done.append(True)
+
+    result = far(clair_cli.merge, folder, progress=change)
+    (lost,) = result.report.with_verdict("rejected")
+    assert lost.name == "c1" and done
