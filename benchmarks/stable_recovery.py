@@ -35,11 +35,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clair_cli.maths.evidence import gather, unit_core
+from clair_cli.maths.evidence import gather
 from clair_cli.maths.grams import grams
-from clair_cli.maths.judge import Judgement, joint_stack, judge, needs_cores
+from clair_cli.maths.judge import Judgement, judge, needs_cores
 from clair_cli.maths.lowrank import Product, norm
 from clair_cli.maths.refine import shared_subspace
+from clair_cli.maths.side_cores import joint_cores, side_cores
 from clair_cli.maths.stack import stack_factors
 from clair_cli.maths.structure import find_structure
 
@@ -135,10 +136,10 @@ def judged(cohort: Cohort) -> Judgement:
     evidence = gather(grams(stack))
     structure = find_structure(evidence)
     side = needs_cores(structure)
-    cores = None if side is None else joint_stack([unit_core(grams(stack), side)])
+    cores = None if side is None else joint_cores([side_cores(grams(stack), side)])
     names = [f"c{k:02}" for k in range(len(factors[0]))]
     modules = [f"m{m}" for m in range(len(factors))]
-    return judge(evidence, names, modules, structure=structure, stack=cores, ranks=stack.ranks)
+    return judge(evidence, names, modules, structure=structure, cores=cores)
 
 
 def is_exact(cohort: Cohort, judgement: Judgement) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.evidence import concatenate, gather, unit_core
+from clair_cli.maths.evidence import concatenate, gather
 from clair_cli.maths.grams import grams
-from clair_cli.maths.judge import Judgement, joint_stack, judge, needs_cores
+from clair_cli.maths.judge import Judgement, judge, needs_cores
+from clair_cli.maths.side_cores import SideCores, joint_cores, side_cores
 from clair_cli.maths.stack import Factors, stack_factors
 from clair_cli.maths.structure import find_structure
 
@@ -160,13 +161,16 @@ def judge_factors(
     evidence = concatenate([gather(grams(stack)) for stack in stacks], order)
     structure = find_structure(evidence)
     side = needs_cores(structure)
-    cores = (
-        None if side is None else joint_stack([unit_core(grams(s), side) for s in stacks])[order]
-    )
+    cores = None if side is None else _ordered([side_cores(grams(s), side) for s in stacks], order)
     return judge(
         evidence, names, [f"m{m}" for m in range(len(modules))], structure=structure,
-        stack=cores, ranks=None if cores is None else stacks[0].ranks,
+        cores=cores,
     )  # fmt: skip
+
+
+def _ordered(parts: Sequence[SideCores], order: Sequence[int]) -> SideCores:
+    joint = joint_cores(parts)
+    return SideCores(joint.stack[order], joint.outside[order], joint.ranks)
 
 
 def judge_deltas(deltas: Sequence[Tensor], rank: int, seed: int = 0) -> Judgement:

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from clair_cli.maths.decompose import Decomposition, core_from_gram, solve_stable
 from clair_cli.maths.groups import LONER_RATIO
+from clair_cli.maths.prox import left_singular
+from clair_cli.maths.side_cores import SideCores
 from clair_cli.maths.stack import columns_of
 
 # Up to this many clients the program is solved once more without each of them.
@@ -76,7 +78,7 @@ def estimate_penalties(
     members = stack[:, :, columns_of(ranks, group)]
     bar = 1.0 / len(stack) ** 0.5  # one client's whole block in one module
     dims, above, below = [], [], []
-    left, values, _ = torch.linalg.svd(members, full_matrices=False)
+    left, values = left_singular(members)
     for basis, singular, stacked in zip(left, values, members, strict=True):
         dim = shared_dim(singular, bar)
         if one_line:
@@ -116,8 +118,7 @@ class Collaborative:
 
 
 def collaborate(
-    stack: Tensor,
-    ranks: Sequence[int],
+    cores: SideCores,
     group: Sequence[int],
     clients: Sequence[int],
     *,
@@ -128,11 +129,11 @@ def collaborate(
     """Solve the stable program over `clients` with penalties estimated from `group`.
 
     Args:
-        stack: cores of everybody, (n_modules, rows, sum(ranks)); joint norm of each client's
-            block one.
+        cores: of everybody; joint norm of each client's block one.
         clients: who takes part: everybody but duplicates and other coherent groups.
-        one_line: matrix stacking: `stack` is a `matrix_core`, one column per client.
+        one_line: matrix stacking: it is a `matrix_core`, one column per client.
     """
+    stack, ranks = cores.stack, cores.ranks
 
     def solve(part: Sequence[int]) -> tuple[Penalties, Decomposition]:
         penalties = estimate_penalties(
@@ -140,7 +141,8 @@ def collaborate(
         )
         return penalties, solve_stable(
             stack[:, :, columns_of(ranks, part)], [ranks[k] for k in part],
-            penalties.low_rank, penalties.block, max_iter=max_iter, tol=tol,
+            penalties.low_rank, penalties.block,
+            outside=cores.outside[:, list(part)], max_iter=max_iter, tol=tol,
         )  # fmt: skip
 
     penalties, solution = solve(clients)
@@ -149,11 +151,11 @@ def collaborate(
         captured = _captured_by_line(stack, group, clients, solution, solve)
     else:
         basis = kept if len(kept) >= 3 else group
-        captured = captured_by_space(stack, ranks, basis, penalties.subspace_dims)
+        captured = captured_by_space(cores, basis, penalties.subspace_dims)
         typical = LONER_RATIO**2 * captured.mean(0)[list(group)].median()
         cleaned = tuple(k for k in basis if float(captured.mean(0)[k]) >= typical)
         if len(cleaned) >= 3:  # many outliers may have slipped into L together: refit without
-            captured = captured_by_space(stack, ranks, cleaned, penalties.subspace_dims)
+            captured = captured_by_space(cores, cleaned, penalties.subspace_dims)
     return Collaborative(solution, penalties, tuple(clients), kept, captured)
 
 
@@ -184,9 +186,7 @@ def _captured_by_line(
     return captured
 
 
-def captured_by_space(
-    stack: Tensor, ranks: Sequence[int], members: Sequence[int], dims: Sequence[int]
-) -> Tensor:
+def captured_by_space(cores: SideCores, members: Sequence[int], dims: Sequence[int]) -> Tensor:
     """Other stackings: share of each client's energy inside the subspace of the other members.
 
     Args:
@@ -197,22 +197,26 @@ def captured_by_space(
     Returns:
         Shape (n_modules, n_clients), 0 to 1; 0 for a zero block.
     """
-    captured = torch.zeros(len(stack), len(ranks), dtype=stack.dtype)
+    stack, ranks = cores.stack, cores.ranks
+    captured = stack.new_zeros(len(stack), len(ranks))
+    together = stack[:, :, columns_of(ranks, members)]
+    whole = together @ together.mT
+    leading = torch.arange(whole.shape[1]) < torch.tensor(list(dims))[:, None]
     for k in range(len(ranks)):
-        others = [j for j in members if j != k]
-        if not others:
-            continue
-        basis, _, _ = torch.linalg.svd(stack[:, :, columns_of(ranks, others)], full_matrices=False)
         block = stack[:, :, columns_of(ranks, [k])]
-        inside = (basis.mT @ block).square().sum(-1)
-        energy = block.square().sum((1, 2))
-        for m, dim in enumerate(dims):
-            if float(energy[m]) > 0:
-                captured[m, k] = float((inside[m, :dim].sum() / energy[m]).clamp(0.0, 1.0))
+        own = block @ block.mT
+        others = whole - own if k in members else whole
+        if len(members) == (k in members):
+            continue
+        basis = torch.linalg.eigh(others).eigenvectors.flip(-1)
+        inside = (basis.mT @ block).square().sum(-1) * leading
+        energy = block.square().sum((1, 2)) + cores.outside[:, k]
+        share = (inside.sum(-1) / energy).clamp(0.0, 1.0)
+        captured[:, k] = torch.where(energy > 0, share, 0.0)
     return captured
 
 
-def matrix_core(cosines: Tensor) -> Tensor:
+def matrix_core(cosines: Tensor) -> SideCores:
     """The core of the matrix stacking: one unit column per client, all modules on top of
     each other.
 
@@ -225,4 +229,5 @@ def matrix_core(cosines: Tensor) -> Tensor:
     gram = torch.nan_to_num(cosines, nan=0.0).sum(0)
     present = gram.diagonal()
     inverse = torch.where(present > 0, present.clamp_min(1e-300).rsqrt(), 0.0)
-    return core_from_gram((gram * inverse[:, None] * inverse[None, :])[None])[0]
+    core = core_from_gram((gram * inverse[:, None] * inverse[None, :])[None])[0]
+    return SideCores(core, core.new_zeros(1, len(gram)), (1,) * len(gram))

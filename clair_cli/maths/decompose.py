@@ -28,6 +28,7 @@ from clair_cli.maths.prox import (
     block_norms,
     group_soft_threshold,
     singular_value_threshold,
+    spectral_norms,
     spread,
 )
 
@@ -88,6 +89,7 @@ def solve_stable(
     block_penalty: float,
     *,
     joint: bool = True,
+    outside: Tensor | None = None,
     start: Tensor | None = None,
     max_iter: int = 500,
     tol: float = 1e-6,
@@ -104,6 +106,8 @@ def solve_stable(
         low_rank_penalty: lam1, more than 0, units of a singular value of the stack.
         block_penalty: lam2, more than 0, units of a block's norm.
         joint: blocks run over all modules together.
+        outside: squared norm of what the blocks have off the stack's rows, where L has nothing,
+            (n_modules, n_clients); none if not given.
         start: warm start for L.
         max_iter: at least 1.
         tol: stop at this relative duality gap.
@@ -121,13 +125,14 @@ def solve_stable(
             f"penalties must be positive, got low_rank_penalty {low_rank_penalty}, "
             f"block_penalty {block_penalty}"
         )
+    blocks = _Blocks(ranks, joint, outside)
     low_rank = torch.zeros_like(stack) if start is None else start
     point, momentum = low_rank, 1.0
     best: tuple[float, float] = (float("inf"), -float("inf"))
     n_iter = 0
     for n_iter in range(1, max_iter + 1):  # noqa: B007
         residual = stack - point
-        kept = _kept_share(block_norms(residual, ranks, joint=joint), block_penalty)
+        kept = _kept_share(blocks.norms(residual), block_penalty)
         step = singular_value_threshold(point + residual * spread(kept, ranks), low_rank_penalty)
         if float(((point - step.value) * (step.value - low_rank)).sum()) > 0:
             momentum = 1.0  # the momentum points uphill: restart
@@ -135,16 +140,15 @@ def solve_stable(
         point = step.value + (momentum - 1) / following * (step.value - low_rank)
         low_rank, momentum = step.value, following
         best = _stable_bounds(
-            stack, low_rank, step.nuclear_norm, ranks, low_rank_penalty, block_penalty, joint
+            stack, low_rank, step.nuclear_norm, blocks, low_rank_penalty, block_penalty
         )
         if _gap(best) <= tol:
             break
-    residuals = block_norms(stack - low_rank, ranks, joint=joint)
-    outside = (residuals - block_penalty).clamp_min(0.0)
+    residuals = blocks.norms(stack - low_rank)
     gap = _gap(best)
     return Decomposition(
         low_rank,
-        outside,
+        (residuals - block_penalty).clamp_min(0.0),
         residuals,
         tuple(step.rank.tolist()),
         best[0],
@@ -154,6 +158,29 @@ def solve_stable(
         low_rank_penalty,
         block_penalty,
     )
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """How a stack is divided, and what of its blocks it doesn't show; see `solve_stable`."""
+
+    ranks: Sequence[int]
+    joint: bool
+    outside: Tensor | None
+
+    def norms(self, stack: Tensor) -> Tensor:
+        """Of the blocks, with what is outside."""
+        norms = block_norms(stack, self.ranks, joint=self.joint)
+        return norms if self.outside is None else (norms**2 + self._outside).sqrt()
+
+    def weighted(self, by: Tensor) -> float:
+        """Sum of what is outside, each block times its number."""
+        return 0.0 if self.outside is None else float((self._outside * by).sum())
+
+    @property
+    def _outside(self) -> Tensor:
+        assert self.outside is not None
+        return self.outside.sum(0) if self.joint else self.outside
 
 
 def _kept_share(residuals: Tensor, block_penalty: float) -> Tensor:
@@ -166,29 +193,30 @@ def _stable_bounds(
     stack: Tensor,
     low_rank: Tensor,
     nuclear_norm: Tensor,
-    ranks: Sequence[int],
+    blocks: _Blocks,
     low_rank_penalty: float,
     block_penalty: float,
-    joint: bool,
 ) -> tuple[float, float]:
     """Value of the stable program at L, and of its dual at a feasible point.
 
     Dual: max <Y, M> - 1/2 ||Y||^2 with ||Y|| <= lam1 in each module and ||Y_k|| <= lam2;
-    Y is what is left of the residual, scaled into the spectral ball.
+    Y is what is left of the residual, scaled into the spectral ball. What lies outside the stack's
+    rows is held to the second condition only: there L is zero.
     """
     residual = stack - low_rank
-    norms = block_norms(residual, ranks, joint=joint)
+    norms = blocks.norms(residual)
     huber = torch.where(
         norms <= block_penalty, 0.5 * norms**2, block_penalty * norms - 0.5 * block_penalty**2
     )
     primal = float(huber.sum()) + low_rank_penalty * float(nuclear_norm.sum())
-    dual_point = residual * spread(_kept_share(norms, block_penalty), ranks)
-    spectral = torch.linalg.matrix_norm(dual_point, ord=2)
+    share = _kept_share(norms, block_penalty)
+    dual_point = residual * spread(share, blocks.ranks)
+    spectral = spectral_norms(dual_point)
     tiny = torch.finfo(stack.dtype).tiny
     shrink = (low_rank_penalty / spectral.clamp_min(tiny)).clamp_max(1.0)
     dual_point = dual_point * shrink[:, None, None]
     dual = float((dual_point * stack).sum() - 0.5 * (dual_point * dual_point).sum())
-    return primal, dual
+    return primal, dual + blocks.weighted(share - 0.5 * share**2)
 
 
 def _gap(bounds: tuple[float, float]) -> float:

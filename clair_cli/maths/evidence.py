@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.block_diagonal import BlockDiagonal
-from clair_cli.maths.decompose import core_from_gram
 from clair_cli.maths.grams import Grams, block_sums
 from clair_cli.maths.pair_levels import PairLevels, excess_table
 from clair_cli.maths.similarity import (
@@ -96,17 +95,6 @@ def gather(pair: Grams) -> Evidence:
         ),
         torch.where(pair.norms > 0, 1.0 / energy.clamp_min(1e-300), torch.nan),
     ).cpu()
-
-
-def unit_core(pair: Grams, side: str) -> Tensor:
-    """Core of the horizontal stack of unit-norm delta weights (or of their transposes).
-
-    Returns:
-        C with C'C the stack's Gram, shape (n_modules, sum_rank, sum_rank); columns of a
-        zero update are zero.
-    """
-    outer, inner = (pair.B, pair.A) if side == "output" else (pair.A, pair.B)
-    return core_from_gram(unit_side(outer, inner, pair)[0])[0]
 
 
 def _leading(gram: Tensor, root: BlockDiagonal, sketch: Tensor | None) -> Tensor:

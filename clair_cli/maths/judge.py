@@ -15,6 +15,7 @@ from clair_cli.maths.groups import LONER_RATIO
 from clair_cli.maths.outcome import NOTHING_SHARED, little_shared, unsolved, without_verdict
 from clair_cli.maths.pair_levels import PairLevels
 from clair_cli.maths.scores import Scores, captured_by_mean, score_clients
+from clair_cli.maths.side_cores import SideCores
 from clair_cli.maths.structure import (
     VICTIM,
     Structure,
@@ -55,27 +56,13 @@ def needs_cores(structure: Structure) -> str | None:
     return structure.stacking if structure.stacking in ("output", "input") else None
 
 
-def joint_stack(cores: Sequence[Tensor]) -> Tensor:
-    """Cores of all modules, scaled so that a client with an update in each has joint norm one.
-
-    Args:
-        cores: one (n_modules, rows, sum_rank) tensor per batch, equal columns.
-    """
-    rows = max(core.shape[1] for core in cores)
-    padded = [torch.nn.functional.pad(c, (0, 0, 0, rows - c.shape[1])) for c in cores]
-    stacked = torch.cat(padded)
-    scaled: Tensor = stacked / len(stacked) ** 0.5
-    return scaled
-
-
 def judge(
     evidence: Evidence,
     names: Sequence[str],
     module_names: Sequence[str],
     *,
     structure: Structure | None = None,
-    stack: Tensor | None = None,
-    ranks: Sequence[int] | None = None,
+    cores: SideCores | None = None,
 ) -> Judgement:
     """Judge every client of a cohort.
 
@@ -84,7 +71,7 @@ def judge(
         names: of the clients, in the evidence's order (only for words).
         module_names: likewise.
         structure: from `find_structure`, if it was computed before.
-        stack, ranks: joint cores of the side that `needs_cores` names.
+        cores: joint ones of the side that `needs_cores` names.
     """
     structure = find_structure(evidence) if structure is None else structure
     levels = evidence.levels(structure.stacking or "matrix")
@@ -93,10 +80,10 @@ def judge(
         code, text, remedy = blocked or NOTHING_SHARED
         return Judgement("undetermined", code, text, remedy, structure, None, (), None, ())
     if structure.stacking == "matrix":
-        stack, ranks = matrix_core(evidence.matrix.value), [1] * len(names)
-    if stack is None or ranks is None:
+        cores = matrix_core(evidence.matrix.value)
+    if cores is None:
         raise ValueError(f"stacking {structure.stacking!r} needs the cores of that side")
-    result, scores = _weigh(evidence, structure, levels, stack, ranks)
+    result, scores = _weigh(evidence, structure, levels, cores)
     verdicts = _verdicts(structure, result, scores, names, tuple(module_names))
     present = sorted((*structure.distinct, *structure.copies))
     members = tuple(k for k in present if verdicts[k].verdict != "contaminated")
@@ -118,14 +105,13 @@ def _weigh(
     evidence: Evidence,
     structure: Structure,
     levels: PairLevels,
-    stack: Tensor,
-    ranks: Sequence[int],
+    cores: SideCores,
 ) -> tuple[Collaborative, tuple[Scores, ...]]:
     """The decomposition of everybody but duplicates and other groups, and all scores."""
     apart = {k for g in structure.others for k in g}
     taking_part = [k for k in structure.distinct if k not in apart]
     one_line = structure.stacking == "matrix"
-    result = collaborate(stack, ranks, structure.group, taking_part, one_line=one_line)
+    result = collaborate(cores, structure.group, taking_part, one_line=one_line)
     if one_line:
         captured = _held_against_as_many(levels, structure.group, result.captured)
         # for the report, one direction per module instead of one for all

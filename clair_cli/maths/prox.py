@@ -14,6 +14,9 @@ from torch import Tensor
 
 from clair_cli.maths.stack import same_rank
 
+# Columns for each row from which on singular values are found by the squares.
+_FLAT = 3
+
 
 @dataclass(frozen=True)
 class Thresholded:
@@ -54,9 +57,42 @@ def singular_value_threshold(stack: Tensor, threshold: float) -> Thresholded:
         raise ValueError(f"stack must have shape (n_modules, rows, cols), got {tuple(stack.shape)}")
     if not threshold >= 0:  # also refuses NaN
         raise ValueError(f"threshold must be at least 0, got {threshold}")
-    left, singular, right = torch.linalg.svd(stack, full_matrices=False)
-    shrunk = (singular - threshold).clamp_min(0.0)
-    return Thresholded((left * shrunk[:, None, :]) @ right, shrunk.sum(-1), (shrunk > 0).sum(-1))
+    if _is_flat(stack):
+        left, singular = left_singular(stack)
+        shrunk = (singular - threshold).clamp_min(0.0)
+        share = torch.where(shrunk > 0, shrunk / singular, 0.0)
+        value = (left * share[:, None, :]) @ (left.mT @ stack)
+    else:
+        left, singular, right = torch.linalg.svd(stack, full_matrices=False)
+        shrunk = (singular - threshold).clamp_min(0.0)
+        value = (left * shrunk[:, None, :]) @ right
+    return Thresholded(value, shrunk.sum(-1), (shrunk > 0).sum(-1))
+
+
+def left_singular(stack: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors and singular values, descending, of every module: (n_modules, rows, n)
+    and (n_modules, n), n = min(rows, cols). With far more columns than rows, by eigenvectors of the
+    squares, in a fraction of the time: then values have an error of 1e-8 of the largest.
+    """
+    if not _is_flat(stack):
+        left, singular, _ = torch.linalg.svd(stack, full_matrices=False)
+        return left, singular
+    squares, vectors = torch.linalg.eigh(stack @ stack.mT)
+    return vectors.flip(-1), squares.flip(-1).clamp_min(0.0).sqrt()
+
+
+def spectral_norms(stack: Tensor) -> Tensor:
+    """The largest singular value of every module, (n_modules,)."""
+    if not _is_flat(stack):
+        found: Tensor = torch.linalg.matrix_norm(stack, ord=2)
+        return found
+    squares: Tensor = torch.linalg.eigvalsh(stack @ stack.mT)[:, -1]
+    return squares.clamp_min(0.0).sqrt()
+
+
+def _is_flat(stack: Tensor) -> bool:
+    """Whether there are far more columns than rows, of which there are some."""
+    return 0 < _FLAT * stack.shape[1] <= stack.shape[2]
 
 
 def block_norms(stack: Tensor, ranks: Sequence[int], *, joint: bool) -> Tensor:

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from clair_cli.maths.evidence import CORE_DIM, Evidence
 from clair_cli.maths.grams import gaussian, update_norms
+from clair_cli.maths.prox import block_norms
+from clair_cli.maths.side_cores import SideCores
 from clair_cli.maths.similarity import PairTable, gram_root
 from clair_cli.maths.stack import FactorStack, balance
 
@@ -53,17 +55,16 @@ class WideEvidence:
 
     Attributes:
         evidence: of this module.
-        output_core: P' [D_1 ... D_K] in the clients' own orthonormal coordinates, for delta weights
-            of norm one, (1, WIDE_DIM, sum_rank); what it leaves out is below its last row.
-        input_core: the same of the transposed delta weights.
+        output: P' [D_1 ... D_K], with WIDE_DIM rows. input: the same of the transposed delta
+            weights.
     """
 
     evidence: Evidence
-    output_core: Tensor
-    input_core: Tensor
+    output: SideCores
+    input: SideCores
 
-    def core(self, side: str) -> Tensor:
-        return self.output_core if side == "output" else self.input_core
+    def cores(self, side: str) -> SideCores:
+        return self.output if side == "output" else self.input
 
 
 def wide_evidence(stack: FactorStack) -> WideEvidence:
@@ -105,7 +106,15 @@ def wide_evidence(stack: FactorStack) -> WideEvidence:
         small,
         torch.where(norms > 0, 1.0 / sizes.square().clamp_min(1e-300), torch.nan)[None],
     )
-    return WideEvidence(evidence, output.units.mT[None], input_.units.mT[None])
+    return WideEvidence(
+        evidence, *(_side_cores(side.units, norms > 0, ranks) for side in (output, input_))
+    )
+
+
+def _side_cores(units: Tensor, alive: Tensor, ranks: Sequence[int]) -> SideCores:
+    stack = units.mT[None]
+    inside = block_norms(stack, ranks, joint=False).square()
+    return SideCores(stack, torch.where(alive, (1.0 - inside).clamp_min(0.0), 0.0), tuple(ranks))
 
 
 def _own_grams(rows: Tensor, ranks: Sequence[int], dtype: torch.dtype) -> list[Tensor]:

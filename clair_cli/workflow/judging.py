@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.judge import Judgement, judge, needs_cores
 from clair_cli.maths.packed_grams import PackedGrams
@@ -107,14 +105,12 @@ def _judged(
         inside = [w if k in structure.group else 0.0 for k, w in enumerate(given)]
         foresee(_foreseen(round_, gathered, _normalised(inside)), engine)
     side = needs_cores(structure)
-    stack: Tensor | None = None
-    ranks: tuple[int, ...] | None = None
+    cores = None
     if side is not None:
-        stack, ranks = gather_cores(gathered.stacks, side, engine, gathered.kept)
+        cores = gather_cores(gathered.stacks, side, engine, gathered.kept)
     judgement = judge(
-        evidence, round_.names, tuple(round_.module_shapes),
-        structure=structure, stack=stack, ranks=ranks,
-    )  # fmt: skip
+        evidence, round_.names, tuple(round_.module_shapes), structure=structure, cores=cores
+    )
     if judgement.outcome == "judged":
         raw = [w * v.influence for w, v in zip(given, judgement.verdicts, strict=True)]
     else:

@@ -10,13 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from clair_cli.maths.evidence import Evidence, concatenate, gather, unit_core
+from clair_cli.maths.evidence import Evidence, concatenate, gather
 from clair_cli.maths.grams import grams
-from clair_cli.maths.judge import joint_stack
 from clair_cli.maths.packed_grams import PackedGrams, packed, packed_bytes
+from clair_cli.maths.side_cores import SideCores, joint_cores, side_cores
 from clair_cli.maths.wide_evidence import is_wide, wide_evidence
 from clair_cli.workflow.engine import Device, Engine
 from clair_cli.workflow.resident import make_resident
@@ -139,42 +136,25 @@ def gather_evidence(round_: Round, engine: Engine) -> Gathered:
 
 def gather_cores(
     stacks: Stacks, side: str, engine: Engine, held: Mapping[str, PackedGrams]
-) -> tuple[Tensor, tuple[int, ...]]:
-    """Where sharing shows in one side only: that side's joint cores and ranks."""
+) -> SideCores:
+    """Where sharing shows in one side only: that side's joint cores."""
     round_ = stacks.round
-    ranks = tuple(largest_ranks(round_, list(round_.module_shapes)))
+    ranks = largest_ranks(round_, list(round_.module_shapes))
 
-    def work(modules: list[str]) -> tuple[list[str], list[Tensor]]:
+    def work(modules: list[str]) -> list[tuple[str, SideCores]]:
         with naming_module(modules[0]):
             kept = [held[m] for m in modules if m in held]
             if len(kept) == len(modules):
-                return modules, [
-                    _padded(unit_core(g.of_clients(), side).cpu(), g.ranks, ranks) for g in kept
-                ]
-            stack = stacks.of(modules)
-            if wide(round_, modules[0]):
-                found = wide_evidence(stack).core(side)
+                found = [side_cores(pair.of_clients(), side) for pair in kept]
+            elif wide(round_, modules[0]):
+                found = [wide_evidence(stacks.of(modules)).cores(side)]
             else:
-                found = unit_core(grams(stack), side).cpu()
-            return modules, [_padded(core, stack.ranks, ranks) for core in torch.split(found, 1)]
+                pair = grams(stacks.of(modules))
+                found = [side_cores(pair.module(i), side) for i in range(len(modules))]
+            return [(m, one.widened(ranks)) for m, one in zip(modules, found, strict=True)]
 
-    names: list[str] = []
-    cores: list[Tensor] = []
     each = engine.each if stacks.resident is None else engine.each_there
-    for modules, found in each("decomposing", work, batches(round_, engine.device)):
-        names += modules
-        cores += found
-    order = sorted(range(len(names)), key=names.__getitem__)
-    return joint_stack([cores[i] for i in order]), ranks
-
-
-def _padded(core: Tensor, ranks: Sequence[int], wanted: Sequence[int]) -> Tensor:
-    """Widen every client's columns with zeros to the wanted number."""
-    parts = torch.split(core, list(ranks), dim=-1)
-    return torch.cat(
-        [
-            torch.nn.functional.pad(p, (0, w - p.shape[-1]))
-            for p, w in zip(parts, wanted, strict=True)
-        ],
-        dim=-1,
-    )
+    found: dict[str, SideCores] = {}
+    for some in each("decomposing", work, batches(round_, engine.device)):
+        found.update(some)
+    return joint_cores([found[module] for module in sorted(found)])

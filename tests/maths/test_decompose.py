@@ -15,12 +15,12 @@ from clair_cli.maths.decompose import (
     solve_noiseless,
     solve_stable,
 )
-from clair_cli.maths.evidence import unit_core
 from clair_cli.maths.grams import grams
 from clair_cli.maths.groups import LONER_RATIO
 from clair_cli.maths.lowrank import Product
 from clair_cli.maths.prox import block_norms
 from clair_cli.maths.refine import stacked_basis
+from clair_cli.maths.side_cores import SideCores, unit_core
 from clair_cli.maths.similarity import unit_grams
 from clair_cli.maths.stack import columns_of, stack_factors
 from tests.planted import Planted, low_rank, planted, subspace_error
@@ -32,6 +32,11 @@ def dense_stack(problem: Planted) -> tuple[Tensor, list[int]]:
     """[D_1 ... D_K] at unit norm, as one module, and its blocks' widths."""
     units = problem.deltas / torch.linalg.matrix_norm(problem.deltas)[:, None, None]
     return torch.cat(list(units), dim=1)[None], [units.shape[2]] * len(units)
+
+
+def whole(stack: Tensor, ranks: list[int]) -> SideCores:
+    """Nothing is outside."""
+    return SideCores(stack, stack.new_zeros(len(stack), len(ranks)), tuple(ranks))
 
 
 def core_stack(problem: Planted) -> tuple[Tensor, list[int]]:
@@ -393,7 +398,7 @@ def test_noiseless_recovery_up_to_60_percent(
     problem = planted(n_clients, n_bad, outlier_norm=outlier_norm, decaying=decaying, seed=seed)
     stack, ranks = core_stack(problem)
     start = sorted(benign(problem))[: max(6, n_clients // 2 - n_bad)]
-    got = collaborate(stack, ranks, start, range(n_clients))
+    got = collaborate(whole(stack, ranks), start, range(n_clients))
     assert found(stack, ranks, got, start) == benign(problem)
     assert got.penalties.block <= 1.0 <= got.penalties.low_rank
     assert got.penalties.subspace_dims == (4,)
@@ -410,7 +415,7 @@ def test_subspace_error_grows_linearly_with_noise() -> None:
         problem = planted(10, 3, out=24, in_=16, dim=3, noise=noise, seed=5)
         stack, ranks = dense_stack(problem)
         start = sorted(benign(problem))
-        got = collaborate(stack, ranks, start, range(10), tol=1e-9)
+        got = collaborate(whole(stack, ranks), start, range(10), tol=1e-9)
         assert found(stack, ranks, got, start) == benign(problem)
         refitted.append(refit_error(problem, benign(problem)))
         clean = stack[:, :, columns_of(ranks, start)]

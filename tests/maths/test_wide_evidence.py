@@ -71,7 +71,7 @@ def test_cores_hold_what_exact_ones_hold() -> None:
 @pytest.mark.parametrize("side", ["output", "input"])
 def test_a_sides_core_has_the_stacks_leading_singular_values(side: str) -> None:
     clients = cohort()
-    core = wide_evidence(stack_factors([clients], (OUT, IN))).core(side)[0]
+    core = wide_evidence(stack_factors([clients], (OUT, IN))).cores(side).stack[0]
     deltas = [s * B.double() @ A.double() for A, B, s in clients]  # type: ignore[misc]
     units = [d / torch.linalg.matrix_norm(d) for d in deltas]
     dense = torch.cat([u if side == "output" else u.mT for u in units], dim=1)
