@@ -50,6 +50,39 @@ def test_what_is_kept_between_two_looks_changes_no_byte(monkeypatch: pytest.Monk
         assert found == [found[0]] * 3
 
 
+def test_a_module_that_can_no_longer_be_merged_from_its_grams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Grams that are made again may differ in the last bit, and be refused: alone, not with those
+    that it would have been cut with."""
+    g = torch.Generator().manual_seed(3)
+    given = {
+        f"c{k}": (
+            {
+                f"{name}.q.lora_{side}.weight": torch.randn(*shape, generator=g)
+                for name in "ab" for side, shape in (("A", (8, 300)), ("B", (400, 8)))
+            },
+            {"r": 8, "lora_alpha": 8},
+        )
+        for k in range(3)
+    }  # fmt: skip
+    expected = clair_cli.merge(given, rank=16, allow_undetermined=True)
+    real, calls = merger.merged_cores, []
+
+    def once(pair: Any, weights: Any, n: int | None) -> Any:
+        calls.append(len(pair.B))
+        cores = real(pair, weights, n)
+        return cores if len(calls) == 1 else [None, *cores[1:]]
+
+    monkeypatch.setattr(merger, "KEPT_BYTES", 10_000)
+    monkeypatch.setattr(merger, "_KEPT_VECTORS", 8)
+    monkeypatch.setattr(merger, "merged_cores", once)
+    result = clair_cli.merge(given, rank=16, allow_undetermined=True)
+    assert calls == [2, 2]
+    for name, tensor in expected.tensors.items():
+        torch.testing.assert_close(result.tensors[name], tensor, rtol=1e-4, atol=1e-5)
+
+
 def save(folder: Path, bits: int) -> Path:
     """Six clients with three modules; the last one shares nothing with the others."""
     g = torch.Generator().manual_seed(8)

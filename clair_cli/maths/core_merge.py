@@ -6,11 +6,11 @@ rows and
     D = (B W L) (inv(L) A)        so        (B W L)'(B W L) = L' (W B'B W) L = V diag(squares) V'
 
 has the squares of D's singular values. Then right = V' inv(L) and left = W L V / values give the
-singular vectors right @ A and B @ left. Only one of the Grams is factored, and only vectors that
-are wanted are solved for. At full rank left diag(values) right is W, and the product is D, whatever
-the error of the Cholesky factor. Cut to a rank, what the errors of the Grams cost is known from the
-vectors: see `MergedCore.growth`. That is why nothing is returned for ill-conditioned stacks (copies
-of one client, say), which `lowrank.spectrum` takes with QR of the factors themselves.
+singular vectors right @ A and B @ left. Only one of the Grams is factored. At full rank left
+diag(values) right is W, and the product is D, whatever the error of the Cholesky factor. Cut to a
+rank, what the errors of the Grams cost is known from the vectors: see `MergedCore.growth`. That is
+why nothing is returned for ill-conditioned stacks (copies of one client, say), which
+`lowrank.spectrum` takes with QR of the factors themselves.
 
 Source: Y. Yamamoto and others, "Roundoff error analysis of the CholeskyQR2 algorithm", Electron.
 Trans. Numer. Anal. 44, 2015 (of which this is the first half).
@@ -32,8 +32,9 @@ from clair_cli.maths.thin import Thin
 # about 1e-7.
 MAX_GROWTH_SQUARE = 1e9
 # Least product of the smallest and the largest singular value beside the sum of the terms' squared
-# norms, for squares to be good enough: then every value is good to 1e-10 of the largest.
-_FLAT = 1e-6
+# norms, for squares to be good enough: then every value is good to 1e-11 of the largest, and
+# vectors are orthogonal to 1e-6.
+_FLAT = 1e-5
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class MergedCore:
     values: Tensor
     right: Tensor
     growth: Tensor
+
+    def leading(self, n: int | None, unit: float) -> MergedCore:
+        """With so many vectors, of `unit` times D."""
+        left, right = self.left[:, :n], self.right[:n]
+        if n is not None and n < self.n_vectors:
+            left, right = left.clone(), right.clone()
+        return MergedCore(left, self.values * unit, right, self.growth[:n])
 
     def growth_to(self, rank: int) -> float:
         """The largest growth of the leading `rank` vectors."""
@@ -164,28 +172,29 @@ def _decomposed(
     if len(good) < len(found):
         gram_B, gram_A, lower, weights = (t[good] for t in (gram_B, gram_A, lower, weights))
     size_B, size_A = (g.diagonal(dim1=1, dim2=2).sqrt() for g in (gram_B, gram_A))
+    unit = weights.abs().amax(1)  # no square is too large or too small then
+    weights = weights / unit[:, None]
     middle = (weights[:, :, None] * gram_B).mul_(weights[:, None, :])
     squares, vectors = torch.linalg.eigh(_congruent(lower, middle))  # of what is below alone
-    values, vectors = squares.flip(1).clamp_min(0.0).sqrt(), vectors.flip(2)[:, :, :n_vectors]
-    left = weights[:, :, None] * (lower @ vectors) / values[:, None, : vectors.shape[2]]
+    values, vectors = squares.flip(1).clamp_min(0.0).sqrt(), vectors.flip(2)
+    left = weights[:, :, None] * (lower @ vectors) / values[:, None, :]
     right = torch.linalg.solve_triangular(lower.mT, vectors, upper=True).mT
     whole = (weights * size_B * size_A).square().sum(1)
     flat = values[:, 0] * values[:, -1] > _FLAT * torch.maximum(whole, values[:, 0].square())
     growth = _growth(size_B[:, :, None] * left, right * size_A[:, None, :]).cpu()
-    values = values.cpu()
+    values, units = values.cpu(), unit.cpu()
     for i, (k, good_enough) in enumerate(zip(good, flat.cpu().tolist(), strict=True)):
         core = (
             MergedCore(left[i], values[i], right[i], growth[i])
             if good_enough
-            else _by_svd(gram_B[i], lower[i], weights[i], n_vectors)
+            else _by_svd(gram_B[i], lower[i], weights[i])
         )
-        found[k] = core if core is not None and _reliable(core) else None
+        if core is not None and bool((core.growth.square() <= MAX_GROWTH_SQUARE).all()):
+            found[k] = core.leading(n_vectors, float(units[i]))  # NaN is not
     return found
 
 
-def _by_svd(
-    gram_B: Tensor, lower_A: Tensor, weights: Tensor, n_vectors: int | None
-) -> MergedCore | None:
+def _by_svd(gram_B: Tensor, lower_A: Tensor, weights: Tensor) -> MergedCore | None:
     """Of one module, from the singular values of L_B' W L_A: in three times the time, and small
     ones are exact too."""
     lower, factored = _triangles(gram_B[None])
@@ -193,8 +202,8 @@ def _by_svd(
     if not bool(factored.cpu()):
         return None
     u, values, vt = torch.linalg.svd((lower_B.mT * weights) @ lower_A)
-    left = torch.linalg.solve_triangular(lower_B.mT, u[:, :n_vectors], upper=True)
-    right = torch.linalg.solve_triangular(lower_A.mT, vt[:n_vectors].mT, upper=True).mT
+    left = torch.linalg.solve_triangular(lower_B.mT, u, upper=True)
+    right = torch.linalg.solve_triangular(lower_A.mT, vt.mT, upper=True).mT
     size_B, size_A = (torch.linalg.vector_norm(low, dim=1) for low in (lower_B, lower_A))
     growth = _growth((size_B[:, None] * left)[None], (right * size_A)[None])[0]
     return MergedCore(left, values.cpu(), right, growth.cpu())
@@ -205,10 +214,6 @@ def _growth(left: Tensor, right: Tensor) -> Tensor:
     return torch.maximum(
         torch.linalg.vector_norm(left, dim=1), torch.linalg.vector_norm(right, dim=2)
     )
-
-
-def _reliable(core: MergedCore) -> bool:
-    return bool((core.growth.square() <= MAX_GROWTH_SQUARE).all())  # NaN is not
 
 
 def _triangles(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,8 +38,9 @@ _TOGETHER, _CORES_SHARE = 8, 1 / 16
 # what Python does between the products counts.
 _CORES_TOGETHER, _CUT_TOGETHER, _SMALL = 4, 2, 4 * 256**2
 
-# Growth of rounding errors up to which float32 products are far better than 16 bits: 2e-5.
-MAX_GROWTH = 300.0
+# Growth of rounding errors up to which float32 products are far better than what they are rounded
+# to: 2e-5 beside 4e-3, and an eighth of both.
+MAX_GROWTH = {torch.bfloat16: 300.0, torch.float16: 37.5}
 
 
 Seen = dict[str, tuple[Tensor, Core | None]]
@@ -120,14 +121,27 @@ class Merger:
         n = self._n_vectors(width, width) if kept else None
         return wide.values, wide if n is None else wide.leading(n)
 
+    def alike(
+        self, modules: Sequence[str], cores: Sequence[Core | None]
+    ) -> list[tuple[Sequence[str], Sequence[Core | None]]]:
+        """Modules that `leading` takes together: one by one if not all are merged from Grams, as
+        may be where Grams that were made again are not those to the last bit."""
+        if all(isinstance(core, MergedCore) for core in cores):
+            return [(modules, cores)]
+        return [([module], [core]) for module, core in zip(modules, cores, strict=True)]
+
     def leading(
-        self, modules: Sequence[str], cores: Sequence[Core | None], rank: int, *, sixteen_bits: bool
+        self,
+        modules: Sequence[str],
+        cores: Sequence[Core | None],
+        rank: int,
+        dtype: torch.dtype,
     ) -> Thin:
-        """The leading `rank` singular vectors of some modules of `batches`, which their cores must
+        """The leading `rank` singular vectors of some modules, `alike`, which their cores must
         have.
 
         Args:
-            sixteen_bits: whether they will be rounded to as many.
+            dtype: what they will be rounded to.
         """
         merged = [core for core in cores if isinstance(core, MergedCore)]
         if len(merged) < len(modules):
@@ -135,9 +149,10 @@ class Merger:
             if isinstance(core, WideCore):
                 return wide_thin(*self._weighted(module), core.leading(rank))
             return thin(spectrum(self._product(module)))
-        single = sixteen_bits and max(core.growth_to(rank) for core in merged) <= MAX_GROWTH
-        dtype = torch.float32 if single else self.engine.device.dtype
-        return merged_thin(self.stacks.of(modules, self.judged.merged), merged, rank, dtype)
+        growth = max(core.growth_to(rank) for core in merged)
+        single = growth <= MAX_GROWTH.get(dtype, 0.0)
+        products = torch.float32 if single else self.engine.device.dtype
+        return merged_thin(self.stacks.of(modules, self.judged.merged), merged, rank, products)
 
     def wide(self, module: str) -> bool:
         """Whether there are more rank-one terms than the layer is wide."""

@@ -71,8 +71,11 @@ def merge_round(
             if any(c is not None and c.n_vectors < min(writer.rank, len(c.values)) for c in own):
                 found = merger.observe(some, kept=False)
                 own = [found[module][1] for module in some]
-            exact = merger.leading(some, own, writer.rank, sixteen_bits=writer.sixteen_bits)
-            return writer.cut(some, exact)
+            written: dict[str, WrittenModule] = {}
+            for modules, alike in merger.alike(some, own):
+                exact = merger.leading(modules, alike, writer.rank, writer.dtype)
+                written.update(writer.cut(modules, exact))
+            return written
 
     for written in merger.each("writing", cut, merger.batches(modules, cores)):
         for module, factors in written.items():

@@ -119,7 +119,9 @@ def gather_evidence(round_: Round, engine: Engine) -> Gathered:
             if wide(round_, modules[0]):
                 return modules, wide_evidence(stack).evidence, {}
             pair = grams(stack)
-            kept = {m: packed(pair.module(i)) for i, m in enumerate(modules) if m in keep}
+            # not those with zeros for what a client has not: the merge lays out what there is
+            whole = [m in keep and tuple(round_.module_ranks[m]) == pair.ranks for m in modules]
+            kept = {m: packed(pair.module(i)) for i, m in enumerate(modules) if whole[i]}
             return modules, gather(pair), kept
 
     names: list[str] = []

@@ -122,9 +122,9 @@ class AdapterWriter:
         self._file = self._begin_file()
 
     @property
-    def sixteen_bits(self) -> bool:
-        """Whether what is written is rounded to 16 bits, once planned."""
-        return self._dtype != "float32"
+    def dtype(self) -> torch.dtype:
+        """Of what is written, once planned."""
+        return TORCH_DTYPES[self._dtype]
 
     def cut(self, modules: Sequence[str], exact: Thin) -> dict[str, WrittenModule]:
         """Some modules' factors as they will be written.
@@ -132,9 +132,8 @@ class AdapterWriter:
         Raises:
             OutputError: they do not fit the dtype.
         """
-        dtype = TORCH_DTYPES[self._dtype]
         found: dict[str, WrittenModule] = {}
-        every = write_modules(exact, self._rank, self._scale.scaling, dtype)
+        every = write_modules(exact, self._rank, self._scale.scaling, self.dtype)
         for module, written, values in zip(modules, every, exact.values, strict=True):
             if written is None:
                 raise OutputError(
@@ -197,9 +196,8 @@ class AdapterWriter:
 
     def _empty(self, module: str) -> tuple[Tensor, Tensor]:
         rows, columns = self._output.layouts[module].matrix
-        dtype = TORCH_DTYPES[self._dtype]
-        lora_A = torch.empty(self._rank, columns, dtype=dtype, device="meta")
-        return lora_A, torch.empty(rows, self._rank, dtype=dtype, device="meta")
+        lora_A = torch.empty(self._rank, columns, dtype=self.dtype, device="meta")
+        return lora_A, torch.empty(rows, self._rank, dtype=self.dtype, device="meta")
 
 
 def _over(value: float, norm: float) -> float | None:

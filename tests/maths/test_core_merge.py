@@ -128,15 +128,21 @@ def test_values_that_their_squares_would_lose() -> None:
     np.testing.assert_allclose(got, dense, atol=1e-11)
 
 
-@pytest.mark.parametrize("sides", [(1.0, 1e-5), (1e-5, 1.0)])
-def test_only_what_is_wanted_must_be_well_conditioned(sides: tuple[float, float]) -> None:
+@pytest.mark.parametrize("sides", [(1.0, 1e-4), (1e-4, 1.0), (1.0, 1e-5), (1e-5, 1.0)])
+def test_whether_it_can_be_relied_on_is_no_matter_of_how_much_is_wanted(
+    sides: tuple[float, float],
+) -> None:
+    """Of an ill-conditioned side even what is well-conditioned is refused: all values are used."""
     factors, dense = graded(*sides)
     stack = stack_factors([factors], (OUT, IN))
     pair = grams(stack)
-    assert merged_cores(pair, [1.0, 1.0])[0] is None
-    core = merged_cores(pair, [1.0, 1.0], 8)[0]
-    assert core is not None and core.n_vectors == 8
-    assert core.growth_to(8) < 10
+    whole, core = (merged_cores(pair, [1.0, 1.0], n)[0] for n in (None, 8))
+    if min(sides) < 3e-5:
+        assert whole is None and core is None and merged_cores(pair, [1.0, 1.0], 0)[0] is None
+        return
+    assert whole is not None and core is not None
+    assert core.n_vectors == 8 and torch.equal(core.values, whole.values)
+    assert core.growth_to(8) < 10 < 5e3 < whole.growth_to(16)
     left, right = (stack.lora_B[0] @ core.left).numpy(), (core.right @ stack.lora_A[0]).numpy()
     np.testing.assert_allclose(left.T @ left, np.eye(8), atol=1e-9)
     np.testing.assert_allclose(right @ right.T, np.eye(8), atol=1e-9)
@@ -144,3 +150,38 @@ def test_only_what_is_wanted_must_be_well_conditioned(sides: tuple[float, float]
     np.testing.assert_allclose(core.values.numpy(), exact[:16], atol=1e-10)
     rest = np.linalg.norm(dense - left * core.values[:8].numpy() @ right)
     assert rest == pytest.approx(np.linalg.norm(exact[8:]), rel=1e-9)
+
+
+@pytest.mark.parametrize("d", [1e-4, 1e-5, 1e-7])
+@pytest.mark.parametrize("n", [None, 8, 0])
+def test_terms_that_cancel_beside_large_ones(n: int | None, d: float) -> None:
+    """Two terms of 0.2 / d leave 0.3 in a direction that neither of the leading vectors has."""
+    g = torch.Generator().manual_seed(1)
+
+    def basis(rows: int) -> torch.Tensor:
+        return torch.linalg.qr(torch.randn(rows, 10, generator=g, dtype=torch.float64)).Q
+
+    A, B = basis(IN).mT, basis(OUT)
+    far, near = (A[8] + d * A[9])[None], (A[8] - d * A[9])[None]
+    factors = [
+        (A[:8], B[:, :8], 1.0),
+        (far, B[:, 8:9] * 0.2 / d, 1.0),
+        (near, 0.3 * B[:, 9:10] - B[:, 8:9] * 0.2 / d, 1.0),
+    ]
+    pair = grams(stack_factors([factors], (OUT, IN)))
+    core = merged_cores(pair, [1 / 3] * 3, n)[0]
+    dense = sum(lora_B @ lora_A for lora_A, lora_B, _ in factors).numpy() / 3
+    if core is None:
+        assert d < 1e-4
+        return
+    exact = np.linalg.svd(dense, compute_uv=False)[: len(core.values)]
+    np.testing.assert_allclose(core.values.numpy(), exact, atol=1e-7 * exact[0])
+    assert core.n_vectors == (len(core.values) if n is None else n)
+
+
+@pytest.mark.parametrize("scaling", [1e-160, 1e-30, 1e30, 1e160, -1.0])
+def test_no_scale_is_too_large_or_too_small(scaling: float) -> None:
+    factors = [(A, B, s * scaling) for A, B, s in clients()]
+    core, usual = core_of(factors, [0.2, 0.5, 0.3])[1], core_of(clients(), [0.2, 0.5, 0.3])[1]
+    assert core is not None and usual is not None
+    np.testing.assert_allclose(core.values.numpy() / abs(scaling), usual.values.numpy(), rtol=1e-12)

@@ -50,6 +50,21 @@ def test_every_way_to_merge(far: Any, case: str) -> None:
     )
 
 
+def test_a_module_that_one_client_lacks(far: Any) -> None:
+    """From memory: its Gram is made with the other modules' of its shape, and not kept."""
+    g, given = torch.Generator().manual_seed(5), {}
+    common = {n: (torch.randn(4, 60, generator=g), torch.randn(50, 4, generator=g)) for n in "abc"}
+    for k in range(5):
+        tensors = {}
+        for name, (lora_A, lora_B) in common.items():
+            if (k, name) != (1, "b"):
+                noise_A, noise_B = torch.randn(4, 60, generator=g), torch.randn(50, 4, generator=g)
+                tensors[f"{name}.q.lora_A.weight"] = lora_A + 0.3 * noise_A
+                tensors[f"{name}.q.lora_B.weight"] = lora_B + 0.3 * noise_B
+        given[f"c{k}"] = tensors, {"r": 4, "lora_alpha": 8}
+    same(clair_cli.merge(given, rank=8), far(clair_cli.merge, given, rank=8))
+
+
 def test_a_sketched_stack(far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(tmp_path / "clients", 16)
     monkeypatch.setattr(grams_module, "SKETCHED_ABOVE", 10)
