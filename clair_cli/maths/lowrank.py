@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,14 @@ class Product:
         return self + other.scaled(-1.0)
 
 
+def sum_of(products: Sequence[Product], weights: Sequence[float]) -> Product:
+    """A weighted sum of one product or more, as one product of stacked factors."""
+    return Product(
+        torch.cat([p.lora_B * w for p, w in zip(products, weights, strict=True)], dim=1),
+        torch.cat([p.lora_A for p in products]),
+    )
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """Singular value decomposition left @ diag(values) @ right of a `Product`.
@@ -62,6 +71,9 @@ def tail_norm(values: Tensor, rank: int) -> float:
 
 def singular_values(product: Product) -> Tensor:
     """Those of a product, descending, without its singular vectors; as `spectrum` gives them."""
+    if _is_small(product):
+        found: Tensor = torch.linalg.svdvals(product.lora_B @ product.lora_A)
+        return found
     left_core = torch.linalg.qr(product.lora_B, mode="r").R
     right_core = torch.linalg.qr(product.lora_A.mT, mode="r").R
     values: Tensor = torch.linalg.svdvals(left_core @ right_core.mT)
@@ -77,6 +89,8 @@ def spectrum(product: Product) -> Spectrum:
     Source: G. Golub, C. Van Loan, "Matrix Computations", 4th ed., section 5.4.8 (product
     form); used on LoRA factors by several federated systems.
     """
+    if _is_small(product):
+        return Spectrum(*torch.linalg.svd(product.lora_B @ product.lora_A, full_matrices=False))
     left, left_core = torch.linalg.qr(product.lora_B)
     right, right_core = torch.linalg.qr(product.lora_A.mT)
     u, values, vt = torch.linalg.svd(left_core @ right_core.mT, full_matrices=False)
@@ -85,6 +99,14 @@ def spectrum(product: Product) -> Spectrum:
 
 def norm(product: Product) -> float:
     """Frobenius norm, to machine precision also when terms cancel."""
+    if _is_small(product):
+        return float(torch.linalg.matrix_norm(product.lora_B @ product.lora_A))
     left_core = torch.linalg.qr(product.lora_B, mode="r").R
     right_core = torch.linalg.qr(product.lora_A.mT, mode="r").R
     return float(torch.linalg.matrix_norm(left_core @ right_core.mT))
+
+
+def _is_small(product: Product) -> bool:
+    """Whether it is no larger than the cores of its factors, which would say the same."""
+    rows, terms = product.lora_B.shape
+    return 0 < max(rows, product.lora_A.shape[1]) <= terms

@@ -42,11 +42,15 @@ class SharedSubspace:
         basis = self.U if self.U is not None else self.V
         return 0 if basis is None else basis.shape[1]
 
-    @property
-    def n_parameters(self) -> int:
-        """Numbers that fix the subspace: (side - dim) dim for each basis."""
-        bases = [basis for basis in (self.U, self.V) if basis is not None]
-        return sum((basis.shape[0] - basis.shape[1]) * basis.shape[1] for basis in bases)
+    def n_parameters(self, shape: tuple[int, int]) -> int:
+        """Numbers that fix the subspace: (width - dim) dim for each basis.
+
+        Args:
+            shape: (out_features, in_features), also where the bases stand in coordinates.
+        """
+        sides = zip((self.U, self.V), shape, strict=True)
+        dims = [(width, basis.shape[1]) for basis, width in sides if basis is not None]
+        return sum((width - dim) * dim for width, dim in dims)
 
     def project(self, product: Product) -> Product:
         """P(D) of a product, shape unchanged, rank at most `dim`."""
@@ -133,13 +137,18 @@ class OffSubspace:
 
 
 def off_subspace(
-    clients: Sequence[Product], weights: Sequence[float], mean: Product, subspace: SharedSubspace
+    clients: Sequence[Product],
+    weights: Sequence[float],
+    mean: Product,
+    subspace: SharedSubspace,
+    shape: tuple[int, int] | None = None,
 ) -> OffSubspace:
     """Squared distance of each benign client to their mean, outside the shared subspace.
 
     Args:
         clients: benign delta weights of one module.
         weights: their weights in `mean`, summing to 1.
+        shape: (out_features, in_features), if all of that stands in coordinates.
     """
     energy, apart, inside = [], 0.0, 0.0
     for k, product in enumerate(clients):
@@ -150,9 +159,11 @@ def off_subspace(
         # Var(x_k - mean) = (1 - 2 w_k + sum w^2) Var(x) for equal variances.
         shrink = mixing(weights, k)
         energy.append(outside / shrink if shrink > 1e-12 else 0.0)
-    out_features, in_features = mean.lora_B.shape[0], mean.lora_A.shape[1]
+    out_features, in_features = shape or (mean.lora_B.shape[0], mean.lora_A.shape[1])
     n_inside = (subspace.dim if subspace.U is not None else out_features) * (
         subspace.dim if subspace.V is not None else in_features
     )
-    fitted = subspace.n_parameters * apart / inside if inside > 0 else 0.0
+    fitted = 0.0
+    if inside > 0:
+        fitted = subspace.n_parameters((out_features, in_features)) * apart / inside
     return OffSubspace(tuple(energy), out_features * in_features - n_inside, n_inside, fitted)

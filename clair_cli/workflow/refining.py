@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from clair_cli.formats.adapter_file import AdapterFiles
+from clair_cli.maths.coordinates import coordinates
 from clair_cli.maths.gain import (
     Gain,
     NoiseModel,
@@ -16,7 +18,7 @@ from clair_cli.maths.gain import (
     noise_from_counts,
     noise_from_option,
 )
-from clair_cli.maths.lowrank import Product, norm, singular_values, spectrum
+from clair_cli.maths.lowrank import Product, norm, singular_values, spectrum, sum_of
 from clair_cli.maths.merge import weighted_sum
 from clair_cli.maths.refine import (
     OffSubspace,
@@ -25,7 +27,6 @@ from clair_cli.maths.refine import (
     shared_subspace,
 )
 from clair_cli.maths.rounding import WrittenModule
-from clair_cli.maths.thin import thin
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.settings import Settings
@@ -86,18 +87,23 @@ def choose_side(judged: Judged) -> tuple[str, str]:
 
 
 class _Module:
-    """One module of the benign clients: their updates, mean and subspace."""
+    """One module of the benign clients: their updates, mean and subspace, in coordinates of all of
+    them."""
 
-    def __init__(self, judged: Judged, module: str, side: str) -> None:
+    def __init__(self, judged: Judged, module: str, side: str, *, bases: bool = False) -> None:
         shape = judged.round.module_shapes[module]
-        self.module = module
-        self.previous = previous_of(judged.round, module)
-        updates = updates_of(judged.round, module, self.previous)
+        previous = previous_of(judged.round, module)
+        updates = updates_of(judged.round, module, previous)
         chosen = [updates[k] for k in judged.merged]
-        self.shape = shape
+        on_top = [] if previous is None else [previous]
         self.weights = [judged.weights[k] for k in judged.merged]
-        self.local = [weighted_sum([f], [1.0], shape) for f in chosen]
-        self.mean = weighted_sum(chosen, self.weights, shape)
+        self.space = coordinates(
+            [weighted_sum([f], [1.0], shape) for f in (*chosen, *on_top)], bases=bases
+        )
+        self.local, self.previous = self.space.products[: len(chosen)], None
+        if on_top:
+            self.previous = self.space.products[-1]
+        self.mean = sum_of(self.local, self.weights)
         sizes = [norm(p) for p in self.local]
         alive = [i for i, s in enumerate(sizes) if s > 0]
         dim = _dim(judged, module, self.mean)
@@ -108,16 +114,14 @@ class _Module:
             self.subspace = shared_subspace([self.mean], [0.0], side, 0)
 
     def off(self) -> OffSubspace:
-        return off_subspace(self.local, self.weights, self.mean, self.subspace)
+        return off_subspace(self.local, self.weights, self.mean, self.subspace, self.space.shape)
 
     def result(self, i: int, keep: bool) -> Product:
         """The i-th client's refined update, or its local one."""
         return self.local[i] if keep else refine_module(self.local[i], self.mean, self.subspace)
 
     def on_top(self, update: Product) -> Product:
-        if self.previous is None:
-            return update
-        return update + weighted_sum([self.previous], [1.0], self.shape)
+        return update if self.previous is None else update + self.previous
 
 
 def _dim(judged: Judged, module: str, mean: Product) -> int:
@@ -200,13 +204,15 @@ class _Looks:
     def cut(self, module: str) -> list[WrittenModule]:
         """Every client's factors as they will be written."""
         with naming_module(module):
-            state = _Module(self.judged, module, self.side)
-            return [
-                writer.cut([module], thin(spectrum(state.on_top(state.result(i, self.keep[i])))))[
-                    module
-                ]
-                for i, writer in enumerate(self.writers)
-            ]
+            state = _Module(self.judged, module, self.side, bases=True)
+            sixteen = all(writer.dtype.itemsize == 2 for writer in self.writers)
+            products = torch.float32 if sixteen else torch.float64
+            space = state.space.rounded(products)
+            written: list[WrittenModule] = []
+            for i, writer in enumerate(self.writers):
+                small = spectrum(state.on_top(state.result(i, self.keep[i])))
+                written += writer.cut([module], space.thin(small, products)).values()
+            return written
 
 
 def _gains(

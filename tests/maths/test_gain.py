@@ -84,7 +84,7 @@ def test_a_fitted_subspace_takes_in_noise_as_far_as_differences_decide(common: f
         assert space.U is not None
         inside = [float(((B.mT @ noise) * (B.mT @ away)).sum()) for B in (space.U, U)]
         lost += (inside[0] - inside[1]) / sigma**2
-        predicted, most = predicted + off.n_fitted, most + space.n_parameters
+        predicted, most = predicted + off.n_fitted, most + space.n_parameters((OUT, IN))
     assert lost == pytest.approx(predicted, rel=0.2)
     assert most == repeats * (OUT - DIM) * DIM
     if common:
