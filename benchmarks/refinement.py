@@ -36,6 +36,7 @@ import torch
 from planted_rounds import PlantedRound, dense, planted_round, squared_error
 from refinement_table import HEADER, Case, Row, line, measured_crossing, summary
 
+from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.engine import make_engine
 from clair_cli.workflow.judging import Judged, judge_round
 from clair_cli.workflow.pool import one_thread_each
@@ -103,9 +104,11 @@ def refined_both_ways(round_: PlantedRound, kind: str) -> tuple[Judged, Refined,
         judged = judge_round(loaded, engine, allow_undetermined=False)
         if judged.outcome != "judged":
             return None
-        choice = refine_round(judged, settings, engine)
+        choice = refine_round(judged, settings, engine, Destination())
         nothing = dataclasses.replace(judged, round=dataclasses.replace(judged.round, weights=None))
-        formula = refine_round(nothing, dataclasses.replace(settings, noise=None), engine)
+        formula = refine_round(
+            nothing, dataclasses.replace(settings, noise=None), engine, Destination()
+        )
     return judged, choice, formula
 
 

@@ -70,13 +70,16 @@ def command(method: str, cohort: Path, out: Path, threads: int | None) -> list[s
     """The process of one method."""
     if method == "import torch":
         return [sys.executable, "-c", "import torch"]
-    if method in ("clair", "inspect"):
+    if method in ("clair", "inspect", "refine"):
         given = ["--threads", str(threads)] if threads else []
         if method == "inspect":
             return [sys.executable, "-m", "clair_cli", "inspect", str(cohort), "--fail-on", "never",
                     *given]  # fmt: skip
-        return [sys.executable, "-m", "clair_cli", "merge", str(cohort), "-o",
-                str(out / "clair.safetensors"), "--force", "-q", *given]  # fmt: skip
+        name = "merge", "clair.safetensors"
+        if method == "refine":
+            name = "refine", "refined"
+        return [sys.executable, "-m", "clair_cli", name[0], str(cohort), "-o",
+                str(out / name[1]), "--force", "-q", *given]  # fmt: skip
     return [sys.executable, str(PEERS), method, str(cohort), str(out / method)]
 
 

@@ -11,7 +11,7 @@ import pytest
 import clair_cli
 from clair_cli.errors import ClairError, OutputError
 from clair_cli.formats import publish
-from clair_cli.workflow import commands
+from clair_cli.workflow import destination
 from tests import cohorts
 
 
@@ -123,7 +123,44 @@ def test_the_command_line_does_not_hold_what_it_has_written(
     clients = saved(tmp_path, 4)
     result = clair_cli.merge(clients, tmp_path / "a.safetensors")
     assert result.tensors
-    monkeypatch.setattr(commands, "is_ours", lambda: True)
+    refined = clair_cli.refine(clients, tmp_path / "refined")
+    assert all(tensors for tensors, _ in refined.adapters.values())
+    monkeypatch.setattr(destination, "is_ours", lambda: True)
     assert clair_cli.merge(clients).tensors
     assert clair_cli.merge(clients, tmp_path / "b.safetensors").tensors == {}
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    refined = clair_cli.refine(clients, tmp_path / "again")
+    assert refined.adapters and not any(tensors for tensors, _ in refined.adapters.values())
+    assert weights(tmp_path / "refined") == weights(tmp_path / "again")
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.safetensors")}
+
+
+def test_refined_adapters_are_written_while_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many at one time as there may be, and nothing is left of them where the run ends early."""
+    clients = saved(tmp_path, 4)
+    drafts: list[int] = []
+
+    def seen(stage: str, done: int, total: int) -> None:
+        if stage == "writing":
+            drafts.append(sum(p.is_file() and p.suffix == ".tmp" for p in tmp_path.iterdir()))
+            if done == total and fails:
+                raise KeyboardInterrupt
+
+    for most in (64, 2):
+        monkeypatch.setattr(destination, "_MOST", most)
+        drafts.clear()
+        fails = False
+        clair_cli.refine(clients, tmp_path / str(most), progress=seen)
+        assert max(drafts) == min(most, 4)
+        fails = True
+        with pytest.raises(KeyboardInterrupt):
+            clair_cli.refine(clients, tmp_path / "other", progress=seen)
+        assert not (tmp_path / "other").exists()
+        assert not any(p.suffix == ".tmp" for p in tmp_path.rglob("*"))
+    assert len(weights(tmp_path / "64")) == 4
+    assert weights(tmp_path / "64") == weights(tmp_path / "2")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from clair_cli.errors import InputRefused
 from clair_cli.formats.cohort import Cohort
-from clair_cli.own_process import is_ours
 from clair_cli.report import Report
 from clair_cli.workflow.beside import importing
+from clair_cli.workflow.destination import destination_of
 from clair_cli.workflow.outputs import (
     check_outputs,
-    drafted,
     write_merged,
     write_refined,
     write_report_only,
@@ -137,11 +137,8 @@ def merge(
     settings = make_settings("merge", clients, output, options)
     check_outputs(settings)
     cohort, rounds = _begin(settings)
-    keep = settings.output is None or not is_ours()  # else nobody is there to look at them
-    with drafted(settings) as draft:
-        result, merged = rounds.merge(
-            settings, cohort, one_file=settings.one_file, draft=draft, keep_tensors=keep
-        )
+    with closing(destination_of(settings)) as destination:
+        result, merged = rounds.merge(settings, cohort, destination)
         if merged is None:
             path = write_report_only(result, settings)
             return MergeResult(result, None, None, _text(path))
@@ -218,10 +215,11 @@ def refine(
     settings = make_settings("refine", clients, output, options)
     check_outputs(settings)
     cohort, rounds = _begin(settings)
-    result, refined = rounds.refine(settings, cohort)
-    if refined is None:
-        return RefineResult(result, {}, _text(write_report_only(result, settings)))
-    path = write_refined(result, refined.files, settings)
+    with closing(destination_of(settings)) as destination:
+        result, refined = rounds.refine(settings, cohort, destination)
+        if refined is None:
+            return RefineResult(result, {}, _text(write_report_only(result, settings)))
+        path = write_refined(result, refined.files, settings)
     adapters = {r.name: (r.adapter.tensors, r.adapter.config) for r in refined.clients}
     return RefineResult(result, adapters, _text(path))
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from clair_cli.formats.draft import Draft
 from clair_cli.maths.merge import plain_distance
 from clair_cli.maths.rounding import WrittenModule
+from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.merger import MergeAhead, Merger, Seen
@@ -31,18 +31,13 @@ def merge_round(
     judged: Judged,
     settings: Settings,
     engine: Engine,
-    *,
-    one_file: bool,
-    draft: Draft | None = None,
-    keep_tensors: bool = True,
-    ahead: MergeAhead | None = None,
+    destination: Destination,
+    ahead: MergeAhead,
 ) -> Merged:
     """Merge the clients with a weight. Sums run in order of content.
 
     Args:
-        one_file: whether the adapter is to be a single file.
-        draft: gets the adapter's bytes as they are made.
-        keep_tensors: whether the adapter is to be had in memory too.
+        destination: of the adapter, as it is made; what an earlier try left there goes.
         ahead: what may have begun with it.
 
     Raises:
@@ -52,13 +47,11 @@ def merge_round(
     modules = judged.written
     adapters = [judged.round.adapters[k] for k in judged.merged]
     assert judged.round.output is not None
-    writer = AdapterWriter(
-        adapters, judged.round.output, settings,
-        one_file=one_file, draft=draft, keep_tensors=keep_tensors,
-    )  # fmt: skip
+    destination.close()
+    writer = AdapterWriter(adapters, judged.round.output, settings, destination)
     merger = Merger(judged, engine)
     seen: Seen = {}
-    for found in (ahead or MergeAhead()).observed(merger):
+    for found in ahead.observed(merger):
         seen.update(found)
     for module in modules:
         writer.observe(module, seen[module][0])

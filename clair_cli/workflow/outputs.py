@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +72,6 @@ def check_least_room(settings: Settings, shapes: Iterable[tuple[int, int]]) -> N
     size = 4 if settings.dtype == "float32" else 2
     least = sum(size * rank * (out + in_) for out, in_ in shapes)
     check_room(resolve(settings.output).parent, least, settings.output)
-
-
-@contextlib.contextmanager
-def drafted(settings: Settings) -> Iterator[Draft | None]:
-    """A draft of the merged adapter's file, None where none is to be written; what is not published
-    of it goes in the end."""
-    draft = None if settings.output is None else Draft(settings.output)
-    try:
-        yield draft
-    finally:
-        if draft is not None:
-            draft.discard()
 
 
 def write_report_only(report: Report, settings: Settings) -> Path | None:

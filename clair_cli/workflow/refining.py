@@ -27,6 +27,7 @@ from clair_cli.maths.refine import (
     shared_subspace,
 )
 from clair_cli.maths.rounding import WrittenModule
+from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.settings import Settings
@@ -138,11 +139,14 @@ def _dim(judged: Judged, module: str, mean: Product) -> int:
     return int((energy < 0.9 * energy[-1]).sum()) + 1
 
 
-def refine_round(judged: Judged, settings: Settings, engine: Engine) -> Refined:
+def refine_round(
+    judged: Judged, settings: Settings, engine: Engine, destination: Destination
+) -> Refined:
     """Refine every client with a weight, module by module in three looks.
 
     The first estimates noise and gain, the second gives every client's singular values, the
-    third its factors; what is held is a few modules of all clients and the adapters to write.
+    third its factors; what is held is a few modules of all clients, and what `destination` does
+    not write to files at once.
     """
     side, why = choose_side(judged)
     looks = _Looks(judged, side)
@@ -152,8 +156,9 @@ def refine_round(judged: Judged, settings: Settings, engine: Engine) -> Refined:
     looks.keep = [gain is not None and not gain.sure for gain in gains]
     output = judged.round.output
     assert output is not None
+    destination.close()
     looks.writers = writers = [
-        AdapterWriter([judged.round.adapters[k]], output, settings, one_file=False)
+        AdapterWriter([judged.round.adapters[k]], output, settings, destination)
         for k in judged.merged
     ]
     moved, size = [0.0] * len(writers), [0.0] * len(writers)

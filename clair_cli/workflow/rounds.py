@@ -9,8 +9,8 @@ from typing import TypeVar
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.adapter_file import AdapterFiles
 from clair_cli.formats.cohort import Cohort, Rejection
-from clair_cli.formats.draft import Draft
 from clair_cli.report import Report
+from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.engine import Engine, choose_device, make_engine, warm_up
 from clair_cli.workflow.judging import Judged, judge_round
 from clair_cli.workflow.memory_estimate import estimate_memory
@@ -43,10 +43,7 @@ def inspect(settings: Settings, cohort: Cohort | InputRefused) -> Report:
 def merge(
     settings: Settings,
     cohort: Cohort | InputRefused,
-    *,
-    one_file: bool,
-    draft: Draft | None = None,
-    keep_tensors: bool = True,
+    destination: Destination,
 ) -> tuple[Report, Merged | None]:
     """See `merge_round`."""
     ahead = MergeAhead()
@@ -54,18 +51,22 @@ def merge(
     def make(judged: Judged, settings: Settings, engine: Engine) -> tuple[Report, Merged]:
         """The report is made beside the merge, which it needs only in the end."""
         (report,) = engine.workers.start(lambda _: make_report(settings, judged), [0])
-        merged = merge_round(
-            judged, settings, engine,
-            one_file=one_file, draft=draft, keep_tensors=keep_tensors, ahead=ahead,
-        )  # fmt: skip
+        merged = merge_round(judged, settings, engine, destination, ahead)
         return with_merged(report.result(), settings, merged), merged
 
     judged, made = run_round(settings, cohort, make, ahead.begin)
     return (make_report(settings, judged), None) if made is None else made
 
 
-def refine(settings: Settings, cohort: Cohort | InputRefused) -> tuple[Report, Refined | None]:
-    judged, refined = run_round(settings, cohort, refine_round)
+def refine(
+    settings: Settings, cohort: Cohort | InputRefused, destination: Destination
+) -> tuple[Report, Refined | None]:
+    """See `refine_round`."""
+
+    def make(judged: Judged, settings: Settings, engine: Engine) -> Refined:
+        return refine_round(judged, settings, engine, destination)
+
+    judged, refined = run_round(settings, cohort, make)
     return make_report(settings, judged, refined=refined), refined
 
 
@@ -75,10 +76,11 @@ def do_again(settings: Settings, *, one_file: bool) -> tuple[Report, dict[str, A
     Args:
         one_file: whether the merged adapter is to be a single file; its folder is "".
     """
+    nowhere = Destination(one_file=one_file)
     if settings.command == "refine":
-        report, refined = refine(settings, read_cohort(settings))
+        report, refined = refine(settings, read_cohort(settings), nowhere)
         return report, {} if refined is None else refined.files
-    report, merged = merge(settings, read_cohort(settings), one_file=one_file)
+    report, merged = merge(settings, read_cohort(settings), nowhere)
     return report, {} if merged is None else {"": merged.adapter.files}
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from clair_cli.errors import OutputError
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.adapter_file import AdapterFiles, SafetensorsParts, adapter_files
-from clair_cli.formats.draft import Draft
 from clair_cli.formats.output_format import OutputFormat
 from clair_cli.formats.write_adapter import config_json, merged_config
 from clair_cli.maths.lowrank import numerical_rank, tail_norm
@@ -25,6 +24,7 @@ from clair_cli.maths.merge import SERVING_RANKS, choose_rank
 from clair_cli.maths.rounding import WrittenModule, write_modules
 from clair_cli.maths.thin import Thin
 from clair_cli.workflow.describe import number
+from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.settings import Settings
 
 TORCH_DTYPES = {
@@ -75,9 +75,8 @@ class AdapterWriter:
     Args:
         adapters: the clients whose dtype and config fields are followed.
         output: how all of the run's adapters are written.
-        one_file: whether the file stands alone; its header then holds the config.
-        draft: gets the file's bytes as they are made.
-        keep_tensors: whether the adapter is to be had in memory too.
+        destination: gets the file's bytes as they are made. Where it is one file, that stands
+            alone, and its header holds the config.
     """
 
     def __init__(
@@ -85,13 +84,10 @@ class AdapterWriter:
         adapters: Sequence[Adapter],
         output: OutputFormat,
         settings: Settings,
-        *,
-        one_file: bool,
-        draft: Draft | None = None,
-        keep_tensors: bool = True,
+        destination: Destination,
     ) -> None:
         self._adapters, self._output, self._settings = adapters, output, settings
-        self._one_file, self._draft, self._keep_tensors = one_file, draft, keep_tensors
+        self._destination = destination
         self._values: dict[str, Tensor] = {}
         self._tensors: dict[str, Tensor] = {}
         self._error = 0.0
@@ -148,7 +144,7 @@ class AdapterWriter:
         """Keep one module's factors, and hash them if it is their turn."""
         factors = {module: (written.lora_A, written.lora_B)}
         for name, tensor in self._output.tensors(factors, self._scale.scaling).items():
-            if self._keep_tensors:
+            if self._destination.keep_tensors:
                 self._tensors[name] = tensor
             self._file.add(name, tensor)
         self._error = math.hypot(self._error, written.error)
@@ -188,11 +184,12 @@ class AdapterWriter:
         if self._config_inside:
             header = output.header(self._config, modules, scaling)
         factors = {m: self._empty(m) for m in modules}
-        return SafetensorsParts(output.tensors(factors, scaling), header, self._draft)
+        draft = self._destination.draft()
+        return SafetensorsParts(output.tensors(factors, scaling), header, draft)
 
     @property
     def _config_inside(self) -> bool:
-        return self._one_file or self._output.format != "peft"
+        return self._destination.one_file or self._output.format != "peft"
 
     def _empty(self, module: str) -> tuple[Tensor, Tensor]:
         rows, columns = self._output.layouts[module].matrix
