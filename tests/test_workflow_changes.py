@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,19 @@ def test_a_state_dict_that_changes_is_seen_too() -> None:
 def test_a_previous_adapter_that_changes_ends_the_run(tmp_path: Path) -> None:
     folder = cohorts.save(tmp_path / "clients", cohorts.honest(4))
     before = cohorts.save_peft(tmp_path / "before", cohorts.unrelated())
-    progress = at("merging", before, flip_a_bit)
-    with pytest.raises(UsageError, match=r"--previous.*changed while reading"):
-        clair_cli.merge(folder, tmp_path / "m", previous=before, progress=progress)
-    assert not (tmp_path / "m").exists() and not (tmp_path / "m.report.json").exists()
+    wanted = clair_cli.merge(folder, tmp_path / "wanted", previous=before)
+    weights = "adapter_model.safetensors"
+    for stage in ("comparing", "merging"):
+        progress = at(stage, before, flip_a_bit)
+        if stage == "comparing":
+            with pytest.raises(UsageError, match=r"--previous.*changed while reading"):
+                clair_cli.merge(folder, tmp_path / "m", previous=before, progress=progress)
+            assert not (tmp_path / "m").exists() and not (tmp_path / "m.report.json").exists()
+        else:  # it is in the clients, and is not looked at again
+            found = clair_cli.merge(folder, tmp_path / "m", previous=before, progress=progress)
+            assert found.report.merged == replace(
+                wanted.report.merged, path=found.report.merged.path
+            )
+            files = [(tmp_path / name / weights).read_bytes() for name in ("m", "wanted")]
+            assert files[0] == files[1]
+        before = cohorts.save_peft(tmp_path / "again", cohorts.unrelated())

@@ -395,6 +395,27 @@ def test_a_module_that_only_the_previous_adapter_has_is_kept(work: Path) -> None
     assert cohorts.relative({"m": found[LACKING]}, {"m": start[LACKING]}) <= 1e-6
 
 
+def test_a_client_that_lacks_a_module_of_the_previous_adapter_leaves_it_as_it_was(
+    work: Path,
+) -> None:
+    """Its update is zero there, by its weight."""
+    start, alone, clients = second_round()
+    names = sorted(n for n in clients if n not in ("flip", "odd"))
+    short = {**clients, names[0]: cohorts.without(clients[names[0]], [LACKING])}
+    cohorts.save(Path("clients"), short, dtype="F64")
+    cohorts.save(work, {"before": factored(start, 3)}, dtype="F64")
+    weights = {n: float(k + 1) for k, n in enumerate(sorted(clients))}
+    Path("weights.json").write_text(json.dumps(weights))
+    found, report = merged("--previous", "before", "--weights", "weights.json", *FULL)
+    assert cohorts.left_out(report) == {"flip", "odd"}
+    deltas = [dict(alone[n].deltas()) for n in names]
+    deltas[0][LACKING] = 0.0 * deltas[0][LACKING]
+    mean = cohorts.mean(deltas, [weights[n] for n in names])
+    wanted = cohorts.plus(start, mean)
+    assert cohorts.relative(found, wanted) <= 1e-6
+    assert cohorts.relative({"m": found[LACKING]}, {"m": wanted[LACKING]}) <= 1e-6
+
+
 def test_previous_in_memory_and_kept_by_intersection(work: Path) -> None:
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
@@ -22,7 +23,7 @@ from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
 from clair_cli.workflow.passes import KEPT_BYTES
 from clair_cli.workflow.pool import told
-from clair_cli.workflow.tensors import Stacks, naming_module, summed_of
+from clair_cli.workflow.tensors import Stacks, adds_previous, naming_module, summed_of
 
 Core = MergedCore | WideCore
 T = TypeVar("T")
@@ -52,7 +53,6 @@ class Merger:
     def __init__(self, judged: Judged, engine: Engine) -> None:
         self.judged, self.engine = judged, engine
         self.stacks = judged.stacks or Stacks(judged.round, engine.device)
-        self.weights = [judged.weights[k] for k in judged.merged]
         on_cpu = engine.device.name == "cpu"
         room = KEPT_BYTES if on_cpu else max(KEPT_BYTES, int(_CORES_SHARE * engine.device.memory))
         self.room = room // max(1, len(judged.written))
@@ -160,12 +160,27 @@ class Merger:
 
     @cached_property
     def _ranks(self) -> Mapping[str, tuple[int, ...]]:
-        """Rank-one terms of each client with a weight, by module."""
-        adapters = [self.judged.round.adapters[k] for k in self.judged.merged]
-        return {
-            m: tuple(a.modules[m].rank if m in a.modules else 0 for a in adapters)
-            for m in self.judged.written
-        }
+        """Rank-one terms of each client with a weight, by module, and of the previous adapter if
+        that is summed too."""
+        round_, merged = self.judged.round, self.judged.merged
+        adapters = [round_.adapters[k] for k in merged]
+        found = {}
+        for m in self.judged.written:
+            ranks = [a.modules[m].rank if m in a.modules else 0 for a in adapters]
+            if adds_previous(round_, m, merged):
+                assert round_.previous is not None
+                ranks.append(round_.previous.modules[m].rank)
+            found[m] = tuple(ranks)
+        return found
+
+    def _weights(self, module: str) -> list[float]:
+        """Of what is summed in modules of the same ranks: the previous adapter stands in for
+        clients that lack it."""
+        round_, weights = self.judged.round, [self.judged.weights[k] for k in self.judged.merged]
+        if adds_previous(round_, module, self.judged.merged):
+            lacking = [k for k in self.judged.merged if module not in round_.adapters[k].modules]
+            weights.append(math.fsum(self.judged.weights[k] for k in lacking))
+        return weights
 
     def _terms(self, module: str) -> int:
         return sum(self._ranks[module])
@@ -177,13 +192,12 @@ class Merger:
         return None if most >= n else most
 
     def _cores(self, modules: Sequence[str], kept: bool) -> Sequence[MergedCore | None]:
-        """With a previous adapter every client's stack holds it too, and with more terms than
-        width one is a sum of others: never well-conditioned."""
+        """With more terms than width one is a sum of others: never well-conditioned."""
         n_terms, width = self._terms(modules[0]), min(self.judged.round.module_shapes[modules[0]])
-        if self.judged.round.previous is not None or n_terms > width:
+        if n_terms > width:
             return [None] * len(modules)
         n = self._n_vectors(n_terms, 2 * n_terms) if kept else None
-        return merged_cores(self._grams(modules), self.weights, n)
+        return merged_cores(self._grams(modules), self._weights(modules[0]), n)
 
     def _grams(self, modules: Sequence[str]) -> Grams:
         """Those of the clients with a weight: what was kept of them, or made again."""
@@ -195,10 +209,8 @@ class Merger:
         return grams(self.stacks.of(modules, self.judged.merged))
 
     def _summed(self, module: str) -> tuple[list[Factors], list[float]]:
-        """What is summed, and its weights; the previous adapter, if given, has weight 1."""
-        summed = summed_of(self.judged.round, module, self.judged.merged)
-        more = [1.0] * (len(summed) - len(self.weights))
-        return summed, [*self.weights, *more]
+        """What is summed, and its weights."""
+        return summed_of(self.judged.round, module, self.judged.merged), self._weights(module)
 
     def _weighted(self, module: str) -> tuple[FactorStack, list[float]]:
         """What is summed, on the CPU and in float64 whatever the device, and its weights."""

@@ -110,8 +110,9 @@ def _fitting(sizes: Mapping[str, int], room: int) -> dict[str, int]:
 def gather_evidence(round_: Round, engine: Engine) -> Gathered:
     """First pass: norms, pairwise numbers and small cores of every module, in order of name."""
     stacks = Stacks(round_, engine.device, make_resident(round_, engine))
-    # what lies there already is multiplied again sooner than it is kept
-    keep = kept_grams(round_) if stacks.resident is None else {}
+    # what lies there already is multiplied again sooner than it is kept; with a previous adapter
+    # what is compared is not what is merged
+    keep = kept_grams(round_) if stacks.resident is None and round_.previous is None else {}
 
     def work(modules: list[str]) -> tuple[list[str], Evidence, dict[str, PackedGrams]]:
         with naming_module(modules[0]):

@@ -59,11 +59,18 @@ def less(factors: Factors, previous: Factors) -> Factors:
 
 
 def summed_of(round_: Round, module: str, clients: Sequence[int]) -> list[Factors]:
-    """What a merge sums: some clients' updates, and the previous adapter, if given, as one more:
-    the mean update goes on top of it."""
-    previous = previous_of(round_, module)
-    each = [less(factors_of(round_.adapters[k], module), previous) for k in clients]
-    return each if previous is None else [*each, previous]
+    """What a merge sums: some clients' adapters. With a previous adapter P, that and the mean of
+    the updates D_k - P are the mean of the D_k: P itself counts only for clients that lack the
+    module, whose update is zero, and is then one more."""
+    each = [factors_of(round_.adapters[k], module) for k in clients]
+    return [*each, previous_of(round_, module)] if adds_previous(round_, module, clients) else each
+
+
+def adds_previous(round_: Round, module: str, clients: Sequence[int]) -> bool:
+    """Whether the previous adapter is one more in what a merge sums."""
+    if round_.previous is None or module not in round_.previous.modules:
+        return False
+    return any(module not in round_.adapters[k].modules for k in clients)
 
 
 def previous_of(round_: Round, module: str) -> Factors:
@@ -89,8 +96,8 @@ class Stacks:
         """Of some modules of one shape.
 
         Args:
-            clients: those of a merge, in ascending order, the previous adapter as one more; every
-                client's update if None.
+            clients: those of a merge, in ascending order, as in `summed_of`; every client's update
+                if None.
         """
         if self.resident is not None:
             return self.resident.stack(modules, clients)
