@@ -203,11 +203,10 @@ def captured_by_space(cores: SideCores, members: Sequence[int], dims: Sequence[i
     whole = together @ together.mT
     leading = torch.arange(whole.shape[1]) < torch.tensor(list(dims))[:, None]
     for k in range(len(ranks)):
-        block = stack[:, :, columns_of(ranks, [k])]
-        own = block @ block.mT
-        others = whole - own if k in members else whole
-        if len(members) == (k in members):
+        if all(j == k for j in members):
             continue
+        block = stack[:, :, columns_of(ranks, [k])]
+        others = whole - block @ block.mT if k in members else whole
         basis = torch.linalg.eigh(others).eigenvectors.flip(-1)
         inside = (basis.mT @ block).square().sum(-1) * leading
         energy = block.square().sum((1, 2)) + cores.outside[:, k]
