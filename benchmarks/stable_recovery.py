@@ -2,6 +2,7 @@
 
     python benchmarks/stable_recovery.py --quick
     python benchmarks/stable_recovery.py --json stable_recovery.json
+    python benchmarks/stable_recovery.py --whole 40 64
 
 Cohorts of six modules of 32 x 24; every client's D_k = signal + noise, cut to rank 4 as an
 adapter is. `noise` is the norm of dense noise over the norm of the signal. Everything is judged
@@ -35,6 +36,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clair_cli.maths import side_cores as side_cores_module
 from clair_cli.maths.evidence import gather
 from clair_cli.maths.grams import grams
 from clair_cli.maths.judge import Judgement, judge, needs_cores
@@ -263,13 +265,39 @@ def set_map(
     }  # fmt: skip
 
 
+def compare_with_whole(sizes: Sequence[int], draws: int) -> None:
+    """Judge cohorts on a side's leading directions and on all of them; prints what differs."""
+    few = side_cores_module._WHOLE
+    print("clients  noise  separation  exact  on all directions  verdicts that differ")
+    for n_clients in sizes:
+        for noise in (0.1, 0.5, 1.0):
+            for separation in (0.2, 0.4, 0.7, 1.0):
+                hits, differ = [0, 0], 0
+                for seed in range(draws):
+                    cohort, words = plant(n_clients, noise, separation, seed=seed), []
+                    for i, bound in enumerate((few, 10**9)):
+                        side_cores_module._WHOLE = bound
+                        judgement = judged(cohort)
+                        hits[i] += is_exact(cohort, judgement)
+                        words.append([v.verdict for v in judgement.verdicts])
+                    differ += sum(a != b for a, b in zip(*words, strict=True))
+                print(f"{n_clients:7} {noise:6.1f} {separation:11.1f} {hits[0]:4} / {draws}"
+                      f" {hits[1]:14} / {draws} {differ:21}", flush=True)  # fmt: skip
+    side_cores_module._WHOLE = few
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="10 clients, few draws and levels")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--whole", type=int, nargs="+", metavar="CLIENTS",
+                        help="only compare with judging on all directions of a side")  # fmt: skip
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.whole:
+        compare_with_whole(options.whole, 6)
+        return
     quick = options.quick
     curves = [
         error_curve(n_clients, NOISES, 1 if quick else draws)
