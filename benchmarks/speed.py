@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT.parent))
 
-from benchmarks.speed_cohorts import MODELS, client_rank, make_cohort  # noqa: E402
+from benchmarks.speed_cohorts import KINDS, MODELS, client_rank, make_cohort  # noqa: E402
 
 PEERS = ROOT / "speed_peers.py"
 MB = 1_000_000
@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[16])
     parser.add_argument("--ranks", default="16", help="a number or mixed")
     parser.add_argument("--layers", type=int)
+    parser.add_argument("--kind", choices=KINDS, default="own", help="what the clients share")
     parser.add_argument("--methods", nargs="+", default=["import torch", "clair", "mean", "qr"])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int)
@@ -195,7 +196,10 @@ def main() -> None:
         return
     for clients in given.clients:
         name = f"{given.model}-k{clients}-r{given.ranks}-l{given.layers or 'all'}"
-        size = make_cohort(given.folder / name, given.model, clients, given.ranks, given.layers)
+        name += "" if given.kind == "own" else f"-{given.kind}"
+        size = make_cohort(
+            given.folder / name, given.model, clients, given.ranks, given.layers, kind=given.kind
+        )
         print(f"{clients} clients of {given.model}, rank {given.ranks}, {size / MB:,.0f} MB")
         floor = floor_seconds(given.folder / name, given.model, clients, given.ranks, given.layers)
         table(measure(given.methods, given.folder / name, out, given.runs, given.threads), floor)

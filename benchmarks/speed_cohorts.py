@@ -22,6 +22,9 @@ from safetensors.torch import save_file
 SHARED = 4  # directions
 MOVED = 0.1  # how far training moves a common first lora_A, of its norm
 MIXED_RANKS = (8, 16, 32, 64)
+# Every client has its own first lora_A; all have the same one; or, with their own, they share in the
+# output directions only.
+KINDS = ("own", "same-init", "output")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def make_cohort(
     ranks: str = "16",
     layers: int | None = None,
     *,
-    same_init: bool = False,
+    kind: str = "own",
 ) -> int:
     """Write a cohort, or keep the one that is there.
 
@@ -77,14 +80,14 @@ def make_cohort(
         folder: gets one PEFT folder per client.
         ranks: a number, or "mixed".
         layers: of the model; default all.
-        same_init: all clients started from one lora_A, so that theirs are nearly the same.
+        kind: one of KINDS.
 
     Returns:
         Bytes of all weights files.
     """
     done = folder.with_name(folder.name + ".complete")
     if not done.exists():
-        each = [(folder / f"client-{k:03}", model, k, ranks, layers, same_init)
+        each = [(folder / f"client-{k:03}", model, k, ranks, layers, kind)
                 for k in range(clients)]  # fmt: skip
         if model == "small":
             for arguments in each:
@@ -102,7 +105,7 @@ def _one_thread() -> None:
 
 
 def _write_client(
-    path: Path, model: str, client: int, ranks: str, layers: int | None, same_init: bool
+    path: Path, model: str, client: int, ranks: str, layers: int | None, kind: str
 ) -> None:
     rank = client_rank(client, ranks)
     tensors = {}
@@ -113,11 +116,15 @@ def _write_client(
         shared_B = torch.randn(out, SHARED, generator=common) / out**0.5
         own = torch.Generator().manual_seed(1_000_003 * (client + 1) + number)
         lora_A = torch.randn(rank, in_, generator=own) / in_**0.5
-        if same_init:
+        if kind == "same-init":
             first = torch.randn(max(rank, *MIXED_RANKS), in_, generator=common) / in_**0.5
             lora_A = first[:rank] + MOVED * lora_A
         lora_B = 0.5 * torch.randn(out, rank, generator=own) / out**0.5
-        if honest and same_init:
+        if kind == "output":
+            lora_B[:, :SHARED] *= 3.0
+            if honest:
+                lora_B[:, :SHARED] = 3.0 * shared_B + 0.2 * lora_B[:, :SHARED]
+        elif honest and kind == "same-init":
             lora_A[:SHARED] += 0.5 * shared_A
             lora_B[:, :SHARED] = shared_B + 0.2 * lora_B[:, :SHARED]
         elif honest:
@@ -147,12 +154,11 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--ranks", default="16")
     parser.add_argument("--layers", type=int)
-    parser.add_argument("--same-init", action="store_true")
+    parser.add_argument("--kind", choices=KINDS, default="own")
     given = parser.parse_args()
     size = make_cohort(
-        given.folder, given.model, given.clients, given.ranks, given.layers,
-        same_init=given.same_init,
-    )  # fmt: skip
+        given.folder, given.model, given.clients, given.ranks, given.layers, kind=given.kind
+    )
     print(f"{given.clients} clients, {size / 1e6:,.0f} MB in {given.folder}")
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import clair_cli
 from benchmarks.speed import command, cost, exponent
-from benchmarks.speed_cohorts import MODELS, client_rank, make_cohort
+from benchmarks.speed_cohorts import KINDS, MODELS, client_rank, make_cohort
 from benchmarks.speed_peers import exact_mean, mean_of_factors
 
 
@@ -23,14 +23,15 @@ def test_shapes_are_those_of_the_models() -> None:
     assert [client_rank(k, "mixed") for k in range(5)] == [8, 16, 32, 64, 8]
 
 
-@pytest.mark.parametrize("same_init", [False, True])
-def test_one_in_five_shares_nothing_and_is_found(tmp_path: Path, same_init: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_in_five_shares_nothing_and_is_found(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "cohort"
-    size = make_cohort(folder, "small", 10, "8", same_init=same_init)
+    size = make_cohort(folder, "small", 10, "8", kind=kind)
     assert size == make_cohort(folder, "small", 10, "8"), "kept"
     report = clair_cli.inspect(folder).report
     found = {c.name for c in report.clients if c.verdict == "contaminated"}
     assert found == {"client-004", "client-009"}
+    assert report.cohort.stacking == ("output" if kind == "output" else "matrix")
 
 
 def test_peers_merge_what_they_say(tmp_path: Path) -> None:
