@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 SHARED = 4  # directions
 MOVED = 0.1  # how far training moves a common first lora_A, of its norm
 MIXED_RANKS = (8, 16, 32, 64)
-# Every client has its own first lora_A; all have the same one; or, with their own, they share in the
-# output directions only.
+# Every client has its own first lora_A; all have the same one; or, with their own, they share in
+# the output directions only.
 KINDS = ("own", "same-init", "output")
 
 
