@@ -34,11 +34,9 @@ class Coordinates:
     left: Tensor | None
     right: Tensor | None
 
-    def thin(self, small: Spectrum, dtype: torch.dtype) -> Thin:
-        """What a decomposition in the coordinates stands for.
-
-        Args:
-            dtype: of the products that make the sides.
+    def thin(self, small: Spectrum) -> Thin:
+        """What a decomposition in the coordinates stands for; the bases' dtype is that of the
+        products that make its sides.
 
         Raises:
             ValueError: there are no bases.
@@ -46,8 +44,8 @@ class Coordinates:
         if self.left is None or self.right is None:
             raise ValueError("made without bases")
         return Thin(
-            self.left.to(dtype)[None], self.right.to(dtype).mT[None], small.values[None],
-            small.left[None], small.right[None], dtype,
+            self.left[None], self.right.mT[None], small.values[None],
+            small.left[None], small.right[None], self.left.dtype,
         )  # fmt: skip
 
     def rounded(self, dtype: torch.dtype) -> Coordinates:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.grams import Grams, blocks
+from clair_cli.maths.grams import Grams, blocks, chosen_columns
 from clair_cli.maths.stack import FactorStack, owners
 from clair_cli.maths.thin import Thin
 
@@ -151,7 +151,7 @@ def _of_the_living(
         empty = gram_B.new_zeros(size, 0)
         none = torch.zeros(0, dtype=gram_B.dtype)
         return MergedCore(empty, none, empty.mT, none)
-    gram_B, gram_A = (g.index_select(0, used).index_select(1, used)[None] for g in (gram_B, gram_A))
+    gram_B, gram_A = (chosen_columns(gram[None], used) for gram in (gram_B, gram_A))
     (core,) = _decomposed(gram_B, gram_A, weights[used][None], n_vectors)
     if core is None:
         return None

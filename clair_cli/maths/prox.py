@@ -57,15 +57,10 @@ def singular_value_threshold(stack: Tensor, threshold: float) -> Thresholded:
         raise ValueError(f"stack must have shape (n_modules, rows, cols), got {tuple(stack.shape)}")
     if not threshold >= 0:  # also refuses NaN
         raise ValueError(f"threshold must be at least 0, got {threshold}")
-    if _is_flat(stack):
-        left, singular = left_singular(stack)
-        shrunk = (singular - threshold).clamp_min(0.0)
-        share = torch.where(shrunk > 0, shrunk / singular, 0.0)
-        value = (left * share[:, None, :]) @ (left.mT @ stack)
-    else:
-        left, singular, right = torch.linalg.svd(stack, full_matrices=False)
-        shrunk = (singular - threshold).clamp_min(0.0)
-        value = (left * shrunk[:, None, :]) @ right
+    left, singular = left_singular(stack)
+    shrunk = (singular - threshold).clamp_min(0.0)
+    share = torch.where(shrunk > 0, shrunk / singular, 0.0)
+    value = (left * share[:, None, :]) @ (left.mT @ stack)
     return Thresholded(value, shrunk.sum(-1), (shrunk > 0).sum(-1))
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clair_cli.maths.block_diagonal import BlockDiagonal
 from clair_cli.maths.evidence import CORE_DIM, Evidence
 from clair_cli.maths.grams import gaussian, update_norms
 from clair_cli.maths.prox import block_norms
@@ -128,10 +129,11 @@ def _scaled(own: list[Tensor], by: Tensor, ranks: Sequence[int]) -> list[Tensor]
     return [b[:, None] * g * b for g, b in zip(own, parts, strict=True)]
 
 
-def _turns(roots: list[Tensor], by: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+def _turns(roots: list[Tensor], by: Tensor, ranks: Sequence[int]) -> BlockDiagonal:
     """What turns each client's terms, as they stand in the stack, into its unit delta weight."""
     parts = torch.split(by, list(ranks))
-    return [b[:, None] * root for root, b in zip(roots, parts, strict=True)]
+    blocks = [(b[:, None] * root)[None] for root, b in zip(roots, parts, strict=True)]
+    return BlockDiagonal(tuple(blocks), tuple(ranks))
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class _Leading:
     probe: Tensor
 
 
-def _leading(rows: Tensor, turns: list[Tensor], dtype: torch.dtype) -> _Leading:
+def _leading(rows: Tensor, turns: BlockDiagonal, dtype: torch.dtype) -> _Leading:
     """Subspace iteration on X = rows' blockdiag(turns), whose X X' is the sum of D_k D_k' over
     unit delta weights. It starts from a sketch in coordinates of the weights, so that what is not
     converged (where the spectrum is flat, any direction is as good) is no function of the gauge.
@@ -162,12 +164,12 @@ def _leading(rows: Tensor, turns: list[Tensor], dtype: torch.dtype) -> _Leading:
     dim = min(WIDE_DIM, size, width)
     random = gaussian(width, WIDE_DIM + _PROBES).to(device=rows.device, dtype=dtype)
     seen = _onto(rows, random, dtype)
-    sketch = _turned(turns, seen, transposed=True)  # X' random
+    sketch = _turned(turns.mT, seen)  # X' random
     basis, probes = torch.linalg.qr(sketch[:, :dim]).Q, sketch[:, WIDE_DIM:]
     for _ in range(_POWERS):
-        basis = torch.linalg.qr(_turned(turns, _squared(rows, turns, basis, dtype), True)).Q
+        basis = torch.linalg.qr(_turned(turns.mT, _squared(rows, turns, basis, dtype))).Q
     terms = _squared(rows, turns, basis, dtype)
-    units = _turned(turns, terms, transposed=True)
+    units = _turned(turns.mT, terms)
     values, rotation = torch.linalg.eigh(basis.mT @ units)
     values, rotation = values.flip(0), rotation.flip(1)
     alive = values > 1e-12 * values[:1].clamp_min(1e-300)
@@ -180,11 +182,9 @@ def _leading(rows: Tensor, turns: list[Tensor], dtype: torch.dtype) -> _Leading:
     return _Leading(terms, units, outside / _PROBES, seen[:, WIDE_DIM:], probe)
 
 
-def _turned(turns: list[Tensor], values: Tensor, transposed: bool = False) -> Tensor:
-    """The block-diagonal matrix of `turns`, or its transpose, times `values` (sum_rank, dim)."""
-    parts = torch.split(values, [len(turn) for turn in turns])
-    pairs = zip(turns, parts, strict=True)
-    return torch.cat([(turn.mT if transposed else turn) @ part for turn, part in pairs])
+def _turned(turns: BlockDiagonal, values: Tensor) -> Tensor:
+    """The product with `values` (sum_rank, dim), of one module."""
+    return turns.times(values[None])[0]
 
 
 def _onto(rows: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
@@ -195,7 +195,7 @@ def _onto(rows: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
     return result.mT.double().cpu()
 
 
-def _squared(rows: Tensor, turns: list[Tensor], basis: Tensor, dtype: torch.dtype) -> Tensor:
+def _squared(rows: Tensor, turns: BlockDiagonal, basis: Tensor, dtype: torch.dtype) -> Tensor:
     """rows @ rows' @ blockdiag(turns) @ basis, float64, CPU."""
     turned = _turned(turns, basis).mT.contiguous().to(device=rows.device, dtype=dtype)
     result = torch.zeros_like(turned)

@@ -211,12 +211,11 @@ class _Looks:
         with naming_module(module):
             state = _Module(self.judged, module, self.side, bases=True)
             sixteen = all(writer.dtype.itemsize == 2 for writer in self.writers)
-            products = torch.float32 if sixteen else torch.float64
-            space = state.space.rounded(products)
+            space = state.space.rounded(torch.float32 if sixteen else torch.float64)
             written: list[WrittenModule] = []
             for i, writer in enumerate(self.writers):
                 small = spectrum(state.on_top(state.result(i, self.keep[i])))
-                written += writer.cut([module], space.thin(small, products)).values()
+                written += writer.cut([module], space.thin(small)).values()
             return written
 
 

@@ -31,7 +31,7 @@ def test_sums_are_those_of_the_small_products(
     assert norm(small) == pytest.approx(norm(whole), rel=1e-12)
     n = min(out, in_, sum(ranks))
     torch.testing.assert_close(singular_values(small)[:n], singular_values(whole)[:n])
-    thin = space.thin(spectrum(small), torch.float64)
+    thin = space.thin(spectrum(small))
     assert thin.shape == (out, in_)
     if n:
         amounts = thin.values[:, :n].sqrt()
@@ -47,7 +47,7 @@ def test_without_bases_there_are_the_same_small_products() -> None:
         torch.testing.assert_close(one.lora_B, other.lora_B)
         torch.testing.assert_close(one.lora_A, other.lora_A)
     with pytest.raises(ValueError, match="without bases"):
-        without.thin(spectrum(without.products[0]), torch.float64)
+        without.thin(spectrum(without.products[0]))
     assert with_.rounded(torch.float32).left.dtype == torch.float32  # type: ignore[union-attr]
 
 
