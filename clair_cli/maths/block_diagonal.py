@@ -52,6 +52,14 @@ class BlockDiagonal:
         return BlockDiagonal(tuple(b * n[:, None, None] for b, n in each), self.ranks)
 
 
+def of_blocks(blocks: Sequence[Tensor]) -> BlockDiagonal:
+    """Those of one module with these blocks, (rank, rank) each."""
+    ranks = tuple(len(block) for block in blocks)
+    if same_rank(ranks):
+        return BlockDiagonal(torch.stack(list(blocks))[None], ranks)
+    return BlockDiagonal(tuple(block[None] for block in blocks), ranks)
+
+
 def diagonal_blocks(square: Tensor, ranks: Sequence[int]) -> BlockDiagonal:
     """Those of (n_modules, sum_rank, sum_rank)."""
     if same_rank(ranks):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.block_diagonal import BlockDiagonal
+from clair_cli.maths.block_diagonal import BlockDiagonal, of_blocks
 from clair_cli.maths.evidence import CORE_DIM, Evidence
 from clair_cli.maths.grams import gaussian, update_norms
 from clair_cli.maths.prox import block_norms
@@ -132,8 +132,7 @@ def _scaled(own: list[Tensor], by: Tensor, ranks: Sequence[int]) -> list[Tensor]
 def _turns(roots: list[Tensor], by: Tensor, ranks: Sequence[int]) -> BlockDiagonal:
     """What turns each client's terms, as they stand in the stack, into its unit delta weight."""
     parts = torch.split(by, list(ranks))
-    blocks = [(b[:, None] * root)[None] for root, b in zip(roots, parts, strict=True)]
-    return BlockDiagonal(tuple(blocks), tuple(ranks))
+    return of_blocks([b[:, None] * root for root, b in zip(roots, parts, strict=True)])
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import torch
 
-from clair_cli.maths.block_diagonal import BlockDiagonal, diagonal_blocks
+from clair_cli.maths.block_diagonal import BlockDiagonal, diagonal_blocks, of_blocks
 from clair_cli.maths.grams import Grams, grams
 from clair_cli.maths.packed_grams import packed, packed_bytes
 from clair_cli.maths.stack import stack_factors
@@ -53,3 +54,7 @@ def test_block_diagonal_matrices_are_what_they_stand_for() -> None:
             found.scaled(by).times(rows), dense @ (by[:, owner, None] * rows)
         )
         torch.testing.assert_close(found.congruent(square), dense.mT @ square @ dense)
+        ends = torch.tensor((0, *ranks)).cumsum(0).tolist()
+        places = [slice(*pair) for pair in itertools.pairwise(ends)]
+        one = of_blocks([square[0, place, place] for place in places])
+        torch.testing.assert_close(one.times(rows[:1]), dense[:1] @ rows[:1])
