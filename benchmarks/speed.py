@@ -32,6 +32,14 @@ from benchmarks.speed_cohorts import KINDS, MODELS, client_rank, make_cohort  # 
 
 PEERS = ROOT / "speed_peers.py"
 MB = 1_000_000
+# Commands of ours, and what they write.
+OURS = {
+    "clair": ("merge", "clair.safetensors"),
+    "later": ("merge", "later.safetensors"),
+    "inspect": ("inspect", ""),
+    "refine": ("refine", "refined"),
+}
+PREVIOUS = "previous.safetensors"
 
 
 @dataclass(frozen=True)
@@ -70,17 +78,18 @@ def command(method: str, cohort: Path, out: Path, threads: int | None) -> list[s
     """The process of one method."""
     if method == "import torch":
         return [sys.executable, "-c", "import torch"]
-    if method in ("clair", "inspect", "refine"):
-        given = ["--threads", str(threads)] if threads else []
-        if method == "inspect":
-            return [sys.executable, "-m", "clair_cli", "inspect", str(cohort), "--fail-on", "never",
-                    *given]  # fmt: skip
-        name = "merge", "clair.safetensors"
-        if method == "refine":
-            name = "refine", "refined"
-        return [sys.executable, "-m", "clair_cli", name[0], str(cohort), "-o",
-                str(out / name[1]), "--force", "-q", *given]  # fmt: skip
-    return [sys.executable, str(PEERS), method, str(cohort), str(out / method)]
+    if method not in OURS:
+        return [sys.executable, str(PEERS), method, str(cohort), str(out / method)]
+    name, written = OURS[method]
+    given = ["-o", str(out / written), "--force", "-q"] if written else ["--fail-on", "never"]
+    given += ["--previous", str(out / PREVIOUS)] if method == "later" else []
+    given += ["--threads", str(threads)] if threads else []
+    return [sys.executable, "-m", "clair_cli", name, str(cohort), *given]
+
+
+def make_previous(cohort: Path, out: Path, rank: int) -> None:
+    """What the clients are taken to have started from: their own merge, cut to a rank."""
+    cost([*command("clair", cohort, out, None), "-o", str(out / PREVIOUS), "--rank", str(rank)])
 
 
 def compile_package() -> None:
@@ -184,6 +193,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int)
     parser.add_argument("--kind", choices=KINDS, default="own", help="what the clients share")
     parser.add_argument("--methods", nargs="+", default=["import torch", "clair", "mean", "qr"])
+    parser.add_argument(
+        "--previous-rank", type=int, default=16, help="of the adapter that `later` subtracts"
+    )
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--growth", action="store_true")
@@ -201,6 +213,8 @@ def main() -> None:
             given.folder / name, given.model, clients, given.ranks, given.layers, kind=given.kind
         )
         print(f"{clients} clients of {given.model}, rank {given.ranks}, {size / MB:,.0f} MB")
+        if "later" in given.methods:
+            make_previous(given.folder / name, out, given.previous_rank)
         floor = floor_seconds(given.folder / name, given.model, clients, given.ranks, given.layers)
         table(measure(given.methods, given.folder / name, out, given.runs, given.threads), floor)
 

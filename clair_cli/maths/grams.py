@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clair_cli.maths.common_terms import Side, sides
 from clair_cli.maths.stack import FactorStack, balance, columns_of, owners, same_rank
 
 # Stacks of more columns than this have their leading directions found by iteration.
@@ -122,8 +123,7 @@ def grams(stack: FactorStack) -> Grams:
     A product that cancels to rounding error counts as a zero update (norm exactly 0).
     """
     sketched = sum(stack.ranks) > SKETCHED_ABOVE
-    B, sketch_B = _products(stack.lora_B.mT, stack.dtype, sketched)
-    A, sketch_A = _products(stack.lora_A, stack.dtype, sketched)
+    (B, sketch_B), (A, sketch_A) = (_of_side(s, stack.dtype, sketched) for s in sides(stack))
     norm_A, norm_B = (g.diagonal(dim1=1, dim2=2).sqrt() for g in (A, B))
     by_A, by_B, scale = balance(norm_A, norm_B, stack.scaling.to(B.device), stack.ranks)
     for gram, by, sketch in ((A, by_A, sketch_A), (B, by_B, sketch_B)):
@@ -131,9 +131,17 @@ def grams(stack: FactorStack) -> Grams:
         if sketch is not None:
             sketch.mul_(by[:, :, None])
     norms = update_norms(block_sums(B * A, stack.ranks).diagonal(dim1=1, dim2=2), scale)
+    if stack.common is not None:
+        by_B = by_B * stack.common.by.to(by_B.device)
     return Grams(
         B, A, norms, scale, stack.ranks, stack.shape, by_B, by_A, sketch_B, sketch_A
     )  # fmt: skip
+
+
+def _of_side(side: Side, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Tensor | None]:
+    """The Gram of the updates' terms, and their sketch."""
+    gram, sketch = _products(side.rows, dtype, sketched)
+    return side.spread_square(gram), None if sketch is None else side.spread(sketch)
 
 
 def update_norms(squares: Tensor, scale: Tensor) -> Tensor:

@@ -18,20 +18,38 @@ Factors = tuple[Tensor, Tensor, float] | None
 
 
 @dataclass(frozen=True)
+class CommonTerms:
+    """Terms that are part of every update, stored once, after those that each client has alone.
+
+    Attributes:
+        rank: how many they are.
+        columns: the stored term that each of the updates' terms is, (sum_rank,): in order of the
+            clients, of each its own and then the common ones.
+        by: what its column of lora_B counts there, (n_modules, sum_rank), float64, -1 to 1.
+    """
+
+    rank: int
+    columns: Tensor
+    by: Tensor
+
+
+@dataclass(frozen=True)
 class FactorStack:
     """The factors of all clients for a batch of modules of one shape.
 
-    `delta_weight[m, k] = scaling[m, k] * lora_B[m][:, block k] @ lora_A[m][block k]`.
+    `delta_weight[m, k] = scaling[m, k] * lora_B[m][:, block k] @ lora_A[m][block k]`; with `common`
+    terms, of the columns and rows that those name.
 
     Attributes:
         lora_A: shape (n_modules, sum_rank, in_features). As the clients have it, in a dtype that
             holds all their values; or, where squares of such values may not fit `dtype`,
-            balanced (see `balance`) in `dtype`.
+            balanced (see `balance`) in `dtype`. Fewer rows with `common` terms.
         lora_B: shape (n_modules, out_features, sum_rank).
         scaling: shape (n_modules, n_clients), float64; 0 for a zero update.
         ranks: columns of each client; a client with a smaller rank in some module of the
             batch is padded with zeros.
         dtype: of products of the stack: float64, or float32 on a device that has nothing wider.
+        common: terms that all have, if there are such; see `common_terms.less_last`.
     """
 
     lora_A: Tensor
@@ -39,6 +57,7 @@ class FactorStack:
     scaling: Tensor
     ranks: tuple[int, ...]
     dtype: torch.dtype = torch.float64
+    common: CommonTerms | None = None
 
     @property
     def n_clients(self) -> int:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.block_diagonal import BlockDiagonal, of_blocks
+from clair_cli.maths.common_terms import Side, sides
 from clair_cli.maths.evidence import CORE_DIM, Evidence
 from clair_cli.maths.grams import gaussian, update_norms
 from clair_cli.maths.prox import block_norms
@@ -75,8 +76,8 @@ def wide_evidence(stack: FactorStack) -> WideEvidence:
         stack: of one module, on the CPU or a GPU.
     """
     ranks = stack.ranks
-    rows_B, rows_A = stack.lora_B[0].mT, stack.lora_A[0]
-    own_B, own_A = (_own_grams(rows, ranks, stack.dtype) for rows in (rows_B, rows_A))
+    side_B, side_A = sides(stack)
+    own_B, own_A = (_own_grams(side, ranks, stack.dtype) for side in (side_B, side_A))
     norm_B, norm_A = (torch.cat([g.diagonal() for g in own]).sqrt()[None] for own in (own_B, own_A))
     by_A, by_B, scale = balance(norm_A, norm_B, stack.scaling, ranks)
     own_A, own_B = _scaled(own_A, by_A[0], ranks), _scaled(own_B, by_B[0], ranks)
@@ -85,8 +86,8 @@ def wide_evidence(stack: FactorStack) -> WideEvidence:
     inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
     roots_A = [gram_root(g) * i for g, i in zip(own_A, inverse, strict=True)]
     roots_B = [gram_root(g) * i for g, i in zip(own_B, inverse, strict=True)]
-    output = _leading(rows_B, _turns(roots_A, by_B[0], ranks), stack.dtype)
-    input_ = _leading(rows_A, _turns(roots_B, by_A[0], ranks), stack.dtype)
+    output = _leading(side_B, _turns(roots_A, by_B[0], ranks), stack.dtype)
+    input_ = _leading(side_A, _turns(roots_B, by_A[0], ranks), stack.dtype)
     seen_B = torch.split(by_B[0][:, None] * output.terms, list(ranks))
     seen_A = torch.split(by_A[0][:, None] * input_.terms, list(ranks))
     cores = torch.stack([b.mT @ a * i for b, a, i in zip(seen_B, seen_A, inverse, strict=True)])
@@ -118,10 +119,22 @@ def _side_cores(units: Tensor, alive: Tensor, ranks: Sequence[int]) -> SideCores
     return SideCores(stack, torch.where(alive, (1.0 - inside).clamp_min(0.0), 0.0), tuple(ranks))
 
 
-def _own_grams(rows: Tensor, ranks: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
-    """Each client's Gram of its own terms, (rank, rank), float64, CPU."""
-    blocks = [block.to(dtype) for block in torch.split(rows, list(ranks))]
-    return [(block @ block.mT).double().cpu() for block in blocks]
+def _own_grams(side: Side, ranks: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+    """Each client's Gram of its update's terms, (rank, rank), float64, CPU."""
+    last = 0 if side.common is None else side.common.rank
+    own = [max(0, rank - last) for rank in ranks]  # no terms, no update: no common ones either
+    blocks = [block.to(dtype) for block in torch.split(side.rows[0], [*own, last])[: len(own)]]
+    alone = [(block @ block.mT).double().cpu() for block in blocks]
+    if side.common is None:
+        return alone
+    common = side.rows[0, sum(own) :].to(dtype)
+    beside = [(block @ common.mT).double().cpu() for block in blocks]
+    shared = (common @ common.mT).double().cpu()
+    whole = [
+        torch.cat([torch.cat([a, b], dim=1), torch.cat([b.mT, shared], dim=1)]) if rank else a
+        for a, b, rank in zip(alone, beside, own, strict=True)
+    ]
+    return whole if side.by is None else _scaled(whole, side.by[0].cpu(), ranks)
 
 
 def _scaled(own: list[Tensor], by: Tensor, ranks: Sequence[int]) -> list[Tensor]:
@@ -140,10 +153,10 @@ class _Leading:
     """A side's leading orthonormal directions P, seen by the clients.
 
     Attributes:
-        terms: rows @ P, the terms as they stand in the stack, (sum_rank, dim).
+        terms: the terms as they stand in the stack, times P, (sum_rank, dim).
         units: the unit delta weights' own coordinates times P, (sum_rank, dim).
         outside: estimate of |S|^2 - |P' S P|^2 with S the sum of D_k D_k' over unit delta weights.
-        probed: rows @ Z, with Z random, (sum_rank, _PROBES).
+        probed: terms @ Z, with Z random, (sum_rank, _PROBES).
         probe: P' Z, (dim, _PROBES).
     """
 
@@ -154,20 +167,20 @@ class _Leading:
     probe: Tensor
 
 
-def _leading(rows: Tensor, turns: BlockDiagonal, dtype: torch.dtype) -> _Leading:
+def _leading(side: Side, turns: BlockDiagonal, dtype: torch.dtype) -> _Leading:
     """Subspace iteration on X = rows' blockdiag(turns), whose X X' is the sum of D_k D_k' over
     unit delta weights. It starts from a sketch in coordinates of the weights, so that what is not
     converged (where the spectrum is flat, any direction is as good) is no function of the gauge.
     """
-    size, width = rows.shape
-    dim = min(WIDE_DIM, size, width)
-    random = gaussian(width, WIDE_DIM + _PROBES).to(device=rows.device, dtype=dtype)
-    seen = _onto(rows, random, dtype)
+    width = side.rows.shape[2]
+    dim = min(WIDE_DIM, sum(turns.ranks), width)
+    random = gaussian(width, WIDE_DIM + _PROBES).to(device=side.rows.device, dtype=dtype)
+    seen = _onto(side, random, dtype)
     sketch = _turned(turns.mT, seen)  # X' random
     basis, probes = torch.linalg.qr(sketch[:, :dim]).Q, sketch[:, WIDE_DIM:]
     for _ in range(_POWERS):
-        basis = torch.linalg.qr(_turned(turns.mT, _squared(rows, turns, basis, dtype))).Q
-    terms = _squared(rows, turns, basis, dtype)
+        basis = torch.linalg.qr(_turned(turns.mT, _squared(side, turns, basis, dtype))).Q
+    terms = _squared(side, turns, basis, dtype)
     units = _turned(turns.mT, terms)
     values, rotation = torch.linalg.eigh(basis.mT @ units)
     values, rotation = values.flip(0), rotation.flip(1)
@@ -177,7 +190,7 @@ def _leading(rows: Tensor, turns: BlockDiagonal, dtype: torch.dtype) -> _Leading
     # for Z = (1 - P P') random, of which the iteration knows nothing: |S Z|^2 and |P' S Z|^2
     probe = basis.mT @ probes
     left = probes - units @ probe  # X' Z
-    outside = _size(rows, _turned(turns, left), dtype) + float((units.mT @ left).square().sum())
+    outside = _size(side, _turned(turns, left), dtype) + float((units.mT @ left).square().sum())
     return _Leading(terms, units, outside / _PROBES, seen[:, WIDE_DIM:], probe)
 
 
@@ -186,26 +199,39 @@ def _turned(turns: BlockDiagonal, values: Tensor) -> Tensor:
     return turns.times(values[None])[0]
 
 
-def _onto(rows: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
-    """rows @ other, float64, CPU. (Few long rows times many columns is what BLAS is fastest at.)"""
+def _onto(side: Side, other: Tensor, dtype: torch.dtype) -> Tensor:
+    """terms @ other, float64, CPU. (Few long rows times many columns is what BLAS does fastest.)"""
+    rows = side.rows[0]
     result = torch.zeros(other.shape[1], rows.shape[0], dtype=dtype, device=rows.device)
     for chunk, part in zip(_chunks(rows, dtype), torch.split(other, _step(rows)), strict=True):
         result.addmm_(part.mT.contiguous(), chunk.mT)
-    return result.mT.double().cpu()
+    return _spread(side, result.mT.double().cpu())
 
 
-def _squared(rows: Tensor, turns: BlockDiagonal, basis: Tensor, dtype: torch.dtype) -> Tensor:
-    """rows @ rows' @ blockdiag(turns) @ basis, float64, CPU."""
-    turned = _turned(turns, basis).mT.contiguous().to(device=rows.device, dtype=dtype)
+def _squared(side: Side, turns: BlockDiagonal, basis: Tensor, dtype: torch.dtype) -> Tensor:
+    """terms @ terms' @ blockdiag(turns) @ basis, float64, CPU."""
+    rows, turned = side.rows[0], _turned_rows(side, _turned(turns, basis), dtype)
     result = torch.zeros_like(turned)
     for chunk in _chunks(rows, dtype):
         result.addmm_(turned @ chunk, chunk.mT)
-    return result.mT.double().cpu()
+    return _spread(side, result.mT.double().cpu())
 
 
-def _size(rows: Tensor, values: Tensor, dtype: torch.dtype) -> float:
-    """|rows' @ values|^2."""
-    turned = values.mT.contiguous().to(device=rows.device, dtype=dtype)
+def _spread(side: Side, values: Tensor) -> Tensor:
+    """From what is stored to the terms, of one module."""
+    return side.spread(values[None])[0]
+
+
+def _turned_rows(side: Side, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `values` of the terms, (sum_rank, m), amount to in what is stored, (m, n_stored), where
+    that is."""
+    stored = side.gathered(values[None])[0]
+    return stored.mT.contiguous().to(device=side.rows.device, dtype=dtype)
+
+
+def _size(side: Side, values: Tensor, dtype: torch.dtype) -> float:
+    """|terms' @ values|^2."""
+    rows, turned = side.rows[0], _turned_rows(side, values, dtype)
     parts = [(turned @ chunk).square().sum(dtype=torch.float64) for chunk in _chunks(rows, dtype)]
     return float(torch.stack(parts).sum())
 

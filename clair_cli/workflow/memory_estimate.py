@@ -45,4 +45,12 @@ def _in_work(round_: Round, modules: Sequence[str]) -> int:
     squares = _SQUARES * terms * terms
     if wide(round_, modules[0]):
         squares = len(round_.adapters) * _WIDE_NUMBERS + 3 * min(shape) ** 2
-    return _FLOAT * len(modules) * (terms * sum(shape) + squares)
+    return _FLOAT * len(modules) * (_stored(round_, modules) * sum(shape) + squares)
+
+
+def _stored(round_: Round, modules: Sequence[str]) -> int:
+    """Terms that lie in memory: of the previous adapter, which every update has, they do once."""
+    ranks = largest_ranks(round_, modules)
+    before = {} if round_.previous is None else round_.previous.modules
+    common = max((before[m].rank for m in modules if m in before), default=0)
+    return sum(ranks) - common * max(0, sum(rank > 0 for rank in ranks) - 1)

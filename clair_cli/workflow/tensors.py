@@ -9,6 +9,7 @@ import torch
 
 from clair_cli.errors import RejectedClient, is_out_of_memory
 from clair_cli.formats.adapter import Adapter
+from clair_cli.maths.common_terms import less_last
 from clair_cli.maths.stack import Factors, FactorStack, stack_factors
 from clair_cli.workflow.engine import Device
 from clair_cli.workflow.resident import Resident
@@ -101,11 +102,18 @@ class Stacks:
         """
         if self.resident is not None:
             return self.resident.stack(modules, clients)
-        if clients is None:
-            each = [updates_of(self.round, m, previous_of(self.round, m)) for m in modules]
-        else:
-            each = [summed_of(self.round, m, clients) for m in modules]
-        shape = self.round.module_shapes[modules[0]]
+        if clients is not None:
+            return self._laid_out([summed_of(self.round, m, clients) for m in modules], modules)
+        each = [[factors_of(adapter, m) for adapter in self.round.adapters] for m in modules]
+        before = [previous_of(self.round, m) for m in modules]
+        if all(factors is None for factors in before):
+            return self._laid_out(each, modules)
+        both = [[*own, last] for own, last in zip(each, before, strict=True)]
+        present = [[factors is not None for factors in own] for own in each]
+        return less_last(self._laid_out(both, modules), torch.tensor(present))
+
+    def _laid_out(self, each: Sequence[Sequence[Factors]], modules: Sequence[str]) -> FactorStack:
         return stack_factors(
-            each, shape, dtype=self.device.dtype, device=self.device.name, pinned=self.device.pinned
-        )
+            each, self.round.module_shapes[modules[0]],
+            dtype=self.device.dtype, device=self.device.name, pinned=self.device.pinned,
+        )  # fmt: skip

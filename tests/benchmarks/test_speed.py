@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import clair_cli
-from benchmarks.speed import command, cost, exponent
+from benchmarks.speed import PREVIOUS, command, cost, exponent, make_previous
 from benchmarks.speed_cohorts import KINDS, MODELS, client_rank, make_cohort
 from benchmarks.speed_peers import exact_mean, mean_of_factors
 
@@ -56,4 +56,20 @@ def test_exponents_and_costs() -> None:
     assert one.wall > 0 and one.cpu > 0 and one.peak > 2**20
     with pytest.raises(RuntimeError, match="ended with 3"):
         cost([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_commands(tmp_path: Path) -> None:
+    """`later` is a merge with what the same clients gave before, at a rank of its own."""
     assert command("clair", Path("c"), Path("o"), 2)[-2:] == ["--threads", "2"]
+    assert command("inspect", Path("c"), Path("o"), None)[2:] == [
+        "clair_cli", "inspect", "c", "--fail-on", "never",
+    ]  # fmt: skip
+    folder = tmp_path / "cohort"
+    make_cohort(folder, "small", 5, "8", layers=1)
+    make_previous(folder, tmp_path, 16)
+    previous = load_file(tmp_path / PREVIOUS)
+    assert {t.shape[0] for name, t in previous.items() if ".lora_A." in name} == {16}
+    later = command("later", folder, tmp_path, None)
+    assert later[-2:] == ["--previous", str(tmp_path / PREVIOUS)]
+    cost(later)
+    assert (tmp_path / "later.safetensors").exists()

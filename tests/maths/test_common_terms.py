@@ -1,0 +1,162 @@
+"""Updates less one adapter that all have in common, beside the differences themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from clair_cli.maths.common_terms import less_last, sides
+from clair_cli.maths.evidence import Evidence, gather
+from clair_cli.maths.grams import grams
+from clair_cli.maths.stack import Factors, FactorStack, stack_factors
+from clair_cli.maths.wide_evidence import wide_evidence
+
+OUT, IN = 300, 280
+RANKS, COMMON = (4, 6, 4, 5, 4, 4, 4), 5
+LACKS, UNSCALED, FRESH = 1, 2, 3  # no such module in every other one; scaling 0; lora_B 0
+
+
+def cohort(seed: int, dtype: torch.dtype) -> tuple[list[Factors], Factors]:
+    """Clients that share two directions, and the adapter that they started from."""
+    g = torch.Generator().manual_seed(seed)
+
+    def factors(rank: int, scaling: float) -> tuple[Tensor, Tensor, float]:
+        A = torch.randn(rank, IN, generator=g)
+        return A.to(dtype), torch.randn(OUT, rank, generator=g).to(dtype), scaling
+
+    shared_A, shared_B, _ = factors(2, 1.0)
+    clients: list[Factors] = []
+    for k, rank in enumerate(RANKS):
+        A, B, scaling = factors(rank, 0.25 * (k + 1) * (-1) ** (k // 6))
+        A[:2] += shared_A
+        B[:, :2] += shared_B
+        clients.append((A, B, 0.0 if k == UNSCALED else scaling))
+        if k == FRESH:
+            B.zero_()
+    if seed % 2 == 0:
+        clients[LACKS] = None
+    return clients, factors(COMMON, -1.5)
+
+
+def dense(factors: Factors) -> Tensor:
+    if factors is None:
+        return torch.zeros(OUT, IN, dtype=torch.float64)
+    A, B, scaling = factors
+    return scaling * B.double() @ A.double()
+
+
+def differences(modules: list[tuple[list[Factors], Factors]]) -> FactorStack:
+    """The same laid out whole, the common terms again for each client."""
+    apart: list[list[Factors]] = []
+    for clients, last in modules:
+        assert last is not None
+        rows: list[Factors] = []
+        for f in clients:
+            if f is None:
+                rows.append(None)
+                continue
+            A = torch.cat([f[0].double(), last[0].double()])
+            B = torch.cat([f[1].double() * f[2], -last[1].double() * last[2]], dim=1)
+            rows.append((A, B, 1.0))
+        apart.append(rows)
+    return stack_factors(apart, (OUT, IN))
+
+
+def common(
+    modules: list[tuple[list[Factors], Factors]], dtype: torch.dtype = torch.float64
+) -> FactorStack:
+    both = [[*clients, last] for clients, last in modules]
+    present = [[f is not None for f in clients] for clients, _ in modules]
+    return less_last(stack_factors(both, (OUT, IN), dtype=dtype), torch.tensor(present))
+
+
+def assert_alike(found: Evidence, exact: Evidence, rtol: float = 1e-11) -> None:
+    torch.testing.assert_close(found.norms, exact.norms, rtol=rtol, atol=0.0)
+    for stacking in ("matrix", "output", "input"):
+        for name in ("value", "null"):
+            pair = (getattr(e.table(stacking), name) for e in (found, exact))
+            torch.testing.assert_close(*pair, rtol=rtol, atol=rtol, equal_nan=True)
+    ranks = found.effective_ranks, exact.effective_ranks
+    torch.testing.assert_close(*ranks, rtol=rtol, atol=0.0, equal_nan=True)
+    energies = [e.cores.square().sum((2, 3)) for e in (found, exact)]
+    torch.testing.assert_close(*energies, rtol=10 * rtol, atol=10 * rtol)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_terms_are_the_differences(dtype: torch.dtype) -> None:
+    """As matrices, of every client; one that lacks the module has no update."""
+    modules = [cohort(seed, dtype) for seed in (0, 1)]
+    stack = common(modules)
+    assert stack.lora_A.shape[1] == sum(RANKS) + COMMON
+    assert sum(stack.ranks) == sum(RANKS) + len(RANKS) * COMMON
+    assert sum(common(modules[:1]).ranks) == sum(stack.ranks) - RANKS[LACKS] - COMMON
+    output, input_ = sides(stack)
+    for i, (clients, last) in enumerate(modules):
+        B = output.spread(output.rows.double())[i].mT.split(list(stack.ranks), dim=1)
+        A = input_.spread(input_.rows.double())[i].split(list(stack.ranks))
+        for k, factors in enumerate(clients):
+            found = float(stack.scaling[i, k]) * B[k] @ A[k]
+            exact = dense(factors) - dense(last) if factors is not None else dense(None)
+            torch.testing.assert_close(found, exact, rtol=0.0, atol=1e-10)
+
+
+def test_gathering_is_the_transpose_of_spreading() -> None:
+    g = torch.Generator().manual_seed(0)
+    stack = common([cohort(0, torch.float64), cohort(1, torch.float64)])
+    for side in sides(stack):
+        stored = torch.randn(2, side.rows.shape[1], 3, generator=g, dtype=torch.float64)
+        terms = torch.randn(2, sum(stack.ranks), 3, generator=g, dtype=torch.float64)
+        one, other = (side.spread(stored) * terms).sum(), (stored * side.gathered(terms)).sum()
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_grams_and_evidence(dtype: torch.dtype) -> None:
+    modules = [cohort(seed, dtype) for seed in (0, 1)]
+    found, exact = grams(common(modules)), grams(differences(modules))
+    assert_alike(gather(found), gather(exact))
+
+
+def test_what_balances_a_term_is_of_its_columns_in_the_stack() -> None:
+    """Of all clients: what the Grams' multipliers make of them is the update."""
+    clients, last = cohort(0, torch.float32)
+    stack = common([(clients, last)])
+    assert stack.common is not None
+    pair, columns, ranks = grams(stack), stack.common.columns, list(stack.ranks)
+    B = (stack.lora_B[0, :, columns].double() * pair.by_B[0]).split(ranks, dim=1)
+    A = (stack.lora_A[0, columns].double() * pair.by_A[0][:, None]).split(ranks)
+    for k, factors in enumerate(clients):
+        exact = dense(factors) - dense(last) if factors is not None else dense(None)
+        found = float(pair.scale[0, k]) * B[k] @ A[k]
+        torch.testing.assert_close(found, exact, rtol=0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_evidence_of_wide_layers(dtype: torch.dtype) -> None:
+    for seed in (0, 1):
+        modules = [cohort(seed, dtype)]
+        found, exact = wide_evidence(common(modules)), wide_evidence(differences(modules))
+        assert_alike(found.evidence, exact.evidence)
+        for side in ("output", "input"):
+            sizes = [torch.linalg.svdvals(e.cores(side).stack[0]) for e in (found, exact)]
+            torch.testing.assert_close(*sizes, rtol=1e-9, atol=1e-9)
+
+
+def test_products_in_float32() -> None:
+    modules = [cohort(0, torch.float32)]
+    found, exact = grams(common(modules, torch.float32)), grams(differences(modules))
+    assert_alike(gather(found), gather(exact), rtol=2e-5)
+
+
+def test_without_one_that_is_subtracted_nothing_is() -> None:
+    clients, _ = cohort(0, torch.float32)
+    found, exact = grams(common([(clients, None)])), grams(stack_factors([clients], (OUT, IN)))
+    assert_alike(gather(found), gather(exact))
+
+
+def test_the_same_as_what_is_subtracted_is_no_update() -> None:
+    clients, last = cohort(0, torch.float32)
+    pair = grams(common([([last, *clients], last)]))
+    assert float(pair.delta_norms[0, 0]) == 0.0
+    assert (pair.delta_norms[0, 1:] > 0).tolist() == [k != LACKS for k in range(len(RANKS))]
