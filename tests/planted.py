@@ -15,6 +15,10 @@ from clair_cli.maths.side_cores import SideCores, joint_cores, side_cores
 from clair_cli.maths.stack import Factors, stack_factors
 from clair_cli.maths.structure import find_structure
 
+RANK = 8  # of every `aligned` client
+# Large enough that chance similarities stay far below those planted.
+WIDE = ((96, 64), (64, 96), (96, 64), (64, 96), (96, 64), (64, 96))
+
 
 @dataclass(frozen=True)
 class Planted:
@@ -187,3 +191,26 @@ def words(judgement: Judgement) -> list[str]:
 def codes(judgement: Judgement, client: int) -> set[str]:
     """Codes of one client's reasons."""
     return {finding.code for finding in judgement.verdicts[client].findings}
+
+
+def judged(deltas: Sequence[Tensor], rank: int = RANK, seed: int = 0) -> Judgement:
+    result = judge_deltas(deltas, rank, seed)
+    assert result.outcome == "judged", result.text
+    return result
+
+
+def verdicts_of(result: Judgement, bad: set[int]) -> None:
+    """Every bad client contaminated, nobody else even suspicious."""
+    expected = ["contaminated" if k in bad else "benign" for k in range(len(result.verdicts))]
+    assert words(result) == expected
+    assert result.members == tuple(k for k in range(len(expected)) if k not in bad)
+
+
+def paper_model(
+    n_clients: int, n_bad: int, n_modules: int, *, seed: int = 0, **kwargs: float
+) -> list[Tensor]:
+    problems = [
+        planted(n_clients, n_bad, seed=1000 * seed + m, out=64, in_=48, **kwargs)  # type: ignore[arg-type]
+        for m in range(n_modules)
+    ]
+    return [p.deltas for p in problems]
