@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.collaborate import Collaborative, collaborate, matrix_core
-from clair_cli.maths.decompose import core_from_gram
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.groups import LONER_RATIO
 from clair_cli.maths.outcome import NOTHING_SHARED, little_shared, unsolved, without_verdict
@@ -116,7 +115,7 @@ def _weigh(
         captured = _held_against_as_many(levels, structure.group, result.captured)
         # for the report, one direction per module instead of one for all
         cosines = torch.nan_to_num(evidence.matrix.value, nan=0.0)
-        by_module = captured_by_mean(core_from_gram(cosines)[0], structure.group)
+        by_module = captured_by_mean(cosines, structure.group)
     else:
         captured = by_module = _above_chance(evidence, structure, result)
     scores = tuple(

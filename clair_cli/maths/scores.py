@@ -61,26 +61,28 @@ class Scores:
         return self.values[name]
 
 
-def captured_by_mean(columns: Tensor, members: Sequence[int]) -> Tensor:
+def captured_by_mean(cosines: Tensor, members: Sequence[int]) -> Tensor:
     """Share of each client's energy along the mean of the *other* members (matrix stacking).
 
     The shared subspace is a line there. Its leading singular vector would do but for two
     clients that are much alike, who make a stronger one between them.
 
     Args:
-        columns: one unit column (or a zero one) per client, (n_modules, rows, n_clients).
+        cosines: of the clients' updates, 0 where one has none, (n_modules, n_clients, n_clients).
 
     Returns:
         Shape (n_modules, n_clients), 0 to 1; 0 for a client opposite to the mean.
     """
-    index = list(members)
-    total = columns[:, :, index].sum(-1, keepdim=True)
-    own = torch.zeros(columns.shape[-1], dtype=columns.dtype)
-    own[index] = 1.0
-    others = total - columns * own
-    inner = (others * columns).sum(1).clamp_min(0.0)
-    sizes = others.square().sum(1) * columns.square().sum(1)
-    captured: Tensor = torch.where(sizes > 0, inner.square() / sizes.clamp_min(1e-300), 0.0)
+    own = torch.zeros(cosines.shape[-1], dtype=cosines.dtype)
+    own[list(members)] = 1.0
+    energy = cosines.diagonal(dim1=1, dim2=2)
+    with_members = cosines @ own  # of each client's update, and the members' sum
+    inner = with_members - energy * own
+    size = (with_members @ own)[:, None] - own * (2.0 * with_members - energy)  # of others' sum
+    sizes = size * energy
+    captured: Tensor = torch.where(
+        sizes > 0, inner.clamp_min(0.0).square() / sizes.clamp_min(1e-300), 0.0
+    )
     return captured.clamp_max(1.0)
 
 
