@@ -31,7 +31,7 @@ def core_distance(evidence: Evidence, members: Sequence[int]) -> Tensor:
     left, singular, right = torch.linalg.svd(mean)
     energy = singular.square().cumsum(-1)
     inside = (energy - singular.square() < 0.9 * energy[:, -1:]).to(cores.dtype)
-    dim = max(1, int(inside.sum(1).max()))
+    dim = int(inside.sum(1).max())
     left, right = (left * inside[:, None, :])[:, :, :dim], (right * inside[:, :, None])[:, :dim]
     # all clients of a module at once; transposed, which no norm minds
     cores = (cores.flatten(1, 2) @ right.mT).unflatten(1, (n_clients, -1)).transpose(2, 3)
