@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import clair_cli
 from clair_cli.workflow import beside
 
 SAMPLE = Path(__file__).parent.parent / "sample_adapters" / "clients"
@@ -256,9 +257,8 @@ def test_imports_leave_the_collector_as_it_was() -> None:
     assert lines == ["False 0", "True False", "False 0", "False True"]
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-def test_the_command_reads_so_and_says_the_same(tmp_path: Path, terminal: bool) -> None:
-    """A rejected client too. On one thread nothing is forked."""
+def test_the_command_reads_so_and_says_the_same(tmp_path: Path) -> None:
+    """A rejected client too, and with a bar. On one thread nothing is forked."""
     clients = tmp_path / "clients"
     shutil.copytree(SAMPLE, clients)
     (clients / "broken.safetensors").write_bytes(b"no adapter")
@@ -273,29 +273,30 @@ def test_the_command_reads_so_and_says_the_same(tmp_path: Path, terminal: bool) 
                 os.write(1, b"fork ")
             return child
         os.fork = counted
-        if TERMINAL:
+        if sys.argv.pop() == "terminal":
             import clair_cli.watch as watch
             watch.is_terminal = lambda stream: True
             watch.takes_ansi = lambda: True
         sys.argv = ["clair", *sys.argv[1:]]
         cli.console()
     """
-    source = textwrap.dedent(counting).replace("TERMINAL", str(terminal))
-    reports = []
-    for threads, forks in (("1", b""), ("2", b"fork ")):
-        report = tmp_path / f"{threads}.json"
+    reports, adapters = [], []
+    for threads, where, forks in (
+        ("1", "pipe", b""), ("2", "pipe", b"fork "), ("2", "terminal", b"fork "),
+    ):  # fmt: skip
+        output, report = tmp_path / "merged.safetensors", tmp_path / "merged.json"
         done = subprocess.run(
-            [sys.executable, "-c", source, "merge", str(clients), "--threads", threads,
-             "-o", str(tmp_path / f"{threads}.safetensors"), "--report", str(report)],
+            [sys.executable, "-c", textwrap.dedent(counting), "merge", str(clients), "--force",
+             "--threads", threads, "-o", str(output), "--report", str(report), where],
             capture_output=True, timeout=60, check=False,
             env={**os.environ, "PYTHONWARNINGS": "error:This process:DeprecationWarning"},
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (0, forks), done.stderr
-        reports.append(report.read_bytes())
-    first, second = (json.loads(text) for text in reports)
-    assert [c["name"] for c in first["clients"] if c["verdict"] == "rejected"] == ["broken"]
-    assert first["clients"] == second["clients"]
-    assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
+        reports.append(json.loads(report.read_bytes())["clients"])
+        adapters.append(output.read_bytes())
+    assert [c["name"] for c in reports[0] if c["verdict"] == "rejected"] == ["broken"]
+    assert reports[0] == reports[1] == reports[2]
+    assert adapters[0] == adapters[1] == adapters[2]
 
 
 def test_what_both_processes_have_arrives_as_itself() -> None:
@@ -326,19 +327,16 @@ def test_a_client_whose_reader_died_is_read_whole(tmp_path: Path) -> None:
                 import time; time.sleep(1.0)  # let the others go
                 os.kill(os.getpid(), signal.SIGKILL)
             return load(*args)
-        if sys.argv.pop() == "dies":
-            cohort._load_one = dies
+        cohort._load_one = dies
         sys.argv[0] = "clair"
         cli.console()
     """
-    made = []
-    for how in ("dies", "lives"):
-        output = tmp_path / f"{how}.safetensors"
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(source), "merge", str(SAMPLE),
-             "--threads", "2", "-o", str(output), how],
-            capture_output=True, timeout=60, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        made.append(output.read_bytes())
-    assert made[0] == made[1]
+    output, other = tmp_path / "dies.safetensors", tmp_path / "lives.safetensors"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source), "merge", str(SAMPLE),
+         "--threads", "2", "-o", str(output)],
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    clair_cli.merge(SAMPLE, other)
+    assert output.read_bytes() == other.read_bytes()
