@@ -202,17 +202,23 @@ def captured_by_space(cores: SideCores, members: Sequence[int], dims: Sequence[i
     together = stack[:, :, columns_of(ranks, members)]
     whole = together @ together.mT
     leading = torch.arange(whole.shape[1]) < torch.tensor(list(dims))[:, None]
+    of_all = _directions(whole)
     for k in range(len(ranks)):
         if all(j == k for j in members):
             continue
         block = stack[:, :, columns_of(ranks, [k])]
-        others = whole - block @ block.mT if k in members else whole
-        basis = torch.linalg.eigh(others).eigenvectors.flip(-1)
+        basis = _directions(whole - block @ block.mT) if k in members else of_all
         inside = (basis.mT @ block).square().sum(-1) * leading
         energy = block.square().sum((1, 2)) + cores.outside[:, k]
         share = (inside.sum(-1) / energy).clamp(0.0, 1.0)
         captured[:, k] = torch.where(energy > 0, share, 0.0)
     return captured
+
+
+def _directions(squares: Tensor) -> Tensor:
+    """Eigenvectors of every module, those of the largest eigenvalues first."""
+    vectors: Tensor = torch.linalg.eigh(squares).eigenvectors
+    return vectors.flip(-1)
 
 
 def matrix_core(cosines: Tensor) -> SideCores:
