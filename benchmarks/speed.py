@@ -183,20 +183,26 @@ def growth(folder: Path, out: Path, runs: int, threads: int | None) -> None:
               f"{exponent(xs[-2:], ys[-2:]):.2f} at the end", flush=True)  # fmt: skip
 
 
+def cohort_parser(description: str | None, model: str, clients: int) -> argparse.ArgumentParser:
+    """Options that say which cohorts are measured, and how often."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "speed")
+    parser.add_argument("--model", choices=MODELS, default=model)
+    parser.add_argument("--clients", type=int, nargs="+", default=[clients])
+    parser.add_argument("--ranks", default="16", help="a number or mixed")
+    parser.add_argument("--runs", type=int, default=5)
+    return parser
+
+
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "speed")
-    parser.add_argument("--model", choices=MODELS, default="1b")
-    parser.add_argument("--clients", type=int, nargs="+", default=[16])
-    parser.add_argument("--ranks", default="16", help="a number or mixed")
+    parser = cohort_parser(__doc__, "1b", 16)
     parser.add_argument("--layers", type=int)
     parser.add_argument("--kind", choices=KINDS, default="own", help="what the clients share")
     parser.add_argument("--methods", nargs="+", default=["import torch", "clair", "mean", "qr"])
     parser.add_argument(
         "--previous-rank", type=int, default=16, help="of the adapter that `later` subtracts"
     )
-    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--growth", action="store_true")
     given = parser.parse_args()

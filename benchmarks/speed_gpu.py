@@ -12,7 +12,6 @@ cohort is merged on the CPU as well, and the two reports compared.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -29,7 +28,7 @@ import torch
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT.parent))
 
-from benchmarks.speed import compile_package, cost  # noqa: E402
+from benchmarks.speed import cohort_parser, compile_package, cost  # noqa: E402
 from benchmarks.speed_cohorts import MODELS, client_rank, make_cohort  # noqa: E402
 
 START = "import torch; torch.zeros(1, device='cuda')"
@@ -122,12 +121,7 @@ def compare(cohort: Path, out: Path) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "speed")
-    parser.add_argument("--model", choices=MODELS, default="8b")
-    parser.add_argument("--clients", type=int, nargs="+", default=[64])
-    parser.add_argument("--ranks", default="16", help="a number or mixed")
-    parser.add_argument("--runs", type=int, default=5)
+    parser = cohort_parser(__doc__, "8b", 64)
     parser.add_argument("--cpu", action="store_true", help="merge on the CPU too, and compare")
     given = parser.parse_args()
     if not torch.cuda.is_available():
