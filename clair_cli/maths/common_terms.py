@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,10 +26,6 @@ class Side:
     rows: Tensor
     common: CommonTerms | None = None
     by: Tensor | None = None
-
-    @cached_property
-    def columns(self) -> Tensor | None:
-        return None if self.common is None else self.common.columns.to(self.rows.device)
 
     def spread(self, values: Tensor) -> Tensor:
         """From the stored terms, (n_modules, n_stored, m), to the updates', (n_modules, sum_rank,
@@ -70,7 +65,11 @@ def less_last(stack: FactorStack, present: Tensor) -> FactorStack:
     """
     *own, last = stack.ranks
     ends = [0, *itertools.accumulate(own)]
-    sizes, before = stack.scaling[:, :-1], stack.scaling[:, -1:]
+    factors = stack.lora_A[:, ends[-1] :].mT, stack.lora_B[:, :, ends[-1] :]
+    there = [(factor != 0).any(2).any(1).to(stack.scaling.device) for factor in factors]
+    # what is zero has no scale that the others could be small beside
+    sizes = stack.scaling[:, :-1]
+    before = torch.where(there[0] & there[1], stack.scaling[:, -1], 0.0)[:, None]
     unit = torch.maximum(sizes.abs(), before.abs())
     whole = torch.where(unit > 0, unit, 1.0)
     columns: list[int] = []

@@ -44,9 +44,15 @@ class SideCores:
     ranks: tuple[int, ...]
 
     def widened(self, ranks: Sequence[int]) -> SideCores:
-        """With zeros beside each client's columns, up to these ranks."""
+        """With zeros beside each client's columns, up to these ranks.
+
+        Raises:
+            ValueError: a client has more columns already.
+        """
         if tuple(ranks) == self.ranks:
             return self
+        if any(rank < own for rank, own in zip(ranks, self.ranks, strict=True)):
+            raise ValueError(f"columns {self.ranks} do not fit {tuple(ranks)}")
         parts = zip(torch.split(self.stack, list(self.ranks), dim=-1), ranks, strict=True)
         wide = [torch.nn.functional.pad(part, (0, rank - part.shape[-1])) for part, rank in parts]
         return SideCores(torch.cat(wide, dim=-1), self.outside, tuple(ranks))

@@ -82,7 +82,9 @@ def wide_evidence(stack: FactorStack) -> WideEvidence:
     by_A, by_B, scale = balance(norm_A, norm_B, stack.scaling, ranks)
     own_A, own_B = _scaled(own_A, by_A[0], ranks), _scaled(own_B, by_B[0], ranks)
     squares = torch.stack([(a * b).sum() for a, b in zip(own_A, own_B, strict=True)])
-    norms = update_norms(squares, scale[0])
+    pairs = zip(own_A, own_B, strict=True)
+    terms = torch.stack([(a.diagonal() * b.diagonal()).sum() for a, b in pairs])
+    norms = update_norms(squares, terms, scale[0], stack.dtype)
     inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
     roots_A = [gram_root(g) * i for g, i in zip(own_A, inverse, strict=True)]
     roots_B = [gram_root(g) * i for g, i in zip(own_B, inverse, strict=True)]

@@ -51,6 +51,5 @@ def _in_work(round_: Round, modules: Sequence[str]) -> int:
 def _stored(round_: Round, modules: Sequence[str]) -> int:
     """Terms that lie in memory: of the previous adapter, which every update has, they do once."""
     ranks = largest_ranks(round_, modules)
-    before = {} if round_.previous is None else round_.previous.modules
-    common = max((before[m].rank for m in modules if m in before), default=0)
+    common = round_.previous_rank(modules[0])
     return sum(ranks) - common * max(0, sum(rank > 0 for rank in ranks) - 1)

@@ -48,20 +48,22 @@ class Gathered:
 
 def batches(round_: Round, device: Device) -> list[list[str]]:
     """Modules in which every client has one rank, and one shape, in batches that fit the bounds; on
-    a GPU the ranks may differ. One by one where there are more terms than the layer is wide.
+    a GPU the ranks may differ, but not that of a previous adapter: in a batch everybody's own terms
+    lie beside its terms. One by one where there are more terms than the layer is wide.
 
     The largest come first, so that no thread begins one when the others are nearly done.
     """
-    alike: dict[tuple[tuple[int, int], tuple[int, ...]], list[str]] = {}
+    alike: dict[tuple[tuple[int, int], int, tuple[int, ...]], list[str]] = {}
     sized: list[tuple[int, list[str]]] = []
     for module, shape in round_.module_shapes.items():
         ranks = largest_ranks(round_, [module])
         if wide(round_, module):
             sized.append((sum(ranks) * sum(shape), [module]))
         else:
-            key = (shape, tuple(ranks) if device.name == "cpu" else ())
+            before = round_.previous_rank(module)
+            key = (shape, before, tuple(ranks) if device.name == "cpu" else ())
             alike.setdefault(key, []).append(module)
-    for (shape, _), modules in alike.items():
+    for (shape, _, _), modules in alike.items():
         n_terms, widths = sum(largest_ranks(round_, modules)), sum(shape)
         size = _batch_size(n_terms, widths, device)
         for start in range(0, len(modules), size):

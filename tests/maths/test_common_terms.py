@@ -8,7 +8,8 @@ from torch import Tensor
 
 from clair_cli.maths.common_terms import less_last, sides
 from clair_cli.maths.evidence import Evidence, gather
-from clair_cli.maths.grams import grams
+from clair_cli.maths.grams import grams, update_norms
+from clair_cli.maths.side_cores import SideCores
 from clair_cli.maths.stack import Factors, FactorStack, stack_factors
 from clair_cli.maths.wide_evidence import wide_evidence
 
@@ -155,8 +156,52 @@ def test_without_one_that_is_subtracted_nothing_is() -> None:
     assert_alike(gather(found), gather(exact))
 
 
-def test_the_same_as_what_is_subtracted_is_no_update() -> None:
-    clients, last = cohort(0, torch.float32)
-    pair = grams(common([([last, *clients], last)]))
-    assert float(pair.delta_norms[0, 0]) == 0.0
-    assert (pair.delta_norms[0, 1:] > 0).tolist() == [k != LACKS for k in range(len(RANKS))]
+@pytest.mark.parametrize(
+    ("dtype", "rank"), [(torch.float64, 64), (torch.float64, 12), (torch.float32, 10)]
+)
+def test_the_same_as_what_is_subtracted_is_no_update(dtype: torch.dtype, rank: int) -> None:
+    """Whatever the machine makes of rows that are equal and lie apart."""
+    g = torch.Generator().manual_seed(rank)
+
+    def made() -> tuple[list[Factors], Factors]:
+        shapes = ((rank, IN), (OUT, rank))
+        clients: list[Factors] = [
+            (torch.randn(shapes[0], generator=g), torch.randn(shapes[1], generator=g), 1.3)
+            for _ in range(6)
+        ]
+        return clients, clients[-1]
+
+    modules = [made() for _ in range(4)]
+    norms = grams(common(modules, dtype)).norms
+    assert (norms > 0).tolist() == [[True] * 5 + [False]] * 4
+    if dtype == torch.float64:
+        found = wide_evidence(common(modules[:1])).evidence
+        assert (found.norms[0] > 0).tolist() == [True] * 5 + [False]
+
+
+def test_what_rounding_may_leave_grows_with_the_terms_and_is_no_update() -> None:
+    size, scale = torch.tensor([1.0, 256.0], dtype=torch.float64), torch.ones(2)
+    for dtype, largest in ((torch.float64, 5e-8), (torch.float32, 1e-3)):
+        left, more = ((by * largest) ** 2 * size for by in (1.0, 4.0))
+        assert update_norms(left, size, scale, dtype).tolist() == [0.0, 0.0]
+        assert update_norms(more, size, scale, dtype).tolist() == pytest.approx(
+            [4.0 * largest, 64.0 * largest]
+        )
+    assert update_norms(size, size, torch.zeros(2), torch.float64).tolist() == [0.0, 0.0]
+
+
+def test_a_previous_adapter_of_nothing_hides_nothing() -> None:
+    """However large its scaling is: no client's is small beside that."""
+    clients, _ = cohort(1, torch.float32)
+    nothing = (torch.ones(2, IN), torch.zeros(OUT, 2), 1e200)
+    small: list[Factors] = [(A, B, 1e-60 * s) for A, B, s in clients]  # type: ignore[misc]
+    found = grams(common([(small, nothing)])).delta_norms
+    exact = grams(stack_factors([small], (OUT, IN))).delta_norms
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=0.0)
+
+
+def test_columns_that_do_not_fit_are_refused() -> None:
+    cores = SideCores(torch.ones(1, 3, 6, dtype=torch.float64), torch.zeros(1, 2), (4, 2))
+    assert cores.widened((4, 5)).ranks == (4, 5)
+    with pytest.raises(ValueError, match="do not fit"):
+        cores.widened((3, 3))

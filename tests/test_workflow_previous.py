@@ -1,0 +1,124 @@
+"""Rounds with a previous adapter, beside the same updates given without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+import clair_cli
+
+Pair = tuple[Tensor, Tensor]
+Modules = Mapping[str, Pair]
+
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def key(module: str, side: str) -> str:
+    return f"base_model.model.layers.0.self_attn.{module}.lora_{side}.weight"
+
+
+def adapter(modules: Modules) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """As PEFT has it, of scaling 1."""
+    ranks = {m: len(A) for m, (A, _) in modules.items()}
+    config = {
+        "peft_type": "LORA", "r": max(ranks.values()), "lora_alpha": max(ranks.values()),
+        "target_modules": list(modules), "rank_pattern": ranks, "alpha_pattern": ranks,
+    }  # fmt: skip
+    state = {key(m, side): t for m, pair in modules.items() for side, t in zip("AB", pair)}  # noqa: B905
+    return state, config
+
+
+def cohort(
+    own: Mapping[str, int], before: Mapping[str, int], shape: tuple[int, int], lacking: str = ""
+) -> tuple[dict[str, dict[str, Pair]], dict[str, Pair]]:
+    """Updates that share two output directions, but for the first; and what they are on top of.
+
+    Args:
+        own, before: ranks by module.
+        lacking: a module that the last client has not.
+    """
+    g = torch.Generator().manual_seed(0)
+
+    def pair(rank: int) -> Pair:
+        A, B = torch.randn(rank, shape[1], generator=g), torch.randn(shape[0], rank, generator=g)
+        return A, B
+
+    previous = {m: pair(rank) for m, rank in before.items()}
+    shared = {m: pair(2)[1] for m in own}
+    clients: dict[str, dict[str, Pair]] = {}
+    for k in range(7):
+        modules = {}
+        for m, rank in own.items():
+            A, B = pair(rank)
+            B *= 0.3
+            if k:
+                B[:, :2] += shared[m]
+            modules[m] = A, B
+        if k == 6:
+            modules.pop(lacking, None)
+        clients[f"c{k}"] = modules
+    return clients, previous
+
+
+def on_top(clients: Mapping[str, Modules], previous: Modules) -> dict[str, dict[str, Pair]]:
+    return {
+        name: {
+            m: (torch.cat([A, previous[m][0]]), torch.cat([B, previous[m][1]], dim=1))
+            if m in previous
+            else (A, B)
+            for m, (A, B) in modules.items()
+        }
+        for name, modules in clients.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("own", "before", "shape", "lacking", "atol"),
+    [
+        pytest.param((4, 4, 4, 4), (4, 4, 4, 4), (48, 40), "", 1e-7, id="one rank"),
+        pytest.param((12, 4, 8, 2), (0, 4, 2, 5), (48, 40), "", 1e-7, id="ranks that sum to one"),
+        pytest.param((4, 5, 6, 4), (5, 3, 0, 3), (48, 40), "k_proj", 1e-7, id="a module lacking"),
+        pytest.param((6, 12, 10, 8), (14, 8, 10, 12), (200, 160), "", 1e-2, id="sketched"),
+        pytest.param((6, 12, 10, 8), (24, 40, 32, 36), (300, 280), "v_proj", 1e-2, id="wide"),
+    ],
+)
+def test_clients_are_judged_by_what_they_added(
+    own: tuple[int, ...], before: tuple[int, ...], shape: tuple[int, int], lacking: str, atol: float
+) -> None:
+    """Tables of pairs and cores are estimates from some size on, and others beside P's terms."""
+    ranks = {m: rank for m, rank in zip(MODULES, before, strict=True) if rank}
+    clients, previous = cohort(dict(zip(MODULES, own, strict=True)), ranks, shape, lacking)
+    added = {name: adapter(modules) for name, modules in clients.items()}
+    given = {name: adapter(modules) for name, modules in on_top(clients, previous).items()}
+    found = clair_cli.inspect(given, previous=adapter(previous)).report
+    exact = clair_cli.inspect(added).report
+    assert found.cohort.stacking == exact.cohort.stacking == "output"
+    assert [c.verdict for c in found.clients] == [c.verdict for c in exact.clients]
+    assert [c.verdict for c in found.clients] == ["contaminated"] + ["benign"] * 6
+    for one, other in zip(found.clients, exact.clients, strict=True):
+        for name in ("alignment", "captured_ratio"):
+            values = getattr(one.scores, name), getattr(other.scores, name)
+            assert values[0] == pytest.approx(values[1], rel=0.0, abs=atol)
+        norms = [[m.norm for m in c.modules.values()] for c in (one, other)]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("rank", [2, 20, 64])
+@pytest.mark.parametrize("shape", [(300, 280), (700, 640)])
+def test_what_is_as_before_is_no_update(rank: int, shape: tuple[int, int]) -> None:
+    """At ranks at which rounding differs between where a client's terms lie and where those that
+    are subtracted do; in a wide layer too."""
+    ranks = dict.fromkeys(MODULES, rank)
+    clients, previous = cohort(ranks, ranks, shape)
+    clients["c3"] = previous
+    given = {name: adapter(modules) for name, modules in clients.items()}
+    (same,) = (
+        c
+        for c in clair_cli.inspect(given, previous=adapter(previous)).report.clients
+        if c.name == "c3"
+    )
+    assert (same.verdict, [r.code for r in same.reasons]) == ("suspicious", ["no_update"])
+    assert {m.norm for m in same.modules.values()} == {0.0}
