@@ -162,8 +162,10 @@ def update_norms(squares: Tensor, terms: Tensor, scale: Tensor, dtype: torch.dty
 
 def _client_sums(values: Tensor, ranks: Sequence[int]) -> Tensor:
     """Sum (n_modules, sum_rank) over each client's terms."""
-    parts = torch.split(values, list(ranks), dim=1)
-    return torch.stack([part.sum(1) for part in parts], dim=1)
+    if same_rank(ranks):
+        return torch.unflatten(values, 1, (len(ranks), -1)).sum(2)
+    found = values.new_zeros(len(values), len(ranks))
+    return found.index_add_(1, owners(ranks, values.device), values)
 
 
 def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Tensor | None]:

@@ -28,25 +28,22 @@ def weighted_sum(
         Float64 factors, each rank-one term split evenly between the two (no overflow, and
         nothing lost to a client's gauge).
     """
-    out_features, in_features = shape
-    columns: list[Tensor] = []
-    rows: list[Tensor] = []
-    for factors, weight in zip(clients, weights, strict=True):
-        if factors is None or weight == 0.0 or factors[2] == 0.0:
-            continue
-        lora_A, lora_B = factors[0].double(), factors[1].double()
-        norm_A = torch.linalg.vector_norm(lora_A, dim=1)
-        norm_B = torch.linalg.vector_norm(lora_B, dim=0)
-        alive = (norm_A > 0) & (norm_B > 0)
-        balance = (norm_A[alive] / norm_B[alive]).sqrt()
-        columns.append(lora_B[:, alive] * (balance * weight * factors[2]))
-        rows.append(lora_A[alive] / balance[:, None])
-    if not columns:
-        return Product(
-            torch.zeros(out_features, 0, dtype=torch.float64),
-            torch.zeros(0, in_features, dtype=torch.float64),
-        )
-    return Product(torch.cat(columns, dim=1), torch.cat(rows, dim=0))
+    used = [
+        (factors[0].double(), factors[1].double(), weight * factors[2])
+        for factors, weight in zip(clients, weights, strict=True)
+        if factors is not None and weight != 0.0 and factors[2] != 0.0
+    ]
+    if not used:
+        none = torch.zeros(sum(shape), 0, dtype=torch.float64)
+        return Product(none[: shape[0]], none[shape[0] :].mT)
+    lora_A = torch.cat([one[0] for one in used])
+    lora_B = torch.cat([one[1] for one in used], dim=1)
+    scale = torch.tensor([by for A, _, by in used for _ in range(len(A))], dtype=torch.float64)
+    norm_A = torch.linalg.vector_norm(lora_A, dim=1)
+    norm_B = torch.linalg.vector_norm(lora_B, dim=0)
+    alive = (norm_A > 0) & (norm_B > 0)
+    balance = (norm_A[alive] / norm_B[alive]).sqrt()
+    return Product(lora_B[:, alive] * (balance * scale[alive]), lora_A[alive] / balance[:, None])
 
 
 def plain_distance(
