@@ -29,21 +29,23 @@ def weighted_sum(
         nothing lost to a client's gauge).
     """
     used = [
-        (factors[0].double(), factors[1].double(), weight * factors[2])
+        (*factors[:2], weight * factors[2])
         for factors, weight in zip(clients, weights, strict=True)
         if factors is not None and weight != 0.0 and factors[2] != 0.0
     ]
     if not used:
         none = torch.zeros(sum(shape), 0, dtype=torch.float64)
         return Product(none[: shape[0]], none[shape[0] :].mT)
-    lora_A = torch.cat([one[0] for one in used])
-    lora_B = torch.cat([one[1] for one in used], dim=1)
+    lora_A = torch.cat([A for A, _, _ in used]).double()
+    lora_B = torch.cat([B for _, B, _ in used], dim=1).double()
     scale = torch.tensor([by for A, _, by in used for _ in range(len(A))], dtype=torch.float64)
     norm_A = torch.linalg.vector_norm(lora_A, dim=1)
     norm_B = torch.linalg.vector_norm(lora_B, dim=0)
     alive = (norm_A > 0) & (norm_B > 0)
+    if not bool(alive.all()):
+        lora_A, lora_B = lora_A[alive], lora_B[:, alive]
     balance = (norm_A[alive] / norm_B[alive]).sqrt()
-    return Product(lora_B[:, alive] * (balance * scale[alive]), lora_A[alive] / balance[:, None])
+    return Product(lora_B.mul_(balance * scale[alive]), lora_A.div_(balance[:, None]))
 
 
 def plain_distance(

@@ -150,6 +150,26 @@ def test_weighted_sum_is_exact() -> None:
     assert got.lora_A.shape[0] == 3 + 1 + 4  # the missing module takes no columns
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_is_summed_stays_as_it_is(alone: bool) -> None:
+    """Of float64, too, which needs no copy to be computed with; dtypes may differ, and terms be
+    zero."""
+    clients = [f for f in cohort()[1] if f is not None]
+    clients = clients[:1] if alone else clients
+    dtypes = [torch.float64, torch.bfloat16, torch.float16, torch.float32]
+    given = [
+        (A.to(dtype), B.to(dtype), s) for (A, B, s), dtype in zip(clients, dtypes, strict=False)
+    ]
+    if not alone:
+        given[-1][0][0] = 0.0
+    before = [(A.clone(), B.clone()) for A, B, _ in given]
+    got = weighted_sum(given, [0.5] * len(given), (OUT, IN))
+    expected = sum(0.5 * dense(f) for f in given)
+    assert relative(multiplied(got), np.asarray(expected)) < 1e-14
+    for (A, B, _), (old_A, old_B) in zip(given, before, strict=True):
+        assert torch.equal(A, old_A) and torch.equal(B, old_B)
+
+
 def test_weight_zero_leaves_a_client_out() -> None:
     clients = cohort()[1]
     got = weighted_sum(clients, [0.0, 1.0, 0.0, 1.0], (OUT, IN))
