@@ -122,3 +122,32 @@ def test_what_is_as_before_is_no_update(rank: int, shape: tuple[int, int]) -> No
     )
     assert (same.verdict, [r.code for r in same.reasons]) == ("suspicious", ["no_update"])
     assert {m.norm for m in same.modules.values()} == {0.0}
+
+
+def warned(clients: Mapping[str, Modules], previous: Modules) -> bool:
+    given = {name: adapter(modules) for name, modules in clients.items()}
+    report = clair_cli.inspect(given, previous=adapter(previous)).report
+    return any("cancels out" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("left_out", [("c0",), ("c0", "c1")])
+def test_the_clients_own_merge_is_not_what_they_started_from(left_out: tuple[str, ...]) -> None:
+    ranks = dict.fromkeys(MODULES, 4)
+    clients, _ = cohort(ranks, {}, (48, 40))
+    given = {name: adapter(modules) for name, modules in clients.items()}
+    merged = clair_cli.merge(given, exclude=left_out, rank="full")
+    assert merged.tensors is not None
+    previous = {m: (merged.tensors[key(m, "A")], merged.tensors[key(m, "B")]) for m in MODULES}
+    assert warned(clients, previous)
+
+
+@pytest.mark.parametrize("opposite", [0, 1, 2, 3])
+def test_opposite_clients_are_no_sign_of_a_wrong_previous_adapter(opposite: int) -> None:
+    ranks = dict.fromkeys(MODULES, 4)
+    clients, previous = cohort(ranks, ranks, (48, 40))
+    for k in range(opposite):
+        clients[f"c{6 - k}"] = {m: (A, -B) for m, (A, B) in clients[f"c{6 - k}"].items()}
+    assert not warned(on_top(clients, previous), previous)
+    if opposite == 1:
+        three = {name: clients[name] for name in ("c4", "c5", "c6")}
+        assert not warned(on_top(three, previous), previous)

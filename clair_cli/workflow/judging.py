@@ -18,6 +18,9 @@ from clair_cli.workflow.tensors import Stacks
 # Unrelated updates on top of a common adapter three times their size have cosine 0.9, twice
 # their size 0.8. The median pair counts: some contaminated clients don't hide it.
 ALIKE = 0.75
+# Sum of a client's cosines to all others, for the median client: -1 where all updates sum to
+# nothing. Opposite clients, if they are fewer than half, leave it at 0 and above.
+CANCELLED = -0.5
 
 
 @dataclass(frozen=True)
@@ -154,10 +157,20 @@ def _remarks(judgement: Judgement, allow_undetermined: bool) -> tuple[str, ...]:
 
 
 def _previous_warning(round_: Round, evidence: Evidence) -> tuple[str, ...]:
-    if round_.previous is not None or len(round_.adapters) < 3:
+    """Where the previous adapter is missing, or looks like another one than the clients'."""
+    n = len(round_.adapters)
+    if n < 3:
         return ()
     cosine = joint_cosine(evidence)
-    n = len(round_.adapters)
+    if round_.previous is not None:
+        others = sorted((cosine.sum(1) - cosine.diagonal()).tolist())
+        if others[n // 2] > CANCELLED:
+            return ()
+        return (
+            "what the clients added to the --previous adapter cancels out, as it does when that is "
+            "what they merge to themselves: give the one that they started from, else the verdicts "
+            "mean nothing",
+        )
     pairs = sorted(float(cosine[j, k]) for j in range(n) for k in range(j))
     typical = pairs[len(pairs) // 2]
     if typical < ALIKE:
