@@ -124,21 +124,21 @@ def test_what_is_as_before_is_no_update(rank: int, shape: tuple[int, int]) -> No
     assert {m.norm for m in same.modules.values()} == {0.0}
 
 
-def warned(clients: Mapping[str, Modules], previous: Modules) -> bool:
+def remarks(clients: Mapping[str, Modules], previous: Modules) -> str:
+    """What is said of the previous adapter."""
     given = {name: adapter(modules) for name, modules in clients.items()}
-    report = clair_cli.inspect(given, previous=adapter(previous)).report
-    return any("cancels out" in warning for warning in report.warnings)
+    warnings = clair_cli.inspect(given, previous=adapter(previous)).report.warnings
+    return " ".join(warning for warning in warnings if "--previous" in warning)
 
 
 @pytest.mark.parametrize("left_out", [("c0",), ("c0", "c1")])
 def test_the_clients_own_merge_is_not_what_they_started_from(left_out: tuple[str, ...]) -> None:
-    ranks = dict.fromkeys(MODULES, 4)
-    clients, _ = cohort(ranks, {}, (48, 40))
+    clients, _ = cohort(dict.fromkeys(MODULES, 4), {}, (48, 40))
     given = {name: adapter(modules) for name, modules in clients.items()}
     merged = clair_cli.merge(given, exclude=left_out, rank="full")
     assert merged.tensors is not None
     previous = {m: (merged.tensors[key(m, "A")], merged.tensors[key(m, "B")]) for m in MODULES}
-    assert warned(clients, previous)
+    assert "cancels out" in remarks(clients, previous)
 
 
 @pytest.mark.parametrize("opposite", [0, 1, 2, 3])
@@ -147,7 +147,26 @@ def test_opposite_clients_are_no_sign_of_a_wrong_previous_adapter(opposite: int)
     clients, previous = cohort(ranks, ranks, (48, 40))
     for k in range(opposite):
         clients[f"c{6 - k}"] = {m: (A, -B) for m, (A, B) in clients[f"c{6 - k}"].items()}
-    assert not warned(on_top(clients, previous), previous)
+    assert remarks(on_top(clients, previous), previous) == ""
     if opposite == 1:
         three = {name: clients[name] for name in ("c4", "c5", "c6")}
-        assert not warned(on_top(three, previous), previous)
+        assert remarks(on_top(three, previous), previous) == ""
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0, 3.0])
+def test_clients_that_started_from_another_adapter(size: float) -> None:
+    """However large the updates are; some clients may well have started from another one, and one
+    lacks a module. All of a fresh start share what is taken away from them."""
+    ranks = dict.fromkeys(MODULES, 4)
+    clients, previous = cohort(ranks, ranks, (48, 40), lacking="q_proj")
+    clients = {n: {m: (A, size * B) for m, (A, B) in c.items()} for n, c in clients.items()}
+    right = on_top(clients, previous)
+    assert remarks(right, previous) == ""
+    assert remarks({**right, **{n: clients[n] for n in ("c1", "c4", "c5")}}, previous) == ""
+    assert "have little of the --previous adapter in them" in remarks(clients, previous)
+
+
+def test_a_previous_adapter_of_zeros_is_in_everybody() -> None:
+    ranks = dict.fromkeys(MODULES, 4)
+    clients, previous = cohort(ranks, ranks, (48, 40))
+    assert remarks(clients, {m: (A, 0.0 * B) for m, (A, B) in previous.items()}) == ""

@@ -97,6 +97,12 @@ def spectrum(product: Product) -> Spectrum:
     return Spectrum(left @ u, values, vt @ right.mT)
 
 
+def inner(one: Product, other: Product) -> float:
+    """Frobenius inner product of two matrices of one shape."""
+    left, right = one.lora_B.mT @ other.lora_B, one.lora_A @ other.lora_A.mT
+    return float((left * right).sum())
+
+
 def norm(product: Product) -> float:
     """Frobenius norm, to machine precision also when terms cancel."""
     if _is_small(product):

@@ -8,19 +8,13 @@ from dataclasses import dataclass
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.judge import Judgement, judge, needs_cores
 from clair_cli.maths.packed_grams import PackedGrams
-from clair_cli.maths.structure import find_structure, joint_cosine
+from clair_cli.maths.structure import find_structure
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.passes import Gathered, gather_cores, gather_evidence
 from clair_cli.workflow.pool import in_order
+from clair_cli.workflow.previous_remarks import previous_remarks
 from clair_cli.workflow.round import Round
 from clair_cli.workflow.tensors import Stacks
-
-# Unrelated updates on top of a common adapter three times their size have cosine 0.9, twice
-# their size 0.8. The median pair counts: some contaminated clients don't hide it.
-ALIKE = 0.75
-# Sum of a client's cosines to all others, for the median client: -1 where all updates sum to
-# nothing. Opposite clients, if they are fewer than half, leave it at 0 and above.
-CANCELLED = -0.5
 
 
 @dataclass(frozen=True)
@@ -121,7 +115,7 @@ def _judged(
     return Judged(
         round_, evidence, judgement, _normalised(raw), _normalised(given),
         round_.warnings
-        + _previous_warning(round_, evidence)
+        + previous_remarks(round_, evidence)
         + _remarks(judgement, allow_undetermined),
         gathered.kept, gathered.stacks,
     )  # fmt: skip
@@ -153,29 +147,4 @@ def _remarks(judgement: Judgement, allow_undetermined: bool) -> tuple[str, ...]:
     return (
         "sharing shows only in the input directions, which adapters that started from the same "
         "lora_A share whatever they learnt: read the verdicts with care",
-    )
-
-
-def _previous_warning(round_: Round, evidence: Evidence) -> tuple[str, ...]:
-    """Where the previous adapter is missing, or looks like another one than the clients'."""
-    n = len(round_.adapters)
-    if n < 3:
-        return ()
-    cosine = joint_cosine(evidence)
-    if round_.previous is not None:
-        others = sorted((cosine.sum(1) - cosine.diagonal()).tolist())
-        if others[n // 2] > CANCELLED:
-            return ()
-        return (
-            "what the clients added to the --previous adapter cancels out, as it does when that is "
-            "what they merge to themselves: give the one that they started from, else the verdicts "
-            "mean nothing",
-        )
-    pairs = sorted(float(cosine[j, k]) for j in range(n) for k in range(j))
-    typical = pairs[len(pairs) // 2]
-    if typical < ALIKE:
-        return ()
-    return (
-        f"the clients are nearly the same (median cosine {typical:.2f}): if they all started from "
-        "the last merged adapter, give it with --previous, else the verdicts are about that one",
     )

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from clair_cli.maths.lowrank import (
     Product,
+    inner,
     norm,
     numerical_rank,
     singular_values,
@@ -135,6 +136,17 @@ def test_a_wide_spectrum_keeps_its_small_values() -> None:
     values = torch.tensor([1.0, 1e-3, 1e-6, 1e-8, 1e-10], dtype=torch.float64)
     got = spectrum(Product(left * values, right)).values
     torch.testing.assert_close(got, values, rtol=1e-5, atol=0)
+
+
+def test_inner_products() -> None:
+    g = torch.Generator().manual_seed(0)
+    one, other = (
+        Product(*(torch.randn(s, generator=g, dtype=torch.float64) for s in ((9, r), (r, 7))))
+        for r in (3, 5)
+    )
+    expected = float((one.lora_B @ one.lora_A * (other.lora_B @ other.lora_A)).sum())
+    assert inner(one, other) == pytest.approx(expected, rel=1e-12)
+    assert inner(one, one) == pytest.approx(norm(one) ** 2, rel=1e-12)
 
 
 # weighted_sum and plain_distance
