@@ -24,7 +24,7 @@ CANCELLED = -0.5
 # that, 0 where it started from another one.
 PRESENT = 0.5
 # Modules that are looked at for that.
-_MODULES = 8
+_MODULES = 4
 
 
 def previous_remarks(round_: Round, evidence: Evidence) -> tuple[str, ...]:
