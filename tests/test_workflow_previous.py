@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 import clair_cli
+from tests import cohorts
 
 Pair = tuple[Tensor, Tensor]
 Modules = Mapping[str, Pair]
@@ -170,3 +172,20 @@ def test_a_previous_adapter_of_zeros_is_in_everybody() -> None:
     ranks = dict.fromkeys(MODULES, 4)
     clients, previous = cohort(ranks, ranks, (48, 40))
     assert remarks(clients, {m: (A, 0.0 * B) for m, (A, B) in previous.items()}) == ""
+
+
+def test_a_client_that_changes_before_the_remarks_is_left_out(tmp_path: Path) -> None:
+    """They look into the clients' factors once more."""
+    honest = cohorts.honest(6)
+    folder = cohorts.save(tmp_path / "clients", honest)
+    previous = cohorts.save_peft(tmp_path / "previous", cohorts.unrelated(7))
+    file = folder / "c2" / "adapter_model.safetensors"
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "judging" and done == 0 and file.exists():
+            file.unlink()
+
+    report = clair_cli.inspect(folder, previous=previous, progress=progress).report
+    (lost,) = (c for c in report.clients if c.name == "c2")
+    assert lost.verdict == "rejected"
+    assert any("have little of the --previous adapter" in text for text in report.warnings)
