@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import functools
 import os
 import signal
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import typer.testing
 from hypothesis import settings
+
+import clair_cli
 
 # The default: the same examples on every machine. HYPOTHESIS_PROFILE=long looks for new ones.
 settings.register_profile("ci", derandomize=True, deadline=None)
@@ -28,9 +31,12 @@ if hasattr(typer.testing, "_get_command"):
     typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Signals as an ordinary process has them: nohup and `&` leave some ignored, and a child of
-    the tests inherits that."""
+    the tests inherits that. Bytecode as an installed package has it: where Python may not keep any,
+    each of a hundred children would make it again."""
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(Path(clair_cli.__file__).parent, quiet=2)
     for name, handler in (
         ("SIGINT", signal.default_int_handler),
         ("SIGTERM", signal.SIG_DFL),
