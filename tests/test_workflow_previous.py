@@ -29,7 +29,9 @@ def adapter(modules: Modules) -> tuple[dict[str, Tensor], dict[str, object]]:
         "peft_type": "LORA", "r": max(ranks.values()), "lora_alpha": max(ranks.values()),
         "target_modules": list(modules), "rank_pattern": ranks, "alpha_pattern": ranks,
     }  # fmt: skip
-    state = {key(m, side): t for m, pair in modules.items() for side, t in zip("AB", pair)}  # noqa: B905
+    state = {
+        key(m, side): t for m, pair in modules.items() for side, t in zip("AB", pair, strict=True)
+    }
     return state, config
 
 

@@ -71,14 +71,13 @@ def less_last(stack: FactorStack, present: Tensor) -> FactorStack:
     sizes = stack.scaling[:, :-1]
     before = torch.where(there[0] & there[1], stack.scaling[:, -1], 0.0)[:, None]
     unit = torch.maximum(sizes.abs(), before.abs())
-    whole = torch.where(unit > 0, unit, 1.0)
+    own_by, common_by = (by / torch.where(unit > 0, unit, 1.0) for by in (sizes, -before))
     columns: list[int] = []
     by: list[Tensor] = []
     for k, rank in enumerate(own):
         more = last if rank else 0
         columns += [*range(ends[k], ends[k + 1]), *range(ends[-1], ends[-1] + more)]
-        by += [(sizes / whole)[:, k : k + 1].expand(-1, rank)]
-        by += [(-before / whole)[:, k : k + 1].expand(-1, more)]
+        by += [own_by[:, k : k + 1].expand(-1, rank), common_by[:, k : k + 1].expand(-1, more)]
     common = CommonTerms(last, torch.tensor(columns, dtype=torch.long), torch.cat(by, dim=1))
     return replace(
         stack,

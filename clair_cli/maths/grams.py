@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.common_terms import Side, sides
-from clair_cli.maths.stack import FactorStack, balance, columns_of, owners, same_rank
+from clair_cli.maths.stack import (
+    FactorStack,
+    balance,
+    client_sums,
+    columns_of,
+    owners,
+    same_rank,
+)
 
 # Stacks of more columns than this have their leading directions found by iteration.
 SKETCHED_ABOVE = 128
@@ -131,7 +138,7 @@ def grams(stack: FactorStack) -> Grams:
         if sketch is not None:
             sketch.mul_(by[:, :, None])
     inner = B * A
-    terms = _client_sums(inner.diagonal(dim1=1, dim2=2), stack.ranks)
+    terms = client_sums(inner.diagonal(dim1=1, dim2=2), stack.ranks)
     squares = block_sums(inner, stack.ranks).diagonal(dim1=1, dim2=2)
     norms = update_norms(squares, terms, scale, stack.dtype)
     if stack.common is not None:
@@ -158,14 +165,6 @@ def update_norms(squares: Tensor, terms: Tensor, scale: Tensor, dtype: torch.dty
     """
     norms = squares.clamp_min(0.0).sqrt()
     return torch.where((norms > _VANISHING[dtype] * terms.sqrt()) & (scale > 0), norms, 0.0)
-
-
-def _client_sums(values: Tensor, ranks: Sequence[int]) -> Tensor:
-    """Sum (n_modules, sum_rank) over each client's terms."""
-    if same_rank(ranks):
-        return torch.unflatten(values, 1, (len(ranks), -1)).sum(2)
-    found = values.new_zeros(len(values), len(ranks))
-    return found.index_add_(1, owners(ranks, values.device), values)
 
 
 def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Tensor | None]:

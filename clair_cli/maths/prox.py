@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.stack import same_rank
+from clair_cli.maths.stack import client_sums, same_rank
 
 # Columns for each row from which on singular values are found by the squares.
 _FLAT = 3
@@ -100,13 +100,7 @@ def block_norms(stack: Tensor, ranks: Sequence[int], *, joint: bool) -> Tensor:
     Returns:
         Shape (n_clients,) if joint, else (n_modules, n_clients).
     """
-    squares = (stack * stack).sum(1)
-    if same_rank(ranks):
-        per_block = squares.reshape(len(squares), len(ranks), ranks[0]).sum(-1)
-    else:
-        per_block = torch.stack(
-            [part.sum(-1) for part in torch.split(squares, list(ranks), dim=-1)], dim=-1
-        )
+    per_block = client_sums((stack * stack).sum(1), ranks)
     return (per_block.sum(0) if joint else per_block).sqrt()
 
 

@@ -187,6 +187,14 @@ def owners(ranks: Sequence[int], device: torch.device) -> Tensor:
     return owner.to(device)
 
 
+def client_sums(values: Tensor, ranks: Sequence[int]) -> Tensor:
+    """Sum (n_modules, sum_rank) over each client's columns, (n_modules, n_clients)."""
+    if same_rank(ranks):
+        return torch.unflatten(values, 1, (len(ranks), -1)).sum(2)
+    found = values.new_zeros(len(values), len(ranks))
+    return found.index_add_(1, owners(ranks, values.device), values)
+
+
 def columns_of(ranks: Sequence[int], clients: Sequence[int]) -> Tensor:
     """Indices of some clients' columns in a stack."""
     ends = [0, *itertools.accumulate(ranks)]

@@ -125,11 +125,10 @@ def _own_grams(side: Side, ranks: Sequence[int], dtype: torch.dtype) -> list[Ten
     """Each client's Gram of its update's terms, (rank, rank), float64, CPU."""
     last = 0 if side.common is None else side.common.rank
     own = [max(0, rank - last) for rank in ranks]  # no terms, no update: no common ones either
-    blocks = [block.to(dtype) for block in torch.split(side.rows[0], [*own, last])[: len(own)]]
+    *blocks, common = (part.to(dtype) for part in torch.split(side.rows[0], [*own, last]))
     alone = [(block @ block.mT).double().cpu() for block in blocks]
     if side.common is None:
         return alone
-    common = side.rows[0, sum(own) :].to(dtype)
     beside = [(block @ common.mT).double().cpu() for block in blocks]
     shared = (common @ common.mT).double().cpu()
     whole = [
