@@ -51,7 +51,9 @@ class Layout:
 
     def flat(self, lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
         """Stored factors as matrices (rank, columns) and (rows, rank); views where possible."""
-        if lora_A.ndim == lora_B.ndim == 2:
+        if (
+            lora_A.ndim == lora_B.ndim == 2
+        ):  # nearly always, and threads wait at each of torch's calls
             return lora_A, lora_B
         return lora_A.reshape(lora_A.shape[0], -1), lora_B.reshape(lora_B.shape[0], -1)
 
