@@ -27,6 +27,10 @@ _WIDER = {  # of two dtypes that differ, one that holds the values of both
     frozenset(("bfloat16", "float32")): "float32",
 }
 
+# Exponents of float32's smallest and largest magnitude, as `TensorEntry` has them; that of zeros and
+# subnormal numbers of float64.
+_EXPONENTS_F32, _NORMAL_F64 = (-149, 128), -1022
+
 ALPHA_TOLERANCE = 0.01  # an alpha in bfloat16 has three digits
 
 
@@ -127,6 +131,27 @@ def _check_values(entry: TensorEntry, *, may_be_integer: bool) -> None:
             found=f"{entry.non_finite:,} NaN or Inf",
             expected="finite values",
         )
+    if entry.dtype == "F64":
+        _check_exponent(entry)
+
+
+def _check_exponent(entry: TensorEntry) -> None:
+    """Refuse values that float32 can't hold, of which squares do not fit float64 either: then
+    what is measured would depend on how a client splits its delta weight between two factors.
+
+    Zeros pass, and so do subnormal numbers: with any factor that passes they make a delta weight
+    that counts as zero (`maths.grams.LEAST_NORM`).
+    """
+    if entry.exponent <= _NORMAL_F64 or _EXPONENTS_F32[0] <= entry.exponent <= _EXPONENTS_F32[1]:
+        return
+    size = f"1e{round(entry.exponent * math.log10(2))}"
+    raise RejectedClient(
+        f"tensor {quoted(entry.name)} has values of about {size}, which no training gives and "
+        "float32 can't hold",
+        found=f"values of about {size}",
+        expected="values between 1e-45 and 3e38",
+        hint="scale one factor up and the other down: their product stays the same",
+    )
 
 
 def _module(

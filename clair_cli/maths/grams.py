@@ -32,7 +32,10 @@ _BLOCK, _LARGE_BLOCK = 64, 128
 
 # Below this share of its terms' size an update is rounding error, by the dtype of the products.
 # Adapters less themselves came out at up to 5e-8 and 4e-4 of that.
-_VANISHING = {torch.float64: 1e-7, torch.float32: 2e-3}
+VANISHING = {torch.float64: 1e-7, torch.float32: 2e-3}
+# A delta weight below it is zero: products of two factors come to less in one gauge, and are lost in
+# another. Float32 has nothing below 1e-45, so that no two factors of it come near.
+LEAST_NORM = 1e-92
 
 
 @dataclass(frozen=True)
@@ -156,15 +159,17 @@ def _of_side(side: Side, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Te
 
 def update_norms(squares: Tensor, terms: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Norms of the clients' updates over their scale; exactly 0 where an update cancels to
-    rounding error, and where the scale is 0.
+    rounding error, and where nothing above `LEAST_NORM` is left.
 
     Args:
         squares: of the norms, as computed.
         terms: sums of the squared norms of each update's terms.
+        scale: of each client, at least 0.
         dtype: of the products that this comes from.
     """
     norms = squares.clamp_min(0.0).sqrt()
-    return torch.where((norms > _VANISHING[dtype] * terms.sqrt()) & (scale > 0), norms, 0.0)
+    alive = (norms > VANISHING[dtype] * terms.sqrt()) & (norms * scale > LEAST_NORM)
+    return torch.where(alive, norms, 0.0)
 
 
 def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Tensor | None]:

@@ -25,6 +25,7 @@ from clair_cli.maths.block_diagonal import BlockDiagonal, of_blocks
 from clair_cli.maths.common_terms import Side, sides
 from clair_cli.maths.evidence import CORE_DIM, Evidence
 from clair_cli.maths.grams import gaussian, update_norms
+from clair_cli.maths.own_sizes import OwnSizes, sizes_of, split_ranks
 from clair_cli.maths.prox import block_norms
 from clair_cli.maths.side_cores import SideCores
 from clair_cli.maths.similarity import PairTable, gram_root
@@ -57,11 +58,13 @@ class WideEvidence:
 
     Attributes:
         evidence: of this module.
+        sizes: of the clients' own delta weights.
         output: P' [D_1 ... D_K], with WIDE_DIM rows. input: the same of the transposed delta
             weights.
     """
 
     evidence: Evidence
+    sizes: OwnSizes
     output: SideCores
     input: SideCores
 
@@ -85,6 +88,8 @@ def wide_evidence(stack: FactorStack) -> WideEvidence:
     pairs = zip(own_A, own_B, strict=True)
     terms = torch.stack([(a.diagonal() * b.diagonal()).sum() for a, b in pairs])
     norms = update_norms(squares, terms, scale[0], stack.dtype)
+    common = 0 if stack.common is None else stack.common.rank
+    sizes_own = _own_sizes(own_A, own_B, scale, common)
     inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
     roots_A = [gram_root(g) * i for g, i in zip(own_A, inverse, strict=True)]
     roots_B = [gram_root(g) * i for g, i in zip(own_B, inverse, strict=True)]
@@ -111,8 +116,21 @@ def wide_evidence(stack: FactorStack) -> WideEvidence:
         torch.where(norms > 0, 1.0 / sizes.square().clamp_min(1e-300), torch.nan)[None],
     )
     return WideEvidence(
-        evidence, *(_side_cores(side.units, norms > 0, ranks) for side in (output, input_))
+        evidence, sizes_own, *(_side_cores(side.units, norms > 0, ranks) for side in (output, input_))
     )
+
+
+def _own_sizes(
+    own_A: list[Tensor], own_B: list[Tensor], scale: Tensor, previous_rank: int
+) -> OwnSizes:
+    squares, components = [], []
+    for a, b in zip(own_A, own_B, strict=True):
+        inner = a * b
+        own = split_ranks([len(inner)], previous_rank)[0]
+        for block in (inner[:own, :own], inner[own:, own:]):
+            squares.append(block.sum())
+            components.append(block.diagonal().sum())
+    return sizes_of(torch.stack(squares)[None], torch.stack(components)[None], scale)
 
 
 def _side_cores(units: Tensor, alive: Tensor, ranks: Sequence[int]) -> SideCores:

@@ -9,6 +9,7 @@ from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.judge import Judgement, judge, needs_cores
 from clair_cli.maths.packed_grams import PackedGrams
 from clair_cli.maths.structure import find_structure
+from clair_cli.workflow.components import check_components
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.passes import Gathered, gather_cores, gather_evidence
 from clair_cli.workflow.pool import in_order
@@ -75,11 +76,15 @@ def judge_round(
 
     Args:
         foresee: called, once the groups are known, with what will probably come out.
+
+    Raises:
+        ClientsUnfit, UsageError: see `check_components`.
     """
     zeros = tuple(0.0 for _ in round_.adapters)
     if round_.refusal is not None:
         return Judged(round_, None, None, zeros, zeros, round_.warnings, {})
     gathered = gather_evidence(round_, engine)
+    check_components(round_, gathered.sizes, engine.device.dtype)
     engine.tell("judging", 0, 1)
     (judged,) = in_order(
         lambda _: _judged(round_, engine, gathered, allow_undetermined, foresee), [0], 1

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from clair_cli.maths.evidence import Evidence, concatenate, gather
 from clair_cli.maths.grams import grams
+from clair_cli.maths.own_sizes import OwnSizes, concatenate_sizes, own_sizes
 from clair_cli.maths.packed_grams import PackedGrams, packed, packed_bytes
 from clair_cli.maths.side_cores import SideCores, joint_cores, side_cores
 from clair_cli.maths.wide_evidence import is_wide, wide_evidence
@@ -37,11 +38,13 @@ class Gathered:
 
     Attributes:
         evidence: of all modules, in order of name.
+        sizes: of the clients' own delta weights, likewise.
         kept: the Grams of as many modules as fit, by module; one module each.
         stacks: where their factors come from.
     """
 
     evidence: Evidence
+    sizes: OwnSizes
     kept: dict[str, PackedGrams]
     stacks: Stacks
 
@@ -116,27 +119,31 @@ def gather_evidence(round_: Round, engine: Engine) -> Gathered:
     # what is compared is not what is merged
     keep = kept_grams(round_) if stacks.resident is None and round_.previous is None else {}
 
-    def work(modules: list[str]) -> tuple[list[str], Evidence, dict[str, PackedGrams]]:
+    def work(modules: list[str]) -> tuple[list[str], Evidence, OwnSizes, dict[str, PackedGrams]]:
         with naming_module(modules[0]):
             stack = stacks.of(modules)
             if wide(round_, modules[0]):
-                return modules, wide_evidence(stack).evidence, {}
+                found = wide_evidence(stack)
+                return modules, found.evidence, found.sizes, {}
             pair = grams(stack)
+            sizes = own_sizes(pair, round_.previous_rank(modules[0]))
             # not those with zeros for what a client has not: the merge lays out what there is
             whole = [m in keep and tuple(round_.module_ranks[m]) == pair.ranks for m in modules]
             kept = {m: packed(pair.module(i)) for i, m in enumerate(modules) if whole[i]}
-            return modules, gather(pair), kept
+            return modules, gather(pair), sizes, kept
 
     names: list[str] = []
-    parts: list[Evidence] = []
+    parts: list[tuple[Evidence, OwnSizes]] = []
     held: dict[str, PackedGrams] = {}
     each = engine.each if stacks.resident is None else engine.each_there
-    for modules, part, kept in each("comparing", work, batches(round_, engine.device)):
+    for modules, part, sizes, kept in each("comparing", work, batches(round_, engine.device)):
         names += modules
-        parts.append(part)
+        parts.append((part, sizes))
         held.update(kept)
-    evidence = concatenate(parts, sorted(range(len(names)), key=names.__getitem__))
-    return Gathered(evidence, held, stacks)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    evidence = concatenate([part for part, _ in parts], order)
+    sizes = concatenate_sizes([sizes for _, sizes in parts], order)
+    return Gathered(evidence, sizes, held, stacks)
 
 
 def gather_cores(

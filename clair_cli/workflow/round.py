@@ -34,6 +34,14 @@ class ClientLost(Exception):
         self.error = error
 
 
+class ClientsUnfit(Exception):
+    """The first pass showed that some clients can't be merged: the round is begun without them."""
+
+    def __init__(self, rejections: Sequence[Rejection]) -> None:
+        super().__init__(*(r.message for r in rejections))
+        self.rejections = tuple(rejections)
+
+
 @dataclass(frozen=True)
 class Round:
     """One round's comparable clients, in order of content (tensors and scales, then weight in the

@@ -22,7 +22,7 @@ from clair_cli.workflow.reading import read_cohort
 from clair_cli.workflow.refining import Refined, refine_round
 from clair_cli.workflow.rehearsal import rehearse_comparing, rehearse_merging
 from clair_cli.workflow.reporting import exit_code, make_report, with_merged
-from clair_cli.workflow.round import ClientLost, load_round, rejection_of
+from clair_cli.workflow.round import ClientLost, ClientsUnfit, load_round, rejection_of
 from clair_cli.workflow.settings import Settings
 
 
@@ -93,8 +93,9 @@ def run_round(
     make: Callable[[Judged, Settings, Engine], Made] | None,
     foresee: Callable[[Judged, Engine], object] | None = None,
 ) -> tuple[Judged, Made | None]:
-    """Read, judge and make; a client whose file changes on the way is rejected and the round
-    starts again without it, so that what is judged is what is merged.
+    """Read, judge and make; a client whose file changes on the way, or whose factors can't be
+    relied on, is rejected and the round starts again without it, so that what is judged is what
+    is merged.
 
     Args:
         foresee: see `judge_round`.
@@ -116,6 +117,9 @@ def run_round(
                 )  # fmt: skip
                 wanted = make is not None and exit_code(settings, judged) == 0
                 made = make(judged, settings, engine) if make is not None and wanted else None
+            except ClientsUnfit as unfit:
+                dropped += unfit.rejections
+                continue
             except ClientLost as lost:
                 if lost.adapter is round_.previous:
                     raise UsageError(f"--previous: {lost.error.message}") from None
