@@ -27,8 +27,8 @@ _WIDER = {  # of two dtypes that differ, one that holds the values of both
     frozenset(("bfloat16", "float32")): "float32",
 }
 
-# Exponents of float32's smallest and largest magnitude, as `TensorEntry` has them; that of zeros and
-# subnormal numbers of float64.
+# Exponents of float32's smallest and largest magnitude, as `TensorEntry` has them; that of zeros
+# and subnormal numbers of float64.
 _EXPONENTS_F32, _NORMAL_F64 = (-149, 128), -1022
 
 ALPHA_TOLERANCE = 0.01  # an alpha in bfloat16 has three digits

@@ -33,8 +33,8 @@ _BLOCK, _LARGE_BLOCK = 64, 128
 # Below this share of its terms' size an update is rounding error, by the dtype of the products.
 # Adapters less themselves came out at up to 5e-8 and 4e-4 of that.
 VANISHING = {torch.float64: 1e-7, torch.float32: 2e-3}
-# A delta weight below it is zero: products of two factors come to less in one gauge, and are lost in
-# another. Float32 has nothing below 1e-45, so that no two factors of it come near.
+# A delta weight below it is zero: in one gauge products of two factors come to less, in another
+# they are lost. Factors in float32 make nothing below 1e-90 but zero.
 LEAST_NORM = 1e-92
 
 

@@ -50,6 +50,19 @@ class OwnSizes:
         of_previous = (self.previous_norms < least * self.previous_components).nonzero()
         return [(m, k) for m, k in of_clients] + [(m, -1) for (m,) in of_previous.tolist()]
 
+    def most(self, module: int, ranks: Sequence[int]) -> list[float]:
+        """Largest norms of the clients' delta weights in one module, rounding errors included: the
+        square of a norm is a sum of products of two Grams, and what cancels in it leaves theirs.
+
+        Args:
+            ranks: how many components each client has, at least.
+        """
+        rows = zip(
+            self.norms[module].tolist(), self.components[module].tolist(), ranks, strict=True
+        )
+        eps = torch.finfo(torch.float64).eps
+        return [n + 4 * eps * rank * c**2 / n if n > 0 else 0.0 for n, c, rank in rows]
+
     def share(self, module: int, client: int) -> float:
         """The norm over the components' size; client -1 is P."""
         norms, sizes = self.norms[module], self.components[module]
@@ -92,6 +105,18 @@ def sizes_of(squares: Tensor, components: Tensor, scale: Tensor) -> OwnSizes:
     )
     previous = before.amax(2) if before.shape[2] else before.new_zeros(before.shape[:2])
     return OwnSizes(own[0], own[1], previous[0], previous[1])
+
+
+def size_alone(lora_A: Tensor, lora_B: Tensor, scaling: float) -> tuple[float, float]:
+    """Norm of one delta weight, and root of its components' summed squared norms, weight units.
+
+    Args:
+        lora_A: (rank, in_features). lora_B: (out_features, rank).
+    """
+    A, B = lora_A.double(), lora_B.double()
+    inner = (A @ A.mT) * (B.mT @ B)
+    norm, components = float(inner.sum()), float(inner.diagonal().sum())
+    return abs(scaling) * max(0.0, norm) ** 0.5, abs(scaling) * components**0.5
 
 
 def concatenate_sizes(parts: Sequence[OwnSizes], order: Sequence[int]) -> OwnSizes:

@@ -116,7 +116,9 @@ def wide_evidence(stack: FactorStack) -> WideEvidence:
         torch.where(norms > 0, 1.0 / sizes.square().clamp_min(1e-300), torch.nan)[None],
     )
     return WideEvidence(
-        evidence, sizes_own, *(_side_cores(side.units, norms > 0, ranks) for side in (output, input_))
+        evidence,
+        sizes_own,
+        *(_side_cores(side.units, norms > 0, ranks) for side in (output, input_)),
     )
 
 

@@ -20,6 +20,8 @@ from clair_cli.maths.thin import Thin
 
 # Rows of D that are computed at once.
 _ROWS = 256
+# Share of the components' size that a sum must have for float32 products to be good to 1e-6 of it.
+_KEPT = 0.1
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class _Terms:
     lora_A: Tensor
     by_B: Tensor
     by_A: Tensor
+    components: float  # their summed squared norms
 
 
 def _terms(stack: FactorStack, weights: Sequence[float]) -> _Terms:
@@ -63,7 +66,10 @@ def _terms(stack: FactorStack, weights: Sequence[float]) -> _Terms:
     each = torch.repeat_interleave(scaled, torch.tensor(list(stack.ranks)))
     alive = (norm_A > 0) & (norm_B > 0)
     balance = torch.where(alive, norm_A / norm_B, 0.0).sqrt()
-    return _Terms(lora_B, lora_A, balance * each, torch.where(alive, 1.0 / balance, 0.0))
+    components = float((norm_B * norm_A * each).square().sum())
+    return _Terms(
+        lora_B, lora_A, balance * each, torch.where(alive, 1.0 / balance, 0.0), components
+    )
 
 
 def wide_core(stack: FactorStack, weights: Sequence[float]) -> WideCore:
@@ -80,16 +86,26 @@ def wide_core(stack: FactorStack, weights: Sequence[float]) -> WideCore:
         tall, flat, by_tall, by_flat = flat.mT, tall.mT, by_flat, by_tall
     flat = flat.double() * by_flat[:, None]
     largest = float(flat.abs().max()) if flat.numel() else 1.0
-    # float32, whose error is 1e-7 of D, where it holds the factors (both are of one size)
-    dtype = torch.float32 if 1e-12 < largest < 1e12 else torch.float64
-    flat, width = flat.to(dtype), flat.shape[1]
-    square = torch.zeros(1, width, width, dtype=torch.float64)
+    square = None
+    if 1e-12 < largest < 1e12:  # float32 holds the factors (both are of one size)
+        square = _square(tall, by_tall, flat.float())
+        # its error is 1e-7 of the components, which may cancel
+        if not float(square.trace()) > _KEPT**2 * terms.components:
+            square = None
+    if square is None:
+        square = _square(tall, by_tall, flat)
+    values, vectors = torch.linalg.eigh(square)
+    return WideCore(vectors.flip(-1), values.flip(0).clamp_min(0.0).sqrt(), transposed)
+
+
+def _square(tall: Tensor, by_tall: Tensor, flat: Tensor) -> Tensor:
+    """X'X of X = tall diag(by_tall) flat, float64; products in the dtype of `flat`."""
+    square = torch.zeros(1, flat.shape[1], flat.shape[1], dtype=torch.float64)
     for start in range(0, len(tall), _ROWS):
-        rows = (tall[start : start + _ROWS].double() * by_tall).to(dtype) @ flat
+        rows = (tall[start : start + _ROWS].double() * by_tall).to(flat.dtype) @ flat
         add_symmetric(square, rows.mT[None].double())
     mirror(square)
-    values, vectors = torch.linalg.eigh(square[0])
-    return WideCore(vectors.flip(-1), values.flip(0).clamp_min(0.0).sqrt(), transposed)
+    return square[0]
 
 
 def wide_thin(stack: FactorStack, weights: Sequence[float], core: WideCore) -> Thin:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.judge import Judgement, judge, needs_cores
+from clair_cli.maths.own_sizes import OwnSizes
 from clair_cli.maths.packed_grams import PackedGrams
 from clair_cli.maths.structure import find_structure
 from clair_cli.workflow.components import check_components
@@ -27,6 +29,7 @@ class Judged:
         plain_weights: what the plain mean of all comparable clients would use.
         grams: what was kept of the first pass, by module.
         stacks: where the factors come from, if they were looked at.
+        sizes: of the clients' own delta weights, likewise.
     """
 
     round: Round
@@ -37,6 +40,7 @@ class Judged:
     warnings: tuple[str, ...]
     grams: dict[str, PackedGrams]
     stacks: Stacks | None = None
+    sizes: OwnSizes | None = None
 
     @property
     def outcome(self) -> str:
@@ -54,6 +58,19 @@ class Judged:
     def merged(self) -> tuple[int, ...]:
         """Indices of the clients with a weight."""
         return tuple(k for k, w in enumerate(self.weights) if w > 0)
+
+    @cached_property
+    def summed(self) -> Round:
+        """The round as it is merged: a client lacks the modules in which it is judged to have added
+        nothing to the previous adapter. What is judged zero is merged as zero."""
+        if self.round.previous is None or self.evidence is None:
+            return self.round
+        added = dict(zip(self.round.module_shapes, (self.evidence.norms > 0).tolist(), strict=True))
+        adapters = [
+            replace(a, modules={m: entry for m, entry in a.modules.items() if added[m][k]})
+            for k, a in enumerate(self.round.adapters)
+        ]
+        return replace(self.round, adapters=tuple(adapters))
 
     @property
     def written(self) -> tuple[str, ...]:
@@ -122,15 +139,16 @@ def _judged(
         round_.warnings
         + previous_remarks(round_, evidence)
         + _remarks(judgement, allow_undetermined),
-        gathered.kept, gathered.stacks,
+        gathered.kept, gathered.stacks, gathered.sizes,
     )  # fmt: skip
 
 
 def _foreseen(round_: Round, gathered: Gathered, weights: tuple[float, ...]) -> Judged:
     """What comes out if the members of the group, and nobody else, have all of their weight."""
     return Judged(
-        round_, gathered.evidence, None, weights, weights, (), gathered.kept, gathered.stacks
-    )
+        round_, gathered.evidence, None, weights, weights, (), gathered.kept, gathered.stacks,
+        gathered.sizes,
+    )  # fmt: skip
 
 
 def _normalised(weights: tuple[float, ...] | list[float]) -> tuple[float, ...]:

@@ -51,8 +51,9 @@ class Merger:
     """The merged update of each module: by its Grams where they allow it, else by QR."""
 
     def __init__(self, judged: Judged, engine: Engine) -> None:
-        self.judged, self.engine = judged, engine
-        self.stacks = judged.stacks or Stacks(judged.round, engine.device)
+        self.judged, self.engine, self.round = judged, engine, judged.summed
+        stacks = judged.stacks if self.round is judged.round else None
+        self.stacks = stacks or Stacks(self.round, engine.device)
         on_cpu = engine.device.name == "cpu"
         room = KEPT_BYTES if on_cpu else max(KEPT_BYTES, int(_CORES_SHARE * engine.device.memory))
         self.room = room // max(1, len(judged.written))
@@ -78,7 +79,7 @@ class Merger:
         """
         alike: dict[object, list[str]] = {}
         for module in modules:
-            key: object = self.judged.round.module_shapes[module], self._ranks[module]
+            key: object = self.round.module_shapes[module], self._ranks[module]
             core = None if cores is None else cores[module]
             if isinstance(core, MergedCore):
                 key = key, core.left.shape
@@ -156,13 +157,13 @@ class Merger:
 
     def wide(self, module: str) -> bool:
         """Whether there are more rank-one terms than the layer is wide."""
-        return is_wide(self._terms(module), self.judged.round.module_shapes[module])
+        return is_wide(self._terms(module), self.round.module_shapes[module])
 
     @cached_property
     def _ranks(self) -> Mapping[str, tuple[int, ...]]:
         """Rank-one terms of each client with a weight, by module, and of the previous adapter if
         that is summed too."""
-        round_, merged = self.judged.round, self.judged.merged
+        round_, merged = self.round, self.judged.merged
         adapters = [round_.adapters[k] for k in merged]
         found = {}
         for m in self.judged.written:
@@ -176,7 +177,7 @@ class Merger:
     def _weights(self, module: str) -> list[float]:
         """Of what is summed in modules of the same ranks: the previous adapter stands in for
         clients that lack it."""
-        round_, weights = self.judged.round, [self.judged.weights[k] for k in self.judged.merged]
+        round_, weights = self.round, [self.judged.weights[k] for k in self.judged.merged]
         if adds_previous(round_, module, self.judged.merged):
             lacking = [k for k in self.judged.merged if module not in round_.adapters[k].modules]
             weights.append(math.fsum(self.judged.weights[k] for k in lacking))
@@ -193,7 +194,7 @@ class Merger:
 
     def _cores(self, modules: Sequence[str], kept: bool) -> Sequence[MergedCore | None]:
         """With more terms than width one is a sum of others: never well-conditioned."""
-        n_terms, width = self._terms(modules[0]), min(self.judged.round.module_shapes[modules[0]])
+        n_terms, width = self._terms(modules[0]), min(self.round.module_shapes[modules[0]])
         if n_terms > width:
             return [None] * len(modules)
         n = self._n_vectors(n_terms, 2 * n_terms) if kept else None
@@ -210,15 +211,15 @@ class Merger:
 
     def _summed(self, module: str) -> tuple[list[Factors], list[float]]:
         """What is summed, and its weights."""
-        return summed_of(self.judged.round, module, self.judged.merged), self._weights(module)
+        return summed_of(self.round, module, self.judged.merged), self._weights(module)
 
     def _weighted(self, module: str) -> tuple[FactorStack, list[float]]:
         """What is summed, on the CPU and in float64 whatever the device, and its weights."""
         clients, used = self._summed(module)
-        return stack_factors([clients], self.judged.round.module_shapes[module]), used
+        return stack_factors([clients], self.round.module_shapes[module]), used
 
     def _product(self, module: str) -> Product:
-        return weighted_sum(*self._summed(module), self.judged.round.module_shapes[module])
+        return weighted_sum(*self._summed(module), self.round.module_shapes[module])
 
 
 class MergeAhead:

@@ -10,6 +10,7 @@ import torch
 
 from clair_cli.maths.merge import plain_distance
 from clair_cli.maths.rounding import WrittenModule
+from clair_cli.workflow.components import check_sum, largest_sums
 from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
@@ -43,6 +44,7 @@ def merge_round(
     Raises:
         ClientLost: a tensor changed since the first pass.
         OutputError: the result does not fit the dtype asked for.
+        ArithmeticError: see `check_sum`.
     """
     modules = judged.written
     adapters = [judged.round.adapters[k] for k in judged.merged]
@@ -53,7 +55,9 @@ def merge_round(
     seen: Seen = {}
     for found in ahead.observed(merger):
         seen.update(found)
+    most = largest_sums(judged)
     for module in modules:
+        check_sum(module, seen[module][0], most[module])
         writer.observe(module, seen[module][0])
     cores = {module: seen.pop(module)[1] for module in modules}
     writer.plan()

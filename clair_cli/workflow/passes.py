@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from clair_cli.maths.evidence import Evidence, concatenate, gather
 from clair_cli.maths.grams import grams
-from clair_cli.maths.own_sizes import OwnSizes, concatenate_sizes, own_sizes
+from clair_cli.maths.own_sizes import OwnSizes, concatenate_sizes, own_sizes, size_alone
 from clair_cli.maths.packed_grams import PackedGrams, packed, packed_bytes
 from clair_cli.maths.side_cores import SideCores, joint_cores, side_cores
 from clair_cli.maths.wide_evidence import is_wide, wide_evidence
 from clair_cli.workflow.engine import Device, Engine
 from clair_cli.workflow.resident import make_resident
 from clair_cli.workflow.round import Round
-from clair_cli.workflow.tensors import Stacks, naming_module
+from clair_cli.workflow.tensors import Stacks, naming_module, previous_of
 
 # Bytes of stacked float64 factors and Grams that one batch of modules may take on a CPU; the share
 # of a GPU's memory for it, up to a bound.
@@ -143,6 +143,11 @@ def gather_evidence(round_: Round, engine: Engine) -> Gathered:
     order = sorted(range(len(names)), key=names.__getitem__)
     evidence = concatenate([part for part, _ in parts], order)
     sizes = concatenate_sizes([sizes for _, sizes in parts], order)
+    for i, m in enumerate(sorted(names)):
+        if not any(m in adapter.modules for adapter in round_.adapters):
+            alone = previous_of(round_, m)
+            if alone is not None:
+                sizes.previous_norms[i], sizes.previous_components[i] = size_alone(*alone)
     return Gathered(evidence, sizes, held, stacks)
 
 

@@ -27,6 +27,7 @@ from clair_cli.maths.refine import (
     shared_subspace,
 )
 from clair_cli.maths.rounding import WrittenModule
+from clair_cli.workflow.components import check_sum, largest_refined
 from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.judging import Judged
@@ -94,7 +95,7 @@ class _Module:
     def __init__(self, judged: Judged, module: str, side: str, *, bases: bool = False) -> None:
         shape = judged.round.module_shapes[module]
         previous = previous_of(judged.round, module)
-        updates = updates_of(judged.round, module, previous)
+        updates = updates_of(judged.summed, module, previous)
         chosen = [updates[k] for k in judged.merged]
         on_top = [] if previous is None else [previous]
         self.weights = [judged.weights[k] for k in judged.merged]
@@ -161,9 +162,11 @@ def refine_round(
         AdapterWriter([judged.round.adapters[k]], output, settings, destination)
         for k in judged.merged
     ]
+    most = largest_refined(judged)
     moved, size = [0.0] * len(writers), [0.0] * len(writers)
     for module, seen in zip(modules, engine.each("refining", looks.values, modules), strict=True):
         for i, (values, distance, norm_) in enumerate(seen):
+            check_sum(module, values, most[module][i])
             writers[i].observe(module, values)
             moved[i], size[i] = math.hypot(moved[i], distance), math.hypot(size[i], norm_)
     for writer in writers:

@@ -71,3 +71,16 @@ def test_factors_of_any_size(size: float) -> None:
     left, right = sides(found)
     got = left * found.values[0].numpy() @ right
     assert np.linalg.norm(got - dense) <= 1e-5 * np.linalg.norm(dense)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3])
+def test_components_that_cancel_leave_the_rest_as_exact(size: float) -> None:
+    """Products in float32 would lose 1e-7 of the components, not of their sum."""
+    g = torch.Generator().manual_seed(4)
+    B = torch.randn(48, 200, generator=g, dtype=torch.float64)
+    A = torch.randn(200, 40, generator=g, dtype=torch.float64)
+    loud = size * torch.randn(48, 20, generator=g, dtype=torch.float64)
+    B, A = torch.cat([B, loud, -loud], dim=1), torch.cat([A, A[:20], A[:20]])
+    core = wide_core(stack_factors([[(A, B, 1.0)]], (48, 40)), [1.0])
+    exact = np.linalg.svd((B @ A).numpy(), compute_uv=False)
+    np.testing.assert_allclose(core.values.numpy(), exact, atol=2e-7 * exact[0])
