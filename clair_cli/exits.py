@@ -17,7 +17,8 @@ import typer
 
 from clair_cli.errors import ClairError, RejectedClient, is_out_of_memory
 from clair_cli.escape import printable
-from clair_cli.terminal import write_err
+from clair_cli.own_process import end_at_once, may_raise
+from clair_cli.terminal import restore_line, write_err
 
 EXIT_CODES = (
     ("0", "ok", "done, and --fail-on did not trip"),
@@ -93,6 +94,7 @@ def check_stopped() -> None:
 def raise_on_signals() -> None:
     """Let SIGINT, SIGTERM and SIGHUP raise `Stopped`, once: a second one can't break cleanup.
 
+    Where nothing may be raised (while torch is imported), the handler ends the process.
     For a process that ends with the command; nothing puts the old handlers back.
     """
     _arrived.clear()
@@ -104,11 +106,22 @@ def raise_on_signals() -> None:
     def stop(signum: int, _frame: FrameType | None) -> None:
         for number in ours:
             signal.signal(number, signal.SIG_IGN)
+        if not may_raise():
+            _stop_at_once(signum)
         _arrived.append(Stopped(signum))
         raise _arrived[0]
 
     for number in ours:
         signal.signal(number, stop)
+
+
+def _stop_at_once(signum: int) -> None:
+    """End the process where nothing may be raised: before anything was written."""
+    try:
+        restore_line()
+        write_err("clair: interrupted, nothing written\n")
+    finally:
+        end_at_once(128 + signum)
 
 
 def error_text(error: ClairError) -> str:

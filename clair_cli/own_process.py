@@ -5,10 +5,17 @@ A library must not fork a process that may hold anything, nor settle its memory 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+from collections.abc import Iterator
 
 _ours = False
+_raises = True  # whether a signal's handler may raise
+
+helpers: set[int] = set()
+"""Processes that this one started, and that must end with it."""
 
 # Seconds for which a thread may keep the interpreter from the others. By default it is 5 ms, and
 # each of a thread's short products waits for so long while another one is busy.
@@ -26,6 +33,34 @@ def claim() -> None:
 
 def is_ours() -> bool:
     return _ours
+
+
+@contextlib.contextmanager
+def no_raising() -> Iterator[None]:
+    """Code inside can't take an exception from a signal's handler: C++ that imports a Python module
+    ends the process with SIGABRT."""
+    global _raises
+    before, _raises = _raises, False
+    try:
+        yield
+    finally:
+        _raises = before
+
+
+def may_raise() -> bool:
+    """Whether a signal's handler may raise; else it ends the process itself, by `end_at_once`."""
+    return _raises
+
+
+def end_at_once(code: int) -> None:
+    """End the helpers and this process; no `finally` runs."""
+    try:
+        for helper in tuple(helpers):
+            with contextlib.suppress(OSError):
+                os.kill(helper, signal.SIGKILL)
+                os.waitpid(helper, 0)
+    finally:
+        os._exit(code)
 
 
 def settle() -> None:

@@ -185,6 +185,12 @@ def write_err(text: str) -> None:
         discard(stream)
 
 
+def restore_line() -> None:
+    """Take a progress bar off the terminal, and show its cursor again."""
+    if is_terminal(sys.stderr) and takes_ansi():
+        write_err("\r\x1b[K\x1b[?25h")
+
+
 def view_of(stream: TextIO | None) -> View:
     """What `stream` can show. NO_COLOR and TERM=dumb mean no ANSI at all."""
     from clair_cli.render import View

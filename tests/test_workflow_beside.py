@@ -22,6 +22,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux 
 
 def run(code: str) -> list[str]:
     """Lines printed by a fresh interpreter, which has one thread and no torch."""
+    done = started(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+def started(code: str) -> subprocess.CompletedProcess[str]:
     start = """
         import os, signal, sys, time
         from clair_cli import own_process
@@ -35,12 +42,9 @@ def run(code: str) -> list[str]:
                 return None
     """
     source = textwrap.dedent(start) + textwrap.dedent(code)
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout.splitlines()
 
 
 def test_results_come_in_order_from_another_process() -> None:
@@ -340,3 +344,42 @@ def test_a_client_whose_reader_died_is_read_whole(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     clair_cli.merge(SAMPLE, other)
     assert output.read_bytes() == other.read_bytes()
+
+
+IMPORT = """
+    from clair_cli import exits
+    from clair_cli.workflow.beside import importing
+    if {ours}:
+        own_process.claim()
+    exits.raise_on_signals()
+    def import_torch():
+        with importing():
+            print(*own_process.helpers, flush=True)
+            try:
+                os.kill(os.getpid(), signal.{name})
+                for _ in range(1000): pass
+            except BaseException:
+                os.abort()  # what C++ does with it
+            print("imported", flush=True)
+    try:
+        print(*results_beside(lambda i: time.sleep(9), range(2), 2, import_torch))
+    except exits.Stopped as stop:
+        print("raised", stop.exit_code, *own_process.helpers)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)], ids=str
+)
+def test_a_signal_during_the_import_ends_a_process_of_our_own(name: str, code: int) -> None:
+    done = started(IMPORT.format(ours=True, name=name))
+    assert (done.returncode, done.stderr) == (code, "clair: interrupted, nothing written\n")
+    (helper,) = map(int, done.stdout.split())
+    with pytest.raises(ProcessLookupError):
+        os.kill(helper, 0)
+
+
+def test_a_signal_during_the_import_waits_in_a_process_of_others() -> None:
+    done = started(IMPORT.format(ours=False, name="SIGTERM"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1:] == ["imported", "raised 143"]

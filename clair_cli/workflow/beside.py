@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import IO, Any, NoReturn, TypeVar
 
+from clair_cli import own_process
+from clair_cli.formats.held_signals import held_signals
 from clair_cli.own_process import is_ours
 from clair_cli.workflow.pool import in_order
 
@@ -39,12 +41,17 @@ def may_fork() -> bool:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Imports inside are not searched for garbage, which takes a tenth of torch's time; nor, in a
-    process of our own, is what they made ever again."""
+    """Import torch inside. No signal's handler raises meanwhile, since torch's C++ code would end
+    the process: in a process of our own the handler ends it at once, elsewhere it waits.
+
+    Garbage is not looked for, which takes a tenth of torch's time; nor, in a process of our own, is
+    what was made inside ever searched again.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with own_process.no_raising() if is_ours() else held_signals(lambda: False):
+            yield
     finally:
         if is_ours():
             gc.freeze()
@@ -140,6 +147,7 @@ class _Helper:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.child, signal.SIGKILL)
         os.waitpid(self.child, 0)
+        own_process.helpers.discard(self.child)
 
 
 def _fork(serve: Callable[[int], NoReturn]) -> _Helper | None:
@@ -157,6 +165,7 @@ def _fork(serve: Callable[[int], NoReturn]) -> _Helper | None:
             serve(theirs)
         finally:
             os._exit(1)
+    own_process.helpers.add(child)
     os.close(theirs)
     return _Helper(child, open(ours, "rb"))
 

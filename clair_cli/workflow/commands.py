@@ -241,7 +241,7 @@ def _rounds(settings: Settings) -> ModuleType:
         settings.tell("importing torch", 0, 1)
     try:
         with importing():
-            import numpy  # noqa: F401  # torch imports it too, and swallows a signal meanwhile
+            import numpy  # noqa: F401  # torch goes on without it
 
             from clair_cli.workflow import rounds
     except OSError as error:  # a library of torch's is not what it should be

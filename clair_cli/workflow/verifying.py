@@ -21,6 +21,7 @@ from clair_cli.formats.report_read import OldReport, read_report
 from clair_cli.formats.result_check import check_adapter, check_entries
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.targets import SUFFIX
+from clair_cli.workflow.beside import importing
 from clair_cli.workflow.compare_reports import compare_reports
 from clair_cli.workflow.settings import Progress, make_settings
 
@@ -188,7 +189,8 @@ def _options(old: OldReport, weights: Any, previous: Any) -> dict[str, Any]:
 
 def _mend_options(options: dict[str, Any], clients: commands.Clients) -> list[str]:
     """Recorded options as this machine and folder need them; remarks on what that changes."""
-    from clair_cli.workflow.engine import choose_device
+    with importing():
+        from clair_cli.workflow.engine import choose_device
 
     excluded = options.get("exclude")
     if isinstance(excluded, list) and isinstance(clients, (str, Path)):
@@ -216,7 +218,8 @@ def _again(
     Returns:
         The new report as plain data, and the weights' SHA-256 by client's folder ("" for a merge).
     """
-    from clair_cli.workflow import rounds
+    with importing():
+        from clair_cli.workflow import rounds
 
     try:
         settings = make_settings(old.command, clients, None, options)
