@@ -6,6 +6,7 @@ commands' parameters are those of the Python functions of the same names.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -315,12 +316,14 @@ def console() -> None:
 
 
 def _end(code: int) -> None:
-    """End the process as the interpreter would, less what it tidies up."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, OutputError, AttributeError):
-            code = code or OutputError("").exit_code
+    """End the process as the interpreter would, less what it tidies up. Results that can't leave
+    stdout change the code, words that can't leave stderr don't."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, OutputError):
+        code = code or OutputError("").exit_code
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.flush()  # None where it was closed from the start
     os._exit(code)
 
 
