@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from clair_cli.exits import (
     error_text,
     guarded,
     raise_on_signals,
+    show_warning,
 )
 from clair_cli.formats.publish import leftovers
 from clair_cli.formats.targets import is_one_file
@@ -330,6 +332,7 @@ def _end(code: int) -> None:
 def main() -> None:
     """Run the command line: never a traceback, always a `SystemExit` with a code of the table."""
     prepare_streams()
+    warnings.showwarning = show_warning
     try:
         raise_on_signals()
         app(prog_name="clair")

@@ -83,6 +83,10 @@ class RejectedClient(ClairError):
         self.expected = expected
 
 
+class UnsyncedWarning(UserWarning):
+    """Results are in place, but the system does not say that they would outlast a power cut."""
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether Python, torch on the CPU or torch on an accelerator could not allocate."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import signal
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import typer
 
-from clair_cli.errors import ClairError, RejectedClient, is_out_of_memory
+from clair_cli.errors import ClairError, RejectedClient, UnsyncedWarning, is_out_of_memory
 from clair_cli.escape import printable
 from clair_cli.own_process import end_at_once, may_raise
 from clair_cli.terminal import restore_line, write_err
@@ -122,6 +124,15 @@ def _stop_at_once(signum: int) -> None:
         write_err("clair: interrupted, nothing written\n")
     finally:
         end_at_once(128 + signum)
+
+
+def show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Show a warning of ours as a note, and another as Python does. Takes the place of
+    `warnings.showwarning`."""
+    if issubclass(category, UnsyncedWarning):
+        write_err(f"note: {printable(str(message))}\n")
+    else:
+        write_err(warnings.formatwarning(message, category, *where[:2]))
 
 
 def error_text(error: ClairError) -> str:

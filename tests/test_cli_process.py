@@ -365,6 +365,28 @@ def test_signals_while_publishing(tmp_path: Path, name: str, code: int, moment: 
     assert sorted(os.listdir(tmp_path)) == ["clients", "m.report.json", "m.safetensors", "moment"]
 
 
+UNSYNCED = FAKE + """
+import os
+def merge(clients, output, **kwargs):
+    from clair_cli.formats import publish
+    def fails(folder): raise OSError(5, "Input/output error")
+    publish._sync_folder = fails
+    publish.publish_file(output, b"adapter", force=False)
+    return SimpleNamespace(report=fake_report())
+"""
+
+
+def test_a_folder_that_cant_be_synced_is_a_note(tmp_path: Path) -> None:
+    (tmp_path / "clients").mkdir()
+    found = process(UNSYNCED, "merge", "clients", "-o", "m.safetensors", "-q", cwd=tmp_path)
+    assert found.returncode == 0
+    note, _ = found.stderr.splitlines()
+    assert note == (
+        f"note: folder '{tmp_path.as_posix()}' could not be synced: Input/output error; "
+        "results are in place"
+    )
+
+
 def test_an_ascii_locale_shows_escapes(tmp_path: Path) -> None:
     (tmp_path / "clients").mkdir()
     env = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}

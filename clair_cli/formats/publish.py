@@ -5,19 +5,24 @@ read again. Only then are they renamed, in the order given: the report first, th
 names by hash last. A kill in between leaves the old adapter, and an adapter that no report names
 is known to be half-done. Temporary names are `.NAME.clair-PID-HEX.tmp`; those of a killed run
 are never removed (one may hold the only copy of what it replaced) but found by `leftovers`.
+
+Of several runs that write to one place, each renames all of its outputs while the others wait, so
+that all that stands there in the end is of one run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from clair_cli.errors import OutputError
+from clair_cli.errors import OutputError, UnsyncedWarning
 from clair_cli.formats.adapter_file import Parts
 from clair_cli.formats.draft import (
     Draft,
@@ -27,13 +32,16 @@ from clair_cli.formats.draft import (
     temp_names,
     write_all,
 )
+from clair_cli.formats.folder_lock import locked
 from clair_cli.formats.held_signals import HeldSignals, held_signals
 from clair_cli.formats.rename import put_new, swap
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.targets import check_existing, check_room, check_target, resolve
 
 _ATTEMPTS = 100
-
+# How a system says that it can't open or sync folders at all.
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+_NO_SYNC |= {errno.EACCES, errno.EPERM, errno.EISDIR}
 
 Content = bytes | Parts | Draft
 
@@ -64,7 +72,12 @@ def publish(outputs: Sequence[Output], *, between: Callable[[], None] | None = N
     Raises:
         UsageError: as `check_target`.
         OutputError: exists without `force`, no room, or the system refuses. What was there is
-            untouched.
+            untouched. Or some of the outputs are in place, and others of another run, which
+            wrote to the same place at the same time on a disk without locks.
+
+    Warns:
+        UnsyncedWarning: the outputs are in place, but the system could not sync a folder that they
+            are in: a power cut might still undo the renames. That is no failure of the run.
         ValueError: a path in a folder's files is absolute, or has ".." or an empty part.
     """
     placed = False
@@ -78,8 +91,11 @@ def publish(outputs: Sequence[Output], *, between: Callable[[], None] | None = N
             if between is not None:
                 with held.released():
                     between()
-            _put_in_place(jobs)
-            placed = True
+            with locked({job.target.parent for job in jobs}, held.check):
+                _put_in_place(jobs)
+                placed = True
+                _check_all_ours(jobs)
+            _sync_parents(jobs)
         finally:
             for job in jobs:
                 job.clean_up(done=placed)
@@ -121,6 +137,7 @@ class _Job:
         self.temp, self.aside = temp_name(self.target), temp_name(self.target)
         self.old: Path | None = None
         self.placed = False
+        self._made: os.stat_result | None = None
 
     def prepare(self, held: HeldSignals) -> None:
         """Write and sync everything under the temporary name."""
@@ -145,6 +162,7 @@ class _Job:
         """Rename. Another run may put something there, or take it away, between look and rename:
         then look again."""
         path, target = self.output.path, self.target
+        self._made = os.lstat(self.temp)
         for attempt in range(_ATTEMPTS):
             try:
                 if os.path.lexists(target):
@@ -158,6 +176,13 @@ class _Job:
             else:
                 self.placed = True
                 return
+
+    def is_ours(self) -> bool:
+        """Whether what was placed is still there, and nothing else in its stead."""
+        try:
+            return self._made is None or os.path.samestat(os.lstat(self.target), self._made)
+        except OSError:
+            return False
 
     def undo(self) -> None:
         """Put back what stood there."""
@@ -186,13 +211,35 @@ def _put_in_place(jobs: Sequence[_Job]) -> None:
         for job in jobs:
             with _os_errors(job.output.path):
                 job.place()
-        for folder in dict.fromkeys(job.target.parent for job in jobs):
-            _sync_folder(folder)
     except BaseException:
         for job in reversed(jobs):
             if job.placed:
                 job.undo()
         raise
+
+
+def _check_all_ours(jobs: Sequence[_Job]) -> None:
+    """Raise if another run, which had no lock, replaced some of what was just put in place."""
+    lost = [job for job in jobs if not job.is_ours()]
+    if lost and len(lost) < len(jobs):
+        kept = next(job for job in jobs if job not in lost)
+        other, own = (quoted(job.output.path.as_posix()) for job in (lost[0], kept))
+        raise OutputError(
+            f"another run wrote to the same place at the same time: {other} is of that one, {own} "
+            "of this",
+            hint="run again",
+        )
+
+
+def _sync_parents(jobs: Sequence[_Job]) -> None:
+    """Make the renames last, or warn that they may not."""
+    for folder in sorted({job.target.parent for job in jobs}):
+        try:
+            _sync_folder(folder)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            text = f"folder {quoted(folder.as_posix())} could not be synced: {reason}"
+            warnings.warn(f"{text}; results are in place", UnsyncedWarning, stacklevel=3)
 
 
 def _remove_folder(path: Path) -> None:
@@ -239,12 +286,20 @@ def _write(path: Path, content: Content, mode: int | None, held: HeldSignals) ->
 
 
 def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some systems can't open or sync a folder
+    """Sync a folder, if that can be done with one on this system.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    try:
         fd = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         try:
             os.fsync(fd)
         finally:
             os.close(fd)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 @contextlib.contextmanager
