@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from clair_cli.errors import RejectedClient
@@ -81,7 +83,7 @@ class AdapterConfig:
         if self.parts:
             part, rest = self._part(module)
             return part.rank_for(rest)
-        key = patterns.first_match(self.rank_pattern, module)
+        key = self._rank_keys.first(module)
         return self.r if key is None else self.rank_pattern[key]
 
     def alpha_for(self, module: str, rank: int) -> float:
@@ -89,7 +91,7 @@ class AdapterConfig:
         if self.parts:
             part, rest = self._part(module)
             return part.alpha_for(rest, rank)
-        key = patterns.first_match(self.alpha_pattern, module)
+        key = self._alpha_keys.first(module)
         if key is not None:
             return self.alpha_pattern[key]
         return float(rank) if self.lora_alpha is None else self.lora_alpha
@@ -105,10 +107,21 @@ class AdapterConfig:
     def check_patterns(self, modules: Iterable[str]) -> None:
         """Refuse patterns that take too long on these modules; raises RejectedClient."""
         names = list(modules)
-        for part in self.parts.values():
-            part.check_patterns(names)
-        patterns.check_work(self.rank_pattern, names, "rank_pattern")
-        patterns.check_work(self.alpha_pattern, names, "alpha_pattern")
+        lookups = [(self._rank_keys, names), (self._alpha_keys, names)]
+        by_part: dict[str, list[str]] = defaultdict(list)
+        for part, _, rest in (name.partition(".") for name in names):
+            by_part[part].append(rest)
+        for part, config in self.parts.items():
+            lookups += [(keys, by_part[part]) for keys in (config._rank_keys, config._alpha_keys)]
+        patterns.check_work(lookups)
+
+    @cached_property
+    def _rank_keys(self) -> patterns.Lookup:
+        return patterns.Lookup(self.rank_pattern)
+
+    @cached_property
+    def _alpha_keys(self) -> patterns.Lookup:
+        return patterns.Lookup(self.alpha_pattern)
 
     def _part(self, module: str) -> tuple[AdapterConfig, str]:
         """The config of the part that `module` is in, and its path there."""
@@ -284,7 +297,7 @@ def _pattern(raw: Mapping[str, Any], name: str, number: Any) -> dict[str, Any]:
     for key in value:
         if not isinstance(key, str):
             raise _wrong(name, key, "module patterns as keys")
-        patterns.check_key(key, name)
+    patterns.check_keys(value, name)
     return {key: number(f"{name}[{quoted(key)}]", item) for key, item in value.items()}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -129,17 +128,6 @@ def test_lookup_agrees_with_peft() -> None:
     ]
 
 
-def test_costly_patterns_are_refused_soon() -> None:
-    parsed = parse_config(config(alpha_pattern={f".*a.*b{i}": 1 for i in range(4000)}))
-    modules = [f"{i}." + "a" * 500 for i in range(5000)]
-    start = time.perf_counter()
-    with pytest.raises(RejectedClient, match="4,000 keys for 5,000 modules"):
-        parsed.check_patterns(modules)
-    parsed = parse_config(config(alpha_pattern={".*a.*b": 1}))
-    parsed.alpha_for("a" * 512, 1)
-    assert time.perf_counter() - start < 2
-
-
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -183,6 +171,7 @@ def test_scaling_equals_peft(tmp_path: Path, options: dict[str, Any]) -> None:
             )
             self.q = torch.nn.Linear(10, 3)
 
+    torch.manual_seed(0)
     model = peft.get_peft_model(Model(), peft.LoraConfig(target_modules=["q", "up"], **options))
     layers = {
         name.removeprefix("base_model.model."): layer
