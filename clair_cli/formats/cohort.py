@@ -31,6 +31,7 @@ from clair_cli.formats.keys import COMPONENTS, TRANSFORMER, pair_keys
 from clair_cli.formats.kohya_header import check_header
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.read_adapter import build_adapter
+from clair_cli.formats.regular_file import FAILURES, as_rejection
 from clair_cli.formats.safetensors_file import SafetensorsFile
 from clair_cli.formats.safetensors_scan import open_safetensors
 from clair_cli.formats.strict_json import quoted
@@ -273,8 +274,8 @@ def _load_one(
             keys=keys,
             notes=(*candidate.notes, *notes),
         )
-    except RejectedClient as error:
-        return rejection(error, name, shown, sha256)
+    except FAILURES as error:
+        return rejection(as_rejection(error, shown), name, shown, sha256)
 
 
 def _keys(candidate: Candidate, file: SafetensorsFile, root: Path, limits: Limits) -> KeyMap:

@@ -44,13 +44,13 @@ def find_config(
     """
     tried = tuple(paths)
     for path in tried:
-        if os.path.lexists(path):
+        if _is_there(path):
             return _from_file(path, root, limits), ()
     if HEADER_FIELD in metadata:
         return _from_header(metadata[HEADER_FIELD], keys, limits), ()
     if shared is not None:
         alone = keys.pairs and all(pair.key_alpha is not None for pair in keys.pairs)
-        if os.path.lexists(shared) and not (alone or keys.format == "kohya"):
+        if _is_there(shared) and not (alone or keys.format == "kohya"):
             return _from_file(shared, root, limits), ()
         tried = tuple(dict.fromkeys((*tried, shared)))
     if keys.scale_inside:
@@ -74,6 +74,16 @@ def inside_config(keys: KeyMap) -> tuple[AdapterConfig, tuple[str, ...]]:
     if not without or keys.format == "kohya":  # `kohya_header` has the note
         return assumed_config("rank"), ()
     return assumed_config("rank"), ("no config: alpha = rank, as diffusers loads it",)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a folder has such an entry. `os.path.lexists` says no wherever the system fails, and
+    another config would be taken."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _from_file(path: Path, root: Path, limits: Limits) -> AdapterConfig:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from clair_cli.errors import RejectedClient
-from clair_cli.formats.regular_file import kind_of
+from clair_cli.formats.regular_file import FAILURES, as_rejection, kind_of
 from clair_cli.formats.strict_json import quoted
 
 WEIGHTS = "adapter_model.safetensors"
@@ -76,12 +76,9 @@ def find_clients(folder: Path) -> Found:
     for entry in entries:
         try:
             candidate = _candidate(folder, root, entry, stems, found)
-        except RejectedClient as error:
-            candidate = _refused(folder, entry, error)
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            refusal = RejectedClient(f"{quoted(entry)} is unreadable: {reason}", found=reason)
-            candidate = _refused(folder, entry, refusal)
+        except FAILURES as error:
+            path = (folder / entry).as_posix()
+            candidate = _refused(folder, entry, as_rejection(error, path))
         if candidate is not None:
             found.candidates.append(candidate)
     if len(found.candidates) == 1 and found.candidates[0].entry == WEIGHTS and CONFIG in entries:

@@ -19,8 +19,9 @@ from clair_cli.formats.elements import look_at
 from clair_cli.formats.keys import pair_keys
 from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.read_adapter import build_adapter
+from clair_cli.formats.regular_file import FAILURES, as_rejection
 from clair_cli.formats.safetensors_file import TensorEntry, digest_of
-from clair_cli.formats.strict_json import quoted
+from clair_cli.formats.strict_json import check_depth, quoted
 from clair_cli.formats.write_adapter import (
     config_json,
     safetensors_bytes,
@@ -96,8 +97,8 @@ def adapters_from_memory(
         try:
             state, config = _pair(clients[name])
             adapters.append(_adapter(name, state, config, limits))
-        except RejectedClient as error:
-            rejected.append(rejection(error, name, ""))
+        except FAILURES as error:
+            rejected.append(rejection(as_rejection(error, ""), name, ""))
     return Cohort(tuple(adapters), tuple(rejected), notes=tuple(similar_names(clients)))
 
 
@@ -124,7 +125,9 @@ def _adapter(name: str, state: Any, config: Any, limits: Limits) -> Adapter:
     parsed, notes, text = *inside_config(keys), ""
     if config is not None:
         try:
-            fields = _plain(config.to_dict() if hasattr(config, "to_dict") else config)
+            given = config.to_dict() if hasattr(config, "to_dict") else config
+            check_depth(given)
+            fields = _plain(given)
             parsed, notes = parse_config(fields), ()
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise RejectedClient(f"adapter config can't be read: {error}") from None

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clair_cli.errors import RejectedClient
+from clair_cli.formats.strict_json import quoted
 
 _FLAGS = (
     os.O_RDONLY
@@ -47,7 +48,8 @@ def open_regular(path: Path, shown: str) -> Iterator[tuple[int, os.stat_result]]
         shown: the path as error objects carry it.
 
     Raises:
-        RejectedClient: absent, unreadable, a link, or not a regular file.
+        RejectedClient: absent, a link, or not a regular file; or the system refuses to open it, or
+            to do what is done with the descriptor.
     """
     name = os.path.basename(shown)
     try:
@@ -59,6 +61,8 @@ def open_regular(path: Path, shown: str) -> Iterator[tuple[int, os.stat_result]]
         if not stat.S_ISREG(status.st_mode):
             raise _not_regular(status.st_mode, name, shown)
         yield fd, status
+    except OSError as error:
+        raise _unreadable(error, name, shown) from None
     finally:
         os.close(fd)
 
@@ -77,8 +81,36 @@ def _open_failed(error: OSError, path: Path, name: str, shown: str) -> RejectedC
         mode = stat.S_IFREG
     if not stat.S_ISREG(mode) and error.errno not in (errno.EACCES, errno.EPERM):
         return _not_regular(mode, name, shown)
+    return _unreadable(error, name, shown)
+
+
+def _unreadable(error: OSError, name: str, shown: str) -> RejectedClient:
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return RejectedClient(f"{name!r} is unreadable: {reason}", path=shown, found=reason)
+    return RejectedClient(f"{quoted(name)} is unreadable: {reason}", path=shown, found=reason)
+
+
+FAILURES = (RejectedClient, OSError, RecursionError, MemoryError)
+"""What may be raised while one client is read, and never ends the others' round."""
+
+
+def as_rejection(error: Exception, shown: str) -> RejectedClient:
+    """One of `FAILURES` as that client's rejection.
+
+    Args:
+        shown: the client's path as error objects carry it, "" in memory.
+    """
+    if isinstance(error, RejectedClient):
+        return error
+    if isinstance(error, OSError):
+        file = error.filename if isinstance(error.filename, (str, bytes)) else shown
+        return _unreadable(error, os.path.basename(os.fsdecode(file)) or "client", shown)
+    if isinstance(error, RecursionError):
+        return RejectedClient("is nested too deeply to be read", path=shown)
+    return RejectedClient(
+        "reading it takes more memory than there is",
+        path=shown,
+        hint="leave it out with --exclude, or refuse such files sooner with --limit file=VALUE",
+    )
 
 
 def read_exactly(fd: int, count: int) -> bytes:

@@ -167,14 +167,10 @@ class SafetensorsFile:
         Raises:
             RejectedClient: it is gone, changed, or can't be read, which `key` was wanted of.
         """
-        try:
-            with open_regular(self.path, self.shown) as (fd, status):
-                if status.st_size != self.size:
-                    raise self._changed(key)
-                yield fd
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise RejectedClient(f"file is unreadable: {reason}", path=self.shown) from None
+        with open_regular(self.path, self.shown) as (fd, status):
+            if status.st_size != self.size:
+                raise self._changed(key)
+            yield fd
 
     def digest(self, key: str) -> bytes:
         """Of one tensor's bytes when the file was opened."""

@@ -58,9 +58,6 @@ def open_safetensors(
     except RejectedClient as error:
         error.path = error.path or shown
         raise
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise RejectedClient(f"file is unreadable: {reason}", path=shown) from None
 
 
 def _scan(

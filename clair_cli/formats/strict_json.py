@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 MAX_INTEGER_CHARS = 20  # 2**64 has 20 digits
 MAX_FLOAT_CHARS = 64
+MAX_DEPTH = 32  # of lists and objects inside one another; honest files have five
+
+_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 
 
 def parse_strict(data: bytes, what: str, max_bytes: int) -> Any:
@@ -28,8 +33,8 @@ def parse_strict(data: bytes, what: str, max_bytes: int) -> Any:
 
     Raises:
         ValueError: too long, not UTF-8, not JSON, a key given twice, NaN or Infinity, a number
-            of absurd length or size, nesting too deep, or a lone surrogate in a string. The
-            text is one short sentence that begins with `what`.
+            of absurd length or size, lists and objects more than `MAX_DEPTH` deep, or a lone
+            surrogate in a string. The text is one short sentence that begins with `what`.
 
     >>> parse_strict(b'{"r": 8, "r": 4}', "config", 100)
     Traceback (most recent call last):
@@ -44,6 +49,7 @@ def parse_strict(data: bytes, what: str, max_bytes: int) -> Any:
         raise ValueError(f"{what} is not UTF-8 (byte {error.start})") from None
     numbers = _Numbers()
     try:
+        _check_depth(text)
         value = json.loads(
             text,
             object_pairs_hook=numbers.unique_keys,
@@ -59,11 +65,47 @@ def parse_strict(data: bytes, what: str, max_bytes: int) -> Any:
         raise ValueError(f"{what} {error}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{what} is not JSON: {error.msg} (position {error.pos})") from None
-    except RecursionError:
-        raise ValueError(f"{what} is nested too deeply") from None
     except UnicodeEncodeError:
         raise ValueError(f"{what} holds half of a surrogate pair in a string") from None
     return value
+
+
+def check_depth(value: object) -> None:
+    """Refuse a value from memory that is deeper than a document may be, or holds itself.
+
+    Raises:
+        ValueError: lists, tuples, sets and mappings more than `MAX_DEPTH` deep.
+    """
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inside = {id(item): item for item in level if isinstance(item, _CONTAINERS)}
+        level = [item for container in inside.values() for item in _items(container)]
+        if not inside:
+            return
+    raise _too_deep()
+
+
+_CONTAINERS = (Mapping, list, tuple, set, frozenset)
+
+
+def _items(container: Any) -> Iterable[object]:
+    return container.values() if isinstance(container, Mapping) else container
+
+
+def _check_depth(text: str) -> None:
+    """The same for a document, before anything is made of it."""
+    depth = 0
+    for match in _BRACKET.finditer(text):
+        if match[0] in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise _too_deep()
+        elif match[0] in "]}":
+            depth -= 1
+
+
+def _too_deep() -> _RefusedError:
+    return _RefusedError(f"is nested too deeply (more than {MAX_DEPTH} levels)")
 
 
 def quoted(name: object, limit: int = 120) -> str:
@@ -74,7 +116,7 @@ def quoted(name: object, limit: int = 120) -> str:
     """
     try:
         text = repr(name)
-    except ValueError:  # an int of thousands of digits
+    except (ValueError, RecursionError):  # an int of thousands of digits, lists in lists
         text = f"{type(name).__name__} that can't be shown"
     return text if len(text) <= limit else text[: limit - 4] + "..." + text[-1]
 
