@@ -293,12 +293,13 @@ Exclude = Annotated[
     option("--exclude", panel=READING, metavar="NAME", help="Leave a client out; repeatable."),
 ]
 Modules = Annotated[
-    Literal["union", "intersection", "strict"],
+    Literal["common", "union", "intersection", "strict"],
     option(
         "--modules",
         panel=READING,
-        help="Where clients lack modules: absent counts as no update; keep only those all have;"
-        " or reject who differs.",
+        help="Which modules: those that three clients have, or half of a few; all; those that all"
+        " merged clients have; or all, and reject who lacks one of the majority's. Absent counts as"
+        " no update.",
     ),
 ]
 AssumeAlpha = Annotated[

@@ -96,7 +96,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Any]) -> None:
                 "device": "auto",
                 "fail_on": "never",
                 "force": False,
-                "modules": "union",
+                "modules": "common",
                 "assume_alpha": None,
                 "limit": (),
                 "strict": False,

@@ -365,7 +365,9 @@ def test_signals_while_publishing(tmp_path: Path, name: str, code: int, moment: 
     assert sorted(os.listdir(tmp_path)) == ["clients", "m.report.json", "m.safetensors", "moment"]
 
 
-UNSYNCED = FAKE + """
+UNSYNCED = (
+    FAKE
+    + """
 import os
 def merge(clients, output, **kwargs):
     from clair_cli.formats import publish
@@ -374,6 +376,7 @@ def merge(clients, output, **kwargs):
     publish.publish_file(output, b"adapter", force=False)
     return SimpleNamespace(report=fake_report())
 """
+)
 
 
 def test_a_folder_that_cant_be_synced_is_a_note(tmp_path: Path) -> None:

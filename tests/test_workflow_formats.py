@@ -265,12 +265,18 @@ def test_one_client_can_not_decide_the_format(tmp_path: Path) -> None:
     }
     write(folder / "c4.safetensors", odd)
     (folder / "c4.json").write_text('{"peft_type": "LORA", "r": 6, "lora_alpha": 3}')
-    assert clair("merge", folder, "-o", tmp_path / "m.safetensors", *EXACT).exit_code == 0
+    every = (tmp_path / "m.safetensors", *EXACT, "--modules", "union")
+    assert clair("merge", folder, "-o", *every).exit_code == 0
     report = cohorts.read_report(tmp_path / "m.report.json")
     assert cohorts.verdicts(report)["c4"] == "rejected"
     assert "module 'evil.layer': few clients have it" in cohorts.reasons(report, "c4")
     names, _ = cohorts.read_safetensors(tmp_path / "m.safetensors")
     assert {name.split(".")[0] for name in names} == {kohya_module(m) for m in UNET}
+    common = (tmp_path / "common.safetensors", *EXACT)
+    assert clair("merge", folder, "-o", *common).exit_code == 0
+    report = cohorts.read_report(tmp_path / "common.report.json")
+    assert cohorts.verdicts(report)["c4"] == "benign"
+    assert set(cohorts.read_safetensors(common[0])[0]) == set(names)
 
 
 def given(client: Client, extra: Mapping[str, tuple[int, int]] | None = None) -> Any:
@@ -334,7 +340,7 @@ def test_a_client_left_out_brings_no_modules(tmp_path: Path, form: str) -> None:
     states["c5"] = given(bad, {"unet.evil": (9, 5)})
     wanted = clair_cli.merge({n: s for n, s in states.items() if n != "c5"}, output_format=form)
     path = tmp_path / "m.safetensors"
-    result = clair_cli.merge(states, path, output_format=form)
+    result = clair_cli.merge(states, path, output_format=form, modules="union")
     assert [c.name for c in result.report.with_verdict("contaminated")] == ["c5"]
     assert states_of(result) == states_of(wanted)
     assert result.config == wanted.config
@@ -342,7 +348,7 @@ def test_a_client_left_out_brings_no_modules(tmp_path: Path, form: str) -> None:
     (evil,) = [m for m in result.report.modules if m.name == "unet.evil"]
     assert evil.written is None
     assert not clair_cli.verify(path, states).differences
-    refined = clair_cli.refine(states, tmp_path / "r", output_format=form)
+    refined = clair_cli.refine(states, tmp_path / "r", output_format=form, modules="union")
     assert refined.report.refined is not None
     assert canonical(tmp_path / "r" / "c0").keys() <= {*UNET, *(u[5:] for u in UNET)}
 
@@ -549,14 +555,15 @@ def test_peft_output_of_clients_with_one_and_with_two_models() -> None:
             {f"base_model.model.{k.removeprefix('unet.')}": t for k, t in state.items()}, config
         )  # fmt: skip
     states["c4"] = ({k: torch.tensor(v) for k, v in kohya(clients["c4"]).items()}, None)
-    result = clair_cli.merge(states, allow_undetermined=True)
+    result = clair_cli.merge(states, modules="union", allow_undetermined=True)
     assert not any("text_model" in name for name in states_of(result))
     (rejected,) = result.report.with_verdict("rejected")
     assert rejected.name == "c4"
     assert "PEFT's format is that of one model" in rejected.reasons[0].text
     assert "'text_encoder', 'unet'" in rejected.reasons[0].text
-    result = clair_cli.merge(states, modules="intersection", allow_undetermined=True)
-    assert not result.report.with_verdict("rejected")
+    for modules in ("common", "intersection"):
+        result = clair_cli.merge(states, modules=modules, allow_undetermined=True)
+        assert not result.report.with_verdict("rejected")
 
 
 def test_names_that_differ_in_module_or_part_alone(tmp_path: Path) -> None:

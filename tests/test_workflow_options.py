@@ -119,7 +119,7 @@ def test_two_clients_merge_when_allowed(work: Path) -> None:
 LACKING = "model.layers.1.mlp.down"
 
 
-@pytest.mark.parametrize("modules", ["union", "intersection", "strict"])
+@pytest.mark.parametrize("modules", ["common", "union", "intersection", "strict"])
 def test_modules(work: Path, modules: str) -> None:
     clients = cohorts.honest(6)
     clients["c2"] = cohorts.without(clients["c2"], [LACKING])
@@ -132,11 +132,12 @@ def test_modules(work: Path, modules: str) -> None:
     assert cohorts.relative(found, wanted) <= 1e-5
     entry = {m["name"]: m for m in report["modules"]}.get(LACKING)
     verdict = cohorts.verdicts(report)["c2"]
-    if modules == "union":
+    if modules in ("common", "union"):
         assert entry is not None and entry["absent"] == ["c2"] and entry["n_updates"] == 5
         assert verdict == "benign"
     elif modules == "intersection":
-        assert entry is None and verdict == "benign"
+        assert entry is not None and entry["written"] is None and verdict == "benign"
+        assert any(f"'{LACKING}') not merged: not all of the 6" in w for w in report["warnings"])
     else:
         assert verdict == "rejected" and "lacks" in cohorts.reasons(report, "c2")
     listed = cohorts.read_config(Path("m.safetensors"))["target_modules"]

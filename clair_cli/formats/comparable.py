@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.formats.adapter import Adapter
@@ -15,10 +15,12 @@ from clair_cli.formats.cohort import Cohort, Rejection, rejection
 from clair_cli.formats.inits import init_effect
 from clair_cli.formats.key_map import first_few
 from clair_cli.formats.layout import Layout
-from clair_cli.formats.module_majority import reject_by_module, select_modules
+from clair_cli.formats.module_majority import reject_by_module
+from clair_cli.formats.module_selection import select_modules
 from clair_cli.formats.strict_json import quoted
 
-Modules = Literal["union", "intersection", "strict"]
+Modules = Literal["common", "union", "intersection", "strict"]
+MODULES: tuple[Modules, ...] = get_args(Modules)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Comparable:
         return {name: layout.matrix for name, layout in self.layouts.items()}
 
 
-def check_comparable(cohort: Cohort, modules: Modules = "union") -> Comparable:
+def check_comparable(cohort: Cohort, modules: Modules = "common") -> Comparable:
     """Reject the clients that can't be merged with the majority.
 
     Compared are the base model's name (as text; local paths and missing names never reject),
@@ -53,15 +55,17 @@ def check_comparable(cohort: Cohort, modules: Modules = "union") -> Comparable:
 
     Args:
         cohort: as loaded.
-        modules: "union": a module a client lacks is a zero update there; "intersection": only
-            modules that all have; "strict": a client without a module of the majority goes.
+        modules: "common": only modules that enough clients have (`fewest_holders`), and one that
+            a client lacks is a zero update there; "union": every module; "intersection": as
+            "common", but a client without most of the majority's modules goes; "strict": one
+            without any of the majority's modules goes.
 
     Raises:
         InputRefused: no adapter, no majority where most clients disagree, or nothing shared.
         ValueError: `modules` is another word.
     """
-    if modules not in ("union", "intersection", "strict"):
-        raise ValueError(f"modules must be union, intersection or strict, got {modules!r}")
+    if modules not in MODULES:
+        raise ValueError(f"modules must be one of {', '.join(MODULES)}, got {modules!r}")
     if not cohort.adapters:
         count = len(cohort.rejected)
         raise InputRefused(f"no usable client ({count:,} rejected)")

@@ -1,8 +1,8 @@
-"""Modules of a cohort: the majority's shapes, and which modules are merged."""
+"""The majority's modules and their shapes: clients that are at odds with them are rejected."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from clair_cli.errors import InputRefused, RejectedClient
@@ -12,13 +12,17 @@ from clair_cli.formats.layout import Layout
 from clair_cli.formats.strict_json import quoted
 
 Holders = Mapping[str, Mapping[Layout, Sequence[str]]]
-MAX_NOTED_MODULES = 20
+MAX_NOTED_TIES = 20
+# Modules that a client may have beyond the majority's: so many times as many, and some more. Every
+# one costs memory and time, and room in the report.
+BEYOND_FACTOR, BEYOND_MORE = 4, 16
 
 
 def reject_by_module(
     adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[str]
 ) -> tuple[list[Adapter], set[str]]:
-    """Drop clients whose shapes are a minority's, or that share no module with the majority.
+    """Drop clients whose shapes are a minority's, that share no module with the majority, or that
+    have far more modules than it.
 
     Returns:
         `(adapters, left_out)`: the clients kept, and modules on whose shape the few clients
@@ -28,61 +32,19 @@ def reject_by_module(
         InputRefused: no majority for the shape of a module that most clients have, or no
             module that more than half of the clients have.
     """
+    adapters = _in_proportion(adapters, errors)
     while True:
-        holders = _holders(adapters)
+        holders = holders_of(adapters)
         found = _minorities(adapters, holders)
         if not found:
             break
         errors.update(found)
         adapters = [adapter for adapter in adapters if adapter.name not in found]
     left_out = _ties(holders, len(adapters), notes)
-    return _sharing(adapters, holders, errors), left_out
+    return _sharing(adapters, errors), left_out
 
 
-def select_modules(
-    adapters: list[Adapter],
-    modules: str,
-    left_out: set[str],
-    errors: dict[str, RejectedClient],
-    notes: list[str],
-) -> tuple[list[Adapter], dict[str, Layout]]:
-    """Apply "union", "intersection" or "strict"; layouts come sorted by module.
-
-    Raises:
-        InputRefused: no module is left, or under "strict" no client.
-    """
-    holders = _holders(adapters)
-    if modules == "strict":
-        adapters = _complete(adapters, holders, errors)
-        holders = _holders(adapters)
-    shapes: dict[str, Layout] = {}
-    lacking: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for module in sorted(set(holders) - left_out):
-        having = {name for names in holders[module].values() for name in names}
-        if len(having) < len(adapters):
-            absent = tuple(a.name for a in adapters if a.name not in having)
-            lacking[absent].append(module)
-            if modules == "intersection":
-                continue
-        shapes[module] = next(iter(holders[module]))
-    effect = "left out" if modules == "intersection" else "a zero update there"
-    for absent, names in list(lacking.items())[:MAX_NOTED_MODULES]:
-        notes.append(
-            f"{_counted(names, 'module')} absent from {_counted(absent, 'client')}: {effect}"
-        )
-    if len(lacking) > MAX_NOTED_MODULES:
-        more = sum(len(names) for names in list(lacking.values())[MAX_NOTED_MODULES:])
-        notes.append(f"{more:,} more modules absent from some clients: {effect}")
-    if not shapes:
-        raise InputRefused("no module is left that the clients have in common")
-    return adapters, shapes
-
-
-def _counted(names: Sequence[str], noun: str) -> str:
-    return f"{len(names):,} {noun}{'' if len(names) == 1 else 's'} ({first_few(names)})"
-
-
-def _holders(adapters: Sequence[Adapter]) -> dict[str, dict[Layout, list[str]]]:
+def holders_of(adapters: Sequence[Adapter]) -> dict[str, dict[Layout, list[str]]]:
     """Module to layout to names of the clients that have it so."""
     holders: dict[str, dict[Layout, list[str]]] = {}
     for adapter in adapters:
@@ -130,24 +92,42 @@ def _ties(holders: Holders, n_clients: int, notes: list[str]) -> set[str]:
         listed = "; ".join(f"{shape} ({first_few(names)})" for shape, names in ordered[:5])
         if 2 * total > n_clients:
             raise InputRefused(f"no majority for the shape of module {quoted(module)}: {listed}")
-        notes.append(f"module {quoted(module)} left out, its shapes have no majority: {listed}")
         left_out.add(module)
+        if len(left_out) <= MAX_NOTED_TIES:
+            notes.append(f"module {quoted(module)} left out, its shapes have no majority: {listed}")
+    if len(left_out) > MAX_NOTED_TIES:
+        more = len(left_out) - MAX_NOTED_TIES
+        notes.append(f"{more:,} more modules left out, their shapes have no majority")
     return left_out
 
 
-def _majority_modules(adapters: Sequence[Adapter], holders: Holders) -> set[str]:
+def majority_modules(adapters: Sequence[Adapter]) -> set[str]:
     """Modules that more than half of the clients have."""
-    return {
-        module
-        for module, by_shape in holders.items()
-        if 2 * sum(len(names) for names in by_shape.values()) > len(adapters)
-    }
+    counts = Counter(module for adapter in adapters for module in adapter.modules)
+    return {module for module, n in counts.items() if 2 * n > len(adapters)}
 
 
-def _sharing(
-    adapters: list[Adapter], holders: Holders, errors: dict[str, RejectedClient]
-) -> list[Adapter]:
-    common = _majority_modules(adapters, holders)
+def _in_proportion(adapters: list[Adapter], errors: dict[str, RejectedClient]) -> list[Adapter]:
+    """The clients without far more modules than the majority's."""
+    common = majority_modules(adapters)
+    most = BEYOND_FACTOR * len(common) + BEYOND_MORE
+    kept = []
+    for adapter in adapters:
+        beyond = len(adapter.modules) - len(common.intersection(adapter.modules))
+        if not common or beyond <= most:
+            kept.append(adapter)
+            continue
+        errors[adapter.name] = RejectedClient(
+            f"has {beyond:,} modules beyond the {len(common):,} that most clients have, at most "
+            f"{most:,} may be ({first_few(set(adapter.modules) - common)})",
+            found=f"{beyond:,} modules beyond the majority's",
+            expected=f"at most {BEYOND_FACTOR} x {len(common):,} + {BEYOND_MORE}",
+        )
+    return kept
+
+
+def _sharing(adapters: list[Adapter], errors: dict[str, RejectedClient]) -> list[Adapter]:
+    common = majority_modules(adapters)
     if not common:
         raise InputRefused(
             f"no module is shared by more than half of the {len(adapters):,} clients"
@@ -163,24 +143,4 @@ def _sharing(
             )
         else:
             kept.append(adapter)
-    return kept
-
-
-def _complete(
-    adapters: list[Adapter], holders: Holders, errors: dict[str, RejectedClient]
-) -> list[Adapter]:
-    common = _majority_modules(adapters, holders)
-    kept = []
-    for adapter in adapters:
-        missing = common - set(adapter.modules)
-        if missing:
-            errors[adapter.name] = RejectedClient(
-                f"lacks {_counted(sorted(missing), 'module')} that most clients have",
-                found=f"{len(adapter.modules):,} modules",
-                expected=f"all {len(common):,} modules of the majority",
-            )
-        else:
-            kept.append(adapter)
-    if not kept:
-        raise InputRefused("no client has every module of the majority")
     return kept

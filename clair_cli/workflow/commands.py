@@ -92,7 +92,7 @@ def merge(
     threads: int | None = None,
     fail_on: str = "never",
     force: bool = False,
-    modules: str = "union",
+    modules: str = "common",
     assume_alpha: float | str | None = None,
     limit: Mapping[str, int | str] | Sequence[str] = (),
     strict: bool = False,
@@ -123,7 +123,9 @@ def merge(
             core if None.
         fail_on: "never", "suspicious" or "contaminated": exit code 3, and no adapter.
         force: replace existing outputs.
-        modules: "union" (a missing module is a zero update), "intersection" or "strict".
+        modules: "common" (those that at least three clients have, or half of a few; a missing one
+            is a zero update), "union" (all), "intersection" (those that all merged clients have)
+            or "strict" (a client without a module of the majority is rejected).
         assume_alpha: alpha of files without any config, or "rank".
         limit: other limits on the input, as in {"clients": 2000, "file": "8G"}.
         strict: one rejected client refuses the round.
@@ -158,7 +160,7 @@ def inspect(
     threads: int | None = None,
     fail_on: str = "contaminated",
     force: bool = False,
-    modules: str = "union",
+    modules: str = "common",
     assume_alpha: float | str | None = None,
     limit: Mapping[str, int | str] | Sequence[str] = (),
     strict: bool = False,
@@ -197,7 +199,7 @@ def refine(
     threads: int | None = None,
     fail_on: str = "never",
     force: bool = False,
-    modules: str = "union",
+    modules: str = "common",
     assume_alpha: float | str | None = None,
     limit: Mapping[str, int | str] | Sequence[str] = (),
     strict: bool = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from clair_cli.errors import RejectedClient, UsageError
@@ -43,9 +43,8 @@ def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | No
             continue
         found = check_comparable(cohort, settings.modules)  # type: ignore[arg-type]
         layouts: Mapping[str, Layout] = found.layouts
-        adapters = found.adapters
+        adapters = tuple(only_modules(adapter, found.layouts) for adapter in found.adapters)
         if previous is not None:
-            adapters = tuple(_only(adapter, found.layouts) for adapter in adapters)
             layouts = _with_previous(layouts, previous)
         rejected = (*unnamed, *found.rejected)
         if settings.command == "inspect":
@@ -69,9 +68,9 @@ def _without(cohort: Cohort, gone: Sequence[Rejection]) -> Cohort:
     return replace(cohort, adapters=tuple(a for a in cohort.adapters if a.name not in names))
 
 
-def _only(adapter: Adapter, layouts: Mapping[str, Layout]) -> Adapter:
-    """The adapter without the modules that are left out, which the previous one may have."""
-    modules = {name: module for name, module in adapter.modules.items() if name in layouts}
+def only_modules(adapter: Adapter, kept: Container[str]) -> Adapter:
+    """The adapter without the modules that are left out: nobody looks at those again."""
+    modules = {name: module for name, module in adapter.modules.items() if name in kept}
     return adapter if len(modules) == len(adapter.modules) else replace(adapter, modules=modules)
 
 

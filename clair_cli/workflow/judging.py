@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from clair_cli.errors import InputRefused
+from clair_cli.formats.key_map import first_few
+from clair_cli.formats.module_selection import fewest_holders, modules_to_merge
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.judge import Judgement, judge, needs_cores
 from clair_cli.maths.own_sizes import OwnSizes
@@ -61,25 +64,40 @@ class Judged:
 
     @cached_property
     def summed(self) -> Round:
-        """The round as it is merged: a client lacks the modules in which it is judged to have added
-        nothing to the previous adapter. What is judged zero is merged as zero."""
+        """The round as it is merged on top of a previous adapter: a client lacks the modules that
+        are not merged, and those in which it is judged to have added nothing. What is judged zero
+        is merged as zero."""
         if self.round.previous is None or self.evidence is None:
             return self.round
         added = dict(zip(self.round.module_shapes, (self.evidence.norms > 0).tolist(), strict=True))
         adapters = [
-            replace(a, modules={m: entry for m, entry in a.modules.items() if added[m][k]})
+            only_modules(a, {m for m in self.merged_modules if added[m][k]})
             for k, a in enumerate(self.round.adapters)
         ]
         return replace(self.round, adapters=tuple(adapters))
 
-    @property
+    @cached_property
+    def merged_modules(self) -> tuple[str, ...]:
+        """The modules that the clients with a weight are merged in: those that enough of them have
+        (see `modules_to_merge`), without those where all of their updates are zero. Where there are
+        only zeros, they stay. A client that is left out brings none."""
+        clients = [self.round.adapters[k] for k in self.merged]
+        holders = {m: sum(m in a.modules for a in clients) for m in self.round.module_shapes}
+        enough = modules_to_merge(holders, len(clients), self.round.modules)
+        if self.evidence is None:
+            return enough
+        sizes = self.evidence.norms[:, list(self.merged)].sum(1).tolist()
+        size_of = dict(zip(self.round.module_shapes, sizes, strict=True))
+        return tuple(m for m in enough if size_of[m] > 0) or enough
+
+    @cached_property
     def written(self) -> tuple[str, ...]:
-        """The modules that an adapter of this round has: those of the clients with a weight and
-        of the previous adapter. A client that is left out brings none."""
-        sources = [self.round.adapters[k] for k in self.merged]
+        """The modules that an adapter of this round has: those merged, and the previous adapter's,
+        which it has whoever has them."""
+        found = set(self.merged_modules)
         if self.round.previous is not None:
-            sources.append(self.round.previous)
-        return tuple(m for m in self.round.module_shapes if any(m in a.modules for a in sources))
+            found |= self.round.previous.modules.keys()
+        return tuple(m for m in self.round.module_shapes if m in found)
 
 
 def judge_round(
@@ -107,7 +125,36 @@ def judge_round(
         lambda _: _judged(round_, engine, gathered, allow_undetermined, foresee), [0], 1
     )
     engine.tell("judging", 1, 1)
-    return judged
+    return _with_left_out(judged)
+
+
+def _with_left_out(judged: Judged) -> Judged:
+    """Say which modules of the merged clients are not merged."""
+    having = {m for k in judged.merged for m in judged.round.adapters[k].modules}
+    gone = sorted(having.difference(judged.merged_modules))
+    return replace(judged, warnings=(*judged.warnings, _left_out(judged, gone))) if gone else judged
+
+
+def _left_out(judged: Judged, modules: Sequence[str]) -> str:
+    """A remark on modules that only some of the merged clients have, or are zero in."""
+    n = len(judged.merged)
+    few = {"common": f"fewer than {fewest_holders(n)}", "intersection": "not all"}
+    why = f"{few.get(judged.round.modules, 'none')} of the {n} merged clients have an update there"
+    noun = "module" if len(modules) == 1 else "modules"
+    return f"{len(modules):,} {noun} ({first_few(modules)}) not merged: {why}"
+
+
+def refused_if_empty(judged: Judged) -> Judged:
+    """A round in which somebody is merged but no module is: refused."""
+    if not judged.merged or judged.written:
+        return judged
+    refusal = InputRefused(
+        "no module is left that the merged clients have in common",
+        hint="leave out who has other modules with --exclude, or give --modules union",
+    )
+    zeros = tuple(0.0 for _ in judged.weights)
+    round_ = replace(judged.round, refusal=refusal)
+    return Judged(round_, None, None, zeros, zeros, judged.warnings, {})
 
 
 def _judged(

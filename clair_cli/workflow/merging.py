@@ -87,8 +87,13 @@ def _plain_distance(judged: Judged) -> float | None:
     evidence = judged.evidence
     assert evidence is not None
     distance = size = 0.0
-    for cosines, norms in zip(evidence.matrix.value, evidence.norms, strict=True):
+    merged, nothing = set(judged.merged_modules), [0.0] * len(judged.weights)
+    for name, cosines, norms in zip(
+        judged.round.module_shapes, evidence.matrix.value, evidence.norms, strict=True
+    ):
         inner = torch.nan_to_num(cosines, nan=0.0) * norms[:, None] * norms[None, :]
-        moved, norm = plain_distance(inner, judged.weights, judged.plain_weights)
+        moved, norm = plain_distance(
+            inner, judged.weights if name in merged else nothing, judged.plain_weights
+        )
         distance, size = math.hypot(distance, moved), math.hypot(size, norm)
     return distance / size if size > 0 else None

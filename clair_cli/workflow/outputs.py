@@ -58,7 +58,7 @@ def check_least_room(settings: Settings, shapes: Iterable[tuple[int, int]]) -> N
     """Refuse a disk that can't even hold the smallest adapter these settings may give.
 
     Args:
-        shapes: (out, in) of every module.
+        shapes: (out, in) of the modules that the result will have.
 
     Raises:
         OutputError: see `check_room`.

@@ -16,6 +16,7 @@ from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.cohort import Cohort, Rejection, load_one, rejection
 from clair_cli.formats.key_map import first_few
 from clair_cli.formats.memory import adapters_from_memory
+from clair_cli.formats.module_majority import majority_modules
 from clair_cli.formats.output_format import OutputFormat
 from clair_cli.formats.strict_json import quoted
 from clair_cli.formats.weights_file import read_weights
@@ -58,6 +59,7 @@ class Round:
         output: how adapters are written, or None when none will be.
         refusal: why no judgement is possible at all, or None.
         warnings: remarks for the report.
+        modules: which of the modules are merged, in the words of `--modules`.
     """
 
     adapters: tuple[Adapter, ...]
@@ -68,10 +70,20 @@ class Round:
     output: OutputFormat | None
     refusal: InputRefused | None
     warnings: tuple[str, ...]
+    modules: str = "common"
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(a.name for a in self.adapters)
+
+    @property
+    def usual_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(out, in) of the modules that more than half of the clients have, and of the previous
+        adapter's: what the result will have whoever is left out."""
+        usual = majority_modules(self.adapters)
+        if self.previous is not None:
+            usual |= self.previous.modules.keys()
+        return tuple(shape for name, shape in self.module_shapes.items() if name in usual)
 
     @cached_property
     def module_ranks(self) -> Mapping[str, tuple[int, ...]]:
@@ -139,6 +151,7 @@ def load_round(
         chosen.output,
         refusal,
         tuple(warnings),
+        settings.modules,
     )
 
 

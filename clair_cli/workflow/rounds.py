@@ -12,7 +12,7 @@ from clair_cli.formats.cohort import Cohort, Rejection
 from clair_cli.report import Report
 from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.engine import Engine, choose_device, make_engine, warm_up
-from clair_cli.workflow.judging import Judged, judge_round
+from clair_cli.workflow.judging import Judged, judge_round, refused_if_empty
 from clair_cli.workflow.memory_estimate import estimate_memory
 from clair_cli.workflow.merger import MergeAhead
 from clair_cli.workflow.merging import Merged, merge_round
@@ -109,12 +109,14 @@ def run_round(
             if round_.refusal is None:
                 engine.tell("memory", estimate_memory(round_, engine), 0)
             if make is not None:
-                check_least_room(settings, round_.module_shapes.values())
+                check_least_room(settings, round_.usual_shapes)
             try:
                 judged = judge_round(
                     round_, engine,
                     allow_undetermined=settings.allow_undetermined, foresee=foresee,
                 )  # fmt: skip
+                if make is not None:
+                    judged = refused_if_empty(judged)
                 wanted = make is not None and exit_code(settings, judged) == 0
                 made = make(judged, settings, engine) if make is not None and wanted else None
             except ClientsUnfit as unfit:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clair_cli.errors import UsageError
+from clair_cli.formats.comparable import MODULES
 from clair_cli.formats.limits import Limits, changed_limits, parse_limits
 from clair_cli.formats.output_format import FORMATS
 from clair_cli.formats.targets import is_one_file
@@ -20,7 +21,6 @@ FAIL_ON = ("never", "suspicious", "contaminated")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 OUTPUT_FORMATS = ("auto", *FORMATS)
 DEVICES = ("auto", "cpu", "cuda", "mps")
-MODULES = ("union", "intersection", "strict")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Settings:
     device: str = "auto"
     fail_on: str = "never"
     force: bool = False
-    modules: str = "union"
+    modules: str = "common"
     assume_alpha: float | str | None = None
     limit: Limits = field(default_factory=Limits)
     strict: bool = False

@@ -80,9 +80,14 @@ def test_module_sets_differ(work: Path, row: int) -> None:
 
 @covers(33)
 def test_a_module_that_most_lack(work: Path, row: int) -> None:
-    """It is merged with zero updates, and nobody is judged by it."""
+    """It is left out; or merged with zero updates, and nobody is judged by it."""
     clients = {n: c if n == "c1" else cohorts.without(c, [FIRST]) for n, c in FIVE.items()}
     ran = merged(clients, *EXACT)
+    assert ran.code == ROWS[row].code and set(ran.verdicts.values()) == {"benign"}
+    assert f"1 module ('{FIRST}') left out: fewer than 3 of 5 clients have it" in ran.words
+    assert ran.report is not None
+    assert FIRST not in cohorts.read_dense(Path(OUT)) and FIRST not in str(ran.report["modules"])
+    ran = merge("--modules", "union", "--force", *EXACT)
     assert ran.code == ROWS[row].code and set(ran.verdicts.values()) == {"benign"}
     assert f"'{FIRST}'" in ran.words and "absent from 4 clients" in ran.words
     assert ran.report is not None

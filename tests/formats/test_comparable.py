@@ -73,6 +73,21 @@ def test_a_tie_in_a_module_of_few_clients_leaves_it_out() -> None:
     assert any("module 'x' left out" in note for note in found.notes)
 
 
+def test_ties_are_told_up_to_a_bound() -> None:
+    def with_modules(width: int, n: int) -> Shapes:
+        return {**QK, **{f"x{i}": (3, width) for i in range(n)}}
+
+    for n, told in ((20, 20), (21, 21)):
+        found = check_comparable(
+            cohort(
+                **dict.fromkeys("abc", (QK, BASE)),
+                d=(with_modules(3, n), BASE), e=(with_modules(4, n), BASE),
+            )
+        )  # fmt: skip
+        assert len(found.notes) == told
+    assert found.notes[-1] == "1 more modules left out, their shapes have no majority"
+
+
 def test_a_client_without_a_shared_module_is_rejected() -> None:
     found = check_comparable(cohort(a=(QK, {}), b=(Q, {}), c=({"z": (3, 3)}, {})))
     assert names(found) == ["a", "b"]
@@ -81,19 +96,77 @@ def test_a_client_without_a_shared_module_is_rejected() -> None:
         check_comparable(cohort(a=({"x": (3, 3)}, {}), b=({"y": (3, 3)}, {})))
 
 
+@pytest.mark.parametrize(("n_clients", "fewest"), [(2, 1), (3, 2), (4, 2), (5, 3), (9, 3)])
+def test_a_common_module_is_one_that_enough_clients_have(n_clients: int, fewest: int) -> None:
+    for holders in (fewest, fewest - 1):
+        clients = {f"c{k}": (QK if k < holders else Q, BASE) for k in range(n_clients)}
+        found = check_comparable(cohort(**clients))
+        assert list(found.module_shapes) == (["k", "q"] if holders == fewest else ["q"])
+        assert names(found) == list(clients)
+
+
+def test_modules_that_few_have_are_left_out_in_one_note() -> None:
+    """However many they are, and whoever has them."""
+    many: Shapes = {**Q, **{f"x{i:02}": (3, 3) for i in range(20)}}
+    found = check_comparable(
+        cohort(a=(many, BASE), b=(many, BASE), **dict.fromkeys("cdefg", (Q, BASE)))
+    )
+    assert list(found.module_shapes) == ["q"] and len(found.adapters) == 7
+    assert found.notes == (
+        "20 modules ('x00', 'x01', 'x02' and 17 more) left out: fewer than 3 of 7 clients have "
+        "each (2 clients ('a', 'b'))",
+    )
+    every = check_comparable(cohort(a=(many, BASE), **dict.fromkeys("bcdefg", (Q, BASE))), "union")
+    assert len(every.module_shapes) == 21
+
+
 def test_module_sets() -> None:
     clients = cohort(a=(QK, BASE), b=(QK, BASE), c=(Q, BASE))
-    union = check_comparable(clients, "union")
-    assert list(union.module_shapes) == ["k", "q"]
-    assert union.notes == ("1 module ('k') absent from 1 client ('c'): a zero update there",)
+    for modules in ("common", "union"):
+        found = check_comparable(clients, modules)  # type: ignore[arg-type]
+        assert list(found.module_shapes) == ["k", "q"]
+        assert found.notes == ("1 module ('k') absent from 1 client ('c'): a zero update there",)
     shared = check_comparable(clients, "intersection")
-    assert list(shared.module_shapes) == ["q"]
-    assert shared.notes == ("1 module ('k') absent from 1 client ('c'): left out",)
+    assert list(shared.module_shapes) == ["k", "q"] and names(shared) == ["a", "b", "c"]
+    assert shared.notes == (
+        "1 module ('k') absent from 1 client ('c'): left out where such a client is merged",
+    )
     strict = check_comparable(clients, "strict")
     assert names(strict) == ["a", "b"]
     assert "client 'c': lacks 1 module ('k') that most clients have" in strict.rejected[0].message
-    with pytest.raises(ValueError, match="union, intersection or strict"):
+    with pytest.raises(ValueError, match="one of common, union"):
         check_comparable(clients, "all")  # type: ignore[arg-type]
+
+
+def test_intersection_rejects_who_lacks_most_of_the_majoritys_modules() -> None:
+    """One who lacks half of them still counts."""
+    whole: Shapes = dict.fromkeys("klmq", (6, 8))
+    half, less = (dict.fromkeys(some, (6, 8)) for some in ("kl", "k"))
+    found = check_comparable(
+        cohort(a=(whole, BASE), b=(whole, BASE), c=(whole, BASE), d=(half, BASE), e=(less, BASE)),
+        "intersection",
+    )
+    assert names(found) == ["a", "b", "c", "d"] and list(found.module_shapes) == list("klmq")
+    assert [entry.message for entry in found.rejected] == [
+        "client 'e': lacks 3 modules ('l', 'm', 'q') that most clients have, more than half of "
+        "those 4"
+    ]
+
+
+@pytest.mark.parametrize("modules", ["common", "union"])
+def test_far_more_modules_than_the_majority_has(modules: Any) -> None:
+    """Beside two modules of the majority, 4 x 2 + 16 others may be."""
+    for beyond, kept in ((24, True), (25, False)):
+        many: Shapes = {**QK, **{f"x{i:02}": (1, 1) for i in range(beyond)}}
+        found = check_comparable(
+            cohort(a=(QK, BASE), b=(QK, BASE), c=(QK, BASE), odd=(many, BASE)), modules
+        )
+        assert ("odd" in names(found)) is kept
+    assert [entry.message for entry in found.rejected] == [
+        "client 'odd': has 25 modules beyond the 2 that most clients have, at most 24 may be "
+        "('x00', 'x01', 'x02' and 22 more)"
+    ]
+    assert found.rejected[0].hint == "" and len(found.module_shapes) == 2
 
 
 @pytest.mark.parametrize(
