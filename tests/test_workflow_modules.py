@@ -13,6 +13,9 @@ import torch
 
 import clair_cli
 from clair_cli.workflow import outputs
+from clair_cli.workflow.reading import read_cohort
+from clair_cli.workflow.round import load_round
+from clair_cli.workflow.settings import make_settings
 
 from . import cohorts
 from .cohorts import MODULES, Client, Clients
@@ -203,3 +206,67 @@ def test_old_reports_are_verified_with_their_own_words(tmp_path: Path) -> None:
     assert result.report.options["modules"] == "union"
     assert any(EXTRA in name for name in result.tensors or {})
     assert not clair_cli.verify(path, clients).differences
+
+
+# Ranks
+
+
+def padded(deltas: cohorts.Deltas, rank: int, seed: int = 0) -> Client:
+    """Delta weights in factors of a rank above their width."""
+    rng = np.random.default_rng(seed)
+    A, B = {}, {}
+    for module, delta in deltas.items():
+        B[module] = rng.standard_normal((delta.shape[0], rank))
+        A[module] = np.linalg.pinv(B[module]) @ delta / 2.0
+    return Client(A, B, {"r": rank, "lora_alpha": 2 * rank})
+
+
+def test_rank_above_the_width_is_worth_no_more_than_the_width() -> None:
+    """The merge, verdicts and scores are those of the same delta weights in lower rank; the report
+    shows the file's rank."""
+    clients = cohorts.honest(6)
+    clients["c5"] = sabotage(clients["c5"])
+    high = {
+        **clients,
+        "c0": padded(clients["c0"].deltas(), 50),
+        "c5": padded(clients["c5"].deltas(), 900),
+    }
+    round_ = loaded(high)
+    shapes = {m: min(shape) for m, shape in MODULES.items()}
+    for module, ranks in round_.module_ranks.items():
+        assert sorted(ranks) == sorted([6, 6, 6, 6, shapes[module], shapes[module]])
+    low, high_ = merged(clients), merged(high)
+    assert cohorts.relative(high_[0], low[0]) <= 1e-6
+    assert verdicts(high_[1]) == verdicts(low[1])
+    for one, other in zip(low[1].clients, high_[1].clients, strict=True):
+        assert other.scores.measures["norm"] == pytest.approx(one.scores.measures["norm"])
+    assert [c.ranks for c in high_[1].clients] == [(50,), (6,), (6,), (6,), (6,), (900,)]
+    assert {s.rank for s in high_[1].clients[5].modules.values()} == {900}
+
+
+def loaded(clients: Clients, **options: Any) -> Any:
+    settings = make_settings("merge", in_memory(clients), None, options)
+    return load_round(settings, read_cohort(settings))
+
+
+def test_a_previous_adapter_of_high_rank() -> None:
+    start = cohorts.random_deltas(np.random.default_rng(5))
+    honest = cohorts.honest_deltas(5)
+    clients = {f"c{k}": cohorts.factored(cohorts.plus(start, own), 9, seed=k)
+               for k, own in enumerate(honest)}  # fmt: skip
+    before = in_memory({"p": padded(start, 100)})["p"]
+    round_ = loaded(clients, previous=before)
+    assert {m: round_.previous_rank(m) for m in MODULES} == {m: min(s) for m, s in MODULES.items()}
+    found, _ = merged(clients, previous=before)
+    assert cohorts.relative(found, cohorts.plus(start, cohorts.mean(honest))) <= 1e-5
+
+
+def test_many_tiny_modules_of_the_highest_rank() -> None:
+    """Each has one component, whatever its rank, where all clients have them too."""
+    rng = np.random.default_rng(0)
+    clients = {}
+    for k, deltas in enumerate(cohorts.honest_deltas(5)):
+        tiny = {f"tiny.{m:02}.q": rng.standard_normal((1, 1)) for m in range(60)}
+        clients[f"c{k}"] = padded({**deltas, **tiny}, 1024 if k == 0 else 41, seed=k)
+    ranks = {m: r for m, r in loaded(clients).module_ranks.items() if m.startswith("tiny")}
+    assert list(ranks.values()) == [(1,) * 5] * 60

@@ -69,6 +69,11 @@ class LoraModule:
         """(rows, columns) of `B @ A`: see `Layout`."""
         return self.layout.matrix
 
+    @property
+    def components(self) -> int:
+        """Rank-one components that `Adapter.factors` gives: the rank, or what is enough."""
+        return min(self.rank, *self.shape)
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -106,11 +111,20 @@ class Adapter:
         return whole.hexdigest()
 
     def factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """`(lora_A, lora_B)` of one module as matrices, (rank, columns) and (rows, rank).
+        """`(lora_A, lora_B)` of one module as matrices, (components, columns) and
+        (rows, components): those of the file, or fewer with the same product, in float64.
 
         Raises:
             KeyError: the adapter has no such module (its update there is zero).
             RejectedClient: the tensor changed since the adapter was opened.
         """
         entry = self.modules[module]
-        return entry.layout.flat(self.source.read(entry.key_A), self.source.read(entry.key_B))
+        pair = entry.layout.flat(self.source.read(entry.key_A), self.source.read(entry.key_B))
+        return pair if entry.components == entry.rank else _recompressed(*pair)
+
+
+def _recompressed(lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of the same product with as many components as its shorter side is long."""
+    product = lora_B.double() @ lora_A.double()
+    unit = product.new_ones(min(product.shape)).diag()
+    return (product, unit) if product.shape[0] <= product.shape[1] else (unit, product)

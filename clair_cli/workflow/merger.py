@@ -167,10 +167,10 @@ class Merger:
         adapters = [round_.adapters[k] for k in merged]
         found = {}
         for m in self.judged.written:
-            ranks = [a.modules[m].rank if m in a.modules else 0 for a in adapters]
+            ranks = [a.modules[m].components if m in a.modules else 0 for a in adapters]
             if adds_previous(round_, m, merged):
                 assert round_.previous is not None
-                ranks.append(round_.previous.modules[m].rank)
+                ranks.append(round_.previous.modules[m].components)
             found[m] = tuple(ranks)
         return found
 

@@ -87,20 +87,20 @@ class Round:
 
     @cached_property
     def module_ranks(self) -> Mapping[str, tuple[int, ...]]:
-        """Rank-one terms of every client's update in each module, 0 where it has none: its own,
-        and those of the previous adapter that is subtracted."""
+        """Rank-one components of every client's update in each module, 0 where it has none: its
+        own, and those of the previous adapter that is subtracted."""
         each = {}
         for m in self.module_shapes:
             more = self.previous_rank(m)
             each[m] = tuple(
-                a.modules[m].rank + more if m in a.modules else 0 for a in self.adapters
+                a.modules[m].components + more if m in a.modules else 0 for a in self.adapters
             )
         return each
 
     def previous_rank(self, module: str) -> int:
-        """Terms of the previous adapter in one module."""
+        """Components of the previous adapter in one module."""
         before = {} if self.previous is None else self.previous.modules
-        return before[module].rank if module in before else 0
+        return before[module].components if module in before else 0
 
 
 def load_round(

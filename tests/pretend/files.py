@@ -94,6 +94,23 @@ def test_what_does_not_fit_the_device_stays_in_its_files(
     same(small, far(clair_cli.merge, folder))
 
 
+@pytest.mark.parametrize("rank", [20, 21])
+def test_more_rank_than_width_stays_in_its_file(far: Any, tmp_path: Path, rank: int) -> None:
+    """What is computed with has fewer components than the file."""
+    folder = mixed(tmp_path / "clients")
+    tensors, g = {}, torch.Generator().manual_seed(1)
+    for name in "abc":
+        tensors[f"{name}.q.lora_A.weight"] = torch.randn(rank, 30, generator=g)
+        tensors[f"{name}.q.lora_B.weight"] = torch.randn(20, rank, generator=g)
+    (folder / "c6/adapter_model.safetensors").write_bytes(safetensors_bytes(tensors, {}))
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q"]}
+    (folder / "c6/adapter_config.json").write_text(json.dumps(config))
+    round_, on_device = opened(folder)
+    assert (resident.make_resident(round_, on_device) is None) is (rank > 20)
+    options = {"allow_undetermined": True, "rank": 16}
+    same(clair_cli.merge(folder, **options), far(clair_cli.merge, folder, **options))
+
+
 @pytest.mark.parametrize("stage", ["loading", "merging", "writing"])
 @pytest.mark.parametrize("held", [1, 2**20])
 def test_a_change_is_noticed_although_the_bytes_are_on_the_device(
