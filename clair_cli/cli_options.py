@@ -321,6 +321,6 @@ LimitOption = Annotated[
         metavar="NAME=VALUE",
         parser=parse_limit,
         help="Raise or lower a limit on the input; repeatable. Defaults: clients=1000,"
-        " file=4G, total=64G, header=8M, tensors=20000, rank=1024.",
+        " file=4G, total=64G, header=8M, tensors=20000, rank=1024, work=8 (x the median client's).",
     ),
 ]

@@ -15,9 +15,11 @@ from clair_cli.formats.cohort import Cohort, Rejection, rejection
 from clair_cli.formats.inits import init_effect
 from clair_cli.formats.key_map import first_few
 from clair_cli.formats.layout import Layout
+from clair_cli.formats.limits import Limits
 from clair_cli.formats.module_majority import reject_by_module
 from clair_cli.formats.module_selection import select_modules
 from clair_cli.formats.strict_json import quoted
+from clair_cli.formats.work import reject_by_work
 
 Modules = Literal["common", "union", "intersection", "strict"]
 MODULES: tuple[Modules, ...] = get_args(Modules)
@@ -46,12 +48,14 @@ class Comparable:
         return {name: layout.matrix for name, layout in self.layouts.items()}
 
 
-def check_comparable(cohort: Cohort, modules: Modules = "common") -> Comparable:
+def check_comparable(
+    cohort: Cohort, modules: Modules = "common", limits: Limits | None = None
+) -> Comparable:
     """Reject the clients that can't be merged with the majority.
 
     Compared are the base model's name (as text; local paths and missing names never reject),
     `fan_in_fan_out`, an init that changes the base or starts from
-    data, and the modules' shapes.
+    data, the modules' shapes and number, and the work that they make.
 
     Args:
         cohort: as loaded.
@@ -59,6 +63,7 @@ def check_comparable(cohort: Cohort, modules: Modules = "common") -> Comparable:
             a client lacks is a zero update there; "union": every module; "intersection": as
             "common", but a client without most of the majority's modules goes; "strict": one
             without any of the majority's modules goes.
+        limits: default `Limits()`.
 
     Raises:
         InputRefused: no adapter, no majority where most clients disagree, or nothing shared.
@@ -76,8 +81,8 @@ def check_comparable(cohort: Cohort, modules: Modules = "common") -> Comparable:
     says = [adapter for adapter in adapters if adapter.config.raw]
     adapters = _majority(adapters, says, "fan_in_fan_out", _fan_in_fan_out, errors, notes)
     adapters = _same_init(adapters, errors, notes)
-    adapters, left_out = reject_by_module(adapters, errors, notes)
-    adapters, layouts = select_modules(adapters, modules, left_out, errors, notes)
+    adapters, layouts, remarks = _by_module(adapters, modules, limits or Limits(), errors)
+    notes += remarks
     _note_differences(adapters, notes)
     paths = {adapter.name: adapter for adapter in cohort.adapters}
     rejected = [
@@ -85,6 +90,22 @@ def check_comparable(cohort: Cohort, modules: Modules = "common") -> Comparable:
         for name in sorted(errors, key=os.fsencode)
     ]
     return Comparable(tuple(adapters), tuple(rejected), layouts, tuple(notes))
+
+
+def _by_module(
+    adapters: list[Adapter], modules: str, limits: Limits, errors: dict[str, RejectedClient]
+) -> tuple[list[Adapter], dict[str, Layout], list[str]]:
+    """The clients whose modules can be compared, those modules, and remarks. What is common is
+    looked for again without a client that goes for its work."""
+    while True:
+        notes: list[str] = []
+        adapters, left_out = reject_by_module(adapters, errors, notes)
+        adapters, layouts = select_modules(adapters, modules, left_out, errors, notes)
+        found = reject_by_work(adapters, layouts, limits)
+        if not found:
+            return adapters, layouts, notes
+        errors.update(found)
+        adapters = [adapter for adapter in adapters if adapter.name not in found]
 
 
 def is_local_path(name: str) -> bool:

@@ -24,6 +24,7 @@ class Limits:
         max_rank: LoRA rank of one module.
         max_config_bytes: size of one config file.
         max_clients: clients in one cohort; more refuse the whole input.
+        max_work: numbers that one client's modules are compared by, over the median client's.
     """
 
     max_file_bytes: int = 4 * 1024**3
@@ -34,6 +35,7 @@ class Limits:
     max_rank: int = 1024
     max_config_bytes: int = 1_000_000
     max_clients: int = 1000
+    max_work: int = 8
 
 
 # What `--limit NAME=VALUE` calls them. Not among them: what no honest file comes near.
@@ -44,6 +46,7 @@ NAMES = {
     "header": "max_header_bytes",
     "tensors": "max_tensors",
     "rank": "max_rank",
+    "work": "max_work",
 }
 _SIZES = ("file", "total", "header")
 LARGEST = 2**63 - 1  # what every reader of a report takes
