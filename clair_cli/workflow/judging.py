@@ -14,6 +14,7 @@ from clair_cli.maths.judge import Judgement, judge, needs_cores
 from clair_cli.maths.own_sizes import OwnSizes
 from clair_cli.maths.packed_grams import PackedGrams
 from clair_cli.maths.structure import find_structure
+from clair_cli.workflow.comparing import only_modules
 from clair_cli.workflow.components import check_components
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.passes import Gathered, gather_cores, gather_evidence
