@@ -208,6 +208,27 @@ def test_old_reports_are_verified_with_their_own_words(tmp_path: Path) -> None:
     assert not clair_cli.verify(path, clients).differences
 
 
+@pytest.mark.parametrize("modules", ["union", "strict"])
+@pytest.mark.parametrize(("norm", "verdict"), [(1.9, "benign"), (5.6, "suspicious"),
+                                                (10.7, "contaminated")])  # fmt: skip
+def test_a_module_of_ones_own_is_held_against_the_others(
+    modules: str, norm: float, verdict: str
+) -> None:
+    """It has no median; the largest of the other modules' is near one."""
+    clients = cohorts.honest(7)
+    clients["c6"] = with_module(clients["c6"], head(norm))
+    found, report = merged(clients, modules=modules)
+    assert verdicts(report) == {f"c{k}": "benign" for k in range(6)} | {"c6": verdict}
+    weight = report.clients[6].weight
+    if verdict == "benign":
+        assert weight == pytest.approx(1 / 7)
+        wanted = cohorts.mean([c.deltas() for c in clients.values()])
+        assert cohorts.relative(found, wanted) <= 1e-5
+    else:
+        assert report.clients[6].reasons[0].code == "module_norm"
+        assert weight * norm <= 2.5 / 7
+
+
 # Ranks
 
 
