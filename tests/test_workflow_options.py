@@ -249,6 +249,20 @@ def test_rank_same_is_the_most_common_one(work: Path) -> None:
     assert cohorts.relative(found, exact) == pytest.approx(truncation(exact, 6)[0], abs=2e-6)
 
 
+def test_rank_and_alpha_are_not_those_of_who_has_the_most_modules() -> None:
+    import torch
+
+    def client(modules: int, rank: int) -> Any:
+        one = {"lora_A.weight": torch.randn(rank, 8), "lora_B.weight": torch.randn(8, rank)}
+        state = {f"l.{m}.{key}": value for m in range(modules) for key, value in one.items()}
+        return state, {"r": rank, "lora_alpha": 3 * rank}
+
+    clients = {"a": client(2, 4), "b": client(2, 4), "c": client(30, 5)}
+    result = clair_cli.merge(clients, rank="same", keep_alpha=True, allow_undetermined=True)
+    assert result.report.merged is not None
+    assert (result.report.merged.rank, result.report.merged.alpha) == (4, 12)
+
+
 def test_a_warning_when_the_largest_serving_rank_misses_the_target() -> None:
     import torch
 
@@ -295,18 +309,33 @@ def test_the_reported_error_includes_rounding(work: Path, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("stored", "wanted"),
     [(["F32"], "float32"), (["BF16"], "bfloat16"), (["F16"], "float16"), (["F64"], "float32"),
-     (["BF16", "F16"], "float32"), (["BF16", "F32"], "float32")],
+     (["BF16", "F16"], "float32"), (["BF16", "F32"], "float32"),
+     (["F32", "BF16", "BF16", "BF16"], "bfloat16"), (["F64", "F16", "F16", "F16"], "float16"),
+     (["F32", "F16", "BF16", "BF16"], "float32"), (["BF16", "F64", "F64", "F64"], "float32")],
 )  # fmt: skip
-def test_dtype_auto_is_the_clients_own(work: Path, stored: list[str], wanted: str) -> None:
+def test_dtype_auto_is_that_of_most_clients(work: Path, stored: list[str], wanted: str) -> None:
     for k, (name, client) in enumerate(cohorts.honest(4).items()):
         cohorts.save(Path("clients"), {name: client}, dtype=stored[k % len(stored)])
     _, report = merged()
     assert report["merged"]["dtype"] == wanted
+    notes = [note for note in report["warnings"] if "dtypes differ" in note]
+    assert len(notes) == (len(set(stored)) > 1) and all(f"{wanted} written" in n for n in notes)
     data = Path("m.safetensors").read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     header.pop("__metadata__")
     short = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[wanted]
     assert {entry["dtype"] for entry in header.values()} == {short}
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "widest"),
+    [(["float16"], "float16"), (["float16", "bfloat16"], "float32"),
+     (["bfloat16", "float32"], "float32"), (["float16", "float64"], "float64")],
+)  # fmt: skip
+def test_one_clients_dtype_is_the_widest_of_its_modules(dtypes: list[str], widest: str) -> None:
+    from clair_cli.workflow.writing import _widest
+
+    assert _widest(set(dtypes)) == widest
 
 
 def test_dtype_auto_widens_where_float16_overflows(work: Path) -> None:

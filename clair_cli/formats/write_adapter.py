@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.adapter_file import SafetensorsParts, memory_of
@@ -41,8 +41,9 @@ def merged_config(
 ) -> dict[str, object]:
     """The `adapter_config.json` of a merge, in the form all loaders read alike.
 
-    One rank and one alpha for all modules, no patterns, no rsLoRA. The other fields are the
-    clients' own (the most common value).
+    One rank and one alpha for all modules, no patterns, no rsLoRA. Another field has the value that
+    more than half of the clients have, where having none counts too; else it is null, false or 0,
+    so that no client names the base model that a loader takes.
 
     Args:
         adapters: the clients merged, at least one.
@@ -56,12 +57,12 @@ def merged_config(
     configs = [adapter.config for adapter in adapters]
     return {
         "peft_type": "LORA",
-        "auto_mapping": _agreed_mapping([config.raw.get("auto_mapping") for config in configs]),
-        "base_model_name_or_path": _most_common(c.base_model_name_or_path for c in configs),
-        "revision": _most_common(config.revision for config in configs),
-        "task_type": _most_common(config.task_type for config in configs),
-        "fan_in_fan_out": bool(_most_common(c.fan_in_fan_out for c in configs if c.raw)),
-        "lora_dropout": _most_common(_dropout(config.raw) for config in configs) or 0.0,
+        "auto_mapping": _of_most([_mapping(config.raw) for config in configs]),
+        "base_model_name_or_path": _of_most([c.base_model_name_or_path or None for c in configs]),
+        "revision": _of_most([config.revision for config in configs]),
+        "task_type": _of_most([config.task_type for config in configs]),
+        "fan_in_fan_out": bool(_of_most([c.fan_in_fan_out if c.raw else None for c in configs])),
+        "lora_dropout": _of_most([_dropout(config.raw) for config in configs]) or 0.0,
         "target_modules": _target_modules(adapters, modules),
         "r": rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
@@ -77,13 +78,17 @@ def merged_config(
     }
 
 
-def _most_common(values: Iterable[Any]) -> Any:
-    """The most common value that is not None; of equals the first in sorted order."""
-    counts = Counter(value for value in values if value is not None)
-    if not counts:
-        return None
-    top = max(counts.values())
-    return min((value for value, count in counts.items() if count == top), key=str)
+T = TypeVar("T")
+
+
+def _of_most(values: Sequence[T]) -> T | None:
+    """The value that more than half of the clients have, or None (majority vote of Boyer and
+    Moore: only one that is left when unequal values are paired off can be it)."""
+    left, lead = None, 0
+    for value in values:
+        left = value if lead == 0 else left
+        lead += 1 if value == left else -1
+    return left if 2 * sum(value == left for value in values) > len(values) else None
 
 
 def _dropout(raw: Mapping[str, Any]) -> float | None:
@@ -93,38 +98,43 @@ def _dropout(raw: Mapping[str, Any]) -> float | None:
     return float(value) if 0 <= value <= 1 else None  # NaN fails too
 
 
-def _agreed_mapping(mappings: Sequence[Any]) -> dict[str, str] | None:
-    """`auto_mapping` if every client has the same, of the two fields PEFT writes, else None."""
-    first = mappings[0]
-    if not isinstance(first, dict) or any(mapping != first for mapping in mappings):
+def _mapping(raw: Mapping[str, Any]) -> dict[str, str] | None:
+    """`auto_mapping` if it is the two fields that PEFT writes, else None."""
+    value = raw.get("auto_mapping")
+    if not isinstance(value, dict) or value.keys() != {"base_model_class", "parent_library"}:
         return None
-    plain = first.keys() == {"base_model_class", "parent_library"}
-    return first if plain and all(isinstance(value, str) for value in first.values()) else None
+    return value if all(isinstance(item, str) for item in value.values()) else None
 
 
 def _target_modules(adapters: Sequence[Adapter], modules: Sequence[str]) -> list[str]:
     """The clients' own list where it gives exactly `modules`, else the full paths.
 
-    A short list is exact only if some client used it, without further filters, and has these
-    very modules: on the same base model PEFT then finds them and no others. It must not reach
-    a module that another client shows the base to have.
+    A short list is exact only if clients used it, without further filters, and have these very
+    modules: on the same base model PEFT then finds them and no others. More than half of the
+    clients must say so, and it must not reach a module that another shows the base to have.
     """
     wanted = set(modules)
     others = {module for adapter in adapters for module in adapter.modules} - wanted
-    filters = ("exclude_modules", "layers_to_transform", "layers_pattern")
-    lists = {
-        adapter.config.target_modules
-        for adapter in adapters
-        if set(adapter.modules) == wanted
-        and isinstance(adapter.config.target_modules, tuple)
-        and not any(adapter.config.raw.get(name) not in (None, [], "") for name in filters)
-    }
-    for targets in sorted(lists, key=lambda names: (len(names or ()), names)):
-        reached = any(_targeted(module, targets or ()) for module in others)
-        if not reached and all(_targeted(module, targets or ()) for module in wanted):
-            return sorted(targets or ())
+    targets = _of_most([_own_list(adapter, wanted) for adapter in adapters])
+    if targets is not None:
+        names = frozenset(targets)
+        reached = any(_targeted(module, names) for module in others)
+        if not reached and all(_targeted(module, names) for module in wanted):
+            return sorted(targets)
     return sorted(wanted)
 
 
-def _targeted(module: str, targets: Iterable[str]) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in targets)
+def _own_list(adapter: Adapter, wanted: Set[str]) -> tuple[str, ...] | None:
+    """A client's list of target modules if nothing else decides which those are."""
+    filters = ("exclude_modules", "layers_to_transform", "layers_pattern")
+    targets = adapter.config.target_modules
+    if not isinstance(targets, tuple) or adapter.modules.keys() != wanted:
+        return None
+    filtered = any(adapter.config.raw.get(name) not in (None, [], "") for name in filters)
+    return None if filtered else targets
+
+
+def _targeted(module: str, names: Set[str]) -> bool:
+    """Whether PEFT would adapt the module: it has one of the names, or ends in '.' and one."""
+    dots = (match.end() for match in re.finditer(r"\.", module))
+    return module in names or any(module[start:] in names for start in dots)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -210,9 +211,19 @@ def _rank(
     if settings.rank == "full":
         return full_rank, False
     if settings.rank == "same":
-        counts = Counter(m.rank for a in adapters for m in a.modules.values())
-        return min(counts, key=lambda r: (-counts[r], r)), False
+        each = [[m.rank for m in a.modules.values()] for a in adapters]
+        return _commonest(_commonest(ranks) for ranks in each if ranks), False
     return choose_rank(errors, settings.error_target)
+
+
+N = TypeVar("N", int, float)
+
+
+def _commonest(values: Iterable[N]) -> N:
+    """The most common of some values, of equally common ones the least. Among clients each has one
+    vote, however many modules it has."""
+    counts = Counter(values)
+    return min(counts, key=lambda value: (-counts[value], value))
 
 
 @dataclass(frozen=True)
@@ -226,10 +237,10 @@ class _Scale:
 
 def _scale(settings: Settings, adapters: Sequence[Adapter], rank: int) -> _Scale:
     """A scale of exactly 1, or the clients' own alpha (positive ones only) if asked for."""
-    alphas = Counter(m.alpha for a in adapters for m in a.modules.values() if m.alpha > 0)
-    if not settings.keep_alpha or not alphas:
+    each = [[m.alpha for m in a.modules.values() if m.alpha > 0] for a in adapters]
+    if not settings.keep_alpha or not any(each):
         return _Scale(float(rank), 1.0, False)
-    alpha = min(alphas, key=lambda a: (-alphas[a], a))
+    alpha = _commonest(_commonest(alphas) for alphas in each if alphas)
     rslora = all(a.config.use_rslora for a in adapters)
     return _Scale(alpha, alpha / (math.sqrt(rank) if rslora else rank), rslora)
 
@@ -237,24 +248,34 @@ def _scale(settings: Settings, adapters: Sequence[Adapter], rank: int) -> _Scale
 def _dtype(
     settings: Settings, adapters: Sequence[Adapter], largest: float
 ) -> tuple[str, tuple[str, ...]]:
-    """The dtype to write, and why it is not the clients' own; `auto` takes that one unless it
-    might overflow.
+    """The dtype to write, and why it is not the clients' own; `auto` takes that of more than half
+    of them unless it might overflow, and else float32.
 
     Args:
         largest: singular value over the scaling; no entry of a factor exceeds its root.
     """
     if settings.dtype != "auto":
         return settings.dtype, ()
-    dtypes = sorted({m.dtype for a in adapters for m in a.modules.values()})
-    if len(dtypes) > 1:
-        return "float32", (f"the clients' dtypes differ ({', '.join(dtypes)}): float32 written",)
-    own = dtypes[0] if dtypes else "float32"
-    if own not in TORCH_DTYPES:
-        return "float32", ()
+    counts = Counter(_widest({m.dtype for m in adapter.modules.values()}) for adapter in adapters)
+    own, count = max(counts.items(), key=lambda item: (item[1], item[0]), default=("float32", 0))
+    if own not in TORCH_DTYPES or 2 * count <= len(adapters):
+        own = "float32"
+    why: tuple[str, ...] = ()
+    if len(counts) > 1:
+        listed = ", ".join(sorted(counts))
+        most = ", which most of them have" if 2 * counts[own] > len(adapters) else ""
+        why = (f"the clients' dtypes differ ({listed}): {own} written{most}",)
     if largest**0.5 > torch.finfo(TORCH_DTYPES[own]).max:
         text = f"{own} might not hold the factors (singular value {largest:.3g}): float32 written"
         return "float32", (text,)
-    return own, ()
+    return own, why
+
+
+def _widest(dtypes: Set[str]) -> str:
+    """One dtype that holds the values of all, of one client's modules."""
+    if len(dtypes) == 1:
+        return next(iter(dtypes))
+    return "float64" if "float64" in dtypes else "float32"
 
 
 def _warnings(settings: Settings, rank: int, capped: bool, error: float | None) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from clair_cli.formats.cohort import load_cohort
 from clair_cli.formats.memory import adapters_from_memory
 from clair_cli.formats.weights_file import read_weights
 from clair_cli.formats.write_adapter import (
+    _targeted,
     config_json,
     merged_config,
     safetensors_bytes,
@@ -65,16 +66,16 @@ def test_a_bad_client_in_memory_is_a_rejection(bad: Any, words: str) -> None:
     assert words in cohort.rejected[0].message
 
 
-def test_the_flag_written_is_that_of_clients_with_a_config() -> None:
-    """An assumed config knows nothing of `fan_in_fan_out`."""
+@pytest.mark.parametrize(("with_flag", "written"), [(1, False), (2, True)])
+def test_the_flag_written_is_that_of_most_clients(with_flag: int, written: bool) -> None:
+    """An assumed config knows nothing of `fan_in_fan_out`, and counts as one without it."""
     kohya = {"m.q.lora_down.weight": torch.ones(2, 8), "m.q.lora_up.weight": torch.ones(6, 2)}
     clients = {
-        "a": (pair("m.q"), config(fan_in_fan_out=True)),
-        "b": (kohya, None),
-        "c": (kohya, None),
+        f"c{i}": (pair("m.q"), config(fan_in_fan_out=True)) if i < with_flag else (kohya, None)
+        for i in range(3)
     }
     found = adapters_from_memory(clients).adapters
-    assert merged_config(found, ["m.q"], 2, 2.0)["fan_in_fan_out"] is True
+    assert merged_config(found, ["m.q"], 2, 2.0)["fan_in_fan_out"] is written
 
 
 def test_written_adapters_are_read_back(tmp_path: Path) -> None:
@@ -123,6 +124,60 @@ def test_merged_config_keeps_what_clients_agree_on() -> None:
     assert merged_config(found, MODULES, 6, 1.5)["lora_alpha"] == 1.5
     other = adapters(common, common | {"auto_mapping": None})
     assert merged_config(other, MODULES, 6, 6.0)["auto_mapping"] is None
+
+
+MAPPING = {"base_model_class": "M", "parent_library": "m"}
+FIELDS = [
+    ("base_model_name_or_path", "org/base", None),
+    ("revision", "main", None),
+    ("task_type", "CAUSAL_LM", None),
+    ("auto_mapping", MAPPING, None),
+    ("lora_dropout", 0.5, 0.0),
+    ("fan_in_fan_out", True, False),
+    ("target_modules", ["k", "q"], ["l.0.k", "l.0.q"]),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "nothing"), FIELDS, ids=[f[0] for f in FIELDS])
+def test_more_than_half_of_the_clients_decide_a_field(field: str, value: Any, nothing: Any) -> None:
+    """Where the others leave it null, one client names nothing; nor do two of four."""
+    for having, count in ((1, 8), (2, 4), (4, 8)):
+        found = adapters(*[{field: value}] * having, *[{}] * (count - having))
+        assert merged_config(found, MODULES, 2, 2.0)[field] == nothing
+        assert merged_config(found[::-1], MODULES, 2, 2.0)[field] == nothing
+    for having, count in ((1, 1), (2, 3), (5, 8)):
+        found = adapters(*[{}] * (count - having), *[{field: value}] * having)
+        assert merged_config(found, MODULES, 2, 2.0)[field] == value
+
+
+def test_a_plurality_decides_nothing() -> None:
+    bases = ["a", "a", "b", "c"]
+    found = adapters(*({"base_model_name_or_path": base} for base in bases))
+    assert merged_config(found, MODULES, 2, 2.0)["base_model_name_or_path"] is None
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_target_modules_of_more_than_half_that_have_the_modules(order: int) -> None:
+    """Another's list with the same reach, or one more module of his, changes nothing that is
+    written for the others' model."""
+    targets = {"target_modules": ["q", "k"]}
+    odd = adapters({"target_modules": ["0.q", "0.k"]}) + adapters(targets)
+    assert merged_config(odd[::order], MODULES, 2, 2.0)["target_modules"] == ["l.0.k", "l.0.q"]
+    more = adapters(targets, targets, targets) + adapters(targets, modules=(*MODULES, "x.q"))
+    merged = merged_config(more[::order], [*MODULES, "x.q"], 2, 2.0)
+    assert merged["target_modules"] == ["l.0.k", "l.0.q", "x.q"]
+    assert merged_config(more[::order], MODULES, 2, 2.0)["target_modules"] == ["l.0.k", "l.0.q"]
+
+
+def test_looking_targets_up_takes_no_loop_over_them() -> None:
+    class Counted(frozenset):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            raise AssertionError("all of them were looked at")
+
+    names = Counted(["q", "b.c", ""])
+    modules = ["q", "a.q", "aq", "a.b.c", "ab.c", "b.c", "x."]
+    expected = [any(m == n or m.endswith(f".{n}") for n in ["q", "b.c", ""]) for m in modules]
+    assert [_targeted(module, names) for module in modules] == expected
 
 
 @pytest.mark.parametrize(
