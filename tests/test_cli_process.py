@@ -76,6 +76,26 @@ def test_signals_clean_up(tmp_path: Path, name: str, code: int) -> None:
     assert os.listdir(tmp_path) == ["clients"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_signal_before_the_command_line_is_there_shows_no_traceback(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "            for _ in range(1000): pass\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.argv = ['clair', '--help']\n"
+        "from clair_cli.__main__ import console\n"
+        "console()"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (-signal.SIGINT, "", "")
+
+
 BUSY = """
 import time
 from concurrent.futures import ThreadPoolExecutor
