@@ -53,6 +53,9 @@ class SafetensorsParts:
         metadata: string to string; left out of the header when empty.
         draft: gets the bytes as they are made, and nothing of them is kept here.
 
+    Attributes:
+        header_bytes: of the header's text. file_bytes: of the whole file.
+
     Raises:
         ValueError: another dtype, or a tensor called "__metadata__".
         OutputError: there is no room for the draft.
@@ -82,13 +85,14 @@ class SafetensorsParts:
             position += length
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
         text += b" " * (-len(text) % 8)
+        self.header_bytes, self.file_bytes = len(text), 8 + len(text) + position
         self._head = len(text).to_bytes(8, "little") + text
         self._found: dict[str, memoryview] = {}
         self._hash = hashlib.sha256()
         self._taken = 0
         self._draft = draft
         if draft is not None:
-            draft.begin(len(self._head) + position)
+            draft.begin(self.file_bytes)
         self._take(self._head)
 
     def add(self, name: str, tensor: Tensor) -> None:

@@ -65,7 +65,7 @@ def merged_config(
         "lora_dropout": _of_most([_dropout(config.raw) for config in configs]) or 0.0,
         "target_modules": _target_modules(adapters, modules),
         "r": rank,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_alpha": int(alpha) if alpha == int(alpha) and abs(alpha) < 2**53 else alpha,
         "use_rslora": False,
         "rank_pattern": {},
         "alpha_pattern": {},

@@ -11,6 +11,7 @@ from clair_cli.formats.adapter_file import AdapterFiles, Parts
 from clair_cli.formats.draft import Draft
 from clair_cli.formats.publish import Content, Output, publish
 from clair_cli.formats.report_json import records_nothing, report_json
+from clair_cli.formats.result_limits import check_report
 from clair_cli.formats.targets import SUFFIX, check_distinct, check_room, check_target, resolve
 from clair_cli.report import Report
 from clair_cli.workflow.settings import Settings
@@ -163,4 +164,7 @@ def _write_stream(parts: Parts, stream: Any) -> None:
 
 
 def _text(report: Report) -> bytes:
-    return report_json(report).encode("utf-8")
+    """The report's bytes; raises OutputError if clair could not read them."""
+    text = report_json(report).encode("utf-8")
+    check_report(len(text))
+    return text

@@ -18,7 +18,9 @@ from torch import Tensor
 from clair_cli.errors import OutputError
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.adapter_file import AdapterFiles, SafetensorsParts, adapter_files
+from clair_cli.formats.config_source import HEADER_FIELD
 from clair_cli.formats.output_format import OutputFormat
+from clair_cli.formats.result_limits import check_adapter
 from clair_cli.formats.write_adapter import config_json, merged_config
 from clair_cli.maths.lowrank import numerical_rank, tail_norm
 from clair_cli.maths.merge import SERVING_RANKS, choose_rank
@@ -184,9 +186,14 @@ class AdapterWriter:
         header = {"format": "pt"}
         if self._config_inside:
             header = output.header(self._config, modules, scaling)
-        factors = {m: self._empty(m) for m in modules}
-        draft = self._destination.draft()
-        return SafetensorsParts(output.tensors(factors, scaling), header, draft)
+        tensors = output.tensors({m: self._empty(m) for m in modules}, scaling)
+        file = SafetensorsParts(tensors, header, self._destination.draft())
+        inside = header.get(HEADER_FIELD, "") if self._config_inside else config_json(self._config)
+        check_adapter(
+            self._settings.limit, rank=self._rank, names=tensors, config_bytes=len(inside),
+            header_bytes=file.header_bytes, file_bytes=file.file_bytes,
+        )  # fmt: skip
+        return file
 
     @property
     def _config_inside(self) -> bool:
