@@ -142,10 +142,9 @@ def load_cohort(
     candidates = check_cohort_size(folder.as_posix(), candidates, limits)
     adapters: list[Adapter] = []
     rejected: list[Rejection] = []
-    root = Path(os.path.realpath(folder))
 
     def load(candidate: Candidate) -> Adapter | Rejection:
-        return _load_one(candidate, root, assume_alpha, limits, handover)
+        return _load_one(candidate, assume_alpha, limits, handover)
 
     for result in each(load, candidates):
         if isinstance(result, Adapter):
@@ -197,7 +196,7 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
         configs=tuple(map(_followed, configs)),
         shared=_followed(shared),
     )
-    result = _load_one(candidate, Path(os.path.realpath(weights.parent)), None, limits or Limits())
+    result = _load_one(candidate, None, limits or Limits())
     if isinstance(result, Adapter):
         return Cohort((result,))
     return Cohort((), (result,))
@@ -214,7 +213,7 @@ def load_result(path: Path, *, limits: Limits | None = None) -> Adapter | Reject
         weights=weights_in(path) if folder else path,
         configs=(path / CONFIG,) if folder else (),
     )
-    return _load_one(candidate, Path(os.path.realpath(path)), None, limits or Limits())
+    return _load_one(candidate, None, limits or Limits())
 
 
 def _followed(path: Path) -> Path:
@@ -236,7 +235,6 @@ def similar_names(names: Iterable[str]) -> list[str]:
 
 def _load_one(
     candidate: Candidate,
-    root: Path,
     assume_alpha: float | str | None,
     limits: Limits,
     handover: Handover | None = None,
@@ -245,15 +243,17 @@ def _load_one(
     try:
         if candidate.refusal is not None:
             raise candidate.refusal
-        file = open_safetensors(candidate.weights, limits, shown=shown, handover=handover)
+        file = open_safetensors(
+            candidate.weights, limits, shown=shown, root=candidate.root, handover=handover
+        )
         sha256 = file.sha256
-        keys = _keys(candidate, file, root, limits)
+        keys = _keys(candidate, file, limits)
         config, notes = find_config(
             candidate.configs,
             file.metadata,
             keys,
             shared=candidate.shared,
-            root=root,
+            root=candidate.root,
             assume_alpha=assume_alpha,
             limits=limits,
         )
@@ -278,7 +278,7 @@ def _load_one(
         return rejection(as_rejection(error, shown), name, shown, sha256)
 
 
-def _keys(candidate: Candidate, file: SafetensorsFile, root: Path, limits: Limits) -> KeyMap:
+def _keys(candidate: Candidate, file: SafetensorsFile, limits: Limits) -> KeyMap:
     """The file's pairs; where it has others too, the config may say better what they are."""
     try:
         return pair_keys({key: entry.shape for key, entry in file.tensors.items()})
@@ -288,7 +288,7 @@ def _keys(candidate: Candidate, file: SafetensorsFile, root: Path, limits: Limit
             {},
             KeyMap("", ()),
             shared=candidate.shared,
-            root=root,
+            root=candidate.root,
             assume_alpha="rank",
             limits=limits,
         )

@@ -24,7 +24,7 @@ def find_config(
     keys: KeyMap,
     *,
     shared: Path | None,
-    root: Path,
+    root: Path | None,
     assume_alpha: float | str | None,
     limits: Limits,
 ) -> tuple[AdapterConfig, tuple[str, ...]]:
@@ -36,7 +36,8 @@ def find_config(
         keys: the file's pairs; some formats need no config.
         shared: the cohort's config, tried last, and only for a file that does not say its own
             scale: by that metadata, by an alpha for every module, or because it is kohya's.
-        root: real path of the cohort's folder, which no link may leave.
+        root: real path of the cohort's folder, which no link may leave; None if the files are the
+            caller's own, and no links.
         assume_alpha: alpha to assume if there is none at all, or "rank"; None refuses.
 
     Raises:
@@ -86,18 +87,15 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def _from_file(path: Path, root: Path, limits: Limits) -> AdapterConfig:
+def _from_file(path: Path, root: Path | None, limits: Limits) -> AdapterConfig:
     shown = path.as_posix()
     try:
-        return parse_config(_read(open_path(path, root), path.name, shown, limits))
+        there = path if root is None else open_path(path, root)
+        data = read_small(there, shown, limits.max_config_bytes, root)
+        return parse_config(_object(data, path.name, limits))
     except RejectedClient as error:
         error.path = error.path or shown
         raise
-
-
-def _read(path: Path, name: str, shown: str, limits: Limits) -> Mapping[str, Any]:
-    data = read_small(path, shown, limits.max_config_bytes)
-    return _object(data, name, limits)
 
 
 def _object(data: bytes, what: str, limits: Limits) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class Candidate:
         name: the client's name.
         shown: path of the weights file (or of the entry) as the user would write it.
         weights: the file to open; unused when `refusal` is set.
+        root: real path of the cohort's folder, which no file of the client may be outside of; None
+            for an adapter that is read alone.
         configs: where its own config may be, first choice first.
         shared: the cohort's config, for files that don't say their scale themselves, or None.
         notes: remarks for the report.
@@ -47,6 +49,7 @@ class Candidate:
     shared: Path | None = None
     notes: tuple[str, ...] = ()
     refusal: RejectedClient | None = None
+    root: Path | None = None
 
 
 @dataclass
@@ -88,13 +91,17 @@ def find_clients(folder: Path) -> Found:
 
 
 def open_path(path: Path, root: Path) -> Path:
-    """`path`, or what it links to if that lies inside `root` (a real path).
+    """Where `path`, or what it links to, really is: somewhere inside `root` (a real path).
 
     Raises:
         RejectedClient: a dangling link, a loop, or a link out of `root`; names link and target.
+            Or a folder of the path leads out of `root` by now.
     """
     if not os.path.islink(path):
-        return path
+        there = Path(os.path.realpath(path.parent), path.name)
+        if root not in there.parents:
+            raise RejectedClient(f"folder {quoted(path.parent.name)} changed while reading")
+        return there
     target = os.readlink(path)
     link = f"link {quoted(path.name)} to {quoted(target)}"
     try:
@@ -152,7 +159,10 @@ def _candidate(
     if entry.startswith((".", "#")) or lower.endswith(_BACKUPS):
         found.ignored.append(entry)
         return None
-    mode = os.stat(open_path(path, root)).st_mode if _may_be_client(path) else 0
+    there, mode = path, 0
+    if _may_be_client(path):
+        there = open_path(path, root) if path.is_symlink() else root / entry
+        mode = os.stat(there).st_mode
     if stat.S_ISDIR(mode):
         return _in_folder(folder, root, entry, found)
     if is_weights(entry):
@@ -162,9 +172,10 @@ def _candidate(
             entry,
             _stem(entry),
             path.as_posix(),
-            open_path(path, root),
+            there,
             (folder / f"{_stem(entry)}.json",),
             folder / CONFIG,
+            root=root,
         )
     if lower.endswith(_PICKLES) and not lower.startswith(_TRAINER_FILES):
         if _without_suffix(entry) not in stems:
@@ -211,7 +222,8 @@ def _in_folder(folder: Path, root: Path, entry: str, found: Found) -> Candidate 
     pickles = [n for n in pickles if not n.lower().startswith(_TRAINER_FILES)]
     notes += [f"{quoted(name)} ignored" for name in pickles]
     path = base / file
-    mode = os.lstat(open_path(path, root)).st_mode
+    there = open_path(path, root)
+    mode = os.lstat(there).st_mode
     if not stat.S_ISREG(mode):
         raise _not_a_file(file, mode)
     configs = [base / f"{_stem(file)}.json", base / CONFIG, here / CONFIG]
@@ -221,10 +233,11 @@ def _in_folder(folder: Path, root: Path, entry: str, found: Found) -> Candidate 
         entry,
         entry,
         path.as_posix(),
-        open_path(path, root),
+        there,
         tuple(dict.fromkeys(configs)),
         folder / CONFIG,
         tuple(notes),
+        root=root,
     )
 
 

@@ -1,4 +1,8 @@
-"""Opening a stranger's file: no link followed, no waiting on a pipe, a size cap before reading."""
+"""Opening a stranger's file: no link followed, no waiting on a pipe, a size cap before reading.
+
+A folder may become a link while it is read. So a client's files are opened beneath the cohort's
+folder: from each folder's descriptor to the next, none of which may be a link.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +24,11 @@ _FLAGS = (
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_BINARY", 0)
 )
+
+_BENEATH = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
+# A folder on the way; it need not be readable where the system can do without.
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
+_FOLDER |= getattr(os, "O_CLOEXEC", 0)
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -40,12 +49,15 @@ def kind_of(mode: int) -> str:
 
 
 @contextmanager
-def open_regular(path: Path, shown: str) -> Iterator[tuple[int, os.stat_result]]:
+def open_regular(
+    path: Path, shown: str, root: Path | None = None
+) -> Iterator[tuple[int, os.stat_result]]:
     """Yield `(descriptor, fstat)` of a regular file; closes it afterwards.
 
     Args:
         path: what to open. Its last component may not be a link.
         shown: the path as error objects carry it.
+        root: a real path that `path` lies in; then no component below it may be a link.
 
     Raises:
         RejectedClient: absent, a link, or not a regular file; or the system refuses to open it, or
@@ -53,7 +65,10 @@ def open_regular(path: Path, shown: str) -> Iterator[tuple[int, os.stat_result]]
     """
     name = os.path.basename(shown)
     try:
-        fd = os.open(path, _FLAGS)
+        if root is None or not _BENEATH:
+            fd = os.open(path, _FLAGS)
+        else:
+            fd = open_beneath(root, path.relative_to(root).parts)
     except OSError as error:
         raise _open_failed(error, path, name, shown) from None
     try:
@@ -65,6 +80,29 @@ def open_regular(path: Path, shown: str) -> Iterator[tuple[int, os.stat_result]]
         raise _unreadable(error, name, shown) from None
     finally:
         os.close(fd)
+
+
+def open_beneath(root: Path, parts: Sequence[str]) -> int:
+    """A descriptor of the file at `parts` below a folder, to read from.
+
+    Raises:
+        RejectedClient: something on the way is not, or no longer, a folder.
+        OSError: absent, a link, or not to be opened.
+    """
+    here = os.open(root, _FOLDER)
+    try:
+        for part in parts[:-1]:
+            try:
+                inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=here)
+            except OSError as error:
+                if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENOENT):
+                    raise RejectedClient(f"folder {part!r} changed while reading") from None
+                raise
+            os.close(here)
+            here = inner
+        return os.open(parts[-1], _FLAGS, dir_fd=here)
+    finally:
+        os.close(here)
 
 
 def _not_regular(mode: int, name: str, shown: str) -> RejectedClient:
@@ -141,14 +179,14 @@ def read_into(fd: int, memory: memoryview) -> int:
     return found
 
 
-def read_small(path: Path, shown: str, max_bytes: int) -> bytes:
-    """The whole of a small regular file.
+def read_small(path: Path, shown: str, max_bytes: int, root: Path | None = None) -> bytes:
+    """The whole of a small regular file; `root` as in `open_regular`.
 
     Raises:
         RejectedClient: not a readable regular file, or more than `max_bytes` bytes.
     """
     name = os.path.basename(shown)
-    with open_regular(path, shown) as (fd, status):
+    with open_regular(path, shown, root) as (fd, status):
         if status.st_size > max_bytes:
             raise RejectedClient(
                 f"{name!r} has {status.st_size:,} bytes, above the limit of {max_bytes:,}",

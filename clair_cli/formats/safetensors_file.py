@@ -75,6 +75,7 @@ class SafetensorsFile:
         stamp: of the file when it was checked; see `looks_unchanged`.
         shown: the path as error objects carry it.
         handed: its bytes as they were checked, if there was room for them.
+        root: as in `open_regular`.
     """
 
     path: Path
@@ -86,6 +87,7 @@ class SafetensorsFile:
     stamp: tuple[int, ...]
     shown: str = ""
     handed: HandedOver | None = None
+    root: Path | None = None
 
     def read(self, key: str) -> Tensor:
         """One tensor, from the very bytes that were checked when the file was opened.
@@ -167,7 +169,7 @@ class SafetensorsFile:
         Raises:
             RejectedClient: it is gone, changed, or can't be read, which `key` was wanted of.
         """
-        with open_regular(self.path, self.shown) as (fd, status):
+        with open_regular(self.path, self.shown, self.root) as (fd, status):
             if status.st_size != self.size:
                 raise self._changed(key)
             yield fd

@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from clair_cli.errors import RejectedClient
@@ -24,7 +25,12 @@ CHUNK_BYTES = 2 * 1024 * 1024
 
 
 def open_safetensors(
-    path: Path, limits: Limits, *, shown: str | None = None, handover: Handover | None = None
+    path: Path,
+    limits: Limits,
+    *,
+    shown: str | None = None,
+    root: Path | None = None,
+    handover: Handover | None = None,
 ) -> SafetensorsFile:
     """Check a file from a stranger, in one sequential pass over its bytes.
 
@@ -32,6 +38,7 @@ def open_safetensors(
         path: the file; its last component may not be a link.
         limits: sizes to refuse; checked before anything of that size is read.
         shown: the path for error objects, when it is not `path`.
+        root: as in `open_regular`, for later reads too.
         handover: gets the tensors' bytes, if it has room.
 
     Returns:
@@ -45,7 +52,7 @@ def open_safetensors(
         raise RejectedClient("safetensors files are read on little-endian machines only")
     shown = path.as_posix() if shown is None else shown
     try:
-        with open_regular(path, shown) as (fd, status):
+        with open_regular(path, shown, root) as (fd, status):
             if status.st_size > limits.max_file_bytes:
                 raise RejectedClient(
                     f"file has {status.st_size:,} bytes, above the limit of "
@@ -54,7 +61,7 @@ def open_safetensors(
                     expected=f"at most {limits.max_file_bytes:,} bytes",
                     hint=remedy("file"),
                 )
-            return _scan(fd, status, path, shown, limits, handover)
+            return replace(_scan(fd, status, path, shown, limits, handover), root=root)
     except RejectedClient as error:
         error.path = error.path or shown
         raise
