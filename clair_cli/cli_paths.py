@@ -14,6 +14,20 @@ from clair_cli.formats.report_json import records_nothing
 from clair_cli.formats.targets import check_distinct, check_target
 
 
+def check_working_folder() -> None:
+    """Refuse to work in a folder that was removed, from which torch's libraries don't even load.
+
+    Raises:
+        UsageError: it is gone.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(
+            f"the working folder can't be used: {error.strerror}", hint="go to one that exists"
+        ) from None
+
+
 def check_inputs(clients: Path, *, weights: Path | None, previous: Path | None) -> None:
     """Refuse inputs that aren't there.
 

@@ -15,6 +15,9 @@ Standard library only, so that a usage error never waits for `import torch`.
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class ClairError(Exception):
     """Base of all errors a caller may want to catch.
@@ -85,6 +88,13 @@ class RejectedClient(ClairError):
 
 class UnsyncedWarning(UserWarning):
     """Results are in place, but the system does not say that they would outlast a power cut."""
+
+
+def is_out_of_files(error: Exception) -> bool:
+    """Whether this process or the system may open no more files: no client is to blame for that."""
+    if isinstance(error, ImportError):  # it carries the system's words only
+        return os.strerror(errno.EMFILE) in str(error)
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -5,6 +5,7 @@ Findings are 3 and never 1: Python itself, a missing library and a crash all exi
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import traceback
@@ -17,7 +18,14 @@ from typing import Any
 
 import typer
 
-from clair_cli.errors import ClairError, RejectedClient, UnsyncedWarning, is_out_of_memory
+from clair_cli.cli_paths import check_working_folder
+from clair_cli.errors import (
+    ClairError,
+    RejectedClient,
+    UnsyncedWarning,
+    is_out_of_files,
+    is_out_of_memory,
+)
 from clair_cli.escape import printable
 from clair_cli.own_process import end_at_once, may_raise
 from clair_cli.terminal import restore_line, write_err
@@ -59,6 +67,7 @@ def guarded() -> Iterator[Run]:
     """Turn whatever a command raises into words on stderr and `typer.Exit` with its code."""
     run = Run()
     try:
+        check_working_folder()
         yield run
     except typer.Exit:
         raise
@@ -151,11 +160,23 @@ def error_text(error: ClairError) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _files_limit() -> str:
+    """How many files this process may open, for a message."""
+    try:
+        import resource
+    except ImportError:  # Windows, or no more files
+        return ""
+    return f": the limit is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,}"
+
+
 def _internal_text(error: Exception) -> str:
     if is_out_of_memory(error):
         where = f": {printable(str(error))}" if type(error) is MemoryError and str(error) else ""
         text = f"clair: out of memory{where}\n"
         text += "  fix       fewer clients at once, or --device cpu\n"
+    elif is_out_of_files(error):
+        text = f"clair: {os.strerror(errno.EMFILE).lower()}{_files_limit()}\n"
+        text += "  fix       raise the limit, say by ulimit -n 1024\n"
     elif isinstance(error, ImportError):
         name = printable((error.name or "a library").partition(".")[0])
         text = f"clair: can't import {name}: {printable(str(error))}\n"

@@ -91,7 +91,11 @@ def test_a_signal_before_the_command_line_is_there_shows_no_traceback(tmp_path: 
         "console()"
     )
     found = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert (found.returncode, found.stdout, found.stderr) == (-signal.SIGINT, "", "")
 

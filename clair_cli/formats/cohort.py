@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clair_cli.errors import InputRefused, RejectedClient, UsageError
+from clair_cli.errors import InputRefused, RejectedClient, UsageError, is_out_of_files
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.adapter_config import assumed_config
 from clair_cli.formats.cohort_size import check_cohort_size
@@ -134,6 +134,8 @@ def load_cohort(
     try:
         found = find_clients(folder)
     except OSError as error:
+        if is_out_of_files(error):
+            raise
         raise UsageError(f"{quoted(folder.as_posix())} can't be listed: {error.strerror}") from None
     if not found.candidates:
         raise _nothing_found(folder, found.ignored)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from clair_cli.errors import RejectedClient
+from clair_cli.errors import RejectedClient, is_out_of_files
 from clair_cli.formats.strict_json import quoted
 
 _FLAGS = (
@@ -62,6 +62,7 @@ def open_regular(
     Raises:
         RejectedClient: absent, a link, or not a regular file; or the system refuses to open it, or
             to do what is done with the descriptor.
+        OSError: no more files can be opened; see `is_out_of_files`.
     """
     name = os.path.basename(shown)
     try:
@@ -70,6 +71,8 @@ def open_regular(
         else:
             fd = open_beneath(root, path.relative_to(root).parts)
     except OSError as error:
+        if is_out_of_files(error):
+            raise
         raise _open_failed(error, path, name, shown) from None
     try:
         status = os.fstat(fd)
@@ -136,10 +139,15 @@ def as_rejection(error: Exception, shown: str) -> RejectedClient:
 
     Args:
         shown: the client's path as error objects carry it, "" in memory.
+
+    Raises:
+        OSError: no more files can be opened, which is no client's fault.
     """
     if isinstance(error, RejectedClient):
         return error
     if isinstance(error, OSError):
+        if is_out_of_files(error):
+            raise error
         file = error.filename if isinstance(error.filename, (str, bytes)) else shown
         return _unreadable(error, os.path.basename(os.fsdecode(file)) or "client", shown)
     if isinstance(error, RecursionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -203,3 +204,62 @@ def test_an_ascii_locale(work: Path, row: int) -> None:
     assert done.returncode == ROWS[row].code, done.stderr
     assert done.stderr.isascii() and b"caf\\xe9" in done.stderr and b"\\u533b" in done.stderr
     assert sorted(cohorts.verdicts(cohorts.read_report(Path(REPORT)))) == sorted(clients)
+
+
+# What the shell or the system gives the process
+
+
+def in_shell(script: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """`clair ARGS`, run by a shell after a script."""
+    command = ["sh", "-c", f'{script}; exec "$@"', "sh", sys.executable, "-m", "clair_cli", *args]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders of POSIX")
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_working_folder_that_was_removed(work: Path, absolute: bool) -> None:
+    cohorts.save(CLIENTS, GOOD)
+    clients = str(work / "clients") if absolute else "clients"
+    out = str(work / OUT) if absolute else OUT
+    for args in (("merge", clients, "-o", out), ("inspect", clients), ("verify", out)):
+        done = in_shell("mkdir gone && cd gone && rmdir ../gone", *args)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("clair: the working folder can't be used: No such file")
+        assert len(done.stderr.splitlines()) == 2
+    assert in_shell("mkdir gone && cd gone && rmdir ../gone", "--version").returncode == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+def test_no_more_files_can_be_opened(work: Path) -> None:
+    cohorts.save(CLIENTS, GOOD)
+    done = in_shell("ulimit -n 6", "merge", "clients", "-o", OUT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("clair: too many open files: the limit is 6\n  fix ")
+    assert os.listdir() == ["clients"]
+
+
+@pytest.mark.parametrize("what", ["open", "listdir"])
+def test_no_client_is_rejected_where_files_run_out(
+    work: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    cohorts.save(CLIENTS, GOOD)
+    real = getattr(os, what)
+
+    def fails(path: Any, *args: Any, **kwargs: Any) -> Any:
+        if "c1" in str(path):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, what, fails)
+    ran = merge()
+    assert (ran.code, ran.report) == (1, None)
+    assert "too many open files" in ran.words and "rejected" not in ran.words
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+def test_a_limit_on_the_size_of_files(work: Path) -> None:
+    cohorts.save(CLIENTS, GOOD)
+    done = in_shell("ulimit -f 2", "merge", "clients", "-o", OUT, "-q")
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "not written: File too large" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert os.listdir() == ["clients"]

@@ -135,6 +135,6 @@ def test_no_descriptor_is_left(clients: Path, tmp_path: Path) -> None:
         regular_file.open_beneath(root, ["out", WEIGHTS])
     (clients / "file").symlink_to(tmp_path / "secret" / WEIGHTS)
     for name in ("file", "absent"):
-        with pytest.raises(OSError):  # noqa: PT011  # ELOOP and ENOENT
+        with pytest.raises(OSError):  # ELOOP and ENOENT
             regular_file.open_beneath(root, [name])
     assert os.listdir("/proc/self/fd") == before
