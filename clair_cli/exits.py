@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import TextIO
 
 import typer
 
@@ -135,13 +135,20 @@ def _stop_at_once(signum: int) -> None:
         end_at_once(128 + signum)
 
 
-def show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Show a warning of ours as a note, and another as Python does. Takes the place of
     `warnings.showwarning`."""
     if issubclass(category, UnsyncedWarning):
         write_err(f"note: {printable(str(message))}\n")
     else:
-        write_err(warnings.formatwarning(message, category, *where[:2]))
+        write_err(warnings.formatwarning(message, category, filename, lineno))
 
 
 def error_text(error: ClairError) -> str:

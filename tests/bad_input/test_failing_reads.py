@@ -49,7 +49,8 @@ def fail(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: Exceptio
     real = getattr(owner, name)
 
     def failing(*args: Any, **options: Any) -> Any:
-        if any(f"{os.sep}bad{os.sep}" in f"{text(arg)}{os.sep}" for arg in args):
+        given = [*map(text, args), f"{text(options.get('dir_fd'))}{os.sep}{args[0]}"]
+        if any(f"{os.sep}bad{os.sep}" in f"{path}{os.sep}" for path in given):
             raise error
         return real(*args, **options)
 
