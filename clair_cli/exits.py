@@ -180,7 +180,7 @@ def _internal_text(error: Exception) -> str:
     if is_out_of_memory(error):
         where = f": {printable(str(error))}" if type(error) is MemoryError and str(error) else ""
         text = f"clair: out of memory{where}\n"
-        text += "  fix       fewer clients at once, or --device cpu\n"
+        text += "  fix       fewer clients at once, fewer --threads, or --device cpu\n"
     elif is_out_of_files(error):
         text = f"clair: {os.strerror(errno.EMFILE).lower()}{_files_limit()}\n"
         text += "  fix       raise the limit, say by ulimit -n 1024\n"

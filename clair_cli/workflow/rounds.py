@@ -13,7 +13,7 @@ from clair_cli.report import Report
 from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.engine import Engine, choose_device, make_engine, warm_up
 from clair_cli.workflow.judging import Judged, judge_round, refused_if_empty
-from clair_cli.workflow.memory_estimate import estimate_memory
+from clair_cli.workflow.memory_estimate import check_memory, read_memory, work_memory
 from clair_cli.workflow.merger import MergeAhead
 from clair_cli.workflow.merging import Merged, merge_round
 from clair_cli.workflow.outputs import check_least_room
@@ -107,7 +107,9 @@ def run_round(
         while True:
             round_ = load_round(settings, cohort, dropped)
             if round_.refusal is None:
-                engine.tell("memory", estimate_memory(round_, engine), 0)
+                needed = work_memory(round_, engine)
+                engine.tell("memory", read_memory(round_) + needed, 0)
+                check_memory(round_, engine, needed)
             if make is not None:
                 check_least_room(settings, round_.usual_shapes)
             try:
