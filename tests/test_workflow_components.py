@@ -187,3 +187,67 @@ def test_gauges_beyond_float32_are_refused(tmp_path: Path, by: float) -> None:
     assert "lora_" in hostile.reasons[0].text and "float32" in hostile.reasons[0].text
     honest = [clients[f"c{k}"].deltas() for k in range(6)]
     assert cohorts.relative(result, cohorts.mean(honest)) < 1e-5
+
+
+def narrow(n_clients: int) -> cohorts.Clients:
+    """Clients of rank 2, with fewer components together than a layer is wide, and no two alike."""
+    rng = np.random.default_rng(8)
+    shared = {m: [rng.standard_normal(n) for n in shape] for m, shape in cohorts.MODULES.items()}
+
+    def side(common: cohorts.Array) -> cohorts.Array:
+        own = rng.standard_normal((2, len(common)))
+        return np.stack([common + 0.3 * own[0], 0.5 * own[1]])
+
+    return {
+        f"c{k}": cohorts.Client(
+            {m: side(a) for m, (_, a) in shared.items()},
+            {m: side(b).T for m, (b, _) in shared.items()},
+            {"r": 2, "lora_alpha": 4},
+        )
+        for k in range(n_clients)
+    }
+
+
+@pytest.mark.parametrize("kind", ["zero", "opposite", "rank above width"])
+def test_a_client_in_float64_that_is_left_out_changes_nothing(tmp_path: Path, kind: str) -> None:
+    """Its factors are stacked beside the others' when clients are compared, and are not when the
+    others are merged."""
+    clients = narrow(7)
+    bad = cohorts.scaled(clients.pop("c6"), 0.0 if kind == "zero" else -1.0)
+    folder = cohorts.save(tmp_path / "clients", clients)
+    if kind == "rank above width":
+        A = {m: np.vstack([a, np.zeros((18, a.shape[1]))]) for m, a in bad.A.items()}
+        B = {m: np.hstack([b, np.zeros((len(b), 18))]) for m, b in bad.B.items()}
+        bad = cohorts.Client(A, B, {"r": 20, "lora_alpha": 40})
+    cohorts.save_peft(folder / "c6", bad, "F32" if kind == "rank above width" else "F64")
+    report, result = merged(folder, tmp_path / "merged.safetensors")
+    assert report_weight(report, "c6") == 0.0 and report.exit_code == 0
+    honest = [client.deltas() for client in clients.values()]
+    assert cohorts.relative(result, cohorts.mean(honest)) < 1e-6
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(2e3, "benign"), (2e4, "rejected")])
+def test_components_that_cancel_in_a_rank_above_the_width(
+    tmp_path: Path, size: float, verdict: str
+) -> None:
+    """Such factors are multiplied when they are read: what cancels in them must be seen before."""
+    clients = cohorts.honest(7)
+    rng = np.random.default_rng(2)
+    A, B = {}, {}
+    for m, a in clients["c6"].A.items():
+        rows = rng.standard_normal((8, a.shape[1])) / a.shape[1] ** 0.5
+        loud = size * rng.standard_normal((len(clients["c6"].B[m]), 8)) / 16
+        A[m] = np.vstack([a, rows, rows])
+        B[m] = np.hstack([clients["c6"].B[m], loud, -loud]) * 22 / 6
+    wide = cohorts.Client(A, B, {"r": 22, "lora_alpha": 12})
+    folder = cohorts.save(tmp_path / "clients", clients)
+    cohorts.save_peft(folder / "c6", wide, "F64")
+    report, result = merged(folder, tmp_path / "merged.safetensors")
+    (last,) = (c for c in report.clients if c.name == "c6")
+    assert last.verdict == verdict, last.reasons
+    honest = [c.deltas() for n, c in clients.items() if n != "c6" or verdict == "benign"]
+    assert cohorts.relative(result, cohorts.mean(honest)) < 1e-5
+    if verdict == "rejected":
+        assert "cancel" in last.reasons[0].text
+        with pytest.raises(UsageError, match="--previous: .* cancel"):
+            clair_cli.inspect(folder, previous=folder / "c6", exclude=["c6"])

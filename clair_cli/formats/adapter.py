@@ -74,6 +74,11 @@ class LoraModule:
         """Rank-one components that `Adapter.factors` gives: the rank, or what is enough."""
         return min(self.rank, *self.shape)
 
+    @property
+    def is_double(self) -> bool:
+        """Whether `Adapter.factors` gives a factor in float64."""
+        return self.dtype == "float64" or self.components < self.rank
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -118,9 +123,17 @@ class Adapter:
             KeyError: the adapter has no such module (its update there is zero).
             RejectedClient: the tensor changed since the adapter was opened.
         """
-        entry = self.modules[module]
-        pair = entry.layout.flat(self.source.read(entry.key_A), self.source.read(entry.key_B))
+        entry, pair = self.modules[module], self.stored_factors(module)
         return pair if entry.components == entry.rank else _recompressed(*pair)
+
+    def stored_factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """`(lora_A, lora_B)` of one module as the file has them, (rank, columns) and (rows, rank).
+
+        Raises:
+            KeyError, RejectedClient: as `factors`.
+        """
+        entry = self.modules[module]
+        return entry.layout.flat(self.source.read(entry.key_A), self.source.read(entry.key_B))
 
 
 def _recompressed(lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:

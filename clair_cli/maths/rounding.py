@@ -19,6 +19,9 @@ from clair_cli.maths.thin import Thin
 # Where what is cut off is this many times what rounding may add, the latter is not made to its
 # last digit.
 _CLEAR = 8.0
+# Vectors of singular values above the first share of the largest must have norms that are 1 within
+# the second: far more than rounding, and far less than what a wrong vector has.
+_LEADING, _UNIT_ERROR = 1e-2, 1e-2
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,14 @@ class _Side:
     Attributes:
         cross: X E', float64, (n_modules, kept, kept).
         square: E E', or its diagonal alone with zeros beside it.
+        sizes: diagonal of X X', float64, (n_modules, kept).
         signs: -1 where a vector's largest entry is negative, else 1, (n_modules, kept); 1 if not
             asked for.
     """
 
     cross: Tensor
     square: Tensor
+    sizes: Tensor
     signs: Tensor
 
     def finite(self) -> Tensor:
@@ -79,6 +84,7 @@ def write_modules(
 
     Raises:
         ValueError: fewer singular vectors are known.
+        ArithmeticError: see `_check_vectors`.
     """
     kept = min(rank, exact.values.shape[1])
     if exact.n_vectors < kept:
@@ -121,6 +127,8 @@ def _write(
     right = _round(exact.right_pieces(amounts), lora_A[:, :kept], by, whole, signed=False)
     if device.type != "cpu" or (left.signs < 0).any():
         lora_B[:, :, :kept] *= left.signs.to(dtype)[:, None, :]
+    for side in (left, right):
+        _check_vectors(side.sizes, amounts.square())
     errors = _rounding_errors(amounts.square(), left, right).cpu().tolist()
     finite = (left.finite() & right.finite()).cpu().tolist()
     lora_A, lora_B = lora_A.cpu(), lora_B.cpu()
@@ -132,6 +140,22 @@ def _write(
         else None
         for i in range(n_modules)
     ]
+
+
+def _check_vectors(sizes: Tensor, expected: Tensor) -> None:
+    """Make sure that the leading vectors are what the singular values were found with.
+
+    Args:
+        sizes, expected: squares of the vectors' norms, (n_modules, kept). What is not finite is
+            looked for elsewhere.
+
+    Raises:
+        ArithmeticError: they are not: a fault of this program.
+    """
+    leading = (expected > _LEADING * expected[:, :1]) & sizes.isfinite()
+    off = float(torch.where(leading, (sizes - expected).abs() / expected, 0.0).amax())
+    if off > _UNIT_ERROR:
+        raise ArithmeticError(f"singular vectors to be written are off by {off:.2g}")
 
 
 def _unit(largest: float) -> float:
@@ -152,7 +176,7 @@ def _round(
         unit: one per module, (n_modules, 1, 1); None if all are 1.
     """
     (n_modules, kept, _), start = out.shape, 0
-    cross = square = lowest = highest = torch.zeros(0)
+    cross = square = sizes = lowest = highest = torch.zeros(0)
     for piece in pieces:
         written = out[:, :, start : start + piece.shape[2]]
         if unit is None:
@@ -161,8 +185,10 @@ def _round(
             wrong = (written.copy_(piece * unit).to(piece.dtype) / unit - piece).float()
         if start == 0:
             cross, square = wrong.new_zeros(2, n_modules, kept, kept)
+            sizes = wrong.new_zeros(n_modules, kept, dtype=torch.float64)
             lowest = highest = piece.new_zeros(n_modules, kept)
         cross.baddbmm_(piece.float(), wrong.mT)
+        sizes += piece.square().sum(2)
         if whole:
             add_symmetric(square, wrong)
         else:
@@ -173,7 +199,7 @@ def _round(
         start += piece.shape[2]
     mirror(square)
     return _Side(
-        cross.double(), square.double(), torch.where(-lowest > highest, -1.0, 1.0).double()
+        cross.double(), square.double(), sizes, torch.where(-lowest > highest, -1.0, 1.0).double()
     )  # fmt: skip
 
 

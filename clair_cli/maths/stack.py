@@ -106,6 +106,7 @@ def stack_factors(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
     pinned: bool = False,
+    balanced: bool = False,
 ) -> FactorStack:
     """Lay the clients' factors side by side for a batch of modules of one shape.
 
@@ -117,6 +118,8 @@ def stack_factors(
         device: where the stack lives.
         pinned: whether the factors are laid out in page-locked memory first, from which a CUDA
             device takes them beside other work.
+        balanced: balance the factors whatever their dtypes. What is known in coordinates of one
+            stack holds for another only if both are balanced, or neither is.
 
     Raises:
         ValueError: a factor does not fit `shape`, or A and B differ in rank.
@@ -134,7 +137,7 @@ def stack_factors(
         dtype=torch.float64,
     )
     narrow = side_A.element_size() <= 4 and side_B.element_size() <= 4
-    if dtype != torch.float64 or not narrow:  # squares might not fit
+    if balanced or dtype != torch.float64 or not narrow:  # squares might not fit
         norms = [
             torch.linalg.vector_norm(side, dim=dim, dtype=torch.float64)
             for side, dim in ((side_A, 2), (side_B, 1))

@@ -13,14 +13,38 @@ from clair_cli.formats.cohort import Rejection, rejection
 from clair_cli.formats.strict_json import quoted
 from clair_cli.maths.grams import LEAST_NORM, VANISHING
 from clair_cli.maths.lowrank import tail_norm
-from clair_cli.maths.own_sizes import LEAST_SHARE, OwnSizes
+from clair_cli.maths.own_sizes import LEAST_SHARE, OwnSizes, size_alone
 from clair_cli.workflow.round import ClientsUnfit, Round
+from clair_cli.workflow.tensors import stored_factors_of
 
 if TYPE_CHECKING:
     from clair_cli.workflow.judging import Judged
 
 # By how much of itself a merged norm may be above the clients': of rounding in its singular values.
 TOLERANCE = 1e-6
+
+
+def check_overcomplete(round_: Round) -> None:
+    """The same as `check_components` for modules whose rank is above their width: their factors
+    are multiplied when they are read, so that what cancels in them is not seen afterwards.
+
+    Raises:
+        ClientsUnfit, UsageError: as `check_components`.
+        ClientLost: a tensor changed since it was checked.
+    """
+    found: dict[int, Rejection] = {}
+    adapters = [*enumerate(round_.adapters)]
+    if round_.previous is not None:
+        adapters.append((-1, round_.previous))
+    for k, adapter in adapters:
+        for name, module in adapter.modules.items():
+            if k in found or module.components == module.rank or name not in round_.module_shapes:
+                continue
+            norm, components = size_alone(*stored_factors_of(adapter, name), module.scaling)
+            if norm < LEAST_SHARE * components:
+                found[k] = _refused(round_, k, name, norm / components)
+    if found:
+        raise ClientsUnfit(list(found.values()))
 
 
 def check_components(round_: Round, sizes: OwnSizes, dtype: torch.dtype) -> None:
@@ -36,24 +60,29 @@ def check_components(round_: Round, sizes: OwnSizes, dtype: torch.dtype) -> None
     """
     modules, found = list(round_.module_shapes), dict[int, Rejection]()
     for m, k in sizes.cancelling(dtype):
-        share = sizes.share(m, k)
-        text = (
-            f"its rank-one components cancel: together they are {share:.1e} of their size, "
-            f"expected at least {LEAST_SHARE:g}"
-        )
-        if k < 0:
-            raise UsageError(f"--previous: module {quoted(modules[m])}: {text}")
-        adapter = round_.adapters[k]
-        error = RejectedClient(
-            text,
-            module=modules[m],
-            found=f"{share:.1e} of the components' size",
-            expected=f"at least {LEAST_SHARE:g}",
-            hint="ask the client for factors as they were trained",
-        )
-        found.setdefault(k, rejection(error, adapter.name, adapter.path, adapter.sha256))
+        if k not in found:
+            found[k] = _refused(round_, k, modules[m], sizes.share(m, k))
     if found:
         raise ClientsUnfit(list(found.values()))
+
+
+def _refused(round_: Round, k: int, module: str, share: float) -> Rejection:
+    """One client's rejection; of the previous adapter, which is client -1, a `UsageError`."""
+    text = (
+        f"its rank-one components cancel: together they are {share:.1e} of their size, expected at "
+        f"least {LEAST_SHARE:g}"
+    )
+    if k < 0:
+        raise UsageError(f"--previous: module {quoted(module)}: {text}")
+    adapter = round_.adapters[k]
+    error = RejectedClient(
+        text,
+        module=module,
+        found=f"{share:.1e} of the components' size",
+        expected=f"at least {LEAST_SHARE:g}",
+        hint="ask the client for factors as they were trained",
+    )
+    return rejection(error, adapter.name, adapter.path, adapter.sha256)
 
 
 def largest_sums(judged: Judged) -> dict[str, float]:

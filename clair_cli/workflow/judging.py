@@ -15,7 +15,7 @@ from clair_cli.maths.own_sizes import OwnSizes
 from clair_cli.maths.packed_grams import PackedGrams
 from clair_cli.maths.structure import find_structure
 from clair_cli.workflow.comparing import only_modules
-from clair_cli.workflow.components import check_components
+from clair_cli.workflow.components import check_components, check_overcomplete
 from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.passes import Gathered, gather_cores, gather_evidence
 from clair_cli.workflow.pool import in_order
@@ -119,6 +119,7 @@ def judge_round(
     zeros = tuple(0.0 for _ in round_.adapters)
     if round_.refusal is not None:
         return Judged(round_, None, None, zeros, zeros, round_.warnings, {})
+    check_overcomplete(round_)
     gathered = gather_evidence(round_, engine)
     check_components(round_, gathered.sizes, engine.device.dtype)
     engine.tell("judging", 0, 1)

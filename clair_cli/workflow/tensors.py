@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from clair_cli.errors import RejectedClient, is_out_of_memory
 from clair_cli.formats.adapter import Adapter
@@ -32,11 +33,24 @@ def factors_of(adapter: Adapter, module: str) -> Factors:
     entry = adapter.modules.get(module)
     if entry is None:
         return None
-    try:
+    with losing(adapter):
         lora_A, lora_B = adapter.factors(module)
+    return lora_A, lora_B, entry.scaling
+
+
+def stored_factors_of(adapter: Adapter, module: str) -> tuple[Tensor, Tensor]:
+    """See `Adapter.stored_factors`; an adapter without such a module is a mistake."""
+    with losing(adapter):
+        return adapter.stored_factors(module)
+
+
+@contextlib.contextmanager
+def losing(adapter: Adapter) -> Iterator[None]:
+    """What is wrong with an adapter's file inside is the client's loss."""
+    try:
+        yield
     except RejectedClient as error:
         raise ClientLost(adapter, error) from error
-    return lora_A, lora_B, entry.scaling
 
 
 def updates_of(round_: Round, module: str, previous: Factors) -> list[Factors]:
@@ -87,6 +101,10 @@ class Stacks:
 
     def __init__(self, round_: Round, device: Device, resident: Resident | None = None) -> None:
         self.round, self.device, self.resident = round_, device, resident
+        sources = [*round_.adapters, *([round_.previous] if round_.previous else [])]
+        # one client's float64 factors decide for all stacks of the round, whoever is in them: Grams
+        # of one are kept for another
+        self._balanced = any(m.is_double for a in sources for m in a.modules.values())
 
     def check(self) -> None:
         """See `Resident.check`; what is read again is checked then."""
@@ -116,4 +134,5 @@ class Stacks:
         return stack_factors(
             each, self.round.module_shapes[modules[0]],
             dtype=self.device.dtype, device=self.device.name, pinned=self.device.pinned,
+            balanced=self._balanced,
         )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clair_cli.maths.grams import add_symmetric
-from clair_cli.maths.lowrank import Product, spectrum, tail_norm
+from clair_cli.maths.lowrank import Product, Spectrum, spectrum, tail_norm
 from clair_cli.maths.rounding import write_modules
 from clair_cli.maths.thin import Thin, thin
 from tests.maths.test_lowrank_merge import multiplied, product, write_module
@@ -148,3 +148,15 @@ def test_some_modules_at_once_are_as_each_of_them_alone(
 
 def finite(size: float) -> float:
     return size if size == size else 1.0
+
+
+def test_vectors_that_are_not_those_of_the_values_are_a_fault() -> None:
+    g = torch.Generator().manual_seed(1)
+    left = torch.linalg.qr(torch.randn(20, 3, generator=g, dtype=torch.float64)).Q
+    right = torch.linalg.qr(torch.randn(15, 3, generator=g, dtype=torch.float64)).Q.mT
+    values = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
+    for by in (1.0, 1.004):  # squares count
+        assert write_modules(thin(Spectrum(by * left, values, right)), 3, 1.0, torch.float32)
+    for wrong in (Spectrum(1.006 * left, values, right), Spectrum(left, values, 0.9 * right)):
+        with pytest.raises(ArithmeticError, match="off by"):
+            write_modules(thin(wrong), 3, 1.0, torch.float32)
