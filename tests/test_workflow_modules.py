@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import clair_cli
+from clair_cli.formats.report_json import report_json
 from clair_cli.workflow import outputs
 from clair_cli.workflow.reading import read_cohort
 from clair_cli.workflow.round import load_round
@@ -291,3 +292,28 @@ def test_many_tiny_modules_of_the_highest_rank() -> None:
         clients[f"c{k}"] = padded({**deltas, **tiny}, 1024 if k == 0 else 41, seed=k)
     ranks = {m: r for m, r in loaded(clients).module_ranks.items() if m.startswith("tiny")}
     assert list(ranks.values()) == [(1,) * 5] * 60
+
+
+# Numbers of modules
+
+
+def report_size(clients: Clients, **options: Any) -> tuple[int, dict[str, str]]:
+    report = clair_cli.inspect(in_memory(clients), **options).report
+    return len(report_json(report)), verdicts(report)
+
+
+def test_the_report_does_not_grow_with_one_clients_modules() -> None:
+    """Whether its modules are left out or are so many that it is rejected."""
+    clients = cohorts.honest(7)
+    usual, _ = report_size(clients)
+    for n, rule, verdict in ((40, "common", "benign"), (41, "common", "rejected"),
+                             (3000, "union", "rejected")):  # fmt: skip
+        odd = clients["c6"]
+        more = {f"x.{m}": np.ones((1, 1)) for m in range(n)}
+        six = {m: np.ones((6, 1)) for m in more}
+        clients_now = {
+            **clients,
+            "c6": replace(odd, A={**odd.A, **six}, B={**odd.B, **{m: six[m].T for m in more}}),
+        }
+        size, found = report_size(clients_now, modules=rule)
+        assert found["c6"] == verdict and size < usual + 500

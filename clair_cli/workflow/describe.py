@@ -88,7 +88,8 @@ def _scale_reason(judged: Judged, k: int, found: Sequence[Reason]) -> tuple[Reas
     if not {"norm", "module_norm"} & {reason.code for reason in found}:
         return ()
     largest = [
-        max(abs(m.scaling) for m in adapter.modules.values()) for adapter in judged.round.adapters
+        max((abs(m.scaling) for m in adapter.modules.values()), default=0.0)
+        for adapter in judged.round.adapters
     ]
     own, typical = largest.pop(k), median(largest)
     if own <= 2 * typical:
