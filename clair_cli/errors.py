@@ -18,6 +18,19 @@ from __future__ import annotations
 import errno
 import os
 
+MAX_MESSAGE = 2000  # characters; what strangers wrote is cut in each message before, too
+
+
+def shortened(text: str) -> str:
+    """`text`, or its beginning and how long it is.
+
+    >>> shortened("x" * 2001)[1990:]
+    'xxxxxxxxxx... (2,001 characters)'
+    """
+    if len(text) <= MAX_MESSAGE:
+        return text
+    return f"{text[:MAX_MESSAGE]}... ({len(text):,} characters)"
+
 
 class ClairError(Exception):
     """Base of all errors a caller may want to catch.
@@ -31,9 +44,9 @@ class ClairError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        super().__init__(shortened(message))
+        self.message = shortened(message)
+        self.hint = shortened(hint)
 
 
 class UsageError(ClairError):
@@ -82,8 +95,8 @@ class RejectedClient(ClairError):
         self.client = client
         self.module = module
         self.path = path
-        self.found = found
-        self.expected = expected
+        self.found = shortened(found)
+        self.expected = shortened(expected)
 
 
 class UnsyncedWarning(UserWarning):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
+from collections import Counter
+from collections.abc import Iterable
 
 _LOG_COMMAND = re.compile(r"#(#(?:vso)?\[)", re.IGNORECASE)
 
@@ -66,6 +68,19 @@ def from_bytes(encoded: str) -> str:
     'caf\udce9'
     """
     return base64.b64decode(encoded, validate=True).decode("utf-8", "surrogateescape")
+
+
+def by_spelling(names: Iterable[str]) -> dict[str, str]:
+    r"""Names that are not Unicode, by what a report calls them (`caf\xe9`): so they can be typed.
+
+    A spelling that is another's name, or two names', is left out.
+
+    >>> by_spelling(["caf\udce9", "anna", "b\udcff", "b\\xff"])
+    {'caf\\xe9': 'caf\udce9'}
+    """
+    found = [(whole_characters(name), name) for name in names]
+    counts = Counter(spelt for spelt, _ in found)
+    return {spelt: name for spelt, name in found if spelt != name and counts[spelt] == 1}
 
 
 def _escaped(code: int) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from clair_cli.escape import printable
 from clair_cli.report import MergedReport, RefinedReport, Report
 
-MAX_NAMES = 20  # in one sentence
+MAX_NAMES = 20  # in one sentence, and of groups
 
 _AGREE = {
     "matrix": "the updates of {} point the same way",
@@ -84,10 +84,12 @@ def above(report: Report) -> list[str]:
             numbers.append(f"shared dimension {cohort.subspace_dim}")
         text = f"{clients}; {_AGREE[sharing.stacking].format(len(sharing.members))}"
         lines = [f"{text} ({', '.join(numbers)})" if numbers else text]
-    for group in cohort.groups:
-        if group.role == "other" and len(group.members) > 1:
-            names = _names(group.members)
-            lines.append(f"{len(group.members)} form a group of their own: {names}")
+    others = [g for g in cohort.groups if g.role == "other" and len(g.members) > 1]
+    for group in others[:MAX_NAMES]:
+        names = _names(group.members)
+        lines.append(f"{len(group.members)} form a group of their own: {names}")
+    if len(others) > MAX_NAMES:
+        lines.append(f"and {len(others) - MAX_NAMES:,} more groups")
     return lines
 
 

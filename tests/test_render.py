@@ -9,6 +9,8 @@ from rich.cells import cell_len
 
 from clair_cli.escape import printable
 from clair_cli.render import View, render, verdict_line
+from clair_cli.report import Group
+from clair_cli.sentences import MAX_NAMES
 from tests.fake_report import BENIGN, REASONS, all_benign, fake_report, renamed, undetermined
 
 TERMINAL = View(width=80)
@@ -205,3 +207,13 @@ def test_the_sentence_says_where_the_report_is() -> None:
 )
 def test_printable(text: str, expected: str) -> None:
     assert printable(text) == expected
+
+
+@pytest.mark.parametrize("count", [MAX_NAMES, MAX_NAMES + 1])
+def test_groups_are_cut(count: int) -> None:
+    report = fake_report()
+    groups = tuple(Group((f"a{k}", f"b{k}"), 0.5, "other") for k in range(count))
+    report = replace(report, cohort=replace(report.cohort, groups=groups))
+    text = render(report, View())
+    assert text.count("form a group of their own") == MAX_NAMES
+    assert ("and 1 more groups\n" in text) == (count > MAX_NAMES)

@@ -12,6 +12,7 @@ from typing import Any
 from clair_cli.errors import RejectedClient
 from clair_cli.formats import patterns
 from clair_cli.formats.inits import guarded_init, init_effect
+from clair_cli.formats.key_map import first_few
 from clair_cli.formats.strict_json import quoted
 
 # A field of these says, when it is not empty, that the update is not scaling * B @ A alone.
@@ -127,7 +128,7 @@ class AdapterConfig:
         """The config of the part that `module` is in, and its path there."""
         name, _, rest = module.partition(".")
         if name not in self.parts:
-            known = ", ".join(quoted(part) for part in sorted(self.parts))
+            known = first_few(self.parts)
             raise RejectedClient(
                 f"the header's config has parts {known}, and none for this module",
                 found=f"parts {known}",

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clair_cli.errors import InputRefused, RejectedClient, UsageError, is_out_of_files
+from clair_cli.errors import (
+    InputRefused,
+    RejectedClient,
+    UsageError,
+    is_out_of_files,
+    shortened,
+)
+from clair_cli.escape import by_spelling
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.adapter_config import assumed_config
 from clair_cli.formats.cohort_size import check_cohort_size
@@ -26,7 +33,7 @@ from clair_cli.formats.find_clients import (
     weights_in,
 )
 from clair_cli.formats.handover import Handover
-from clair_cli.formats.key_map import KeyMap
+from clair_cli.formats.key_map import KeyMap, at_most, some_of
 from clair_cli.formats.keys import COMPONENTS, TRANSFORMER, pair_keys
 from clair_cli.formats.kohya_header import check_header
 from clair_cli.formats.limits import Limits
@@ -89,7 +96,7 @@ def rejection(error: RejectedClient, name: str, path: str, sha256: str | None = 
     return Rejection(
         name=name,
         path=error.path or path,
-        message=f"{where}: {error.message}",
+        message=shortened(f"{where}: {error.message}"),
         module=error.module,
         found=error.found,
         expected=error.expected,
@@ -111,12 +118,13 @@ def load_cohort(
     each: Each = map,
     handover: Handover | None = None,
 ) -> Cohort:
-    """Read every client of a folder.
+    r"""Read every client of a folder.
 
     Args:
         folder: holds one sub-folder or one `.safetensors` file per client, or both.
         assume_alpha: finite `lora_alpha` for files without any config, or "rank".
-        exclude: names of clients to leave out unopened.
+        exclude: names of clients to leave out unopened; one that is not UTF-8 may be spelt as the
+            report does (`\xNN` for each such byte), where nobody else is called so.
         limits: default `Limits()`.
         each: like `map`; may work on several threads.
         handover: gets the bytes that are read, for a process that shares it.
@@ -139,7 +147,10 @@ def load_cohort(
         raise UsageError(f"{quoted(folder.as_posix())} can't be listed: {error.strerror}") from None
     if not found.candidates:
         raise _nothing_found(folder, found.ignored)
-    _check_excluded(exclude, [candidate.name for candidate in found.candidates])
+    names = [candidate.name for candidate in found.candidates]
+    spelt = by_spelling(names)
+    exclude = [spelt.get(name, name) for name in exclude]
+    _check_excluded(exclude, names)
     candidates = [c for c in found.candidates if c.name not in exclude]
     candidates = check_cohort_size(folder.as_posix(), candidates, limits)
     adapters: list[Adapter] = []
@@ -153,7 +164,7 @@ def load_cohort(
             adapters.append(result)
         else:
             rejected.append(result)
-    notes = [*found.notes, *similar_names(c.name for c in found.candidates)]
+    notes = [*found.notes, *similar_names(names)]
     return Cohort(
         adapters=tuple(adapters),
         rejected=tuple(rejected),
@@ -230,9 +241,9 @@ def similar_names(names: Iterable[str]) -> list[str]:
     notes = []
     for group in groups.values():
         if len(group) > 1:
-            listed = ", ".join(ascii(name) for name in sorted(group))
+            listed = some_of([ascii(name) for name in sorted(group)])
             notes.append(f"clients {listed}: names differ only in case or Unicode form")
-    return sorted(notes)
+    return at_most(sorted(notes), "groups of clients whose names differ only in this")
 
 
 def _load_one(

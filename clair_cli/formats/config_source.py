@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,9 @@ from typing import Any
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.adapter_config import AdapterConfig, assumed_config, parse_config
 from clair_cli.formats.find_clients import open_path
-from clair_cli.formats.key_map import KeyMap
+from clair_cli.formats.key_map import KeyMap, first_few, some_of
 from clair_cli.formats.limits import Limits
-from clair_cli.formats.regular_file import read_small
+from clair_cli.formats.regular_file import kind_of, read_small
 from clair_cli.formats.strict_json import parse_strict, quoted
 
 HEADER_FIELD = "lora_adapter_metadata"
@@ -31,7 +33,8 @@ def find_config(
     """The config of one client, and a note if it had to be assumed.
 
     Args:
-        paths: files to try, in order; the first that exists is the one.
+        paths: files to try, in order; the first that exists is the one. A folder, or anything else
+            that is no regular file, never is: another client may be called so.
         metadata: the weights file's header metadata, tried next.
         keys: the file's pairs; some formats need no config.
         shared: the cohort's config, tried last, and only for a file that does not say its own
@@ -44,14 +47,15 @@ def find_config(
         RejectedClient: none found, or the one found is bad; `path` is the config file.
     """
     tried = tuple(paths)
+    no_files: list[str] = []
     for path in tried:
-        if _is_there(path):
+        if _is_config(path, no_files):
             return _from_file(path, root, limits), ()
     if HEADER_FIELD in metadata:
         return _from_header(metadata[HEADER_FIELD], keys, limits), ()
     if shared is not None:
         alone = keys.pairs and all(pair.key_alpha is not None for pair in keys.pairs)
-        if _is_there(shared) and not (alone or keys.format == "kohya"):
+        if _is_config(shared, no_files) and not (alone or keys.format == "kohya"):
             return _from_file(shared, root, limits), ()
         tried = tuple(dict.fromkeys((*tried, shared)))
     if keys.scale_inside:
@@ -59,10 +63,10 @@ def find_config(
     if assume_alpha is not None:
         text = "alpha = rank" if assume_alpha == "rank" else f"alpha = {assume_alpha}"
         return assumed_config(assume_alpha), (f"no config: {text} assumed",)
-    looked = ", ".join(quoted(path.as_posix()) for path in tried)
+    looked = some_of([quoted(path.as_posix()) for path in tried], 5)
+    text = f"no adapter config, so the scale is unknown; looked for {looked} and the header's "
     raise RejectedClient(
-        f"no adapter config, so the scale is unknown; looked for {looked} and the header's "
-        f"{HEADER_FIELD}",
+        "; ".join([text + HEADER_FIELD, *dict.fromkeys(no_files)]),
         found="no config",
         expected="adapter_config.json",
         hint="add the config, or give --assume-alpha N|rank",
@@ -77,14 +81,24 @@ def inside_config(keys: KeyMap) -> tuple[AdapterConfig, tuple[str, ...]]:
     return assumed_config("rank"), ("no config: alpha = rank, as diffusers loads it",)
 
 
-def _is_there(path: Path) -> bool:
-    """Whether a folder has such an entry. `os.path.lexists` says no wherever the system fails, and
-    another config would be taken."""
+def _is_config(path: Path, no_files: list[str]) -> bool:
+    """Whether there is a file, or a link that leads to one or nowhere; what else there is goes to
+    `no_files`. `os.path.lexists` says no wherever the system fails: another config would count.
+
+    Raises:
+        OSError: the system can't look.
+    """
     try:
-        os.lstat(path)
+        mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return False
-    return True
+    if stat.S_ISLNK(mode):
+        with contextlib.suppress(OSError):  # `open_path` says where such a link leads
+            mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+        return True
+    no_files.append(f"{quoted(path.name)} is {kind_of(mode)}, not a regular file")
+    return False
 
 
 def _from_file(path: Path, root: Path | None, limits: Limits) -> AdapterConfig:
@@ -119,7 +133,7 @@ def _from_header(text: str, keys: KeyMap, limits: Limits) -> AdapterConfig:
         return parse_config(raw)
     used = {pair.module.split(".")[0] for pair in keys.pairs} & parts.keys()
     if "" in parts or (len(parts) > 1 and not used):
-        listed = ", ".join(quoted(name) for name in sorted(parts))
+        listed = first_few(parts)
         raise RejectedClient(
             f"header's {HEADER_FIELD} describes several adapters: prefixes {listed}",
             found=f"prefixes {listed}",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from clair_cli.errors import RejectedClient
+from clair_cli.formats.key_map import first_few
 from clair_cli.formats.regular_file import FAILURES, as_rejection, kind_of
 from clair_cli.formats.strict_json import quoted
 
@@ -52,13 +53,33 @@ class Candidate:
     root: Path | None = None
 
 
+# Remarks on one entry, and on several.
+_EMPTY = (
+    "folder {} ignored: it holds no adapter file",
+    "folders {} ignored: they hold no adapter file",
+)
+_BESIDE = (
+    "{} ignored: the .safetensors file beside it is read",
+    "{} ignored: the .safetensors files beside them are read",
+)
+_NO_CONFIG = (
+    "{} is not a regular file, so it is nobody's config",
+    "{} are not regular files, so they are nobody's configs",
+)
+
+
 @dataclass
 class Found:
-    """Everything in a cohort's folder."""
+    """Everything in a cohort's folder.
+
+    Attributes:
+        remarked: by remark, the entries that it is on; they become notes.
+    """
 
     candidates: list[Candidate] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    remarked: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
 def is_weights(name: str) -> bool:
@@ -84,7 +105,10 @@ def find_clients(folder: Path) -> Found:
             candidate = _refused(folder, entry, as_rejection(error, path))
         if candidate is not None:
             found.candidates.append(candidate)
-    if len(found.candidates) == 1 and found.candidates[0].entry == WEIGHTS and CONFIG in entries:
+    for remark, those in found.remarked.items():
+        found.notes.append(remark[len(those) > 1].format(first_few(those)))
+    alone = len(found.candidates) == 1 and found.candidates[0].entry == WEIGHTS
+    if alone and os.path.isfile(folder / CONFIG):
         found.candidates[0] = _single(folder, root, found)
     found.candidates = _distinct_names(found.candidates)
     return found
@@ -159,10 +183,13 @@ def _candidate(
     if entry.startswith((".", "#")) or lower.endswith(_BACKUPS):
         found.ignored.append(entry)
         return None
+    is_config = entry == CONFIG or (entry.endswith(".json") and _without_suffix(entry) in stems)
     there, mode = path, 0
     if _may_be_client(path):
         there = open_path(path, root) if path.is_symlink() else root / entry
         mode = os.stat(there).st_mode
+    if is_config and not path.is_file() and not path.is_symlink():
+        found.remarked[_NO_CONFIG].append(entry)
     if stat.S_ISDIR(mode):
         return _in_folder(folder, root, entry, found)
     if is_weights(entry):
@@ -180,10 +207,9 @@ def _candidate(
     if lower.endswith(_PICKLES) and not lower.startswith(_TRAINER_FILES):
         if _without_suffix(entry) not in stems:
             raise _pickle(entry)
-        found.notes.append(f"{quoted(entry)} ignored: the .safetensors file beside it is read")
+        found.remarked[_BESIDE].append(entry)
     elif lower.endswith(_ARCHIVES):
         raise _archive(entry)
-    is_config = entry == CONFIG or (entry.endswith(".json") and _without_suffix(entry) in stems)
     if not is_config:
         found.ignored.append(entry)
     return None
@@ -207,20 +233,21 @@ def _in_folder(folder: Path, root: Path, entry: str, found: Found) -> Candidate 
         if nested is None:
             _check_no_weights(names)
             found.ignored.append(f"{entry}/")
-            found.notes.append(f"folder {quoted(entry)} ignored: it holds no adapter file")
+            found.remarked[_EMPTY].append(entry)
             return None
         base, names = nested, _listing(nested)
         notes.append(f"read from the sub-folder {quoted(nested.name)}")
     others = [name for name in names if os.path.lexists(base / name / WEIGHTS)]
     if others:
-        listed = ", ".join(quoted(name) for name in others[:5])
+        listed = first_few(others)
         notes.append(f"ignored, as the folder has an adapter itself: sub-folders {listed}")
     file = _weights_name(entry, names)
     if file != WEIGHTS:
         notes.append(f"read {quoted(file)}")
     pickles = [n for n in names if n.lower().endswith(_PICKLES)]
     pickles = [n for n in pickles if not n.lower().startswith(_TRAINER_FILES)]
-    notes += [f"{quoted(name)} ignored" for name in pickles]
+    if pickles:
+        notes.append(f"{first_few(pickles)} ignored")
     path = base / file
     there = open_path(path, root)
     mode = os.lstat(there).st_mode
@@ -250,10 +277,10 @@ def _nested(here: Path, names: list[str], root: Path) -> Path | None:
             open_path(path, root)  # a link may not leave
             holders.append(path)
     if len(holders) > 1:
-        listed = ", ".join(quoted(path.name) for path in holders[:5])
+        listed = first_few(path.name for path in holders)
         raise RejectedClient(
-            f"folder holds {len(holders)} adapters, expected one: {listed}",
-            found=f"{len(holders)} adapter folders",
+            f"folder holds {len(holders):,} adapters, expected one: {listed}",
+            found=f"{len(holders):,} adapter folders",
             expected="one adapter",
         )
     return holders[0] if holders else None
@@ -271,7 +298,7 @@ def _weights_name(entry: str, names: list[str]) -> str:
         what = f"a sharded adapter (index {quoted(index)}, not followed)"
     raise RejectedClient(
         f"folder holds {what}, none called {WEIGHTS}",
-        found=", ".join(quoted(name) for name in files[:5]),
+        found=first_few(files),
         expected=WEIGHTS,
     )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from clair_cli.errors import shortened
 from clair_cli.formats.strict_json import quoted
 
 Format = Literal["peft", "diffusers", "kohya"]
@@ -65,6 +66,9 @@ class KeyMap:
     notes: tuple[str, ...] = ()
 
 
+MAX_NOTES = 20  # of one kind
+
+
 def first_few(names: Iterable[str], limit: int = 3) -> str:
     """Names for a message: the first few in sorted order, and how many more.
 
@@ -72,6 +76,22 @@ def first_few(names: Iterable[str], limit: int = 3) -> str:
     "'a', 'b', 'c' and 1 more"
     """
     ordered = sorted(names)
-    text = ", ".join(quoted(name) for name in ordered[:limit])
-    more = len(ordered) - limit
+    return some_of([*map(quoted, ordered[:limit]), *ordered[limit:]], limit)
+
+
+def some_of(texts: Sequence[str], limit: int = 3) -> str:
+    """The same of texts that are safe and ordered already."""
+    text = ", ".join(texts[:limit])
+    more = len(texts) - limit
     return f"{text} and {more:,} more" if more > 0 else text
+
+
+def at_most(notes: Sequence[str], what: str) -> list[str]:
+    """Notes of one kind for the report: the first of them, and how many more.
+
+    >>> at_most(["x"] * 22, "notes on modules")[19:]
+    ['x', 'and 2 more notes on modules']
+    """
+    more = len(notes) - MAX_NOTES
+    shown = [shortened(note) for note in notes[:MAX_NOTES]]
+    return [*shown, f"and {more:,} more {what}"] if more > 0 else shown

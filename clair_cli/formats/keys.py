@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from clair_cli.errors import RejectedClient
-from clair_cli.formats.key_map import Format, KeyMap, KeyPair, TensorPart, first_few
+from clair_cli.formats.key_map import Format, KeyMap, KeyPair, TensorPart, first_few, some_of
 from clair_cli.formats.keys_diffusers import diffusers_name
 from clair_cli.formats.keys_kohya import kohya_name
 from clair_cli.formats.keys_peft import PREFIX, peft_name
@@ -100,7 +100,8 @@ def _check_alone(found: Found) -> None:
 
 def _check_one(found: Mapping[str, str], what: str) -> None:
     if len(found) > 1:
-        names = ", ".join(f"{quoted(name)} ({quoted(key)})" for name, key in sorted(found.items()))
+        both = sorted(found.items())
+        names = some_of([f"{quoted(name)} ({quoted(key)})" for name, key in both])
         raise RejectedClient(f"{what}: {names}", found=names, expected="one")
 
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.formats.adapter import Adapter
-from clair_cli.formats.key_map import first_few
+from clair_cli.formats.key_map import at_most, first_few
 from clair_cli.formats.layout import Layout
 from clair_cli.formats.strict_json import quoted
 
 Holders = Mapping[str, Mapping[Layout, Sequence[str]]]
-MAX_NOTED_TIES = 20
 # Modules that a client may have beyond the majority's: so many times as many, and some more. Every
 # one costs memory and time, and room in the report.
 BEYOND_FACTOR, BEYOND_MORE = 4, 16
@@ -82,7 +81,7 @@ def _minorities(adapters: Sequence[Adapter], holders: Holders) -> dict[str, Reje
 
 def _ties(holders: Holders, n_clients: int, notes: list[str]) -> set[str]:
     """Modules without a majority shape: left out if few clients have them, else the end."""
-    left_out = set()
+    left_out, found = set(), []
     for module in sorted(holders):
         by_shape = holders[module]
         if len(by_shape) == 1:
@@ -92,12 +91,9 @@ def _ties(holders: Holders, n_clients: int, notes: list[str]) -> set[str]:
         listed = "; ".join(f"{shape} ({first_few(names)})" for shape, names in ordered[:5])
         if 2 * total > n_clients:
             raise InputRefused(f"no majority for the shape of module {quoted(module)}: {listed}")
+        found.append(f"module {quoted(module)} left out, its shapes have no majority: {listed}")
         left_out.add(module)
-        if len(left_out) <= MAX_NOTED_TIES:
-            notes.append(f"module {quoted(module)} left out, its shapes have no majority: {listed}")
-    if len(left_out) > MAX_NOTED_TIES:
-        more = len(left_out) - MAX_NOTED_TIES
-        notes.append(f"{more:,} more modules left out, their shapes have no majority")
+    notes += at_most(found, "modules left out, whose shapes have no majority")
     return left_out
 
 

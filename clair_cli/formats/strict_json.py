@@ -20,13 +20,15 @@ MAX_DEPTH = 32  # of lists and objects inside one another; honest files have fiv
 _BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 
 
-def parse_strict(data: bytes, what: str, max_bytes: int) -> Any:
-    """Parse one JSON document, refusing whatever two parsers could read differently.
+def parse_strict(data: bytes, what: str, max_bytes: int, *, errors: str = "strict") -> Any:
+    r"""Parse one JSON document, refusing whatever two parsers could read differently.
 
     Args:
         data: the document, UTF-8 without a byte order mark.
         what: how error messages call it, for example "adapter_config.json".
         max_bytes: the largest accepted `len(data)`.
+        errors: "surrogateescape" takes other bytes in strings too, as `os.fsdecode` has them, raw
+            or written as `\udcNN`.
 
     Returns:
         What `json.loads` gives.
@@ -44,7 +46,7 @@ def parse_strict(data: bytes, what: str, max_bytes: int) -> Any:
     if len(data) > max_bytes:
         raise ValueError(f"{what} has {len(data):,} bytes, above the limit of {max_bytes:,}")
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise ValueError(f"{what} is not UTF-8 (byte {error.start})") from None
     numbers = _Numbers()
@@ -60,7 +62,7 @@ def parse_strict(data: bytes, what: str, max_bytes: int) -> Any:
         if numbers.refused:
             raise _RefusedError(numbers.refused[0].why)
         if b"\\ud" in data.lower():  # a surrogate escape: both halves must be there
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+            json.dumps(value, ensure_ascii=False).encode("utf-8", errors)
     except _RefusedError as error:
         raise ValueError(f"{what} {error}") from None
     except json.JSONDecodeError as error:

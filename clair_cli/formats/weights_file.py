@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clair_cli.errors import RejectedClient, UsageError
+from clair_cli.escape import by_spelling
 from clair_cli.formats.key_map import first_few
 from clair_cli.formats.regular_file import read_small
 from clair_cli.formats.strict_json import parse_strict, quoted
@@ -20,11 +21,13 @@ MAX_BYTES = 4_000_000
 def read_weights(
     path: Path, names: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, float]:
-    """Read one positive weight for each client.
+    r"""Read one positive weight for each client.
 
     Args:
         path: a JSON object `{"name": weight}`, or lines `name,weight` (UTF-8; the first line
-            may be a heading). A file that begins with `{` is JSON.
+            may be a heading). A file that begins with `{` is JSON. A name that is not UTF-8 is
+            given by its bytes (in JSON also as `\udcNN` each, as Python writes what `os.listdir`
+            gives), or as the report spells it, `\xNN` for each, where nobody else is called so.
         names: the clients; each must be there.
         optional: clients that may be there as well (excluded ones). No other name may.
 
@@ -43,7 +46,9 @@ def read_weights(
     is_json = data.lstrip()[:1] in (b"{", b"[")
     pairs = _json_pairs(data, shown) if is_json else _csv_pairs(data, shown)
     weights: dict[str, float] = {}
-    for name, value in pairs:
+    spelt = by_spelling([*names, *optional])
+    for given, value in pairs:
+        name = spelt.get(given, given)
         if name in weights:
             raise UsageError(f"weights file {shown} gives client {quoted(name)} twice")
         weights[name] = _weight(name, value, shown)
@@ -62,7 +67,8 @@ def read_weights(
 
 def _json_pairs(data: bytes, shown: str) -> Iterator[tuple[str, object]]:
     try:
-        value = parse_strict(data, f"weights file {shown}", MAX_BYTES)
+        what = f"weights file {shown}"
+        value = parse_strict(data, what, MAX_BYTES, errors="surrogateescape")
     except ValueError as error:
         raise UsageError(str(error)) from None
     if not isinstance(value, dict):
@@ -72,9 +78,9 @@ def _json_pairs(data: bytes, shown: str) -> Iterator[tuple[str, object]]:
 
 def _csv_pairs(data: bytes, shown: str) -> Iterator[tuple[str, object]]:
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig", "surrogateescape")
         rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise UsageError(f"weights file {shown} is not readable as CSV: {error}") from None
     first = True
     for number, row in enumerate(rows, start=1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.cohort import Cohort, Rejection, load_one, rejection
-from clair_cli.formats.key_map import first_few
+from clair_cli.formats.key_map import MAX_NOTES, at_most, first_few
 from clair_cli.formats.memory import adapters_from_memory
 from clair_cli.formats.module_majority import majority_modules
 from clair_cli.formats.output_format import OutputFormat
@@ -130,8 +131,7 @@ def load_round(
     adapters, previous, renamed = one_name_each(cohort.adapters, previous)
     cohort = replace(cohort, adapters=adapters)
     warnings = [*cohort.notes, *_ignored(cohort, settings), *renamed]
-    for adapter in adapters:
-        warnings += [f"client {adapter.name!r}: {note}" for note in adapter.notes]
+    warnings += _on_clients(adapters)
     try:
         chosen = choose_comparable(settings, cohort, previous)
         refusal = None
@@ -187,6 +187,19 @@ def _ignored(cohort: Cohort, settings: Settings) -> list[str]:
     ]
 
 
+def _on_clients(adapters: Sequence[Adapter]) -> list[str]:
+    """The notes on clients; those that are the same on several are one."""
+    by_text: dict[str, list[str]] = defaultdict(list)
+    for adapter in adapters:
+        for note in adapter.notes:
+            by_text[note].append(adapter.name)
+    notes = [
+        f"client{'s'[: len(names) > 1]} {first_few(names, MAX_NOTES)}: {note}"
+        for note, names in by_text.items()
+    ]
+    return at_most(notes, "notes on clients")
+
+
 def _content(adapter: Adapter, weights: Mapping[str, float] | None) -> tuple[str, float, str, str]:
     """Copies may differ in weight or config, so these count before the name does."""
     config = json.dumps(adapter.config.raw, sort_keys=True, default=str)
@@ -198,13 +211,14 @@ def _read_weights(settings: Settings, cohort: Cohort) -> dict[str, float] | None
     if settings.weights is None:
         return None
     found = [a.name for a in cohort.adapters] + [r.name for r in cohort.rejected]
-    names = sorted(set(found) - set(settings.exclude))
+    excluded = sorted({*settings.exclude, *cohort.excluded})
+    names = sorted(set(found) - set(excluded))
     if not isinstance(settings.weights, Mapping):
-        return read_weights(settings.weights, names, optional=settings.exclude)
+        return read_weights(settings.weights, names, optional=excluded)
     given: dict[str, Any] = dict(settings.weights)
     if missing := sorted(set(names) - set(given)):
         raise UsageError(f"weights: no weight for client {missing[0]!r}")
-    if unknown := sorted(set(given) - set(names) - set(settings.exclude)):
+    if unknown := sorted(set(given) - set(names) - set(excluded)):
         raise UsageError(f"weights: unknown client {unknown[0]!r}")
     for name, value in given.items():
         number = isinstance(value, Real) and not isinstance(value, bool)
