@@ -249,5 +249,5 @@ def test_components_that_cancel_in_a_rank_above_the_width(
     assert cohorts.relative(result, cohorts.mean(honest)) < 1e-5
     if verdict == "rejected":
         assert "cancel" in last.reasons[0].text
-        with pytest.raises(UsageError, match="--previous: .* cancel"):
+        with pytest.raises(UsageError, match=r"--previous: .* cancel"):
             clair_cli.inspect(folder, previous=folder / "c6", exclude=["c6"])

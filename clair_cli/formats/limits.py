@@ -49,6 +49,7 @@ NAMES = {
     "work": "max_work",
 }
 _SIZES = ("file", "total", "header")
+_TRUSTED = 8
 LARGEST = 2**63 - 1  # what every reader of a report takes
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
@@ -80,6 +81,13 @@ def parse_limits(given: Mapping[str, object] | Iterable[object]) -> Limits:
             )
         limits = replace(limits, **{NAMES[name]: _number(name, value)})
     return limits
+
+
+def capped_limits(limits: Limits) -> Limits:
+    """The limits, none of them more than a few times its default: those that a report records may
+    be a stranger's."""
+    default = vars(Limits())
+    return Limits(**{k: min(v, _TRUSTED * default[k]) for k, v in vars(limits).items()})
 
 
 def changed_limits(limits: Limits) -> dict[str, int]:

@@ -13,8 +13,12 @@ from typing import Any, cast
 from clair_cli.escape import whole_characters
 from clair_cli.report import SCHEMA, Report
 
-# A larger file is no report of ours to look into.
+# A larger file is no report of ours to look into: 1,000 clients of 300 modules take half of it.
 MAX_REPORT = 256 * 2**20
+# A report as it is written has 18 bytes for each value, and 14 without its white space. Of values
+# that stand closer a parser makes up to 30 times as much memory as the file has bytes.
+_BYTES_PER_VALUE = 9
+_ANY_VALUES = 1_000_000  # in a small file they may stand as close as they like
 
 
 def report_dict(report: Report) -> dict[str, Any]:
@@ -95,13 +99,23 @@ def _key(key: object) -> str:
     return whole_characters(key)
 
 
+def is_dense(data: bytes) -> bool:
+    """Whether a document holds far more values than a report of its size, so that to parse it would
+    take more than about eleven times its size in memory."""
+    values = sum(data.count(mark) for mark in (b",", b":", b"[", b"{"))
+    return values > _ANY_VALUES + len(data) // _BYTES_PER_VALUE
+
+
 def records_nothing(path: Path) -> bool:
     """Whether a file is the report of a merge or refinement that wrote no adapter, which a later
     run of the same round may replace without `--force`."""
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_REPORT:
             return False
-        found = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        if is_dense(data):
+            return False
+        found = json.loads(data)
     except (OSError, ValueError, RecursionError):
         return False
     return (

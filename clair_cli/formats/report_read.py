@@ -1,4 +1,7 @@
-"""A report that was written earlier, by another version or a stranger: read with suspicion."""
+"""A report that was written earlier, by another version or a stranger: read with suspicion.
+
+It may cost about eleven times its size in memory, and no number in it raises a limit far.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ from typing import Any
 
 from clair_cli.errors import RejectedClient, UsageError
 from clair_cli.escape import from_bytes
+from clair_cli.formats.limits import Limits, capped_limits, parse_limits
 from clair_cli.formats.regular_file import read_small
-from clair_cli.formats.report_json import MAX_REPORT
+from clair_cli.formats.report_json import MAX_REPORT, is_dense
 from clair_cli.formats.strict_json import parse_strict, quoted
 from clair_cli.report import SCHEMA
 
 _HASH = re.compile("[0-9a-f]{64}")
+_MAX_NAME_BYTES = 4 * 255  # of a client's folder: no file system has longer names
+_MAX_DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,16 @@ class OldReport:
         raw: its bytes. data: what they say.
         adapters: those it names; none when the run made none.
         shapes: of every module's update as a matrix, by its path in the adapters.
+        limits: those that the clients were read with, none far above its default.
+        limits_kept: whether they are as the report has them.
     """
 
     raw: bytes
     data: Mapping[str, Any]
     adapters: tuple[NamedAdapter, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    limits: Limits
+    limits_kept: bool
 
     @property
     def command(self) -> str:
@@ -73,7 +83,10 @@ def read_report(path: Path, version: str) -> OldReport:
     shown = f"report {quoted(path.as_posix())}"
     try:
         raw = read_small(path.resolve(), path.as_posix(), MAX_REPORT)
+        if is_dense(raw):
+            raise ValueError("it holds more values than a report of its size")
         data = parse_strict(raw, "it", MAX_REPORT)
+        _check_depth(data)
     except RejectedClient as error:
         raise UsageError(f"{shown} can't be read: {error.message}") from None
     except ValueError as error:
@@ -89,17 +102,43 @@ def read_report(path: Path, version: str) -> OldReport:
     if data.get("command") == "inspect":
         raise UsageError(f"{shown} is of clair inspect, which writes no adapter")
     try:
-        return OldReport(raw, data, _adapters(data), _shapes(data))
+        limits = _limits(data)
+        capped = capped_limits(limits)
+        return OldReport(
+            raw, data, _adapters(data, capped), _shapes(data), capped, limits == capped
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UsageError(f"{shown} is damaged: {reason}") from None
 
 
-def _adapters(data: Mapping[str, Any]) -> tuple[NamedAdapter, ...]:
+def _check_depth(data: Any) -> None:
+    """Raise if lists and objects lie in one another deeper than in any report."""
+    level = [data]
+    for _ in range(_MAX_DEPTH):
+        inside = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [v for values in inside for v in values if isinstance(v, (dict, list))]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
+
+
+def _limits(data: Mapping[str, Any]) -> Limits:
+    given = _typed(_typed(data["options"], dict, "options").get("limit", {}), dict, "limit")
+    try:  # the largest one has more digits than may be typed
+        return parse_limits(
+            {n: min(v, 10**17) if isinstance(v, int) else v for n, v in given.items()}
+        )
+    except UsageError as error:
+        raise ValueError(f"options are damaged: {error.message}") from None
+
+
+def _adapters(data: Mapping[str, Any], limits: Limits) -> tuple[NamedAdapter, ...]:
     if data["command"] not in ("merge", "refine"):
         raise ValueError(f"unknown command {quoted(data['command'])}")
-    _typed(data["options"], dict, "options")
     _typed(data["cohort"], dict, "cohort")
+    if len(_typed(data["clients"], list, "clients")) > limits.max_clients:
+        raise ValueError(f"it has {len(data['clients']):,} clients")
     for client in _typed(data["clients"], list, "clients"):
         _typed(_typed(client, dict, "a client")["name"], str, "a client's name")
     merged, refined = data["merged"], data["refined"]
@@ -110,6 +149,8 @@ def _adapters(data: Mapping[str, Any]) -> tuple[NamedAdapter, ...]:
     clients = _typed(_typed(refined, dict, "refined")["clients"], list, "refined clients")
     # the text of a name that is not Unicode is no path, its bytes are
     behind = {c["name"]: c.get("name_bytes") for c in data["clients"]}
+    if len(clients) > len(data["clients"]):
+        raise ValueError(f"{len(clients):,} of {len(data['clients']):,} clients are refined")
     return tuple(
         _adapter(client, _folder(client["name"], behind.get(client["name"]))) for client in clients
     )
@@ -132,9 +173,13 @@ def _adapter(fields: Mapping[str, Any], folder: str) -> NamedAdapter:
 def _folder(name: Any, encoded: Any) -> str:
     """A client's name as a folder; one that would lead elsewhere is no client's."""
     if encoded is not None:
-        name = from_bytes(_typed(encoded, str, "name_bytes"))
+        if len(_typed(encoded, str, "name_bytes")) > _MAX_NAME_BYTES * 4 // 3:
+            raise ValueError(f"name_bytes has {len(encoded):,} characters")
+        name = from_bytes(encoded)
     if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
         raise ValueError(f"{quoted(name)} is no client's folder")
+    if len(name) > _MAX_NAME_BYTES:
+        raise ValueError(f"a client's folder has a name of {len(name):,} characters")
     return name
 
 
@@ -149,6 +194,8 @@ def _shapes(data: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for module in _typed(data["modules"], list, "modules"):
         axes = _typed(module["shape"], list, "a shape")
+        if len(axes) != 2:
+            raise ValueError(f"a shape has {len(axes):,} axes")
         shape = tuple(_typed(axis, int, "a shape") for axis in axes)
         if module["written"] is not None:
             shapes[_typed(module["written"], str, "a module's name")] = shape

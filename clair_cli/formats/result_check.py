@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from clair_cli.errors import RejectedClient
 from clair_cli.formats.adapter import Adapter
 from clair_cli.formats.cohort import Rejection, load_result
 from clair_cli.formats.find_clients import CONFIG, PIPELINE_WEIGHTS, WEIGHTS, weights_in
-from clair_cli.formats.limits import Limits
+from clair_cli.formats.limits import LARGEST, Limits
 from clair_cli.formats.regular_file import open_regular, read_small
 from clair_cli.formats.report_read import NamedAdapter, OldReport
 from clair_cli.formats.strict_json import quoted
@@ -22,18 +21,30 @@ from clair_cli.formats.strict_json import quoted
 CHUNK_BYTES = 2**20
 _BESIDE = {"report.json", "README.md"}
 _MODULES_SHOWN = 3
-_HEADER_BYTES = 4096  # more than one tensor takes
+# Of a result: each module has two factors and an alpha, and the config is in the header.
+_HEADER_BYTES = 32 * 2**20
+_TENSORS = 60_000
 
 
 def check_adapter(
-    path: Path, named: NamedAdapter, shapes: Mapping[str, tuple[int, ...]]
+    path: Path, named: NamedAdapter, shapes: Mapping[str, tuple[int, ...]], limits: Limits
 ) -> Iterator[str]:
     """What differs, a sentence each.
 
     Args:
         path: a file, or a folder with weights and config.
         named: what the report says. shapes: of the modules' delta weights, likewise.
+        limits: that the clients were read with.
     """
+    try:
+        yield from _check_adapter(path, named, shapes, limits)
+    except OSError as error:
+        yield f"{quoted(path.as_posix())} can't be read: {error.strerror}"
+
+
+def _check_adapter(
+    path: Path, named: NamedAdapter, shapes: Mapping[str, tuple[int, ...]], limits: Limits
+) -> Iterator[str]:
     path = path.resolve() if path.is_symlink() else path
     weights = weights_in(path) if path.is_dir() else path
     shown = quoted(weights.as_posix())
@@ -46,7 +57,7 @@ def check_adapter(
         yield f"{shown} has sha256 {found}, the report says {named.sha256}"
     if path.is_dir() and named.config_sha256 is not None:
         yield from _check_config(path / CONFIG, named)
-    adapter = load_result(path, limits=_own_limits(named, len(shapes)))
+    adapter = load_result(path, limits=_own_limits(limits))
     if isinstance(adapter, Rejection):
         reason = adapter.message.removeprefix(f"client {quoted(adapter.name)}").lstrip(":, ")
         yield f"{shown} is no adapter that can be read: {reason}"
@@ -110,15 +121,15 @@ def _check_config(path: Path, named: NamedAdapter) -> Iterator[str]:
         yield f"{shown} has sha256 {found}, the report says {named.config_sha256}"
 
 
-def _own_limits(named: NamedAdapter, modules: int) -> Limits:
-    """As large as the report says: it is no stranger's file, and its bytes were hashed already."""
-    usual, tensors = Limits(), 3 * modules  # two factors and an alpha
+def _own_limits(clients: Limits) -> Limits:
+    """What a result of clients within these limits may have. Only the header takes memory: the
+    file is read in pieces, and was hashed already."""
     return replace(
-        usual,
-        max_file_bytes=sys.maxsize,
-        max_header_bytes=max(usual.max_header_bytes, _HEADER_BYTES * tensors),
-        max_tensors=max(usual.max_tensors, tensors),
-        max_rank=max(usual.max_rank, named.rank),
+        Limits(),
+        max_file_bytes=LARGEST,
+        max_header_bytes=max(_HEADER_BYTES, clients.max_header_bytes),
+        max_tensors=max(_TENSORS, 3 * clients.max_tensors),
+        max_rank=LARGEST,
     )
 
 

@@ -62,7 +62,7 @@ def parse_strict(data: bytes, what: str, max_bytes: int, *, errors: str = "stric
         if numbers.refused:
             raise _RefusedError(numbers.refused[0].why)
         if b"\\ud" in data.lower():  # a surrogate escape: both halves must be there
-            json.dumps(value, ensure_ascii=False).encode("utf-8", errors)
+            _check_characters(value, errors)
     except _RefusedError as error:
         raise ValueError(f"{what} {error}") from None
     except json.JSONDecodeError as error:
@@ -108,6 +108,20 @@ def _check_depth(text: str) -> None:
 
 def _too_deep() -> _RefusedError:
     return _RefusedError(f"is nested too deeply (more than {MAX_DEPTH} levels)")
+
+
+def _check_characters(value: Any, errors: str) -> None:
+    """Raise UnicodeEncodeError if a string holds half of a surrogate pair; makes no copy of all."""
+    items = [value]
+    while items:
+        item = items.pop()
+        if isinstance(item, str):
+            item.encode("utf-8", errors)
+        elif isinstance(item, dict):
+            items += item.keys()
+            items += item.values()
+        elif isinstance(item, list):
+            items += item
 
 
 def quoted(name: object, limit: int = 120) -> str:

@@ -108,6 +108,8 @@ def verify(
         options |= {"threads": threads, "progress": progress}
         again = _again(clients, old, options, one_file=target.is_file())
         found, notes = compare_reports(old, again[0])
+        if not old.limits_kept:
+            remarks.append("the report was made with a --limit higher than is taken from a report")
         notes = (*remarks, *notes)
         differences += [*_compare_hashes(old, again[1]), *found]
         checked.append(f"{old.command} of {len(old.data['clients'])} clients again")
@@ -161,7 +163,7 @@ def _compare_files(target: Path, old: OldReport) -> Iterator[str]:
         yield f"the report names no adapter, so nothing vouches for this one ({why})"
         return
     for adapter in old.adapters:
-        yield from check_adapter(target / adapter.folder, adapter, old.shapes)
+        yield from check_adapter(target / adapter.folder, adapter, old.shapes, old.limits)
     if target.is_dir():
         yield from check_entries(target, old)
 
@@ -184,6 +186,7 @@ def _options(old: OldReport, weights: Any, previous: Any) -> dict[str, Any]:
         if recorded is None and value is not None:
             raise UsageError(f"the report was made without --{name}")
         options[name] = value
+    options["limit"] = old.limits
     return options
 
 
