@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clair_cli import watch
+from clair_cli import terminal, watch
 from clair_cli.watch import Watch
 
 
@@ -54,3 +54,14 @@ def test_timings_say_the_memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -
         "  memory: about 650 MB to work with (an estimate), 1.2 GB used at its highest, torch "
         "included",
     ]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_ends_at_once_takes_the_bar_off_and_shows_the_cursor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shown: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(terminal, "is_terminal", lambda _: shown)
+    terminal.restore_line()
+    assert capsys.readouterr().err == ("\r\x1b[K\x1b[?25h" if shown else "")
