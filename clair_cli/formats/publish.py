@@ -74,11 +74,11 @@ def publish(outputs: Sequence[Output], *, between: Callable[[], None] | None = N
         OutputError: exists without `force`, no room, or the system refuses. What was there is
             untouched. Or some of the outputs are in place, and others of another run, which
             wrote to the same place at the same time on a disk without locks.
+        ValueError: a path in a folder's files is absolute, or has ".." or an empty part.
 
     Warns:
         UnsyncedWarning: the outputs are in place, but the system could not sync a folder that they
             are in: a power cut might still undo the renames. That is no failure of the run.
-        ValueError: a path in a folder's files is absolute, or has ".." or an empty part.
     """
     placed = False
     jobs = [_Job(output) for output in outputs]
