@@ -121,12 +121,23 @@ OPENED = """
 import os, sys
 folder = os.path.realpath("clients")
 opened = []
+def note(path):
+    path = os.path.realpath(path)
+    if path.startswith(folder + os.sep):
+        opened.append(os.path.relpath(path, folder))
 def hook(event, args):
     if event == "open" and isinstance(args[0], (str, bytes)):
-        path = os.path.realpath(os.fsdecode(args[0]))
-        if path.startswith(folder + os.sep):
-            opened.append(os.path.relpath(path, folder))
+        note(os.fsdecode(args[0]))
 sys.addaudithook(hook)
+import clair_cli.formats.regular_file  # it asks whether `os.open` takes a folder's descriptor
+real, paths = os.open, {}
+def beneath(path, flags, *args, dir_fd=None, **kwargs):  # the hook is not told of which folder
+    fd = real(path, flags, *args, dir_fd=dir_fd, **kwargs)
+    paths[fd] = os.path.join(paths.get(dir_fd, ""), os.fspath(path))
+    if dir_fd is not None and not flags & os.O_DIRECTORY:
+        note(paths[fd])
+    return fd
+os.open = beneath
 sys.argv[1:] = ["merge", "clients", "-o", "m.safetensors", "-q"]
 from clair_cli.cli import main
 try:
