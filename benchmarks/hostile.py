@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import statistics
@@ -25,7 +26,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -82,23 +82,19 @@ class Row:
     distance: float | None
 
 
-def run_clair(clients: Path, out: Path, options: Sequence[str], seconds: float) -> Run:
-    """`clair merge` as a child of its own, stopped after so many seconds."""
+def run_clair(clients: Path, out: Path, options: Sequence[str], seconds: int) -> Run:
+    """`clair merge` as a child of its own, which the system stops after so many CPU seconds."""
     command = [sys.executable, "-m", "clair_cli", "merge", str(clients), "-o", str(out), "--force"]
     with tempfile.TemporaryFile() as words:
         process = subprocess.Popen(
             [*command, *options], stdout=subprocess.DEVNULL, stderr=words, cwd=ROOT.parent
         )
-        pid, end, stopped = 0, time.monotonic() + seconds, False
-        while not pid:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if not pid and not stopped and time.monotonic() > end:
-                process.send_signal(signal.SIGKILL)
-                stopped = True
-            time.sleep(0.0 if pid else 0.01)
+        resource.prlimit(process.pid, resource.RLIMIT_CPU, (seconds, seconds + 1))
+        _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        code = None if stopped else process.returncode
+        stopped = process.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
         cpu = usage.ru_utime + usage.ru_stime
+        code = None if stopped else process.returncode
         return Run(code, cpu, usage.ru_maxrss * 1024, words.tell())
 
 
@@ -182,7 +178,7 @@ def prepare(name: str, clients: Path) -> int:
     )
 
 
-def measure(name: str, room: Path, runs: int, seconds: float, helper: Executor) -> Row:
+def measure(name: str, room: Path, runs: int, seconds: int, helper: Executor) -> Row:
     """Make a round, merge it so many times, and look at what is there.
 
     Args:
@@ -249,7 +245,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=120, help="wall-clock, then it is stopped")
+    parser.add_argument("--seconds", type=int, default=60, help="CPU time, then a run is stopped")
     parser.add_argument("--case", action="append", default=[], help="part of a name; repeatable")
     parser.add_argument("--limits", action="store_true", help="exit code 1 beyond a limit")
     given = parser.parse_args()
