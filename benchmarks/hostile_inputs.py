@@ -218,11 +218,12 @@ def pickles(folder: Path) -> None:
         (path / f"{i}.bin").touch()
 
 
-def two_adapters(folder: Path) -> None:
-    """Every second of 10,000 modules is of another adapter."""
+def many_adapters(folder: Path) -> None:
+    """Each of 9,990 modules is of an adapter of its own, with a long name."""
     one = np.full((1, 1), 0.1)
-    pairs = {f"model.layers.{i}.self_attn.q_proj": (one, one) for i in range(10_000)}
-    write_client(folder, HOSTILE, pairs, adapters=(".default", ".other"), r=1)
+    pairs = {f"m{i}": (one, one) for i in range(9_990)}
+    names = tuple(f".{'x' * 200}{i}" for i in range(len(pairs)))
+    write_client(folder, HOSTILE, pairs, adapters=names, r=1)
 
 
 def fields(**changes: Any) -> Callable[[Path], object]:
@@ -266,5 +267,5 @@ CASES: dict[str, Case] = {
         partial(folder_named, "client-0.json"), ("--assume-alpha", "16"), files=True
     ),
     "20,000 .bin files": Case(pickles),
-    "two adapters in one file, 10,000 modules": Case(two_adapters),
+    "9,990 adapters in one file": Case(many_adapters),
 }  # fmt: skip

@@ -188,6 +188,15 @@ class Oracle:
             sums = sums + weight * self.update(k, module)
         return sums
 
+    def merged(self, module: str, weights: Mapping[int, float]) -> Array:
+        """What is added to the previous adapter: nothing where too few of the merged have it."""
+        having = [k for k, w in weights.items() if w > 0 and self.deltas[k].get(module) is not None]
+        n_merged = sum(w > 0 for w in weights.values())
+        needed = {"common": min(3, (n_merged + 1) // 2), "intersection": n_merged}
+        if len(having) < needed.get(self.report.options["modules"], 1):
+            return np.zeros(self.shapes[module])
+        return self.mean(module, weights)
+
     def norms(self, module: str) -> dict[int, float]:
         return {k: norm(self.update(k, module)) for k in self.comparable}
 
@@ -230,7 +239,7 @@ def _bound(
 def _distances(oracle: Oracle, written: Deltas, weights: Mapping[int, float]) -> Iterator[Finding]:
     """`norm`, `error` and `plain_mean_distance` against the file's own contents."""
     merged = oracle.report.merged
-    exact = {m: oracle.mean(m, weights) for m in written}
+    exact = {m: oracle.merged(m, weights) for m in written}
     whole = {m: exact[m] + oracle.previous(m) for m in written}
     total = _norm_of(whole)
     noise = 1e-12 * max((max(oracle.norms(m).values()) for m in written), default=0.0)
