@@ -11,7 +11,13 @@ from torch import Tensor
 from clair_cli.maths.collaborate import Collaborative, collaborate, matrix_core
 from clair_cli.maths.evidence import Evidence
 from clair_cli.maths.groups import LONER_RATIO
-from clair_cli.maths.outcome import NOTHING_SHARED, little_shared, unsolved, without_verdict
+from clair_cli.maths.outcome import (
+    NOTHING_SHARED,
+    little_shared,
+    some_names,
+    unsolved,
+    without_verdict,
+)
 from clair_cli.maths.pair_levels import PairLevels
 from clair_cli.maths.scores import Scores, captured_by_mean, score_clients
 from clair_cli.maths.side_cores import SideCores
@@ -144,7 +150,7 @@ def _verdicts(
         if k in structure.empty:
             verdicts.append(Verdict("suspicious", (_NO_UPDATE,), 0.0))
             continue
-        others = ", ".join(sorted(names[j] for j in apart.get(k, ()) if j != k))
+        others = some_names(names[j] for j in apart.get(k, ()) if j != k)
         verdicts.append(decide(scores[k], k in result.kept, others, signed, module_names))
     verdicts = _one_vote(structure, verdicts, names)
     for k, first in structure.duplicates.items():
@@ -160,7 +166,7 @@ def _one_vote(
     for first in sorted(set(structure.copies.values())):
         same = [first, *sorted(k for k, j in structure.copies.items() if j == first)]
         for k in same:
-            others = ", ".join(sorted(names[j] for j in same if j != k))
+            others = some_names(names[j] for j in same if j != k)
             finding = Finding("near_copy", f"nearly the same as {others}; one vote for them all")
             old = result[k]
             verdict = "suspicious" if old.verdict == "benign" else old.verdict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from clair_cli.maths.decompose import Decomposition
 from clair_cli.maths.groups import LONER_RATIO, SEPARATION, alignment, tighter
@@ -21,6 +21,8 @@ from clair_cli.maths.structure import (
 LEAST_LEVEL = 0.03
 # A relative duality gap above this is "did not converge".
 MAX_GAP = 1e-3
+# Names in one sentence.
+_SHOWN = 8
 # A stable code, a sentence, a remedy.
 Blocked = tuple[str, str, str]
 NOTHING_SHARED: Blocked = (
@@ -105,5 +107,15 @@ def little_shared(levels: PairLevels, structure: Structure, contrast: bool) -> B
 
 
 def _listed(group: Sequence[int], names: Sequence[str]) -> str:
-    shown = sorted(names[k] for k in group)
-    return f"{len(shown)} ({', '.join(shown[:4])}{', ...' if len(shown) > 4 else ''})"
+    return f"{len(group)} ({some_names(names[k] for k in group)})"
+
+
+def some_names(names: Iterable[str]) -> str:
+    """The first names in order, and how many more there are.
+
+    >>> some_names("fbadceghij")
+    'a, b, c, d, e, f, g, h and 2 more'
+    """
+    ordered = sorted(names)
+    more = len(ordered) - _SHOWN
+    return ", ".join(ordered[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")

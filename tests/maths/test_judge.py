@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from clair_cli.maths.judge import _one_vote
+from clair_cli.maths.outcome import some_names
+from clair_cli.maths.verdicts import Verdict
 from tests.planted import (
     RANK,
     SHAPES,
@@ -185,6 +189,19 @@ def test_many_copies_of_one_attack_are_one_client() -> None:
     deltas = [torch.cat([m, *[m[6:7]] * 8]) for m in aligned([0.2] * 6 + [0.0], seed=6)]
     result = judged(deltas)
     assert words(result) == ["benign"] * 6 + ["contaminated"] + ["duplicate"] * 8
+
+
+@pytest.mark.parametrize(("n_copies", "more"), [(9, ""), (10, " and 1 more")])
+def test_a_reason_names_some_and_counts_the_others(n_copies: int, more: str) -> None:
+    """A thousand that are nearly the same would each name all the others."""
+    others = some_names(f"c{k}" for k in range(n_copies - 1))
+    assert others == "c0, c1, c2, c3, c4, c5, c6, c7" + more
+    structure = SimpleNamespace(copies=dict.fromkeys(range(1, n_copies), 0))
+    names = [f"c{k}" for k in range(n_copies)]
+    verdicts = _one_vote(structure, [Verdict("benign", (), 1.0)] * n_copies, names)  # type: ignore[arg-type]
+    assert verdicts[n_copies - 1].findings[0].text == (
+        f"nearly the same as {others}; one vote for them all"
+    )
 
 
 def test_a_zero_update_has_no_influence_and_disturbs_nobody() -> None:
