@@ -27,6 +27,7 @@ FAILURES = [
     RecursionError(),
     MemoryError(),
 ]
+IDS = [repr(error) for error in FAILURES]
 
 
 def nested(depth: int) -> Any:
@@ -80,7 +81,7 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize("error", FAILURES, ids=repr)
+@pytest.mark.parametrize("error", FAILURES, ids=IDS)
 @pytest.mark.parametrize(("owner", "name"), CALLS)
 def test_a_failing_call(
     folder: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: Exception
@@ -93,7 +94,7 @@ def test_a_failing_call(
         assert (error.strerror or "without a number") in entry.message
 
 
-@pytest.mark.parametrize("error", FAILURES, ids=repr)
+@pytest.mark.parametrize("error", FAILURES, ids=IDS)
 def test_a_failing_look_at_a_config_never_means_that_there_is_none(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -124,7 +125,7 @@ def test_a_link_that_is_none_any_more(folder: Path, monkeypatch: pytest.MonkeyPa
     assert f"'{CONFIG}' is unreadable: Invalid argument" in entry.message
 
 
-@pytest.mark.parametrize("error", FAILURES, ids=repr)
+@pytest.mark.parametrize("error", FAILURES, ids=IDS)
 def test_a_failing_client_in_memory(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     class Config(dict[str, Any]):
         def to_dict(self) -> Any:

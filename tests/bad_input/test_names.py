@@ -208,9 +208,10 @@ def many_files(folder: Path) -> None:
         (folder / "bad" / f"{k}{'n' * 200}.safetensors").touch()
 
 
-@pytest.mark.parametrize(
-    "make", [many_adapters, many_parts, no_part, many_nested, many_files], ids=lambda m: m.__name__
-)
+LISTS = [many_adapters, many_parts, no_part, many_nested, many_files]
+
+
+@pytest.mark.parametrize("make", LISTS, ids=[make.__name__ for make in LISTS])
 def test_lists_in_messages_are_cut_with_their_count(folder: Path, make: Any) -> None:
     make(folder)
     entry = only_rejection(folder)
