@@ -211,7 +211,7 @@ BAD = [
     Bad(43, "float32", make.scaled(1e30), ("norm", "x the median"), "contaminated"),
     Bad(43, "both factors", make.both_factors(1e37), ("norm", "x the median"), "contaminated"),
     Bad(43, "alpha", make.scaled(1.0, lora_alpha=1e300), ("norm", "1e300", "scaling")),
-    Bad(43, "float64", make.scaled(1e300, "F64"), ("norm", "1e301", "module")),
+    Bad(43, "float64", make.scaled(1e300, "F64"), ("tensor", "1e300", "float32")),
     Bad(
         53, "bin", make.pickle_only("adapter_model.bin"), ("pickle-based", "not opened", "re-save")
     ),

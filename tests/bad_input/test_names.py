@@ -164,11 +164,12 @@ def test_notes_on_clients_are_joined_and_cut(count: int) -> None:
 def test_notes_on_modules_and_on_names_are_cut(count: int) -> None:
     def state(width: int) -> dict[str, torch.Tensor]:
         more = {k: t for m in range(count) for k, t in pair(f"x{m}", shape=(6, width)).items()}
-        return pair() | more
+        return usual | more
 
-    clients: dict[str, Any] = {f"c{k}": (pair(), config()) for k in range(3)}
+    usual = pair("q") | pair("k")
+    clients: dict[str, Any] = {f"c{k}": (usual, config()) for k in range(3)}
     clients |= {"a": (state(8), config()), "b": (state(9), config())}
-    notes = check_comparable(adapters_from_memory(clients)).notes
+    notes = check_comparable(adapters_from_memory(clients), "union").notes
     assert len([n for n in notes if n.startswith("module 'x")]) == MAX_NOTES
     assert any("and 1 more modules left out" in n for n in notes) == (count > MAX_NOTES)
     names = [name for k in range(count) for name in (f"a{k}", f"A{k}")]

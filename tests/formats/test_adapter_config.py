@@ -193,7 +193,7 @@ def test_scaling_equals_peft(tmp_path: Path, options: dict[str, Any]) -> None:
         assert module.rank == layer.r["default"]
         assert module.alpha == layer.lora_alpha["default"]
         lora_A, lora_B = adapter.factors(name)
-        delta = module.scaling * lora_B @ lora_A
+        delta = (module.scaling * lora_B @ lora_A).float()
         torch.testing.assert_close(delta, layer.get_delta_weight("default"), rtol=1e-6, atol=1e-6)
 
 

@@ -85,7 +85,7 @@ def test_ties_are_told_up_to_a_bound() -> None:
             )
         )  # fmt: skip
         assert len(found.notes) == told
-    assert found.notes[-1] == "1 more modules left out, their shapes have no majority"
+    assert found.notes[-1] == "and 1 more modules left out, whose shapes have no majority"
 
 
 def test_a_client_without_a_shared_module_is_rejected() -> None:
