@@ -283,9 +283,10 @@ def config_text(client: Client, rng: Rng) -> None:
     """JSON that is deep, broken, not an object, or has a key twice."""
     depth = int(power(rng, 0.5, 3.5))
     deep = "[" * depth + "]" * depth
+    own = f'"r": {client.config["r"]}, "lora_alpha": {client.config["lora_alpha"]}'  # may be read
     texts = [
-        '{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "runtime_config": ' + deep + "}",
-        '{"r": 2, "lora_alpha": 4, "auto_mapping": ' + '{"a":' * depth + "1" + "}" * depth + "}",
+        f'{{"peft_type": "LORA", {own}, "runtime_config": {deep}}}',
+        f'{{{own}, "auto_mapping": ' + '{"a":' * depth + "1" + "}" * depth + "}",
         "", "null", "[]", "{", '{"r": 2, "r": 3, "lora_alpha": 4}', '{"r": 2, "lora_alpha": NaN}',
         '{"r": 2, "lora_alpha": ' + "9" * 5000 + "}", "\ufeff{}", '{"r": 2, "x": "\\ud800"}',
     ]  # fmt: skip
