@@ -175,7 +175,8 @@ def run_round(
     if number % COMMAND_EVERY == 0 and not isinstance(merged.error, TooLong):
         found += check_command(made, folder, merged)
     if honest is not None:
-        found += check_cost(merged, size, honest)
+        if not made.hostile_previous:  # whose modules are all kept, and that no stranger sends
+            found += check_cost(merged, size, honest)
     return made, merged, found
 
 
