@@ -174,9 +174,8 @@ def run_round(
         found += check_verify(made, folder)
     if number % COMMAND_EVERY == 0 and not isinstance(merged.error, TooLong):
         found += check_command(made, folder, merged)
-    if honest is not None:
-        if not made.hostile_previous:  # whose modules are all kept, and that no stranger sends
-            found += check_cost(merged, size, honest)
+    if honest is not None and not made.hostile_previous:  # that one is no stranger's
+        found += check_cost(merged, size, honest)
     return made, merged, found
 
 
