@@ -14,11 +14,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clair_cli.api import inspect, merge, refine
     from clair_cli.errors import ClairError, InputRefused, OutputError, RejectedClient, UsageError
-    from clair_cli.report import ClientReport, CohortReport, MergedReport, Reason, Report
-    from clair_cli.workflow import VerifyResult, inspect, merge, refine, verify
+    from clair_cli.report.model import ClientReport, CohortReport, MergedReport, Reason, Report
+    from clair_cli.verification.verify import VerifyResult, verify
 
-__version__ = "0.1.0"
+from clair_cli.version import __version__
 
 __all__ = [
     "ClairError",
@@ -45,16 +46,16 @@ _HOME = {
     "OutputError": "errors",
     "RejectedClient": "errors",
     "UsageError": "errors",
-    "ClientReport": "report",
-    "CohortReport": "report",
-    "MergedReport": "report",
-    "Reason": "report",
-    "Report": "report",
-    "inspect": "workflow",
-    "merge": "workflow",
-    "refine": "workflow",
-    "verify": "workflow",
-    "VerifyResult": "workflow",
+    "ClientReport": "report.model",
+    "CohortReport": "report.model",
+    "MergedReport": "report.model",
+    "Reason": "report.model",
+    "Report": "report.model",
+    "inspect": "api",
+    "merge": "api",
+    "refine": "api",
+    "verify": "verification.verify",
+    "VerifyResult": "verification.verify",
 }
 
 

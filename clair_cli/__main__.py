@@ -10,7 +10,7 @@ def console() -> None:
     word, and not with a traceback of some import."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from clair_cli.cli import console as run
+    from clair_cli.cli.app import console as run
 
     run()
 

@@ -8,7 +8,7 @@
 
 `RejectedClient` never ends a run by itself: the reader catches it, the client is
 listed as `rejected`, and the round goes on. A failed *judgement* is not an error at all
-but a value (see `clair_cli.report.Outcome`).
+but a value (see `clair_cli.report.model.Outcome`).
 
 Standard library only, so that a usage error never waits for `import torch`.
 """

@@ -21,8 +21,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["clair_cli", "json"]):
-    from clair_cli.formats.cohort import load_one
-    from clair_cli.formats.config_source import HEADER_FIELD
+    from clair_cli.adapters.config_source import HEADER_FIELD
+    from clair_cli.cohort.load import load_one
     from clair_cli.formats.limits import Limits
 
 LIMITS = Limits(max_header_bytes=1 << 16, max_file_bytes=1 << 20)

@@ -24,9 +24,9 @@ import torch
 from peft import PeftModel
 from transformers.utils.logging import disable_progress_bar
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import copying
+from benchmarks.copying import task as copying
 
 HERE = Path(__file__).resolve().parent
 ARCH, SEED = "gpt", 7

@@ -20,8 +20,8 @@ import jsonschema
 import numpy as np
 import typer.testing
 
-from clair_cli import cli
-from clair_cli.formats.report_json import load_schema
+from clair_cli.cli import app as cli
+from clair_cli.report.encode import load_schema
 
 Array = np.ndarray
 Deltas = dict[str, Array]

@@ -79,3 +79,14 @@ def one_torch_thread() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "set_num_threads"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A cohort's folder with one good client."""
+    from tests.hostile import client  # it imports torch
+
+    path = tmp_path / "clients"
+    path.mkdir()
+    client(path, "good")
+    return path

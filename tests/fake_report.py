@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from clair_cli.report import (
+from clair_cli.report.model import (
     ClientReport,
     ClientScores,
     CohortReport,

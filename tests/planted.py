@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.evidence import concatenate, gather
-from clair_cli.maths.grams import grams
-from clair_cli.maths.judge import Judgement, judge, needs_cores
-from clair_cli.maths.side_cores import SideCores, joint_cores, side_cores
-from clair_cli.maths.stack import Factors, stack_factors
-from clair_cli.maths.structure import find_structure
+from clair_cli.maths.evidence.gather import concatenate, gather
+from clair_cli.maths.evidence.side_cores import SideCores, joint_cores, side_cores
+from clair_cli.maths.factors.grams import grams
+from clair_cli.maths.factors.stack import Factors, stack_factors
+from clair_cli.maths.judge.judge import Judgement, judge, needs_cores
+from clair_cli.maths.judge.structure import find_structure
 
 RANK = 8  # of every `aligned` client
 # Large enough that chance similarities stay far below those planted.

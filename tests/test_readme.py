@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import typer.testing
 
-from clair_cli.cli import app
-from clair_cli.exits import EXIT_CODES
+from clair_cli.cli.app import app
+from clair_cli.cli.exits import EXIT_CODES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,7 +96,7 @@ def test_the_sample_output_is_what_the_program_prints(
 
 
 def test_the_table_of_results_is_what_the_benchmark_wrote() -> None:
-    program = ROOT / "benchmarks" / "readme_table.py"
+    program = ROOT / "benchmarks" / "figures" / "readme_table.py"
     printed = subprocess.run(
         [sys.executable, str(program)], capture_output=True, text=True, check=True
     ).stdout

@@ -43,7 +43,7 @@ from .rules import (
 from .screening import norm_z_score, pooled_pca, pooled_residuals, z_scores
 
 if TYPE_CHECKING:  # cohorts imports transformers, which the rules do without
-    from cohorts import Member
+    from benchmarks.copying.cohorts import Member
 
 PEERS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "mean": lambda points, bad: mean(points),

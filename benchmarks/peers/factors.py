@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 if TYPE_CHECKING:
-    from cohorts import Member
+    from benchmarks.copying.cohorts import Member
 
 
 def scale(config: Mapping[str, Any]) -> float:

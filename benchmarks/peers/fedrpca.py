@@ -22,7 +22,7 @@ from torch import Tensor
 from .factors import stacked_factors
 
 if TYPE_CHECKING:
-    from cohorts import Member
+    from benchmarks.copying.cohorts import Member
 
 
 def shrunk_spectrum(matrix: Tensor, threshold: float) -> Tensor:

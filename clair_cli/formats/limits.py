@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from clair_cli.errors import UsageError
-from clair_cli.formats.strict_json import quoted
+from clair_cli.text import quoted
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clair_cli.text import quoted
+
 MAX_INTEGER_CHARS = 20  # 2**64 has 20 digits
 MAX_FLOAT_CHARS = 64
 MAX_DEPTH = 32  # of lists and objects inside one another; honest files have five
@@ -122,19 +124,6 @@ def _check_characters(value: Any, errors: str) -> None:
             items += item.values()
         elif isinstance(item, list):
             items += item
-
-
-def quoted(name: object, limit: int = 120) -> str:
-    """`repr(name)` with control, bidi and undecodable characters escaped, cut to `limit`.
-
-    >>> quoted("a\\x1b[31m")
-    "'a\\\\x1b[31m'"
-    """
-    try:
-        text = repr(name)
-    except (ValueError, RecursionError):  # an int of thousands of digits, lists in lists
-        text = f"{type(name).__name__} that can't be shown"
-    return text if len(text) <= limit else text[: limit - 4] + "..." + text[-1]
 
 
 class _RefusedError(ValueError):

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import IO, Any, NoReturn, TypeVar
 
-from clair_cli import own_process
-from clair_cli.formats.held_signals import held_signals
-from clair_cli.own_process import is_ours
-from clair_cli.workflow.pool import in_order
+from clair_cli.engine import own_process
+from clair_cli.engine.own_process import is_ours
+from clair_cli.engine.threads import in_order
+from clair_cli.output.signals import held_signals
 
 T = TypeVar("T")
 R = TypeVar("R")

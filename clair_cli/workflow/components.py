@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from clair_cli.cohort.model import Rejection, rejection
+from clair_cli.cohort.round import ClientsUnfit, Round
+from clair_cli.engine.stacks import stored_factors_of
 from clair_cli.errors import RejectedClient, UsageError
-from clair_cli.formats.cohort import Rejection, rejection
-from clair_cli.formats.strict_json import quoted
-from clair_cli.maths.grams import LEAST_NORM, VANISHING
-from clair_cli.maths.lowrank import tail_norm
-from clair_cli.maths.own_sizes import LEAST_SHARE, OwnSizes, size_alone
-from clair_cli.workflow.round import ClientsUnfit, Round
-from clair_cli.workflow.tensors import stored_factors_of
+from clair_cli.maths.evidence.own_sizes import LEAST_SHARE, OwnSizes, size_alone
+from clair_cli.maths.factors.grams import LEAST_NORM, VANISHING
+from clair_cli.maths.factors.lowrank import tail_norm
+from clair_cli.text import quoted
 
 if TYPE_CHECKING:
-    from clair_cli.workflow.judging import Judged
+    from clair_cli.workflow.judge import Judged
 
 # By how much of itself a merged norm may be above the clients': of rounding in its singular values.
 TOLERANCE = 1e-6

@@ -8,16 +8,15 @@ from statistics import median
 
 from torch import Tensor
 
-from clair_cli.escape import bytes_of
-from clair_cli.formats.cohort import Rejection
-from clair_cli.formats.strict_json import quoted
-from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.judge import Judgement
-from clair_cli.maths.scores import Scores
-from clair_cli.maths.sharing import Sharing as FoundSharing
-from clair_cli.maths.similarity import mean_similarity
-from clair_cli.maths.structure import Structure
-from clair_cli.report import (
+from clair_cli.cohort.model import Rejection
+from clair_cli.cohort.round import Round
+from clair_cli.maths.evidence.gather import Evidence
+from clair_cli.maths.evidence.similarity import mean_similarity
+from clair_cli.maths.judge.judge import Judgement
+from clair_cli.maths.judge.scores import Scores
+from clair_cli.maths.judge.sharing import Sharing as FoundSharing
+from clair_cli.maths.judge.structure import Structure
+from clair_cli.report.model import (
     ClientReport,
     ClientScores,
     CohortReport,
@@ -28,8 +27,8 @@ from clair_cli.report import (
     Reason,
     Sharing,
 )
-from clair_cli.workflow.judging import Judged
-from clair_cli.workflow.round import Round
+from clair_cli.text import bytes_of, quoted
+from clair_cli.workflow.judge import Judged
 
 
 def number(value: float | None) -> float | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clair_cli.maths.evidence import CORE_DIM
-from clair_cli.maths.wide_evidence import WIDE_DIM
+from clair_cli.cohort.round import Round
+from clair_cli.engine.device import Engine
+from clair_cli.maths.evidence.gather import CORE_DIM
+from clair_cli.maths.evidence.wide import WIDE_DIM
 from clair_cli.workflow.available_memory import available_memory
-from clair_cli.workflow.engine import Engine
 from clair_cli.workflow.passes import batches, kept_grams, largest_ranks, wide
-from clair_cli.workflow.reading import HANDOVER_BYTES
-from clair_cli.workflow.round import Round
+from clair_cli.workflow.read import HANDOVER_BYTES
 
 _FLOAT = 8
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}

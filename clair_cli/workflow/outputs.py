@@ -1,4 +1,7 @@
-"""Results as files: the report before the adapter, each written whole or not at all."""
+"""Results as files: drafts while adapters are made, then the report before the adapter.
+
+Each is written whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from clair_cli.engine.own_process import is_ours
 from clair_cli.errors import OutputError
-from clair_cli.formats.adapter_file import AdapterFiles, Parts
-from clair_cli.formats.draft import Draft
-from clair_cli.formats.publish import Content, Output, publish
-from clair_cli.formats.report_json import records_nothing, report_json
-from clair_cli.formats.result_limits import check_report
-from clair_cli.formats.targets import SUFFIX, check_distinct, check_room, check_target, resolve
-from clair_cli.report import Report
-from clair_cli.workflow.settings import Settings
+from clair_cli.formats.filenames import SUFFIX
+from clair_cli.formats.safetensors.writer import Parts
+from clair_cli.output.adapter_files import AdapterFiles
+from clair_cli.output.draft import Draft
+from clair_cli.output.publish import Content, Output, publish
+from clair_cli.output.targets import check_distinct, check_room, check_target, resolve
+from clair_cli.report.encode import records_nothing, report_json
+from clair_cli.report.model import Report
+from clair_cli.settings import Settings
+from clair_cli.workflow.result_limits import check_report
 
 REPORT = "report.json"
 
@@ -66,7 +72,7 @@ def check_least_room(settings: Settings, shapes: Iterable[tuple[int, int]]) -> N
     """
     if settings.output is None:
         return
-    from clair_cli.maths.merge import SERVING_RANKS  # it imports torch
+    from clair_cli.maths.merge.mean import SERVING_RANKS  # it imports torch
 
     rank = settings.rank if isinstance(settings.rank, int) else 1
     rank = SERVING_RANKS[0] if settings.rank == "auto" else rank
@@ -168,3 +174,45 @@ def _text(report: Report) -> bytes:
     text = report_json(report).encode("utf-8")
     check_report(len(text))
     return text
+
+
+# Drafts at one time, each with a thread that writes it: what more adapters there are waits in
+# memory.
+_MOST = 64
+
+
+class Destination:
+    """Where adapters go: drafts of files beside the output, and memory.
+
+    Args:
+        output: the file or the folder that will be published; None for nowhere.
+        one_file: whether the merged adapter is to be a single file.
+        keep_tensors: whether the adapters are to be had in memory too.
+    """
+
+    def __init__(
+        self, output: Path | None = None, *, one_file: bool = False, keep_tensors: bool = True
+    ) -> None:
+        self.one_file, self.keep_tensors = one_file, keep_tensors
+        self._output = output
+        self._drafts: list[Draft] = []
+
+    def draft(self) -> Draft | None:
+        """Of one more adapter's file; None where it is not written, or too many are."""
+        if self._output is None or len(self._drafts) == _MOST:
+            return None
+        self._drafts.append(Draft(self._output))
+        return self._drafts[-1]
+
+    def close(self) -> None:
+        """Remove what was not published of all drafts; others may follow."""
+        for draft in self._drafts:
+            draft.discard()
+        self._drafts.clear()
+
+
+def destination_of(settings: Settings) -> Destination:
+    """What a command's options ask for. In a process of our own nobody looks at what was written
+    to files."""
+    keep = settings.output is None or not is_ours()
+    return Destination(settings.output, one_file=settings.one_file, keep_tensors=keep)

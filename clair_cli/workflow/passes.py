@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from clair_cli.maths.evidence import Evidence, concatenate, gather
-from clair_cli.maths.grams import grams
-from clair_cli.maths.own_sizes import OwnSizes, concatenate_sizes, own_sizes, size_alone
-from clair_cli.maths.packed_grams import PackedGrams, packed, packed_bytes
-from clair_cli.maths.side_cores import SideCores, joint_cores, side_cores
-from clair_cli.maths.wide_evidence import is_wide, wide_evidence
-from clair_cli.workflow.engine import Device, Engine
-from clair_cli.workflow.resident import make_resident
-from clair_cli.workflow.round import Round
-from clair_cli.workflow.tensors import Stacks, naming_module, previous_of
+from clair_cli.cohort.round import Round
+from clair_cli.engine.device import Device, Engine
+from clair_cli.engine.resident import make_resident
+from clair_cli.engine.stacks import Stacks, naming_module, previous_of
+from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
+from clair_cli.maths.evidence.own_sizes import OwnSizes, concatenate_sizes, own_sizes, size_alone
+from clair_cli.maths.evidence.side_cores import SideCores, joint_cores, side_cores
+from clair_cli.maths.evidence.wide import is_wide, wide_evidence
+from clair_cli.maths.factors.grams import PackedGrams, grams, packed, packed_bytes
 
 # Bytes of stacked float64 factors and Grams that one batch of modules may take on a CPU; the share
 # of a GPU's memory for it, up to a bound.

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 
-from clair_cli.maths.evidence import Evidence
-from clair_cli.maths.lowrank import inner
-from clair_cli.maths.merge import weighted_sum
-from clair_cli.maths.structure import joint_cosine
-from clair_cli.workflow.round import Round
-from clair_cli.workflow.tensors import factors_of, previous_of
+from clair_cli.cohort.round import Round
+from clair_cli.engine.stacks import factors_of, previous_of
+from clair_cli.maths.evidence.gather import Evidence
+from clair_cli.maths.factors.lowrank import inner
+from clair_cli.maths.judge.structure import joint_cosine
+from clair_cli.maths.merge.mean import weighted_sum
 
 # Unrelated updates on top of a common adapter three times their size have cosine 0.9, twice
 # their size 0.8. The median pair counts: some contaminated clients don't hide it.

@@ -10,7 +10,7 @@ from tests import cohorts
 from tests.bad_input import clients as make
 from tests.bad_input.clients import CONFIG, DATA, KEY, MODULE, WEIGHTS
 from tests.bad_input.table import Bad
-from tests.formats.hostile import raw_file
+from tests.hostile import raw_file
 
 BIG = 10**12
 HEADER = "8,388,608"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tests import cohorts
-from tests.formats.hostile import raw_file
+from tests.hostile import raw_file
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 LIKE_THE_OTHERS = cohorts.honest(4)["c3"]

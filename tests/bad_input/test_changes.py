@@ -17,12 +17,12 @@ import pytest
 import clair_cli
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.limits import Limits
-from clair_cli.formats.safetensors_scan import open_safetensors
+from clair_cli.formats.safetensors.check import open_safetensors
 from tests import cohorts
 from tests.bad_input.clients import DATA, WEIGHTS
 from tests.bad_input.running import GOOD
 from tests.bad_input.table import ROWS, covers
-from tests.test_workflow_changes import at
+from tests.workflow.test_changes import at
 
 OTHER = cohorts.client_bytes(cohorts.unrelated())
 
@@ -104,8 +104,8 @@ def test_between_two_passes(
 def test_what_a_disk_gives_once_only_is_one_clients_loss(
     tmp_path: Path, row: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clair_cli.formats import safetensors_file
-    from clair_cli.workflow import reading
+    from clair_cli.formats.safetensors import reader as safetensors_file
+    from clair_cli.workflow import read as reading
 
     clients = cohorts.save(tmp_path / "clients", {**GOOD, "bad": cohorts.honest(4)["c3"]})
     read = safetensors_file.read_into
@@ -143,7 +143,7 @@ def test_during_the_first_pass(
     tmp_path: Path, row: int, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hash and the digests are those of the bytes that this one pass has seen."""
-    from clair_cli.formats import safetensors_scan
+    from clair_cli.formats.safetensors import check as safetensors_scan
 
     path = tmp_path / "a" / "b" / "x.safetensors"
     path.parent.mkdir(parents=True)

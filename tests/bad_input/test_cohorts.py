@@ -282,7 +282,7 @@ def test_links_between_clients(work: Path, row: int, kind: str) -> None:
 def test_a_solver_that_does_not_converge(
     work: Path, row: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clair_cli.maths import outcome
+    from clair_cli.maths.judge import outcome
 
     monkeypatch.setattr(outcome, "MAX_GAP", -1.0)
     ran = merged(FIVE)

@@ -129,7 +129,7 @@ def hook(event, args):
     if event == "open" and isinstance(args[0], (str, bytes)):
         note(os.fsdecode(args[0]))
 sys.addaudithook(hook)
-import clair_cli.formats.regular_file  # it asks whether `os.open` takes a folder's descriptor
+import clair_cli.formats.files  # it asks whether `os.open` takes a folder's descriptor
 real, paths = os.open, {}
 def beneath(path, flags, *args, dir_fd=None, **kwargs):  # the hook is not told of which folder
     fd = real(path, flags, *args, dir_fd=dir_fd, **kwargs)
@@ -139,7 +139,7 @@ def beneath(path, flags, *args, dir_fd=None, **kwargs):  # the hook is not told 
     return fd
 os.open = beneath
 sys.argv[1:] = ["merge", "clients", "-o", "m.safetensors", "-q"]
-from clair_cli.cli import main
+from clair_cli.cli.app import main
 try:
     main()
 finally:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 import clair_cli
-from clair_cli.formats import cohort, config_source
-from clair_cli.formats.memory import adapters_from_memory
+from clair_cli.adapters import config_source
+from clair_cli.cohort import load as cohort
+from clair_cli.cohort.memory import adapters_from_memory
 from clair_cli.formats.strict_json import MAX_DEPTH, check_depth, parse_strict
 from tests import cohorts
 from tests.bad_input.clients import CONFIG, WEIGHTS
-from tests.formats.hostile import client, config, only_rejection, pair
+from tests.hostile import client, config, only_rejection, pair
 
 FAILURES = [
     OSError(errno.EIO, os.strerror(errno.EIO)),
@@ -149,8 +150,8 @@ def test_a_round_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.skipif(sys.platform != "linux", reason="looks a descriptor's path up in /proc")
 def test_a_disk_that_fails_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tensors are read again: what fails then is a change of that client."""
-    from clair_cli.formats import safetensors_file
-    from clair_cli.workflow import reading
+    from clair_cli.formats.safetensors import reader as safetensors_file
+    from clair_cli.workflow import read as reading
 
     monkeypatch.setattr(reading, "HANDOVER_BYTES", 1)
     clients = cohorts.save(tmp_path / "clients", {**cohorts.honest(3), "bad": cohorts.unrelated()})

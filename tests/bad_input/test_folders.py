@@ -31,7 +31,8 @@ def test_a_folder_that_does_not_exist(work: Path, row: int) -> None:
         "clair: CLIENTS 'client' does not exist\n  fix       did you mean 'clients'?\n"
     )
     code = (
-        "import sys; sys.argv[1:] = ['merge', 'client', '-o', 'm']\nfrom clair_cli.cli import main"
+        "import sys; sys.argv[1:] = ['merge', 'client', '-o', 'm']"
+        "\nfrom clair_cli.cli.app import main"
         "\ntry: main()\nfinally: assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import clair_cli
-from clair_cli.formats.publish import publish_folder
+from clair_cli.output.publish import publish_folder
 from tests import cohorts
 from tests.bad_input.running import GOOD, OUT, REPORT, merge, run
 from tests.bad_input.table import ROWS, covers
@@ -209,7 +209,7 @@ def test_a_dangling_link(clients: Path, row: int) -> None:
 PUBLISHER = """
 import os, sys
 from pathlib import Path
-from clair_cli.formats.publish import publish_file
+from clair_cli.output.publish import publish_file
 letter, count = sys.argv[1], int(sys.argv[2])
 print("ready", flush=True)
 for _ in range(count):

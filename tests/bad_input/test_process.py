@@ -16,7 +16,7 @@ import pytest
 from tests import cohorts
 from tests.bad_input.running import GOOD, OUT, REPORT, merge, run
 from tests.bad_input.table import ROWS, covers
-from tests.test_cli_process import FAKE, STOPPED, environment, start
+from tests.cli.test_process import FAKE, STOPPED, environment, start
 
 CLIENTS = Path("clients")
 
@@ -59,7 +59,7 @@ def test_nowhere_to_write_to(work: Path, row: int, how: str) -> None:
 
 
 def process_through(redirect: str, *args: str) -> subprocess.CompletedProcess[str]:
-    from tests.test_cli_process import arguments
+    from tests.cli.test_process import arguments
 
     command = ["sh", "-c", f'exec "$@" {redirect}', "sh", *arguments(FAKE, *args)]
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
@@ -83,7 +83,8 @@ def test_signals(work: Path, row: int) -> None:
 @covers(87)
 @pytest.mark.parametrize("stage", ["comparing", "merging"])
 def test_out_of_memory(work: Path, row: int, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
-    from clair_cli.workflow import merger, tensors
+    from clair_cli.engine import stacks as tensors
+    from clair_cli.workflow import merge as merger
 
     cohorts.save(CLIENTS, GOOD)
 
@@ -119,7 +120,9 @@ BROKEN = {
 @pytest.mark.parametrize("args", [["--help"], ["merge", "--help"], ["merge", "clients", "-o", "m"]])
 def test_without_torch(work: Path, row: int, how: str, args: list[str]) -> None:
     CLIENTS.mkdir()
-    code = f"import sys; sys.argv[1:] = {args}\n{BROKEN[how]}\nimport clair_cli.cli as c\nc.main()"
+    code = (
+        f"import sys; sys.argv[1:] = {args}\n{BROKEN[how]}\nimport clair_cli.cli.app as c\nc.main()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     if "--help" in args:
         assert (done.returncode, done.stderr) == (0, "")
@@ -134,7 +137,7 @@ def test_without_numpy_there_is_no_traceback(work: Path, entry: str) -> None:
     """It is imported in the process that reads, or in this one."""
     cohorts.save(CLIENTS, GOOD)
     code = "import sys; sys.argv[1:] = ['inspect', 'clients']; sys.modules['numpy'] = None\n"
-    code += f"import clair_cli.cli as c\nc.{entry}()"
+    code += f"import clair_cli.cli.app as c\nc.{entry}()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     assert "pip install numpy" in done.stderr and "Traceback" not in done.stderr
@@ -143,7 +146,7 @@ def test_without_numpy_there_is_no_traceback(work: Path, entry: str) -> None:
 def test_it_needs_no_scipy(work: Path) -> None:
     cohorts.save(CLIENTS, GOOD)
     code = "import sys; sys.argv[1:] = ['inspect', 'clients']; sys.modules['scipy'] = None\n"
-    code += "import clair_cli.cli as c\nc.main()"
+    code += "import clair_cli.cli.app as c\nc.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -1,17 +1,11 @@
-"""Benchmarks are programs that import each other as top-level modules."""
+"""Made-up results for the programs that draw and print them."""
 
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
-if BENCHMARKS not in sys.path:
-    sys.path.insert(0, BENCHMARKS)
 
 
 @pytest.fixture(scope="session")

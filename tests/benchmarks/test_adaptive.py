@@ -5,17 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("transformers")  # benchmarks/cohorts.py imports it
+pytest.importorskip("transformers")  # benchmarks/copying/cohorts.py imports it
 
-import adaptive
-import adaptive_framing as framing
-import adaptive_hijack as hijack
-from adaptive_crafts import BASES, DIRECTIONS, Scene, base, craft, direction, make_scene, typical
-from adaptive_judge import crafted_clients, judge
-from adaptive_search import BENIGN, FLAGGED, MERGED, REFUSED, Search, Trial, geometric
-from attacks import as_lora
-from cohorts import Member, stack
-from copying import seeded
+from benchmarks.adaptive import adaptive, framing, hijack
+from benchmarks.adaptive.crafts import (
+    BASES,
+    DIRECTIONS,
+    Scene,
+    base,
+    craft,
+    direction,
+    make_scene,
+    typical,
+)
+from benchmarks.adaptive.judge import crafted_clients, judge
+from benchmarks.adaptive.search import BENIGN, FLAGGED, MERGED, REFUSED, Search, Trial, geometric
+from benchmarks.attacks.attacks import as_lora
+from benchmarks.copying.cohorts import Member, stack
+from benchmarks.copying.task import seeded
 
 GRID = geometric(0.25, 4.0, 9)
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["a", "b"]}

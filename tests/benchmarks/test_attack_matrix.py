@@ -12,11 +12,9 @@ from torch import Tensor
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
-import attack_matrix
-import attacks
-import rounds
-
 import clair_cli
+from benchmarks.attacks import attacks, rounds
+from benchmarks.attacks import matrix as attack_matrix
 
 CONFIG: dict[str, Any] = {
     "peft_type": "LORA", "base_model_name_or_path": "org/base", "r": 3, "lora_alpha": 6,

@@ -11,11 +11,9 @@ from torch import Tensor
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
-import attacks
-import attacks_backdoor as backdoor
-import attacks_optimised as optimised
-import peers
-from attacks_base import points_of
+from benchmarks import peers
+from benchmarks.attacks import attacks, backdoor, optimised
+from benchmarks.attacks.base import points_of
 
 BAD = 3
 SHAPES = {"base_model.model.x.a": (7, 5), "base_model.model.x.b": (6, 9)}

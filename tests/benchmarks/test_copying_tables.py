@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import copying_tables as tables
 import pytest
 from scipy.stats import binomtest
+
+from benchmarks.copying import tables
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 1), (0, 20), (3, 20), (10, 20), (99, 100), (5, 5)])

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from copying_tables import summary, wilson
+
+from benchmarks.copying.tables import summary, wilson
 
 pytest.importorskip("matplotlib")
 
-import figures
-import figures_attacks
-import figures_copying
-import figures_readme
-import figures_theory
-from figures_style import spread
+from benchmarks.figures import attacks as figures_attacks
+from benchmarks.figures import copying as figures_copying
+from benchmarks.figures import figures
+from benchmarks.figures import readme as figures_readme
+from benchmarks.figures import theory as figures_theory
+from benchmarks.figures.style import spread
 
 
 def test_figures_are_drawn_and_the_same_every_time(

@@ -15,9 +15,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import clair_cli
-from benchmarks.hostile import Row, beyond, distance, exact_mean, line, measure, prepare
-from benchmarks.hostile_inputs import CASES, HOSTILE, LONG, MODULES, WEIGHTS, factors
-from benchmarks.kills import OUT, REPORT, Ended, Pair, killed_run, pair_in, place_of, wrong
+from benchmarks.attacks.hostile import Row, beyond, distance, exact_mean, line, measure, prepare
+from benchmarks.attacks.hostile_inputs import CASES, HOSTILE, LONG, MODULES, WEIGHTS, factors
+from benchmarks.speed.kills import OUT, REPORT, Ended, Pair, killed_run, pair_in, place_of, wrong
 
 LM_HEAD = "lm_head of twice the honest norm"
 ZEROS = "one module with an axis of 20,000,000 zeros"

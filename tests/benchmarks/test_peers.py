@@ -7,10 +7,11 @@ import importlib.util
 import sys
 import types
 
-import peers
 import pytest
 import torch
 from torch import Tensor
+
+from benchmarks import peers
 
 NAMES = [
     "mean",

@@ -6,15 +6,12 @@ import re
 import runpy
 from pathlib import Path
 
-import exact_recovery
-import linear_regression
 import pytest
-import recovery
-import stable_recovery
 import torch
 
 import clair_cli
-from clair_cli.maths.prox import block_norms
+from benchmarks.theory import exact_recovery, linear_regression, recovery, stable_recovery
+from clair_cli.maths.factors.stack import block_norms
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,18 @@
-"""benchmarks/refinement.py: small rounds on either side of the crossing, and its arithmetic."""
+"""theory/refinement.py: small rounds on either side of the crossing, and its arithmetic."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import planted_rounds as planted
 import pytest
-import refinement
 import torch
-from planted_rounds import planted_round
-from refinement import Case
 
 import clair_cli
+from benchmarks.theory import planted_rounds as planted
+from benchmarks.theory import refinement
+from benchmarks.theory.planted_rounds import planted_round
+from benchmarks.theory.refinement import Case
 
 BOTH = Case("noise", "both", 5, 0.5, 2)
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import clair_cli
-from benchmarks.speed import PREVIOUS, command, cost, exponent, make_previous
-from benchmarks.speed_cohorts import KINDS, MODELS, client_rank, make_cohort
-from benchmarks.speed_peers import exact_mean, mean_of_factors
+from benchmarks.speed.cohorts import KINDS, MODELS, client_rank, make_cohort
+from benchmarks.speed.peers import exact_mean, mean_of_factors
+from benchmarks.speed.speed import PREVIOUS, command, cost, exponent, make_previous
 
 
 def test_shapes_are_those_of_the_models() -> None:

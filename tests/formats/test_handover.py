@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from clair_cli.adapters.write import safetensors_bytes
 from clair_cli.errors import RejectedClient
-from clair_cli.formats.handover import Handover
 from clair_cli.formats.limits import Limits
-from clair_cli.formats.safetensors_file import SafetensorsFile
-from clair_cli.formats.safetensors_scan import open_safetensors
-from clair_cli.formats.write_adapter import safetensors_bytes
+from clair_cli.formats.safetensors.check import open_safetensors
+from clair_cli.formats.safetensors.reader import Handover, SafetensorsFile
 
 ROOM = 2**20
 

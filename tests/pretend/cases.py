@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import clair_cli
-from clair_cli.maths import grams as grams_module
-from clair_cli.maths.evidence import gather
-from clair_cli.maths.stack import stack_factors
-from clair_cli.workflow import engine
-from clair_cli.workflow.pool import Workers
+from clair_cli.engine import device as engine
+from clair_cli.engine.threads import Workers
+from clair_cli.maths.evidence.gather import gather
+from clair_cli.maths.factors import grams as grams_module
+from clair_cli.maths.factors.stack import stack_factors
 from tests.pretend import device as pretend
 from tests.pretend.alike import same
-from tests.test_workflow_paths import CASES, clients, save
+from tests.workflow.test_paths import CASES, clients, save
 
 SAMPLE = Path(__file__).parents[2] / "sample_adapters" / "clients"
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from clair_cli.workflow import engine
+from clair_cli.engine import device as engine
 from tests.pretend import device as pretend
 
 

@@ -18,18 +18,22 @@ import pytest
 import torch
 
 import clair_cli
-from clair_cli.formats.write_adapter import safetensors_bytes
-from clair_cli.maths.stack import stack_factors
-from clair_cli.workflow import engine, judging, merger, reading, resident
-from clair_cli.workflow.pool import Workers
-from clair_cli.workflow.reading import read_cohort
-from clair_cli.workflow.rehearsal import rehearse_comparing, rehearse_merging
-from clair_cli.workflow.round import load_round
-from clair_cli.workflow.settings import make_settings
-from clair_cli.workflow.tensors import factors_of
+from clair_cli.adapters.write import safetensors_bytes
+from clair_cli.cohort.round import load_round
+from clair_cli.engine import device as engine
+from clair_cli.engine import resident
+from clair_cli.engine.rehearsal import rehearse_comparing, rehearse_merging
+from clair_cli.engine.stacks import factors_of
+from clair_cli.engine.threads import Workers
+from clair_cli.maths.factors.stack import stack_factors
+from clair_cli.settings import make_settings
+from clair_cli.workflow import judge as judging
+from clair_cli.workflow import merge as merger
+from clair_cli.workflow import read as reading
+from clair_cli.workflow.read import read_cohort
 from tests.pretend import device as pretend
 from tests.pretend.alike import same
-from tests.test_workflow_paths import losing_c1, save
+from tests.workflow.test_paths import losing_c1, save
 
 
 def mixed(folder: Path) -> Path:

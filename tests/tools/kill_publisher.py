@@ -30,9 +30,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clair_cli.exits import Stopped, raise_on_signals
-from clair_cli.formats import rename
-from clair_cli.formats.publish import Output, leftovers, publish
+from clair_cli.cli.exits import Stopped, raise_on_signals
+from clair_cli.output import rename
+from clair_cli.output.publish import Output, leftovers, publish
 
 SIZE = 300_000
 FILES = ("adapter_model.safetensors", "adapter_config.json")

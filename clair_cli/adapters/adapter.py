@@ -1,0 +1,143 @@
+"""One client's adapter, whatever file it came from: names, shapes and scales, tensors on demand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from clair_cli.adapters.config import AdapterConfig
+from clair_cli.adapters.layout import Layout
+from clair_cli.adapters.names.parts import Format
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TensorSource(Protocol):
+    """Where an adapter's tensors come from: a file on disk or memory.
+
+    `read` gives the very bytes that were judged first, or raises `RejectedClient`
+    ("changed while reading"): a digest per tensor is taken when the source is opened.
+    """
+
+    def read(self, key: str) -> Tensor: ...
+
+    def number(self, key: str) -> float:
+        """The value of a tensor with one element."""
+        ...
+
+    def looks_unchanged(self) -> bool:
+        """Whether what was read before can be used without another look at the bytes."""
+        ...
+
+    def digest(self, key: str) -> bytes:
+        """Of the tensor's bytes as first read: the same for the same values in any file."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """The low-rank pair of one module; as matrices, `delta_weight = scaling * B @ A`.
+
+    Attributes:
+        name: module path, without `base_model.model.` and without the adapter's name: dotted,
+            or kohya's with underscores. Clients that call one module by several names get one.
+        written: the path as the client's own file has it.
+        key_A: tensor name of `lora_A` (kohya's `lora_down`).
+        key_B: tensor name of `lora_B` (kohya's `lora_up`).
+        layout: the kind of layer, and what the shapes of the two tensors mean.
+        rank: LoRA's rank as the tensors have it, at least 1.
+        alpha: `lora_alpha` in force for this module (`alpha_pattern` applied).
+        scaling: `alpha / rank`, or `alpha / sqrt(rank)` with `use_rslora`; finite, may be negative.
+        dtype: "float32", "float16" or "bfloat16" (the wider one if A and B differ).
+    """
+
+    name: str
+    written: str
+    key_A: str
+    key_B: str
+    layout: Layout
+    rank: int
+    alpha: float
+    scaling: float
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of `B @ A`: see `Layout`."""
+        return self.layout.matrix
+
+    @property
+    def components(self) -> int:
+        """Rank-one components that `Adapter.factors` gives: the rank, or what is enough."""
+        return min(self.rank, *self.shape)
+
+    @property
+    def is_double(self) -> bool:
+        """Whether `Adapter.factors` gives a factor in float64."""
+        return self.dtype == "float64" or self.components < self.rank
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One client's adapter. Holds no tensor; `factors` reads one module's pair.
+
+    Attributes:
+        name: the client's name.
+        path: file or folder as the user gave it, or "" for an adapter in memory.
+        sha256: of the whole weights file (in memory: of its canonical bytes), hex.
+        config: the parsed adapter config.
+        prefix: what stands before the module path in tensor names: "base_model.model." or "".
+        format: whose tensor names the file has.
+        modules: by name, sorted.
+        notes: remarks worth a line in the report ("adapter_model.bin ignored"), in order.
+    """
+
+    name: str
+    path: str
+    sha256: str
+    config: AdapterConfig
+    prefix: str
+    modules: Mapping[str, LoraModule]
+    source: TensorSource
+    notes: tuple[str, ...] = ()
+    format: Format = "peft"
+
+    def content(self) -> str:
+        """A digest of what the adapter says: modules, scales and values, in hex. Names of clients,
+        files and tensors, the layout of a file and what else is in its header play no part.
+        """
+        whole = hashlib.sha256()
+        for name, m in sorted(self.modules.items()):
+            whole.update(repr((name, m.rank, m.layout, m.dtype, m.scaling)).encode("utf-8"))
+            whole.update(self.source.digest(m.key_A) + self.source.digest(m.key_B))
+        return whole.hexdigest()
+
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """`(lora_A, lora_B)` of one module as matrices, (components, columns) and
+        (rows, components): those of the file, or fewer with the same product, in float64.
+
+        Raises:
+            KeyError: the adapter has no such module (its update there is zero).
+            RejectedClient: the tensor changed since the adapter was opened.
+        """
+        entry, pair = self.modules[module], self.stored_factors(module)
+        return pair if entry.components == entry.rank else _recompressed(*pair)
+
+    def stored_factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """`(lora_A, lora_B)` of one module as the file has them, (rank, columns) and (rows, rank).
+
+        Raises:
+            KeyError, RejectedClient: as `factors`.
+        """
+        entry = self.modules[module]
+        return entry.layout.flat(self.source.read(entry.key_A), self.source.read(entry.key_B))
+
+
+def _recompressed(lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of the same product with as many components as its shorter side is long."""
+    product = lora_B.double() @ lora_A.double()
+    unit = product.new_ones(min(product.shape)).diag()
+    return (product, unit) if product.shape[0] <= product.shape[1] else (unit, product)

@@ -1,0 +1,160 @@
+"""Where a client's config comes from: a file beside it, the cohort's own, or the file's header."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from clair_cli.adapters.config import AdapterConfig, assumed_config, parse_config
+from clair_cli.adapters.names.parts import KeyMap
+from clair_cli.errors import RejectedClient
+from clair_cli.formats.files import kind_of, open_path, read_small
+from clair_cli.formats.limits import Limits
+from clair_cli.formats.strict_json import parse_strict
+from clair_cli.text import first_few, quoted, some_of
+
+HEADER_FIELD = "lora_adapter_metadata"
+
+
+def find_config(
+    paths: Iterable[Path],
+    metadata: Mapping[str, str],
+    keys: KeyMap,
+    *,
+    shared: Path | None,
+    root: Path | None,
+    assume_alpha: float | str | None,
+    limits: Limits,
+) -> tuple[AdapterConfig, tuple[str, ...]]:
+    """The config of one client, and a note if it had to be assumed.
+
+    Args:
+        paths: files to try, in order; the first that exists is the one. A folder, or anything else
+            that is no regular file, never is: another client may be called so.
+        metadata: the weights file's header metadata, tried next.
+        keys: the file's pairs; some formats need no config.
+        shared: the cohort's config, tried last, and only for a file that does not say its own
+            scale: by that metadata, by an alpha for every module, or because it is kohya's.
+        root: real path of the cohort's folder, which no link may leave; None if the files are the
+            caller's own, and no links.
+        assume_alpha: alpha to assume if there is none at all, or "rank"; None refuses.
+
+    Raises:
+        RejectedClient: none found, or the one found is bad; `path` is the config file.
+    """
+    tried = tuple(paths)
+    no_files: list[str] = []
+    for path in tried:
+        if _is_config(path, no_files):
+            return _from_file(path, root, limits), ()
+    if HEADER_FIELD in metadata:
+        return _from_header(metadata[HEADER_FIELD], keys, limits), ()
+    if shared is not None:
+        alone = keys.pairs and all(pair.key_alpha is not None for pair in keys.pairs)
+        if _is_config(shared, no_files) and not (alone or keys.format == "kohya"):
+            return _from_file(shared, root, limits), ()
+        tried = tuple(dict.fromkeys((*tried, shared)))
+    if keys.scale_inside:
+        return inside_config(keys)
+    if assume_alpha is not None:
+        text = "alpha = rank" if assume_alpha == "rank" else f"alpha = {assume_alpha}"
+        return assumed_config(assume_alpha), (f"no config: {text} assumed",)
+    looked = some_of([quoted(path.as_posix()) for path in tried], 5)
+    text = f"no adapter config, so the scale is unknown; looked for {looked} and the header's "
+    raise RejectedClient(
+        "; ".join([text + HEADER_FIELD, *dict.fromkeys(no_files)]),
+        found="no config",
+        expected="adapter_config.json",
+        hint="add the config, or give --assume-alpha N|rank",
+    )
+
+
+def inside_config(keys: KeyMap) -> tuple[AdapterConfig, tuple[str, ...]]:
+    """The config of a file that needs none, and a note where its format's rule was needed."""
+    without = [pair.module for pair in keys.pairs if pair.key_alpha is None]
+    if not without or keys.format == "kohya":  # `kohya_header` has the note
+        return assumed_config("rank"), ()
+    return assumed_config("rank"), ("no config: alpha = rank, as diffusers loads it",)
+
+
+def _is_config(path: Path, no_files: list[str]) -> bool:
+    """Whether there is a file, or a link that leads to one or nowhere; what else there is goes to
+    `no_files`. `os.path.lexists` says no wherever the system fails: another config would count.
+
+    Raises:
+        OSError: the system can't look.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if stat.S_ISLNK(mode):
+        with contextlib.suppress(OSError):  # `open_path` says where such a link leads
+            mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+        return True
+    no_files.append(f"{quoted(path.name)} is {kind_of(mode)}, not a regular file")
+    return False
+
+
+def _from_file(path: Path, root: Path | None, limits: Limits) -> AdapterConfig:
+    shown = path.as_posix()
+    try:
+        there = path if root is None else open_path(path, root)
+        data = read_small(there, shown, limits.max_config_bytes, root)
+        return parse_config(_object(data, path.name, limits))
+    except RejectedClient as error:
+        error.path = error.path or shown
+        raise
+
+
+def _object(data: bytes, what: str, limits: Limits) -> dict[str, Any]:
+    try:
+        value = parse_strict(data, what, limits.max_config_bytes)
+    except ValueError as error:
+        raise RejectedClient(str(error)) from None
+    if not isinstance(value, dict):
+        raise RejectedClient(f"{what} is not a JSON object", expected="a JSON object")
+    return value
+
+
+def _from_header(text: str, keys: KeyMap, limits: Limits) -> AdapterConfig:
+    """Plain fields, or fields that carry the name of a pipeline's part ("unet.r")."""
+    raw = _object(text.encode("utf-8"), f"header's {HEADER_FIELD}", limits)
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in raw.items():
+        name, _, field = key.rpartition(".")
+        parts.setdefault(name, {})[field] = value
+    if parts.keys() <= {""}:
+        return parse_config(raw)
+    used = {pair.module.split(".")[0] for pair in keys.pairs} & parts.keys()
+    if "" in parts or (len(parts) > 1 and not used):
+        listed = first_few(parts)
+        raise RejectedClient(
+            f"header's {HEADER_FIELD} describes several adapters: prefixes {listed}",
+            found=f"prefixes {listed}",
+            expected="one prefix or none, or the names that begin the modules",
+        )
+    return _of_parts(parts) if used else parse_config(next(iter(parts.values())))
+
+
+def _of_parts(parts: Mapping[str, Mapping[str, Any]]) -> AdapterConfig:
+    """One config of the parts' configs; what concerns the whole adapter must be the same."""
+    configs = {name: parse_config(raw) for name, raw in sorted(parts.items())}
+    if len({config.fan_in_fan_out for config in configs.values()}) > 1:
+        raise RejectedClient(f"header's {HEADER_FIELD}: fan_in_fan_out differs between its parts")
+    first = next(iter(configs.values()))
+    return AdapterConfig(
+        peft_type="LORA",
+        r=None,
+        lora_alpha=None,
+        fan_in_fan_out=first.fan_in_fan_out,
+        base_model_name_or_path=first.base_model_name_or_path,
+        revision=first.revision,
+        raw={name: dict(raw) for name, raw in parts.items()},
+        parts=configs,
+    )

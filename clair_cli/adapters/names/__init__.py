@@ -1,0 +1,1 @@
+"""One tensor-name format a file."""

@@ -1,0 +1,154 @@
+"""Tensor names to LoRA pairs, whatever tool wrote the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from clair_cli.adapters.names.diffusers import diffusers_name
+from clair_cli.adapters.names.kohya import kohya_name
+from clair_cli.adapters.names.parts import Format, KeyMap, KeyPair, TensorPart
+from clair_cli.adapters.names.peft import PREFIX, peft_name
+from clair_cli.adapters.names.refused import refuse
+from clair_cli.errors import RejectedClient
+from clair_cli.text import first_few, quoted, some_of
+
+FORMATS: tuple[Callable[[str], TensorPart | None], ...] = (peft_name, diffusers_name, kohya_name)
+"""Readers of one tensor name, asked in this order; None is "not mine". A new format is one
+file and one line here."""
+
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3")
+"""Parts of a diffusers pipeline that begin a module's path in its files."""
+
+TRANSFORMER = "transformer"
+"""A further one, which is a module of some language models too: what is in it tells, or a config
+in the header that has parts."""
+
+_TRANSFORMER_BLOCKS = ("transformer.transformer_blocks.", "transformer.single_transformer_blocks.")
+
+Found = dict[tuple[str, str], tuple[str, TensorPart]]  # (module, part) to (tensor name, part)
+
+
+def pair_keys(shapes: Mapping[str, tuple[int, ...]]) -> KeyMap:
+    """Find the pair of every module.
+
+    Args:
+        shapes: tensor name to shape.
+
+    Raises:
+        RejectedClient: no tensors, a format or variant that can't be merged, or a broken one:
+            a factor without the other, twice, or of a second adapter.
+    """
+    if not shapes:
+        raise RejectedClient("file holds no tensors", found="0 tensors", expected="LoRA pairs")
+    parts = {key: _part(key) for key in shapes}
+    unknown = [key for key, part in parts.items() if part is None]
+    if unknown:
+        refuse(unknown)
+    found = _by_module({key: part for key, part in parts.items() if part is not None})
+    _check_alone(found)
+    factors = {key: part for key, part in found.values() if part.part in "AB"}
+    _check_one({p.adapter: k for k, p in factors.items()}, "two adapters in one file")
+    prefixes = {part.prefix: key for key, part in found.values()}
+    _check_one(prefixes, f"some tensor names begin with {PREFIX!r} and some do not")
+    pairs = _pairs(found)
+    prefix, format_ = next(iter(prefixes)), _format(factors)
+    without = sorted(pair.module for pair in pairs if pair.key_alpha is None)
+    old = any(part.format != "peft" for part in factors.values())
+    inside = not without or old or (format_ == "diffusers" and not prefix)
+    return KeyMap(prefix, pairs, format_, inside, _notes(found))
+
+
+def _part(key: str) -> TensorPart | None:
+    for read in FORMATS:
+        part = read(key)
+        if part is not None:
+            return part
+    return None
+
+
+def _by_module(parts: Mapping[str, TensorPart]) -> Found:
+    found: Found = {}
+    for key, part in parts.items():
+        place = (part.module, part.part)
+        if place in found:
+            what = "alpha" if part.part == "alpha" else f"lora_{part.part}"
+            raise RejectedClient(
+                f"two tensors for one {what}: {first_few([found[place][0], key])}",
+                module=part.module,
+            )
+        found[place] = (key, part)
+    return found
+
+
+def _check_alone(found: Found) -> None:
+    """A base layer's weight, or an alpha, of a module without factors is something else."""
+    alone = {
+        key: part.part
+        for (module, _), (key, part) in found.items()
+        if (module, "A") not in found and (module, "B") not in found
+    }
+    base = [key for key, part in alone.items() if part == "base"]
+    if base:
+        refuse(base)
+    if alone:
+        raise RejectedClient(
+            f"alpha without the factors it scales: {first_few(alone)}",
+            found="alpha alone",
+            expected="lora_down and lora_up beside it",
+        )
+
+
+def _check_one(found: Mapping[str, str], what: str) -> None:
+    if len(found) > 1:
+        both = sorted(found.items())
+        names = some_of([f"{quoted(name)} ({quoted(key)})" for name, key in both])
+        raise RejectedClient(f"{what}: {names}", found=names, expected="one")
+
+
+def _pairs(found: Found) -> tuple[KeyPair, ...]:
+    pairs = []
+    for module in sorted({module for module, part in found if part in "AB"}):
+        for side, other in (("A", "B"), ("B", "A")):
+            if (module, side) not in found:
+                raise RejectedClient(
+                    f"lora_{other} has no lora_{side} beside it "
+                    f"({quoted(found[module, other][0])})",
+                    module=module,
+                    found=f"lora_{other} alone",
+                    expected="lora_A and lora_B",
+                )
+        (key_A, part_A), (key_B, part_B) = found[module, "A"], found[module, "B"]
+        if (part_A.embedding, part_A.format) != (part_B.embedding, part_B.format):
+            raise RejectedClient(
+                f"its factors have names of two kinds: {quoted(key_A)} and {quoted(key_B)}",
+                module=module,
+            )
+        alpha = found.get((module, "alpha"))
+        key_alpha = None if alpha is None else alpha[0]
+        pairs.append(KeyPair(module, key_A, key_B, key_alpha, part_A.embedding))
+    return tuple(pairs)
+
+
+def _format(factors: Mapping[str, TensorPart]) -> Format:
+    """diffusers' files mix their own names with PEFT's; nobody mixes kohya's with others."""
+    formats: dict[str, str] = {part.format: key for key, part in factors.items()}
+    if "kohya" in formats:
+        _check_one(formats, "two formats in one file")
+        return "kohya"
+    if "diffusers" in formats:
+        return "diffusers"
+    firsts = {part.prefix + part.module.split(".")[0] for part in factors.values()}
+    if firsts - {*COMPONENTS, TRANSFORMER}:
+        return "peft"
+    blocks = any(part.module.startswith(_TRANSFORMER_BLOCKS) for part in factors.values())
+    return "diffusers" if blocks or firsts != {TRANSFORMER} else "peft"
+
+
+def _notes(found: Found) -> tuple[str, ...]:
+    base = [module for module, part in found if part == "base"]
+    if not base:
+        return ()
+    return (
+        f"base weights of {first_few(base)} are in the file and not merged: the merged adapter "
+        "goes with the clients' own base model",
+    )

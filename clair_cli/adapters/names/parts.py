@@ -1,0 +1,65 @@
+"""What the readers of tensor names return: the part each tensor has, and the modules' pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Format = Literal["peft", "diffusers", "kohya"]
+Part = Literal["A", "B", "alpha", "base"]
+
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+@dataclass(frozen=True)
+class TensorPart:
+    """What one tensor's name says.
+
+    Attributes:
+        format: whose names these are.
+        part: "A" or "B", "alpha" (a scalar, the module's alpha), or "base" (the base layer's
+            own weight, which PEFT saves beside the LoRA of an embedding).
+        module: module path as the file has it, without `prefix` and the adapter's name.
+        prefix: "base_model.model." or "".
+        adapter: PEFT's name of the adapter, or "".
+        embedding: whether it says `lora_embedding`.
+    """
+
+    format: Format
+    part: Part
+    module: str
+    prefix: str = ""
+    adapter: str = ""
+    embedding: bool = False
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """The tensor names of one module: `lora_A`, `lora_B` and, where the file has it, alpha."""
+
+    module: str
+    key_A: str
+    key_B: str
+    key_alpha: str | None = None
+    embedding: bool = False
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """All pairs of one file.
+
+    Attributes:
+        prefix: what stands before every module path: "base_model.model." or "".
+        pairs: sorted by module, one each, at least one.
+        format: whose names these are.
+        scale_inside: the file needs no config: a module's alpha is in the file, or is its rank
+            by the rule of the format's own loader.
+        notes: remarks for the report.
+    """
+
+    prefix: str
+    pairs: tuple[KeyPair, ...]
+    format: Format = "peft"
+    scale_inside: bool = False
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,57 @@
+"""Tensor names of formats and variants that are known but can't be merged: each gets its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NoReturn
+
+from clair_cli.adapters.names.peft import strip_wrappers
+from clair_cli.errors import RejectedClient
+from clair_cli.text import first_few
+
+# First match wins, for the file as a whole: what a file says most about itself comes first.
+_VARIANTS = (
+    ("LoHa", r"\.hada_"),
+    ("LoKr", r"\.lokr_"),
+    ("Tucker LoCon (lora_mid)", r"\.lora_mid\b"),
+    ("LyCORIS", r"\.(oft_|glora_)|\.([ab][12]\.weight|diff|diff_b|w_norm|b_norm|scalar)$"),
+    ("DoRA", r"\.(lora_magnitude_vector|dora_scale)\b"),
+    ("AdaLoRA", r"\.(lora_E|ranknum)\b"),
+    ("IA3", r"\.ia3_l\b"),
+    ("VeRA", r"\.?vera_(lambda_[bd]|A|B)\b"),
+    ("KaSA", r"\.lora_diag\b"),
+    ("prompt tuning", r"\bprompt_embeddings\b"),
+    ("trainable tokens", r"\b(token_adapter|trainable_tokens)"),
+    ("LoRA with a bias (lora_bias)", r"\.lora_B(\.[^.]+)?\.bias$"),
+    ("XLabs LoRA names", r"\.processor\.[^.]*_lora\d+\.(down|up)\.weight$"),
+    ("LoRA of multi-head attention", r"\.base_layer\.out_proj\.lora_[AB]\b"),
+    ("LoRA on parameters (target_parameters)", r"\.base_layer\.lora_[AB]\b"),
+    ("fully trained modules (modules_to_save)", r"\.modules_to_save\b"),
+    ("trained biases", r"\.bias$"),
+    ("full weights", r"\.(weight|base_layer\.weight)$"),
+)
+_COMPILED = tuple((variant, re.compile(pattern)) for variant, pattern in _VARIANTS)
+
+
+def refuse(keys: Iterable[str]) -> NoReturn:
+    """Name the variant of a file by those of its tensors that are no part of a plain LoRA pair.
+
+    Raises:
+        RejectedClient: always; `found` is the variant, the message names the first tensors.
+    """
+    names = {key: strip_wrappers(key)[1] for key in keys}
+    for variant, pattern in _COMPILED:
+        hits = [key for key, plain in names.items() if pattern.search(plain)]
+        if hits:
+            raise _refusal(f"{variant} not supported", variant, hits)
+    raise _refusal("tensors are not LoRA pairs", "unknown tensor names", list(names))
+
+
+def _refusal(what: str, variant: str, hits: list[str]) -> RejectedClient:
+    tensors = "tensor" if len(hits) == 1 else "tensors"
+    return RejectedClient(
+        f"{what}: {len(hits):,} {tensors}, {first_few(hits)}",
+        found=variant,
+        expected="LoRA pairs only (lora_A and lora_B, lora_down and lora_up)",
+    )

@@ -1,0 +1,205 @@
+"""PEFT's `rank_pattern` and `alpha_pattern`: regular expressions that come from strangers.
+
+PEFT looks a module up with `re.match(rf"(.*\\.)?({key})$", module)`, first key first. The same is
+done here, but only for keys in a small subset of the language (names, classes, at most two
+quantifiers, flat groups), so that no key can make the matcher run for ever. Most keys are plain
+names: they are found in a dictionary, and no expression is compiled for them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+from clair_cli.errors import RejectedClient
+from clair_cli.text import quoted
+
+MAX_KEYS = 4096
+MAX_KEY_CHARS = 512
+MAX_QUANTIFIERS = 2
+MAX_ALTERNATIVES = 256
+MAX_COMPILED_CHARS = 100_000  # of all keys that are compiled: 2 to 4 microseconds each
+MAX_WORK = 1_000_000  # about a microsecond each
+
+_ATOM = r"(?:\\[.dwDWsS_\-]|\[\^?(?:[\w\-.]|\\[.dw\-])+\]|[\w\-/:@. ])"
+_GROUP = rf"\((?:\?:)?{_ATOM}+(?:\|{_ATOM}+)*\)"
+_SAFE_KEY = re.compile(rf"\^?(?:{_GROUP}|{_ATOM}[*+?]?)+\$?", re.ASCII)
+_PLAIN_KEY = re.compile(r"(\^?)((?:\\[._\-]|[\w\-/:@. ])+)\$?", re.ASCII)
+_QUANTIFIER = re.compile(r"(?<!\()[*+?]")
+_GROUP_BODY = re.compile(_GROUP, re.ASCII)
+
+# Steps of the matcher in a microsecond, by the number of quantifiers (measured at their worst).
+_STEPS = (25, 200, 2400)
+
+
+def check_keys(keys: Iterable[str], field: str) -> None:
+    """Refuse keys that are too long, outside the subset, or no regular expression.
+
+    Raises:
+        RejectedClient: names `field` and the key.
+    """
+    compiled = 0
+    for key in keys:
+        _check_key(key, f"{field} key {quoted(key)}")
+        compiled += 0 if _PLAIN_KEY.fullmatch(key) else len(key)
+        if compiled > MAX_COMPILED_CHARS:
+            raise RejectedClient(
+                f"{field} has keys that are patterns of more than {MAX_COMPILED_CHARS:,} "
+                "characters together",
+                expected="plain module names where there are many",
+            )
+
+
+def _check_key(key: str, where: str) -> None:
+    if len(key) > MAX_KEY_CHARS:
+        raise RejectedClient(f"{where} has {len(key):,} characters, more than {MAX_KEY_CHARS}")
+    if not _SAFE_KEY.fullmatch(key):
+        raise RejectedClient(
+            f"{where} is not a module name or a simple pattern",
+            expected="module names, '.', '\\d+', '.*', '[0-9]', '(a|b)'",
+        )
+    if _quantifiers(key) > MAX_QUANTIFIERS:
+        raise RejectedClient(f"{where} has more than {MAX_QUANTIFIERS} quantifiers")
+    if _alternatives(key) > MAX_ALTERNATIVES:
+        raise RejectedClient(f"{where} has more than {MAX_ALTERNATIVES} alternatives")
+    try:
+        if not _PLAIN_KEY.fullmatch(key):
+            _compiled(key)
+    except re.error as error:
+        raise RejectedClient(f"{where} is no regular expression: {error}") from None
+
+
+class Lookup:
+    """Finds the key of a module as PEFT's loop over all keys does, without that loop.
+
+    A plain key matches a module's whole name, or what follows one of its dots; each '.' in the key
+    stands for any character. So plain keys are grouped by their length and by the places of these
+    dots, and a module's ending is looked up in the groups of its length: as one large number, in
+    which a mask makes these places zero.
+
+    Args:
+        keys: that passed `check_keys`, in the file's order.
+    """
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._keys = tuple(keys)
+        # length -> (anchored, mask) -> masked text -> the first such key's place in the file
+        self._plain: dict[int, dict[tuple[bool, int], dict[int, int]]] = {}
+        self._patterns: list[int] = []
+        self._found: dict[str, str | None] = {}
+        for place, key in enumerate(self._keys):
+            plain = _PLAIN_KEY.fullmatch(key)
+            if plain is None:
+                self._patterns.append(place)
+                continue
+            characters = re.findall(r"\\?.", plain[2])
+            mask = _number("".join("\0" if c == "." else "\xff" for c in characters))
+            groups = self._plain.setdefault(len(characters), {})
+            texts = groups.setdefault((plain[1] == "^", mask), {})
+            texts.setdefault(_number("".join(c[-1] for c in characters)) & mask, place)
+
+    def __reduce__(self) -> tuple[type[Lookup], tuple[tuple[str, ...]]]:
+        return Lookup, (self._keys,)  # to another process go the keys only
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def first(self, module: str) -> str | None:
+        """The first key that matches `module`, or None. Asked again, it remembers.
+
+        >>> Lookup(["k_proj", "layers.0.q_proj"]).first("model.layers.0.q_proj")
+        'layers.0.q_proj'
+        """
+        if module not in self._found:
+            self._found[module] = self._first(module)
+        return self._found[module]
+
+    def work(self, modules: Iterable[str]) -> int:
+        """About how many microseconds it takes to look all modules up once, at worst."""
+        weights: defaultdict[int, int] = defaultdict(int)
+        for key in (self._keys[place] for place in self._patterns):
+            weights[_quantifiers(key)] += _alternatives(key)
+        total = 0
+        for module in modules:
+            length, starts = len(module), list(_starts(module))
+            total += len(starts) + len(self._patterns) * (1 + length // 256)
+            total += sum(len(self._plain.get(length - start, ())) for start in starts)
+            for quantifiers, weight in weights.items():
+                steps = (len(starts) + 3) * weight * length**quantifiers
+                total += steps // _STEPS[quantifiers]
+        return total
+
+    def _first(self, module: str) -> str | None:
+        best = min(self._plain_places(module), default=len(self._keys))
+        for place in self._patterns:
+            if place > best:
+                break
+            if _compiled(self._keys[place]).match(module):
+                return self._keys[place]
+        return self._keys[best] if best < len(self._keys) else None
+
+    def _plain_places(self, module: str) -> Iterator[int]:
+        """The places of plain keys that match, of equal texts the first."""
+        module = module.removesuffix("\n")  # '$' matches before one
+        if "\n" in module:  # and '.' matches none
+            return
+        for start in _starts(module):
+            groups = self._plain.get(len(module) - start)
+            text = _number(module[start:]) if groups else 0
+            for (anchored, mask), texts in (groups or {}).items():
+                place = texts.get(text & mask)
+                if place is not None and not (anchored and start):
+                    yield place
+
+
+def check_work(lookups: Iterable[tuple[Lookup, Iterable[str]]]) -> None:
+    """Refuse a config whose lookups would take more than a second or so.
+
+    Args:
+        lookups: each with the modules that will be looked up in it.
+
+    Raises:
+        RejectedClient: names the numbers of keys and modules.
+    """
+    work, keys, looked_up = 0, 0, 0
+    for lookup, modules in lookups:
+        names = list(modules)
+        if lookup and names:
+            work += lookup.work(names)
+            keys, looked_up = keys + len(lookup), max(looked_up, len(names))
+    if work > MAX_WORK:
+        raise RejectedClient(
+            f"rank_pattern and alpha_pattern have {keys:,} keys for {looked_up:,} modules, too "
+            "many to look up",
+            expected="fewer patterns, or plain module names",
+        )
+
+
+def _starts(module: str) -> Iterator[int]:
+    """Where a key may begin to match: at the front, and after each dot."""
+    yield 0
+    yield from (match.end() for match in re.finditer(r"\.", module))
+
+
+def _number(text: str) -> int:
+    """The characters as one number, 8 bits each. A plain key has ASCII characters only, so all
+    others may be one: '?', which no plain key has."""
+    return int.from_bytes(text.encode("latin-1", "replace"), "little")
+
+
+def _quantifiers(key: str) -> int:
+    return len(_QUANTIFIER.findall(key))
+
+
+def _alternatives(key: str) -> int:
+    product = 1
+    for group in _GROUP_BODY.findall(key):
+        product *= 1 + str(group).count("|")
+    return product
+
+
+@lru_cache(maxsize=2 * MAX_KEYS)
+def _compiled(key: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({key})$")

@@ -1,0 +1,346 @@
+"""The command line: options in, exit code out. All work is in `clair_cli.api`.
+
+Nothing here imports torch or numpy: help, usage errors and wrong paths answer at once. The
+commands' parameters are those of the Python functions of the same names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clair_cli.cli import options as opt
+from clair_cli.cli import options as running
+from clair_cli.cli.exits import (
+    EXIT_CODES,
+    Stopped,
+    check_stopped,
+    error_text,
+    guarded,
+    raise_on_signals,
+    show_warning,
+)
+from clair_cli.cli.help import EscapingGroup, GroupedCommand
+from clair_cli.cli.paths import check_exists, check_inputs, check_outputs
+from clair_cli.cli.progress import watched
+from clair_cli.cli.streams import (
+    BinaryOut,
+    check_binary_stdout,
+    discard,
+    prepare_streams,
+    view_of,
+    write_err,
+    write_out,
+)
+from clair_cli.engine.own_process import claim, settle
+from clair_cli.errors import OutputError
+from clair_cli.formats.filenames import is_one_file
+from clair_cli.output.publish import leftovers
+from clair_cli.text import printable
+from clair_cli.version import __version__
+
+_EPILOG = "\n".join(
+    ["\b", "Exit codes:", *(f"  {code:<11} {name:<12} {text}" for code, name, text in EXIT_CODES)]
+)
+_COMMAND_EPILOG = "Exit codes: see clair --help."
+
+app = typer.Typer(
+    cls=EscapingGroup,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"clair {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _clair(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "-V", "--version", is_eager=True, callback=_print_version, help="Show the version."
+        ),
+    ] = False,
+) -> None:
+    """Merge the LoRA adapters of federated clients, leaving out the contaminated ones."""
+
+
+@app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
+def merge(
+    clients: opt.Clients,
+    output: opt.Output,
+    report: opt.ReportPath = None,
+    rank: opt.Rank = "auto",
+    error_target: opt.ErrorTarget = "0.1",
+    keep_alpha: opt.KeepAlpha = False,
+    dtype: opt.Dtype = "auto",
+    output_format: opt.OutputFormat = "auto",
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    fail_on: opt.FailOn = "never",
+    strict: opt.Strict = False,
+    min_clients: opt.MinClients = 3,
+    allow_undetermined: opt.AllowUndetermined = False,
+    weights: opt.Weights = None,
+    previous: opt.Previous = None,
+    exclude: opt.Exclude = None,
+    modules: opt.Modules = "common",
+    assume_alpha: opt.AssumeAlpha = None,
+    limit: opt.LimitOption = None,
+    device: running.Device = "auto",
+    threads: running.Threads = None,
+    timings: running.Timings = False,
+) -> None:
+    """Judge the clients and merge the benign ones into one adapter.
+
+    Writes the adapter and a JSON report. The table and the verdict go to stderr.
+    """
+    settings = dict(locals())
+    kind = "file" if is_one_file(output) else "folder"
+    _write_and_tell("merge", settings, "stream" if _is_stdout(output) else kind)
+
+
+@app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
+def inspect(
+    clients: opt.Clients,
+    output_format: opt.Format = "table",
+    output: opt.OutputReport = None,
+    force: opt.Force = False,
+    fail_on: opt.FailOnInspect = "contaminated",
+    strict: opt.Strict = False,
+    min_clients: opt.MinClients = 3,
+    weights: opt.Weights = None,
+    previous: opt.Previous = None,
+    exclude: opt.Exclude = None,
+    modules: opt.Modules = "common",
+    assume_alpha: opt.AssumeAlpha = None,
+    limit: opt.LimitOption = None,
+    device: running.Device = "auto",
+    threads: running.Threads = None,
+    timings: running.Timings = False,
+) -> None:
+    """Judge the clients and show who is contaminated; merge nothing.
+
+    The table, or the report as JSON, goes to stdout.
+    """
+    settings = dict(locals())
+    del settings["output_format"]
+    to_stdout = output is not None and _is_stdout(output)
+    if to_stdout:
+        settings["output"] = output = None
+    with guarded() as run:
+        check_inputs(clients, weights=weights, previous=previous)
+        check_outputs({"-o": (output, "file")}, force=force, inputs=[clients, weights, previous])
+        result = _work("inspect", settings, quiet=False)
+        run.finished = True
+        report, path = result.report, "" if output is None else str(output)
+        from clair_cli.cli.render import render
+        from clair_cli.cli.sentences import verdict_line
+
+        if output_format == "json" or to_stdout:
+            from clair_cli.report.encode import report_json
+
+            write_out(report_json(report))
+            if output_format == "json":
+                write_err(verdict_line(report, report_path=path) + "\n")
+            else:
+                write_err(render(report, view_of(sys.stderr), report_path=path))
+        else:
+            write_out(render(report, view_of(sys.stdout), report_path=path))
+        raise typer.Exit(report.exit_code)
+
+
+@app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
+def refine(
+    clients: opt.Clients,
+    output: opt.OutputFolder,
+    noise: opt.Noise = None,
+    report: opt.ReportPath = None,
+    rank: opt.Rank = "auto",
+    error_target: opt.ErrorTarget = "0.1",
+    keep_alpha: opt.KeepAlpha = False,
+    dtype: opt.Dtype = "auto",
+    output_format: opt.OutputFormat = "auto",
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    fail_on: opt.FailOn = "never",
+    strict: opt.Strict = False,
+    min_clients: opt.MinClients = 3,
+    allow_undetermined: opt.AllowUndetermined = False,
+    weights: opt.Weights = None,
+    previous: opt.Previous = None,
+    exclude: opt.Exclude = None,
+    modules: opt.Modules = "common",
+    assume_alpha: opt.AssumeAlpha = None,
+    limit: opt.LimitOption = None,
+    device: running.Device = "auto",
+    threads: running.Threads = None,
+    timings: running.Timings = False,
+) -> None:
+    """Judge the clients and denoise each benign one.
+
+    Writes one adapter per benign client, its noise reduced with what the clients
+    share, and a JSON report with the estimated gain.
+    """
+    settings = dict(locals())
+    _write_and_tell("refine", settings, "folder")
+
+
+@app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
+def verify(
+    output: opt.Verified,
+    clients: opt.VerifiedClients = None,
+    report: opt.VerifiedReport = None,
+    weights: opt.Weights = None,
+    previous: opt.Previous = None,
+    threads: running.Threads = None,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Compare an adapter with its report, and with the clients if given.
+
+    Hashes, shapes and scale are read again; with CLIENTS the merge itself is done
+    again, and nothing is written. Exit code 3 says that something differs.
+    """
+    with guarded() as run:
+        check_exists(output, "OUT")
+        if clients is not None:
+            check_inputs(clients, weights=weights, previous=previous)
+        if report is not None:
+            check_exists(report, "--report")
+        with watched(quiet=quiet or clients is None) as progress:
+            from clair_cli.verification import verify as verification
+
+            result = verification.verify(
+                output, clients, report=report, weights=weights, previous=previous,
+                threads=threads, progress=progress,
+            )  # fmt: skip
+        run.finished = True
+        lines = [f"note: {text}" for text in result.notes]
+        lines += [f"differs: {text}" for text in result.differences]
+        count, where = len(result.differences), f"{result.output}: "
+        if count:
+            lines.append(f"{where}{count} difference{'s'[: count > 1]} from {result.report_path}")
+        else:
+            lines.append(f"{where}as {result.report_path} says ({'; '.join(result.checked)})")
+        shown = lines[-1:] if quiet else lines
+        write_out("".join(f"{printable(line)}\n" for line in shown))
+        raise typer.Exit(result.exit_code)
+
+
+def _write_and_tell(command: str, settings: dict[str, Any], kind: str) -> None:
+    """Run a command that writes adapters: its words go to stderr, its stdout stays free."""
+    quiet = settings.pop("quiet")
+    clients, weights, previous = (settings[key] for key in ("clients", "weights", "previous"))
+    output = None if kind == "stream" else settings["output"]
+    with guarded() as run:
+        check_inputs(clients, weights=weights, previous=previous)
+        check_outputs(
+            {"-o": (output, kind), "--report": (settings["report"], "file")},
+            force=settings["force"],
+            inputs=[clients, weights, previous],
+        )
+        if kind == "stream":
+            inputs = [p for p in (clients, weights, previous) if p is not None]
+            check_binary_stdout(inputs, settings["report"])
+            settings["output"] = BinaryOut(run.begin_stream)
+        result = _work(command, settings, quiet=quiet)
+        run.finished = True
+        report, path = result.report, str(getattr(result, "report_path", None) or "")
+        if quiet:
+            from clair_cli.cli.sentences import verdict_line
+
+            write_err(verdict_line(report, report_path=path) + "\n")
+        else:
+            from clair_cli.cli.render import render
+
+            _mention_leftovers(*(Path(p) for p in (output, path) if p))
+            write_err(render(report, view_of(sys.stderr), report_path=path))
+        raise typer.Exit(report.exit_code)
+
+
+def _is_stdout(output: Path) -> bool:
+    return str(output) == "-"
+
+
+def _mention_leftovers(*paths: Path) -> None:
+    """Say which temporary files a killed run left beside the results."""
+    for path in paths:
+        for name in leftovers(path):
+            shown = printable(str(path.parent / name))
+            write_err(f"note: {shown} was left by a run that was killed; it may be deleted\n")
+
+
+def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
+    """Call the workflow's function of that name; torch is imported here."""
+    for name in ("exclude", "limit"):
+        settings[name] = tuple(settings[name] or ())
+    clients: Path = settings.pop("clients")
+    output: Path | BinaryOut | None = settings.pop("output")
+    with watched(quiet=quiet, timings=settings.pop("timings")) as progress:
+        settle()
+        from clair_cli import api
+
+        def tell(stage: str, done: int, total: int) -> None:
+            check_stopped()
+            progress(stage, done, total)
+
+        return getattr(api, command)(clients, output, **settings, progress=tell)
+
+
+def console() -> None:
+    """The console script `clair`: `main`, and then the process ends at once.
+
+    Once torch is there, taking down the interpreter and all tensors takes half a second; and after
+    a signal the modules that threads are working on are not waited for.
+    """
+    claim()
+    try:
+        main()
+    except SystemExit as end:
+        code = 0 if end.code is None else end.code
+        if isinstance(code, int) and (code > 128 or "torch" in sys.modules):
+            _end(code)
+        raise
+
+
+def _end(code: int) -> None:
+    """End the process as the interpreter would, less what it tidies up. Results that can't leave
+    stdout change the code, words that can't leave stderr don't."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, OutputError):
+        code = code or OutputError("").exit_code
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.flush()  # None where it was closed from the start
+    os._exit(code)
+
+
+def main() -> None:
+    """Run the command line: never a traceback, always a `SystemExit` with a code of the table."""
+    prepare_streams()
+    warnings.showwarning = show_warning
+    try:
+        raise_on_signals()
+        app(prog_name="clair")
+    except Stopped as stop:  # outside a command: nothing was begun
+        sys.exit(stop.exit_code)
+    except (OutputError, OSError) as error:  # help or version onto a closed or full stdout
+        discard(sys.stdout)
+        if not isinstance(error, OutputError):
+            error = OutputError(f"can't write to standard output: {error.strerror}")
+        write_err(error_text(error))
+        sys.exit(error.exit_code)

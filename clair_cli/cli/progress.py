@@ -1,0 +1,146 @@
+"""How far a run is, for whoever watches, and where its time went."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from clair_cli.cli.streams import is_terminal, takes_ansi, write_err
+from clair_cli.text import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
+FIRST = "starting"
+
+# Seconds between two drawings of the bar within a stage.
+_REDRAW = 0.1
+
+
+class Watch:
+    """The workflow's progress callback: keeps the time of each stage, and moves the bar.
+
+    A stage lasts until the next one begins.
+
+    Args:
+        bar: drawn here, when something was told; without a thread of its own.
+    """
+
+    def __init__(self, bar: Progress | None = None) -> None:
+        self._bar = bar
+        self._drawn = 0.0
+        self._task: Any = None if bar is None else bar.add_task(FIRST, total=None)
+        self._begun: list[tuple[str, float]] = [(FIRST, time.perf_counter())]
+        self.memory = 0  # bytes, an estimate; 0 as long as there is none
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage == "memory":
+            self.memory = done
+            return
+        new = stage != self._begun[-1][0]
+        if new:
+            self._begun.append((stage, time.perf_counter()))
+        if self._bar is not None:
+            self._draw(self._bar, new, stage, done, total)
+
+    def _draw(self, bar: Progress, new: bool, stage: str, done: int, total: int) -> None:
+        needs = f", {size(self.memory)} of memory" if self.memory else ""
+        text, now = printable(stage) + needs, time.perf_counter()
+        if new:  # rate and time left are those of one stage
+            bar.reset(self._task, description=text, completed=done, total=total)  # it draws too
+            self._drawn = now
+            return
+        bar.update(self._task, description=text, completed=done, total=total)
+        if now - self._drawn >= _REDRAW:
+            self._drawn = now
+            bar.refresh()
+
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock time by stage until now, in order of first occurrence."""
+        ends = [*(start for _, start in self._begun[1:]), time.perf_counter()]
+        found: dict[str, float] = {}
+        for (stage, start), end in zip(self._begun, ends, strict=True):
+            found[stage] = found.get(stage, 0.0) + end - start
+        return found
+
+    def timings(self) -> str:
+        """A line per stage, and the memory: what `--timings` prints."""
+        seconds = self.seconds()
+        total = sum(seconds.values())
+        lines = [
+            f"  {stage:<14} {value:8.2f} s {100 * value / total if total else 0:5.0f} %"
+            for stage, value in seconds.items()
+        ]
+        lines.append(f"  {'all':<14} {total:8.2f} s")
+        peak = _peak_memory()
+        used = f", {size(peak)} used at its highest, torch included" if peak else ""
+        guess = f"about {size(self.memory)} to work with (an estimate)" if self.memory else "small"
+        return "\n".join(["where the time went:", *lines, f"  memory: {guess}{used}"]) + "\n"
+
+
+def size(count: int) -> str:
+    """A number of bytes in words.
+
+    >>> size(3_456_000_000), size(12_300_000)
+    ('3.5 GB', '12 MB')
+    """
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6)):,} MB"
+
+
+@contextmanager
+def watched(*, quiet: bool, timings: bool = False) -> Iterator[Watch]:
+    """Yield a callback that draws a transient bar on stderr where somebody would see it.
+
+    Args:
+        timings: print where the time went when all is done.
+    """
+    if quiet or not is_terminal(sys.stderr) or not takes_ansi():
+        watch = Watch()
+        yield watch
+    else:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        bar = Progress(
+            *_columns(), console=Console(stderr=True), transient=True,
+            auto_refresh=False, redirect_stdout=False, redirect_stderr=False,
+        )  # fmt: skip
+        with bar:
+            watch = Watch(bar)
+            yield watch
+    if timings:
+        write_err(watch.timings())
+
+
+def _columns() -> list[str | ProgressColumn]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Steps a second."""
+
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.3g}/s")
+
+    description = TextColumn("{task.description}", markup=False)
+    return [description, BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()]
+
+
+def _peak_memory() -> int:
+    """Largest resident size of this process so far in bytes; 0 where that can't be known."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

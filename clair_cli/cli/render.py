@@ -1,0 +1,177 @@
+"""Report -> text for people: a table on a terminal, plain lines elsewhere. Returns, never prints.
+
+Names come from strangers. They pass through `printable`, and at a terminal through
+`rich.text.Text`, never through markup. A name is never cut: the reasons wrap around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+
+from clair_cli.cli.sentences import above, below, verdict_line
+from clair_cli.report.model import VERDICTS, ClientReport, Report
+from clair_cli.text import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+MAX_BENIGN = 8  # more benign clients than this are summarised at a terminal
+NARROWEST = 60  # columns; a table needs them
+
+_COLOURS = {
+    "contaminated": "bold red",
+    "suspicious": "yellow",
+    "duplicate": "cyan",
+    "rejected": "magenta",
+    "undetermined": "yellow",
+    "benign": "green",
+}
+_HEADER = ("client", "verdict", "weight", "reason")
+_GAP = 2
+_VERDICT_WIDTH = max(len(verdict) for verdict in VERDICTS)
+_WEIGHT_WIDTH = 6
+_REASON_WIDTH = 18  # at least
+
+
+@dataclass(frozen=True)
+class View:
+    """What the place the text goes to can show.
+
+    Attributes:
+        width: columns of the terminal; None when it is none: nothing is wrapped then.
+        colour: whether ANSI colours may be used.
+        unicode: whether line-drawing characters can be shown.
+    """
+
+    width: int | None = None
+    colour: bool = False
+    unicode: bool = True
+
+
+def render(report: Report, view: View = View(), *, report_path: str = "") -> str:
+    """The whole report in words: cohort, clients, result, warnings, verdict; ends in a newline.
+
+    Args:
+        report: what to show.
+        view: of the stream that the text is for.
+        report_path: where the JSON report was written, as given, or "".
+    """
+    last = verdict_line(report, report_path=report_path)
+    if not report.clients:  # nobody to show
+        return "\n".join([*below(report), last]) + "\n"
+    if view.width is None or view.width < NARROWEST:
+        lines = [*above(report), "", *_plain_table(report), "", *below(report), last]
+        return "\n".join(lines) + "\n"
+    from rich.text import Text
+
+    console = _console(view.width, view.colour)
+    _write_lines(console, above(report))
+    shown, n_hidden = _worth_a_row(report)
+    _write_lines(console, [""])
+    console.print(_rich_table(report, shown, view))
+    _write_lines(console, [f"... and {n_hidden} more benign"] if n_hidden else [])
+    _write_lines(console, ["", *below(report)])
+    style = "bold red" if report.with_verdict("contaminated") else "bold"
+    console.print(Text(last, style=style, overflow="fold"))
+    lines = [line.rstrip() for line in console.file.getvalue().split("\n")]  # type: ignore[attr-defined]
+    return "\n".join(lines)
+
+
+def _ordered(report: Report) -> list[ClientReport]:
+    """Who was left out first; then benign clients with a remark, then the other benign ones."""
+    place = {verdict: i for i, verdict in enumerate(VERDICTS)}
+    return sorted(report.clients, key=lambda c: (place[c.verdict], not c.reasons))
+
+
+def _rows(clients: Iterable[ClientReport], *, any_weight: bool) -> list[tuple[str, str, str, str]]:
+    left_out = "out" if any_weight else "-"
+    return [
+        (
+            printable(client.name),
+            client.verdict,
+            f"{client.weight:.1%}" if client.weight > 0 else left_out,
+            "; ".join(printable(reason.text) for reason in client.reasons),
+        )
+        for client in clients
+    ]
+
+
+def _plain_table(report: Report) -> list[str]:
+    any_weight = any(client.weight > 0 for client in report.clients)
+    rows = [_HEADER, *_rows(_ordered(report), any_weight=any_weight)]
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(3)]
+    lines = []
+    for name, verdict, weight, reason in rows:
+        cells = (_padded(name, widths[0]), _padded(verdict, widths[1]), weight.rjust(widths[2]))
+        lines.append((" " * _GAP).join((*cells, reason)).rstrip())
+    return lines
+
+
+def _worth_a_row(report: Report) -> tuple[list[ClientReport], int]:
+    """The clients to show on a terminal, and how many benign ones that leaves."""
+    clients = _ordered(report)
+    n_hidden = len(report.with_verdict("benign")) - MAX_BENIGN
+    if n_hidden < 2:  # a line that says "1 more" could as well be that one
+        return clients, 0
+    return clients[: len(clients) - n_hidden], n_hidden
+
+
+def _rich_table(report: Report, shown: list[ClientReport], view: View) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = _rows(shown, any_weight=any(client.weight > 0 for client in report.clients))
+
+    longest = max((cell_len(row[0]) for row in rows), default=0)
+    others = _VERDICT_WIDTH + _WEIGHT_WIDTH + _REASON_WIDTH + 3 * _GAP
+    name_width = min(max(longest, len(_HEADER[0])), (view.width or 80) - others)
+    table = Table(
+        box=box.SIMPLE_HEAD if view.unicode else None,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, _GAP - 1 if view.unicode else _GAP, 0, 0),  # the box adds one column
+    )
+    table.add_column(_HEADER[0], width=name_width, overflow="fold")
+    table.add_column(_HEADER[1], width=_VERDICT_WIDTH)
+    table.add_column(_HEADER[2], width=_WEIGHT_WIDTH, justify="right")
+    table.add_column(_HEADER[3], overflow="fold")
+    for name, verdict, weight, reason in rows:
+        colour = _COLOURS[verdict]
+        strong = colour if verdict != "benign" else ""
+        table.add_row(Text(name, strong), Text(verdict, colour), Text(weight), Text(reason))
+    return table
+
+
+def _console(width: int, colour: bool) -> Console:
+    from rich.console import Console
+
+    return Console(
+        file=StringIO(),
+        width=width,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        no_color=not colour,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+
+
+def _write_lines(console: Console, lines: list[str]) -> None:
+    from rich.text import Text
+
+    for line in lines:
+        style = "yellow" if line.startswith("warning: ") else ""
+        console.print(Text(line, style=style, overflow="fold"))
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - cell_len(text))

@@ -1,0 +1,172 @@
+"""What a report says in sentences: its verdict in one line, the cohort and the result.
+
+Names come from strangers and pass through `printable`. No rich here, whose import takes longer
+than anything that is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from clair_cli.report.model import MergedReport, RefinedReport, Report
+from clair_cli.text import printable
+
+MAX_NAMES = 20  # in one sentence, and of groups
+
+_AGREE = {
+    "matrix": "the updates of {} point the same way",
+    "output": "the updates of {} share an output subspace",
+    "input": "the updates of {} share an input subspace",
+}
+
+
+def verdict_line(report: Report, *, report_path: str = "") -> str:
+    """The verdict and what was written, in one sentence on one line (no newline)."""
+    parts = [_verdict(report)]
+    counts = [
+        f"{len(report.with_verdict(verdict))} {verdict}"
+        for verdict in ("suspicious", "duplicate", "rejected")
+        if report.with_verdict(verdict)
+    ]
+    if counts:
+        parts.append(", ".join(counts))
+    written = _written(report)
+    if written:
+        parts.append(written)
+    if report_path:
+        parts.append(f"report in {printable(report_path)}")
+    return "; ".join(parts)
+
+
+def _verdict(report: Report) -> str:
+    cohort = report.cohort
+    if cohort.outcome != "judged":
+        why = printable(cohort.outcome_text).rstrip(".")
+        return f"{cohort.outcome}: {why}" if why else cohort.outcome
+    contaminated = report.with_verdict("contaminated")
+    text = f"{len(contaminated)} of {_count(cohort.n_clients, 'client')} contaminated"
+    return f"{text}: {_names(c.name for c in contaminated)}" if contaminated else text
+
+
+def _written(report: Report) -> str:
+    if report.merged is not None:
+        n_merged = sum(client.weight > 0 for client in report.clients)
+        merged = report.merged
+        error = "" if merged.error is None else f", error {merged.error:.2g}"
+        into = f" into {printable(merged.path)}" if merged.path else ""
+        into = " into standard output" if merged.path == "-" else into
+        return f"merged {n_merged}{into} (rank {merged.rank}{error})"
+    if report.refined is not None:
+        into = f" into {printable(report.refined.path)}" if report.refined.path else ""
+        return f"refined {len(report.refined.clients)}{into}"
+    if report.command == "inspect":
+        return ""
+    verb = "merged" if report.command == "merge" else "refined"
+    tripped = f" (--fail-on {report.options.get('fail_on')})" if report.exit_code == 3 else ""
+    return f"nothing {verb}{tripped}"
+
+
+def above(report: Report) -> list[str]:
+    """The cohort: how many, who agrees with whom, which groups stand apart."""
+    cohort = report.cohort
+    clients = _count(cohort.n_clients, "client")
+    if cohort.n_comparable != cohort.n_clients:
+        clients += f" ({cohort.n_comparable} comparable)"
+    if cohort.outcome == "refused":
+        return [f"{clients}: not compared"]
+    sharing = next((s for s in cohort.sharing if s.stacking == cohort.stacking), None)
+    if sharing is None:
+        found = ": no agreement found among them" if cohort.n_comparable > 2 else ""
+        lines = [clients + found]
+    else:
+        numbers = [] if sharing.level is None else [f"similarity {_plus_minus(sharing)}"]
+        if cohort.subspace_dim is not None:
+            numbers.append(f"shared dimension {cohort.subspace_dim}")
+        text = f"{clients}; {_AGREE[sharing.stacking].format(len(sharing.members))}"
+        lines = [f"{text} ({', '.join(numbers)})" if numbers else text]
+    others = [g for g in cohort.groups if g.role == "other" and len(g.members) > 1]
+    for group in others[:MAX_NAMES]:
+        names = _names(group.members)
+        lines.append(f"{len(group.members)} form a group of their own: {names}")
+    if len(others) > MAX_NAMES:
+        lines.append(f"and {len(others) - MAX_NAMES:,} more groups")
+    return lines
+
+
+def _plus_minus(sharing: object) -> str:
+    level, se = getattr(sharing, "level", None), getattr(sharing, "se", None)
+    return f"{level:.2f}" if se is None else f"{level:.2f} +/- {se:.2f}"
+
+
+def below(report: Report) -> list[str]:
+    """The result, the warnings and what to do, each on a line."""
+    lines = []
+    if report.merged is not None:
+        lines.append(_merged(report.merged))
+    if report.refined is not None:
+        lines.append(_refined(report.refined))
+    lines += [f"warning: {printable(warning)}" for warning in report.warnings]
+    if report.with_verdict("rejected"):
+        lines.append(
+            "note: ask rejected clients for their files again, or leave them out (--exclude)"
+        )
+    left_out = report.with_verdict("contaminated") + report.with_verdict("rejected")
+    if left_out and report.exit_code == 0:
+        lines.append(
+            "note: exit code 0 although clients were left out; --fail-on contaminated makes it 3"
+        )
+    if report.cohort.remedy and report.merged is None and report.refined is None:
+        lines.append(f"what to do: {printable(report.cohort.remedy)}")
+    return lines
+
+
+def _merged(merged: MergedReport) -> str:
+    exact = merged.rank > merged.full_rank
+    parts = [
+        f"rank {merged.rank} ({merged.full_rank} needed)"
+        if exact
+        else f"rank {merged.rank} of {merged.full_rank}"
+    ]
+    if merged.error is not None:
+        parts.append(f"writing it loses {_percent(merged.error)} of the exact mean")
+    parts.append(f"alpha {merged.alpha:g}, {printable(merged.dtype)}")
+    if merged.plain_mean_distance is not None:
+        away = _percent(merged.plain_mean_distance)
+        parts.append(
+            "equal to the plain mean of all"
+            if away == "0 %"
+            else f"{away} away from the plain mean of all"
+        )
+    return "merged: " + "; ".join(parts)
+
+
+def _percent(share: float) -> str:
+    """A share in percent, two digits; tiny ones are 0, large ones a factor."""
+    if share >= 0.995:
+        return f"{100 * share:.0f} %" if share < 10 else f"{share:.2g} x"
+    return "0 %" if share < 5e-7 else f"{100 * share:.2g} %"
+
+
+def _refined(refined: RefinedReport) -> str:
+    from statistics import median
+
+    gains = [client.gain for client in refined.clients if client.gain is not None]
+    n_local = sum(client.kept_local for client in refined.clients)
+    better = [gain for gain in gains if gain > 0]
+    gain = "gain not identifiable" if not gains else "no gain expected"
+    if better:
+        gain = f"median estimated gain {median(better):.0%}"
+    kept = f"; {n_local} kept as they are: refinement is not sure to help" if n_local else ""
+    return f"refined: {refined.side} side, {gain}{kept} ({printable(refined.why)})"
+
+
+def _names(names: Iterable[str]) -> str:
+    """All names, or the first ones of very many (the table and the report have all)."""
+    shown = [printable(name) for name in names]
+    if len(shown) <= MAX_NAMES:
+        return ", ".join(shown)
+    return f"{', '.join(shown[:MAX_NAMES])} and {len(shown) - MAX_NAMES} more"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,1 @@
+"""A round's clients: found, loaded, compared. No torch at import."""

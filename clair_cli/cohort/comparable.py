@@ -1,0 +1,254 @@
+"""Which clients of a cohort can be compared and merged: the majority decides, minorities go."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+from clair_cli.adapters.adapter import Adapter
+from clair_cli.adapters.layout import Layout
+from clair_cli.adapters.variants import init_effect
+from clair_cli.cohort.majority import reject_by_module
+from clair_cli.cohort.model import Cohort, Rejection, rejection
+from clair_cli.cohort.selection import select_modules
+from clair_cli.cohort.work import reject_by_work
+from clair_cli.errors import InputRefused, RejectedClient
+from clair_cli.formats.limits import Limits
+from clair_cli.settings import MODULES, Modules
+from clair_cli.text import first_few, quoted
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """The clients that go on.
+
+    Attributes:
+        adapters: in the cohort's order, at least one.
+        rejected: clients rejected here, sorted; those of `Cohort.rejected` are not repeated.
+        layouts: of every module to merge, sorted by name. An adapter may have modules that are
+            not in it.
+        notes: remarks for the report.
+    """
+
+    adapters: tuple[Adapter, ...]
+    rejected: tuple[Rejection, ...]
+    layouts: dict[str, Layout]
+    notes: tuple[str, ...]
+
+    @property
+    def module_shapes(self) -> dict[str, tuple[int, int]]:
+        """(rows, columns) of every module's matrix, sorted by name."""
+        return {name: layout.matrix for name, layout in self.layouts.items()}
+
+
+def check_comparable(
+    cohort: Cohort, modules: Modules = "common", limits: Limits | None = None
+) -> Comparable:
+    """Reject the clients that can't be merged with the majority.
+
+    Compared are the base model's name (as text; local paths and missing names never reject),
+    `fan_in_fan_out`, an init that changes the base or starts from
+    data, the modules' shapes and number, and the work that they make.
+
+    Args:
+        cohort: as loaded.
+        modules: "common": only modules that enough clients have (`fewest_holders`), and one that
+            a client lacks is a zero update there; "union": every module; "intersection": as
+            "common", but a client without most of the majority's modules goes; "strict": one
+            without any of the majority's modules goes.
+        limits: default `Limits()`.
+
+    Raises:
+        InputRefused: no adapter, no majority where most clients disagree, or nothing shared.
+        ValueError: `modules` is another word.
+    """
+    if modules not in MODULES:
+        raise ValueError(f"modules must be one of {', '.join(MODULES)}, got {modules!r}")
+    if not cohort.adapters:
+        count = len(cohort.rejected)
+        raise InputRefused(f"no usable client ({count:,} rejected)")
+    notes: list[str] = []
+    errors: dict[str, RejectedClient] = {}
+    adapters = list(cohort.adapters)
+    adapters = _same_base(adapters, errors, notes)
+    says = [adapter for adapter in adapters if adapter.config.raw]
+    adapters = _majority(adapters, says, "fan_in_fan_out", _fan_in_fan_out, errors, notes)
+    adapters = _same_init(adapters, errors, notes)
+    adapters, layouts, remarks = _by_module(adapters, modules, limits or Limits(), errors)
+    notes += remarks
+    _note_differences(adapters, notes)
+    paths = {adapter.name: adapter for adapter in cohort.adapters}
+    rejected = [
+        rejection(errors[name], name, paths[name].path, paths[name].sha256)
+        for name in sorted(errors, key=os.fsencode)
+    ]
+    return Comparable(tuple(adapters), tuple(rejected), layouts, tuple(notes))
+
+
+def _by_module(
+    adapters: list[Adapter], modules: str, limits: Limits, errors: dict[str, RejectedClient]
+) -> tuple[list[Adapter], dict[str, Layout], list[str]]:
+    """The clients whose modules can be compared, those modules, and remarks. What is common is
+    looked for again without a client that goes for its work."""
+    while True:
+        notes: list[str] = []
+        adapters, left_out = reject_by_module(adapters, errors, notes)
+        adapters, layouts = select_modules(adapters, modules, left_out, errors, notes)
+        found = reject_by_work(adapters, layouts, limits)
+        if not found:
+            return adapters, layouts, notes
+        errors.update(found)
+        adapters = [adapter for adapter in adapters if adapter.name not in found]
+
+
+def is_local_path(name: str) -> bool:
+    """True for what is a path on somebody's machine and no hub name ("org/name").
+
+    >>> [is_local_path(n) for n in ("org/name", "gpt2", "/data/llama", "./m", "C:\\\\m")]
+    [False, False, True, True, True]
+    """
+    return bool(re.match(r"[/~.]|[A-Za-z]:[\\/]", name)) or "\\" in name or name.count("/") > 1
+
+
+def _last_part(name: str) -> str:
+    return re.split(r"[\\/]", name.rstrip("\\/"))[-1]
+
+
+def _fan_in_fan_out(adapter: Adapter) -> str:
+    return "true" if adapter.config.fan_in_fan_out else "false"
+
+
+def _init(adapter: Adapter) -> str:
+    init = adapter.config.guarded_init
+    return quoted(init) if init else "an ordinary one"
+
+
+def _same_init(
+    adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[str]
+) -> list[Adapter]:
+    """One init for all. A client without a config counts as one of an ordinary init, so that few
+    configs never part with most clients; where the others share an init that all must share, it
+    goes."""
+    ordinary = [adapter for adapter in adapters if not adapter.config.guarded_init]
+    voters = [adapter for adapter in adapters if adapter.config.raw]
+    if 2 * len(ordinary) > len(adapters):
+        voters = adapters
+    _majority(voters, voters, "init_lora_weights", _init, errors, notes)
+    adapters = [adapter for adapter in adapters if adapter.name not in errors]
+    inits = {adapter.config.guarded_init for adapter in adapters} - {""}
+    for adapter in adapters:
+        if inits and not adapter.config.guarded_init:
+            errors[adapter.name] = RejectedClient(
+                f"its init_lora_weights is not known, the other clients have {first_few(inits)}",
+                found="no config",
+                expected=f"init_lora_weights {first_few(inits)}",
+            )
+    return [adapter for adapter in adapters if adapter.name not in errors]
+
+
+def _base_name(adapter: Adapter) -> str:
+    return adapter.config.base_model_name_or_path or ""
+
+
+def _groups(
+    adapters: Sequence[Adapter], key: Callable[[Adapter], Hashable]
+) -> dict[Hashable, list[str]]:
+    groups: dict[Hashable, list[str]] = defaultdict(list)
+    for adapter in adapters:
+        groups[key(adapter)].append(adapter.name)
+    return groups
+
+
+def _majority(
+    adapters: list[Adapter],
+    voters: Sequence[Adapter],
+    field: str,
+    key: Callable[[Adapter], str],
+    errors: dict[str, RejectedClient],
+    notes: list[str],
+) -> list[Adapter]:
+    """The adapters without those of `voters` that differ from the voters' strict majority.
+
+    Without one, refuse; but if the voters are at most half of the adapters, that is only a
+    note: a few clients never end a round.
+    """
+    groups = _groups(voters, key)
+    if len(groups) < 2:
+        return adapters
+    top = max(groups, key=lambda value: len(groups[value]))
+    if 2 * len(groups[top]) <= len(voters):
+        listed = describe_groups({str(value): names for value, names in groups.items()})
+        if 2 * len(voters) <= len(adapters):
+            notes.append(f"{field} differs: {listed}")
+            return adapters
+        raise InputRefused(f"no majority for {field}: {listed}")
+    count, total = len(groups[top]), len(voters)
+    wrong = {adapter.name for adapter in voters if key(adapter) != top}
+    for adapter in adapters:
+        if adapter.name in wrong:
+            errors[adapter.name] = RejectedClient(
+                f"{field} is {key(adapter)}, {count} of {total} clients have {top}",
+                found=f"{field} {key(adapter)}",
+                expected=f"{field} {top}",
+            )
+    return [adapter for adapter in adapters if adapter.name not in wrong]
+
+
+def describe_groups(groups: Mapping[str, Sequence[str]]) -> str:
+    """ "2 clients have X ('a', 'b'); 1 has Y ('c')", largest group first, at most five."""
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    texts = []
+    for value, names in ordered[:5]:
+        verb = "client has" if len(names) == 1 else "clients have"
+        texts.append(f"{len(names)} {verb} {value} ({first_few(names)})")
+    if len(ordered) > 5:
+        texts.append(f"{len(ordered) - 5} more groups")
+    return "; ".join(texts)
+
+
+def _same_base(
+    adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[str]
+) -> list[Adapter]:
+    """Hub names vote; a local path or a missing name is a note at most."""
+    voters = [a for a in adapters if _base_name(a) and not is_local_path(_base_name(a))]
+    named = {adapter.name for adapter in voters}
+    kept = _majority(
+        adapters,
+        voters,
+        "base_model_name_or_path",
+        lambda adapter: quoted(_base_name(adapter)),
+        errors,
+        notes,
+    )
+    missing = [a.name for a in adapters if not _base_name(a)]
+    if missing:
+        clients = "1 client" if len(missing) == 1 else f"{len(missing)} clients"
+        notes.append(f"base model not named by {clients}: {first_few(missing)}")
+    local = [a for a in adapters if is_local_path(_base_name(a))]
+    kept = [a for a in kept if a.name in named]
+    names = {_last_part(_base_name(a)) for a in kept} or {_last_part(_base_name(a)) for a in local}
+    odd = local if len(names) != 1 else [a for a in local if _last_part(_base_name(a)) not in names]
+    if odd:
+        listed = describe_groups(
+            {
+                quoted(_base_name(a)): [b.name for b in odd if _base_name(a) == _base_name(b)]
+                for a in odd
+            }
+        )
+        notes.append(f"base model is a local path that can't be compared: {listed}")
+    return [adapter for adapter in adapters if adapter.name not in errors]
+
+
+def _note_differences(adapters: Sequence[Adapter], notes: list[str]) -> None:
+    revisions = _groups([a for a in adapters if a.config.revision], lambda a: a.config.revision)
+    if len(revisions) > 1:
+        listed = describe_groups({quoted(value): names for value, names in revisions.items()})
+        notes.append(f"base model revisions differ: {listed}")
+    inits = {adapter.config.guarded_init for adapter in adapters} - {""}
+    for init in sorted(inits):
+        notes.append(
+            f"all clients used init_lora_weights {quoted(init)}, which {init_effect(init)}"
+        )

@@ -1,0 +1,266 @@
+"""Everything read before the first tensor: clients, their weights, the previous adapter."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from clair_cli.adapters.adapter import Adapter
+from clair_cli.adapters.output_format import OutputFormat
+from clair_cli.cohort.choose import Chosen, choose_comparable, one_name_each
+from clair_cli.cohort.load import load_one
+from clair_cli.cohort.majority import majority_modules
+from clair_cli.cohort.memory import adapters_from_memory
+from clair_cli.cohort.model import Cohort, Rejection, rejection
+from clair_cli.cohort.weights import read_weights
+from clair_cli.errors import InputRefused, RejectedClient, UsageError
+from clair_cli.settings import Settings
+from clair_cli.text import MAX_NOTES, at_most, first_few, quoted
+
+RESERVED = "report.json"  # in the folder of refined adapters
+
+
+class ClientLost(Exception):
+    """A client's tensors turned out unreadable in the middle of a pass."""
+
+    def __init__(self, adapter: Adapter, error: RejectedClient) -> None:
+        super().__init__(error.message)
+        self.adapter = adapter
+        self.error = error
+
+
+class ClientsUnfit(Exception):
+    """The first pass showed that some clients can't be merged: the round is begun without them."""
+
+    def __init__(self, rejections: Sequence[Rejection]) -> None:
+        super().__init__(*(r.message for r in rejections))
+        self.rejections = tuple(rejections)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round's comparable clients, in order of content (tensors and scales, then weight in the
+    mean, then config, then name).
+
+    The order makes every sum independent of names and of the folder's order.
+
+    Attributes:
+        adapters: comparable clients.
+        rejected: everybody else, sorted by name.
+        module_shapes: (out, in) of every module, sorted by name.
+        weights: one positive number per adapter, or None for equal ones.
+        previous: the adapter all started from, or None.
+        output: how adapters are written, or None when none will be.
+        refusal: why no judgement is possible at all, or None.
+        warnings: remarks for the report.
+        modules: which of the modules are merged, in the words of `--modules`.
+    """
+
+    adapters: tuple[Adapter, ...]
+    rejected: tuple[Rejection, ...]
+    module_shapes: Mapping[str, tuple[int, int]]
+    weights: tuple[float, ...] | None
+    previous: Adapter | None
+    output: OutputFormat | None
+    refusal: InputRefused | None
+    warnings: tuple[str, ...]
+    modules: str = "common"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(a.name for a in self.adapters)
+
+    @property
+    def usual_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(out, in) of the modules that more than half of the clients have, and of the previous
+        adapter's: what the result will have whoever is left out."""
+        usual = majority_modules(self.adapters)
+        if self.previous is not None:
+            usual |= self.previous.modules.keys()
+        return tuple(shape for name, shape in self.module_shapes.items() if name in usual)
+
+    @cached_property
+    def module_ranks(self) -> Mapping[str, tuple[int, ...]]:
+        """Rank-one components of every client's update in each module, 0 where it has none: its
+        own, and those of the previous adapter that is subtracted."""
+        each = {}
+        for m in self.module_shapes:
+            more = self.previous_rank(m)
+            each[m] = tuple(
+                a.modules[m].components + more if m in a.modules else 0 for a in self.adapters
+            )
+        return each
+
+    def previous_rank(self, module: str) -> int:
+        """Components of the previous adapter in one module."""
+        before = {} if self.previous is None else self.previous.modules
+        return before[module].components if module in before else 0
+
+
+def load_round(
+    settings: Settings, cohort: Cohort | InputRefused, dropped: Sequence[Rejection] = ()
+) -> Round:
+    """Find the clients that can be compared.
+
+    Args:
+        cohort: from `read_cohort`.
+        dropped: clients found unreadable later ("changed while reading"), left out here.
+
+    Raises:
+        UsageError: a wrong path or option value.
+    """
+    if isinstance(cohort, InputRefused):
+        return Round((), (), {}, None, None, None, cohort, ())
+    if settings.command == "refine":
+        cohort = _foldable(cohort, in_memory=settings.in_memory)
+    gone = {r.name for r in dropped}
+    cohort = replace(
+        cohort,
+        adapters=tuple(a for a in cohort.adapters if a.name not in gone),
+        rejected=tuple(r for r in cohort.rejected if r.name not in gone) + tuple(dropped),
+    )
+    weights = _read_weights(settings, cohort)
+    previous = _load_previous(settings)
+    adapters, previous, renamed = one_name_each(cohort.adapters, previous)
+    cohort = replace(cohort, adapters=adapters)
+    warnings = [*cohort.notes, *_ignored(cohort, settings), *renamed]
+    warnings += _on_clients(adapters)
+    try:
+        chosen = choose_comparable(settings, cohort, previous)
+        refusal = None
+    except InputRefused as error:
+        error.hint = error.hint or "look at the groups, then leave one out with --exclude"
+        chosen, refusal = Chosen(adapters, (), {}, None, ()), error
+    rejected = [*cohort.rejected, *chosen.rejected]
+    warnings += chosen.notes
+    adapters = tuple(sorted(chosen.adapters, key=lambda a: _content(a, weights)))
+    refusal = refusal or _too_few(settings, len(adapters), len(rejected))
+    return Round(
+        adapters,
+        tuple(sorted(rejected, key=lambda r: r.name)),
+        {name: layout.matrix for name, layout in chosen.layouts.items()},
+        None if weights is None else tuple(weights[a.name] for a in adapters),
+        previous,
+        chosen.output,
+        refusal,
+        tuple(warnings),
+        settings.modules,
+    )
+
+
+def _foldable(cohort: Cohort, *, in_memory: bool) -> Cohort:
+    """Refinement makes a folder of each client's name, beside the report.
+
+    Raises:
+        UsageError: a name, given from memory, that is no folder's. (A stranger's rejects him.)
+    """
+    kept, refused = [], []
+    for adapter in cohort.adapters:
+        name = adapter.name
+        bad = not name or name in (".", "..") or set(name) & set("/\\\0")
+        if bad and in_memory:
+            raise UsageError(f"client name {name!r} can't be the name of a folder")
+        if bad or name.casefold() == RESERVED:
+            why = "in a folder of that name" if bad else "called what the report is called"
+            error = RejectedClient(f"its refined adapter can't be {why}")
+            refused.append(rejection(error, name, adapter.path, adapter.sha256))
+        else:
+            kept.append(adapter)
+    return replace(cohort, adapters=tuple(kept), rejected=(*cohort.rejected, *refused))
+
+
+def _ignored(cohort: Cohort, settings: Settings) -> list[str]:
+    """That the folder holds entries which were not read as clients."""
+    if not cohort.ignored:
+        return []
+    entries = "entry" if len(cohort.ignored) == 1 else "entries"
+    return [
+        f"{len(cohort.ignored):,} other {entries} of {quoted(Path(settings.clients).as_posix())} "
+        f"ignored: {first_few(cohort.ignored)}"
+    ]
+
+
+def _on_clients(adapters: Sequence[Adapter]) -> list[str]:
+    """The notes on clients; those that are the same on several are one."""
+    by_text: dict[str, list[str]] = defaultdict(list)
+    for adapter in adapters:
+        for note in adapter.notes:
+            by_text[note].append(adapter.name)
+    notes = [
+        f"client{'s'[: len(names) > 1]} {first_few(names, MAX_NOTES)}: {note}"
+        for note, names in by_text.items()
+    ]
+    return at_most(notes, "notes on clients")
+
+
+def _content(adapter: Adapter, weights: Mapping[str, float] | None) -> tuple[str, float, str, str]:
+    """Copies may differ in weight or config, so these count before the name does."""
+    config = json.dumps(adapter.config.raw, sort_keys=True, default=str)
+    return adapter.content(), (weights or {}).get(adapter.name, 1.0), config, adapter.name
+
+
+def _read_weights(settings: Settings, cohort: Cohort) -> dict[str, float] | None:
+    """Weights by name; names are those of all clients found, rejected or not."""
+    if settings.weights is None:
+        return None
+    found = [a.name for a in cohort.adapters] + [r.name for r in cohort.rejected]
+    excluded = sorted({*settings.exclude, *cohort.excluded})
+    names = sorted(set(found) - set(excluded))
+    if not isinstance(settings.weights, Mapping):
+        return read_weights(settings.weights, names, optional=excluded)
+    given: dict[str, Any] = dict(settings.weights)
+    if missing := sorted(set(names) - set(given)):
+        raise UsageError(f"weights: no weight for client {missing[0]!r}")
+    if unknown := sorted(set(given) - set(names) - set(excluded)):
+        raise UsageError(f"weights: unknown client {unknown[0]!r}")
+    for name, value in given.items():
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not (number and value > 0 and math.isfinite(value)):
+            raise UsageError(f"weights: {value} for {name!r} is not a positive number")
+    return given
+
+
+def _load_previous(settings: Settings) -> Adapter | None:
+    """The previous round's adapter: a PEFT folder, a file, or (state dict, config)."""
+    given = settings.previous
+    if given is None:
+        return None
+    if isinstance(given, Path):
+        cohort = load_one(given, limits=settings.limit)
+    else:
+        cohort = adapters_from_memory({"previous": given}, limits=settings.limit)
+    if cohort.rejected:
+        raise UsageError(f"--previous: {cohort.rejected[0].message}", hint=cohort.rejected[0].hint)
+    return cohort.adapters[0]
+
+
+def _too_few(settings: Settings, usable: int, rejected: int) -> InputRefused | None:
+    if settings.strict and rejected:
+        return InputRefused(
+            f"{rejected} client{'' if rejected == 1 else 's'} rejected, and --strict allows none",
+            hint="mend or remove them, or run without --strict",
+        )
+    small = usable < 3 and not rejected and settings.min_clients <= 3
+    if usable >= settings.min_clients or (small and usable):
+        return None
+    return InputRefused(
+        f"{usable} usable client{'' if usable == 1 else 's'} ({rejected} rejected), "
+        f"{settings.min_clients} needed",
+        hint="mend the rejected clients, or lower --min-clients"
+        if rejected
+        else "collect more clients, or lower --min-clients",
+    )
+
+
+def rejection_of(error: RejectedClient, adapter: Adapter) -> Rejection:
+    """The listing of a client whose tensors turned out unreadable."""
+    if "changed while reading" not in error.message:  # vanished, say: it was there before
+        error.message = f"changed while reading: {error.message}"
+    return rejection(error, adapter.name, adapter.path, adapter.sha256)

@@ -1,0 +1,1 @@
+"""Where work runs: threads, and a device."""

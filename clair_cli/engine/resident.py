@@ -1,0 +1,254 @@
+"""The clients' files on a GPU, where they fit: read and sent once, whole, and looked at often.
+
+Clients whose files have one arrangement lie below each other, so that what all of them have in a
+module is one view: nothing on the way to a product is done client by client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from clair_cli.adapters.adapter import Adapter
+from clair_cli.cohort.round import ClientLost, Round
+from clair_cli.engine.device import Device, Engine
+from clair_cli.errors import RejectedClient
+from clair_cli.formats.safetensors.reader import TORCH_DTYPES, SafetensorsFile
+from clair_cli.maths.factors.stack import FactorStack, common_dtype
+
+# Share of a device's memory that the files may take.
+_SHARE = 0.25
+# Bytes that are read, checked and sent at once.
+_PIECE_BYTES = 4 * 2**20
+# A row of a matrix of files begins at a multiple of this many bytes.
+_ALIGNED = 16
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one module's pair lies in a file: rank, and dtype and first byte of each factor."""
+
+    rank: int
+    dtype_A: torch.dtype
+    begin_A: int
+    dtype_B: torch.dtype
+    begin_B: int
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Clients whose files are arranged alike.
+
+    Attributes:
+        places: by module.
+        clients: their numbers in the round, ascending.
+        data: a file's tensors in each row, (n_clients, bytes), uint8.
+    """
+
+    places: dict[str, _Place]
+    clients: list[int]
+    data: Tensor
+
+    def side(self, rows: Tensor | None, dtype: torch.dtype, begin: int, n: int) -> Tensor:
+        """`n` numbers of every client, or of those in `rows`; (n_clients, n)."""
+        taken = self.data[:, begin : begin + n * dtype.itemsize]
+        return (taken if rows is None else taken.index_select(0, rows)).view(dtype)
+
+
+class Resident:
+    """All clients' tensors on a device."""
+
+    def __init__(self, round_: Round, device: Device, groups: Sequence[_Group]) -> None:
+        self._round, self._device, self._groups = round_, device, groups
+        self._scaling = {
+            m: [a.modules[m].scaling if m in a.modules else 0.0 for a in round_.adapters]
+            for m in round_.module_shapes
+        }
+
+    def stack(self, modules: Sequence[str], clients: Sequence[int] | None = None) -> FactorStack:
+        """As `stack_factors` makes it from the same factors.
+
+        Args:
+            modules: of one shape.
+            clients: which, in ascending order; all if None.
+        """
+        chosen = list(range(len(self._round.adapters))) if clients is None else list(clients)
+        each = [self._round.module_ranks[m] for m in modules]
+        ranks = tuple(max(ranks[k] for ranks in each) for k in chosen)
+        full = all(ranks_m[k] == r for ranks_m in each for k, r in zip(chosen, ranks, strict=True))
+        sides = self._empty(modules, chosen, sum(ranks), full=full)
+        for group in self._groups:
+            part = _Part(group, chosen, ranks, self._device.name)
+            for i, module in enumerate(modules if part.members else ()):
+                if module in group.places:
+                    part.put(module, sides[0][i], sides[1][i])
+        scaling = [[self._scaling[m][k] for k in chosen] for m in modules]
+        return FactorStack(
+            *sides, torch.tensor(scaling, dtype=torch.float64), ranks, self._device.dtype
+        )
+
+    def check(self) -> None:
+        """Refuse what is no longer what was sent, although that is what counts: as where files are
+        read again.
+
+        Raises:
+            ClientLost: a file changed.
+        """
+        for adapter in self._round.adapters:
+            with _losing(adapter) as file:
+                file.check_unchanged()
+
+    def _empty(
+        self, modules: Sequence[str], chosen: Sequence[int], n_terms: int, *, full: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Room for both sides, with zeros where not all of it will be filled."""
+        out, in_ = self._round.module_shapes[modules[0]]
+        wanted = set(chosen)
+        places = [
+            group.places[m]
+            for group in self._groups if wanted.intersection(group.clients)
+            for m in modules if m in group.places
+        ]  # fmt: skip
+        make = torch.empty if full else torch.zeros
+        dtype_A = common_dtype([p.dtype_A for p in places])
+        dtype_B = common_dtype([p.dtype_B for p in places])
+        name = self._device.name
+        return (
+            make(len(modules), n_terms, in_, dtype=dtype_A, device=name),
+            make(len(modules), out, n_terms, dtype=dtype_B, device=name),
+        )
+
+
+@dataclass
+class _Part:
+    """What one group gives to a stack."""
+
+    group: _Group
+    chosen: Sequence[int]
+    ranks: Sequence[int]
+    device: str
+    members: list[int] = field(init=False)
+    _rows: Tensor | None = field(init=False, default=None)
+    _columns: dict[int, Tensor] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        numbers = {k: i for i, k in enumerate(self.group.clients)}
+        self.members = [k for k in self.chosen if k in numbers]
+        if len(self.members) < len(self.group.clients):
+            self._rows = torch.tensor([numbers[k] for k in self.members]).to(self.device)
+
+    def put(self, module: str, lora_A: Tensor, lora_B: Tensor) -> None:
+        """Into a module's sides, (sum_rank, in) and (out, sum_rank)."""
+        place, n = self.group.places[module], len(self.members)
+        rank, in_, out = place.rank, lora_A.shape[1], lora_B.shape[0]
+        rows = self.group.side(self._rows, place.dtype_A, place.begin_A, rank * in_)
+        columns = self.group.side(self._rows, place.dtype_B, place.begin_B, out * rank)
+        columns = columns.view(n, out, rank).permute(1, 0, 2)
+        if n == len(self.chosen) and set(self.ranks) == {rank}:
+            lora_A.view(n, rank, in_).copy_(rows.view(n, rank, in_))
+            lora_B.view(out, n, rank).copy_(columns)
+            return
+        where = self._where(rank)
+        lora_A.index_copy_(0, where, rows.reshape(n * rank, in_).to(lora_A.dtype))
+        lora_B.index_copy_(1, where, columns.reshape(out, n * rank).to(lora_B.dtype))
+
+    def _where(self, rank: int) -> Tensor:
+        """The stack's columns of the members, of which each has so many."""
+        if rank not in self._columns:
+            starts, start = {}, 0
+            for k, r in zip(self.chosen, self.ranks, strict=True):
+                starts[k], start = start, start + r
+            columns = [starts[k] + j for k in self.members for j in range(rank)]
+            self._columns[rank] = torch.tensor(columns).to(self.device)
+        return self._columns[rank]
+
+
+def make_resident(round_: Round, engine: Engine) -> Resident | None:
+    """Read, check and send all files; None where they are to stay where they are: on a CPU, from
+    memory, with a previous adapter to subtract, or more than fits.
+
+    Raises:
+        ClientLost: a file changed.
+    """
+    device = engine.device
+    if device.name == "cpu" or device.dtype != torch.float64 or round_.previous is not None:
+        return None
+    found: dict[tuple[object, ...], tuple[dict[str, _Place], list[int]]] = {}
+    total = 0
+    for k, adapter in enumerate(round_.adapters):
+        places = _places(adapter)
+        if places is None:
+            return None
+        total += _data_bytes(adapter)
+        signature = (_data_bytes(adapter), *places.items())
+        found.setdefault(signature, (places, []))[1].append(k)
+    if total > _SHARE * device.memory:
+        return None
+    groups = []
+    for places, clients in found.values():
+        pitch = -(-_data_bytes(round_.adapters[clients[0]]) // _ALIGNED) * _ALIGNED
+        data = torch.empty(len(clients), pitch, dtype=torch.uint8, device=device.name)
+        groups.append(_Group(places, clients, data))
+    rows = [(round_.adapters[k], g.data[i]) for g in groups for i, k in enumerate(g.clients)]
+    device.wait()  # what is filled on other streams was made on this one
+    for _ in engine.each("loading", lambda row: _send(row[0], row[1], device), rows):
+        pass
+    return Resident(round_, device, groups)
+
+
+def _places(adapter: Adapter) -> dict[str, _Place] | None:
+    """Where its pairs lie in its file; None if they can't be looked at there."""
+    file = adapter.source
+    if not isinstance(file, SafetensorsFile):
+        return None
+    places = {}
+    for name, module in adapter.modules.items():
+        entries = file.tensors[module.key_A], file.tensors[module.key_B]
+        dtypes = [getattr(torch, TORCH_DTYPES[entry.dtype]) for entry in entries]
+        sizes = [dtype.itemsize for dtype in dtypes]
+        if module.components < module.rank:  # what a file holds is not what is computed with
+            return None
+        if max(sizes) > 4 or any(e.begin % n for e, n in zip(entries, sizes, strict=True)):
+            return None
+        places[name] = _Place(
+            module.rank, dtypes[0], entries[0].begin, dtypes[1], entries[1].begin
+        )  # fmt: skip
+    return places
+
+
+def _data_bytes(adapter: Adapter) -> int:
+    file = adapter.source
+    assert isinstance(file, SafetensorsFile)
+    return file.size - file.data_start
+
+
+@contextlib.contextmanager
+def _losing(adapter: Adapter) -> Iterator[SafetensorsFile]:
+    """An adapter's file; what is wrong with it is the client's loss."""
+    file = adapter.source
+    assert isinstance(file, SafetensorsFile)
+    try:
+        yield file
+    except RejectedClient as error:
+        raise ClientLost(adapter, error) from error
+
+
+def _send(adapter: Adapter, row: Tensor, device: Device) -> None:
+    """Read one file, check what was read, and put it on the device."""
+    size = _data_bytes(adapter)
+    pieces = [(begin, min(begin + _PIECE_BYTES, size)) for begin in range(0, size, _PIECE_BYTES)]
+    with _losing(adapter) as file:
+        held = file.held(0, size)
+        with contextlib.nullcontext(None) if held is not None else file.read_again() as fill:
+            for begin, end in pieces:
+                buffer = torch.empty(end - begin, dtype=torch.uint8, pin_memory=device.pinned)
+                if fill is not None:
+                    fill(buffer.numpy().data)
+                elif held is not None:  # torch copies it beside what other threads do
+                    buffer.copy_(torch.frombuffer(held[begin:end], dtype=torch.uint8))
+                row[begin:end].copy_(buffer, non_blocking=True)
+    device.wait()

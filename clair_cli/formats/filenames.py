@@ -1,0 +1,31 @@
+"""Names of files that adapters are read from and written to. Opens nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+SUFFIX = ".safetensors"
+PIPELINE_WEIGHTS = "pytorch_lora_weights.safetensors"  # where diffusers looks in a folder
+
+
+OWN_FILES = frozenset(("adapter_model.safetensors", "adapter_config.json", "report.json"))
+OWN_FILES |= {"pytorch_lora_weights.safetensors", "README.md"}
+"""What a run of clair may write into a folder; `--force` replaces folders of these only."""
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of that name is a weights file; letters of either case."""
+    return name.lower().endswith(SUFFIX)
+
+
+def is_one_file(output: Path) -> bool:
+    """Whether a merged adapter is to be one file rather than a PEFT folder.
+
+    >>> is_one_file(Path("m.safetensors")), is_one_file(Path("M.SAFETENSORS"))
+    (True, True)
+    >>> is_one_file(Path("merged"))
+    False
+    """
+    return output.name.lower().endswith(SUFFIX)

@@ -1,0 +1,256 @@
+"""Opening a stranger's file: no link followed, no waiting on a pipe, a size cap before reading.
+
+A folder may become a link while it is read. So a client's files are opened beneath the cohort's
+folder: from each folder's descriptor to the next, none of which may be a link.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from clair_cli.errors import RejectedClient, is_out_of_files
+from clair_cli.text import quoted
+
+_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+
+_BENEATH = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
+# A folder on the way; it need not be readable where the system can do without.
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
+_FOLDER |= getattr(os, "O_CLOEXEC", 0)
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO (named pipe)"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISLNK, "a symbolic link"),
+)
+
+
+def kind_of(mode: int) -> str:
+    """What `st_mode` says the entry is, for messages: "a FIFO (named pipe)", "a regular file"."""
+    for is_kind, text in _KINDS:
+        if is_kind(mode):
+            return text
+    return "a regular file" if stat.S_ISREG(mode) else "not a regular file"
+
+
+@contextmanager
+def open_regular(
+    path: Path, shown: str, root: Path | None = None
+) -> Iterator[tuple[int, os.stat_result]]:
+    """Yield `(descriptor, fstat)` of a regular file; closes it afterwards.
+
+    Args:
+        path: what to open. Its last component may not be a link.
+        shown: the path as error objects carry it.
+        root: a real path that `path` lies in; then no component below it may be a link.
+
+    Raises:
+        RejectedClient: absent, a link, or not a regular file; or the system refuses to open it, or
+            to do what is done with the descriptor.
+        OSError: no more files can be opened; see `is_out_of_files`.
+    """
+    name = os.path.basename(shown)
+    try:
+        if root is None or not _BENEATH:
+            fd = os.open(path, _FLAGS)
+        else:
+            fd = open_beneath(root, path.relative_to(root).parts)
+    except OSError as error:
+        if is_out_of_files(error):
+            raise
+        raise _open_failed(error, path, name, shown) from None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise _not_regular(status.st_mode, name, shown)
+        yield fd, status
+    except OSError as error:
+        raise _unreadable(error, name, shown) from None
+    finally:
+        os.close(fd)
+
+
+def open_beneath(root: Path, parts: Sequence[str]) -> int:
+    """A descriptor of the file at `parts` below a folder, to read from.
+
+    Raises:
+        RejectedClient: something on the way is not, or no longer, a folder.
+        OSError: absent, a link, or not to be opened.
+    """
+    here = os.open(root, _FOLDER)
+    try:
+        for part in parts[:-1]:
+            try:
+                inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=here)
+            except OSError as error:
+                if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENOENT):
+                    raise RejectedClient(f"folder {part!r} changed while reading") from None
+                raise
+            os.close(here)
+            here = inner
+        return os.open(parts[-1], _FLAGS, dir_fd=here)
+    finally:
+        os.close(here)
+
+
+def _not_regular(mode: int, name: str, shown: str) -> RejectedClient:
+    kind = kind_of(mode)
+    return RejectedClient(
+        f"{name!r} is {kind}, not a regular file", path=shown, found=kind, expected="a regular file"
+    )
+
+
+def _open_failed(error: OSError, path: Path, name: str, shown: str) -> RejectedClient:
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        mode = stat.S_IFREG
+    if not stat.S_ISREG(mode) and error.errno not in (errno.EACCES, errno.EPERM):
+        return _not_regular(mode, name, shown)
+    return _unreadable(error, name, shown)
+
+
+def _unreadable(error: OSError, name: str, shown: str) -> RejectedClient:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return RejectedClient(f"{quoted(name)} is unreadable: {reason}", path=shown, found=reason)
+
+
+FAILURES = (RejectedClient, OSError, RecursionError, MemoryError)
+"""What may be raised while one client is read, and never ends the others' round."""
+
+
+def as_rejection(error: Exception, shown: str) -> RejectedClient:
+    """One of `FAILURES` as that client's rejection.
+
+    Args:
+        shown: the client's path as error objects carry it, "" in memory.
+
+    Raises:
+        OSError: no more files can be opened, which is no client's fault.
+    """
+    if isinstance(error, RejectedClient):
+        return error
+    if isinstance(error, OSError):
+        if is_out_of_files(error):
+            raise error
+        file = error.filename if isinstance(error.filename, (str, bytes)) else shown
+        return _unreadable(error, os.path.basename(os.fsdecode(file)) or "client", shown)
+    if isinstance(error, RecursionError):
+        return RejectedClient("is nested too deeply to be read", path=shown)
+    return RejectedClient(
+        "reading it takes more memory than there is",
+        path=shown,
+        hint="leave it out with --exclude, or refuse such files sooner with --limit file=VALUE",
+    )
+
+
+def read_exactly(fd: int, count: int) -> bytes:
+    """`count` bytes from the current position, fewer only at the end of the file."""
+    first = os.read(fd, count)
+    if len(first) == count or not first:
+        return first
+    parts, missing = [first], count - len(first)
+    while missing:
+        part = os.read(fd, missing)
+        if not part:
+            break
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def read_into(fd: int, memory: memoryview) -> int:
+    """Fill memory from the current position; fewer bytes than it has only at the file's end.
+
+    Returns:
+        How many there were.
+    """
+    found = 0
+    with io.FileIO(fd, closefd=False) as file:
+        while found < len(memory) and (part := file.readinto(memory[found:])):
+            found += part
+    return found
+
+
+def read_small(path: Path, shown: str, max_bytes: int, root: Path | None = None) -> bytes:
+    """The whole of a small regular file; `root` as in `open_regular`.
+
+    Raises:
+        RejectedClient: not a readable regular file, or more than `max_bytes` bytes.
+    """
+    name = os.path.basename(shown)
+    with open_regular(path, shown, root) as (fd, status):
+        if status.st_size > max_bytes:
+            raise RejectedClient(
+                f"{name!r} has {status.st_size:,} bytes, above the limit of {max_bytes:,}",
+                path=shown,
+                found=f"{status.st_size:,} bytes",
+                expected=f"at most {max_bytes:,} bytes",
+            )
+        data = read_exactly(fd, max_bytes + 1)
+    if len(data) != status.st_size:
+        raise RejectedClient(f"{name!r} changed while reading", path=shown)
+    return data
+
+
+def sniff(start: bytes) -> str:
+    """What a file that is no safetensors file really is, from its first bytes, or ""."""
+    text = start.lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer; run git lfs pull"
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return "an HTML page, not a download of the file"
+    if start.startswith(b"PK\x03\x04"):
+        return "a zip archive (as torch.save writes), not opened"
+    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
+        return "a pickle, not opened"
+    if start.startswith(b"\x1f\x8b"):
+        return "a gzip archive, not opened"
+    if start[257:262] == b"ustar":
+        return "a tar archive, not opened"
+    if start.startswith(b"GGUF"):
+        return "a GGUF file"
+    return ""
+
+
+def open_path(path: Path, root: Path) -> Path:
+    """Where `path`, or what it links to, really is: somewhere inside `root` (a real path).
+
+    Raises:
+        RejectedClient: a dangling link, a loop, or a link out of `root`; names link and target.
+            Or a folder of the path leads out of `root` by now.
+    """
+    if not os.path.islink(path):
+        there = Path(os.path.realpath(path.parent), path.name)
+        if root not in there.parents:
+            raise RejectedClient(f"folder {quoted(path.parent.name)} changed while reading")
+        return there
+    target = os.readlink(path)
+    link = f"link {quoted(path.name)} to {quoted(target)}"
+    try:
+        real = Path(os.path.realpath(path, strict=True))
+    except OSError as error:
+        what = "is dangling" if isinstance(error, FileNotFoundError) else "can't be followed"
+        raise RejectedClient(f"symbolic {link} {what}", found=link) from None
+    if root not in real.parents:
+        raise RejectedClient(
+            f"symbolic {link} leaves the cohort's folder",
+            found=link,
+            expected="links inside the folder only",
+        )
+    return real

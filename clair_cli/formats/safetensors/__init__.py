@@ -1,0 +1,1 @@
+"""Safetensors files: a strict reader of strangers' files, and a writer."""

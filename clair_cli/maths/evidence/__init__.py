@@ -1,0 +1,1 @@
+"""What a batch of modules says about each pair of clients."""

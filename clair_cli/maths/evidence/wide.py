@@ -1,0 +1,330 @@
+"""What a module says about the clients where there are more rank-one terms than it is wide.
+
+A Gram of all terms would grow with the square of the clients; here every product grows with their
+number. Each side's leading directions P and Q are found by subspace iteration on the factors, the
+clients are reduced to C_k = P' D_k Q (WIDE_DIM x WIDE_DIM), and only tables of the clients' pairs
+are made of those. The rest of D_k is seen through a random projection of the same kind, so that
+copies have cosine 1 and the distance of near copies is good to a fifth of itself per module. What
+the spaces of all pairs share outside P is estimated as a whole, and given to each pair by the
+energy it has there: what many clients of a cohort share leads. Norms and effective ranks are exact.
+
+Sources: N. Halko, P. Martinsson, J. Tropp, "Finding structure with randomness", SIAM Review 53(2),
+2011, algorithm 4.4; the estimate: R. Meyer and others, "Hutch++: Optimal stochastic trace
+estimation", SOSA 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.evidence.gather import CORE_DIM, Evidence
+from clair_cli.maths.evidence.own_sizes import OwnSizes, sizes_of, split_ranks
+from clair_cli.maths.evidence.side_cores import SideCores
+from clair_cli.maths.evidence.similarity import PairTable
+from clair_cli.maths.factors.block_diagonal import BlockDiagonal, of_blocks
+from clair_cli.maths.factors.common_terms import Side, sides
+from clair_cli.maths.factors.grams import gaussian, update_norms
+from clair_cli.maths.factors.roots import gram_root
+from clair_cli.maths.factors.stack import FactorStack, balance, block_norms
+
+# Directions of each side that the clients are compared in.
+WIDE_DIM = 64
+# Times that the iteration multiplies with a side's Gram before the last, which also measures.
+_POWERS = 2
+# Random vectors for what lies outside the leading directions; projections of two unrelated
+# matrices have a cosine of about 1 / _PROBES, and _N_SE times that is more than chance.
+_PROBES = 48
+_N_SE = 5.0
+# Numbers of a side that are converted and multiplied at once, in so many columns at least: they
+# stay in the cache.
+_CHUNK_NUMBERS = 2**19
+_LEAST_CHUNK = 32
+# Narrower layers have Grams that are quick to make.
+MIN_WIDTH = 256
+
+
+def is_wide(n_terms: int, shape: tuple[int, int]) -> bool:
+    """Whether there are more rank-one terms than the layer is wide."""
+    return n_terms > min(shape) >= MIN_WIDTH
+
+
+@dataclass(frozen=True)
+class WideEvidence:
+    """Evidence of one module, and what the decomposition of one side needs.
+
+    Attributes:
+        evidence: of this module.
+        sizes: of the clients' own delta weights.
+        output: P' [D_1 ... D_K], with WIDE_DIM rows. input: the same of the transposed delta
+            weights.
+    """
+
+    evidence: Evidence
+    sizes: OwnSizes
+    output: SideCores
+    input: SideCores
+
+    def cores(self, side: str) -> SideCores:
+        return self.output if side == "output" else self.input
+
+
+def wide_evidence(stack: FactorStack) -> WideEvidence:
+    """Reduce one module to what the judgement needs of it.
+
+    Args:
+        stack: of one module, on the CPU or a GPU.
+    """
+    ranks = stack.ranks
+    side_B, side_A = sides(stack)
+    own_B, own_A = (_own_grams(side, ranks, stack.dtype) for side in (side_B, side_A))
+    norm_B, norm_A = (torch.cat([g.diagonal() for g in own]).sqrt()[None] for own in (own_B, own_A))
+    by_A, by_B, scale = balance(norm_A, norm_B, stack.scaling, ranks)
+    own_A, own_B = _scaled(own_A, by_A[0], ranks), _scaled(own_B, by_B[0], ranks)
+    squares = torch.stack([(a * b).sum() for a, b in zip(own_A, own_B, strict=True)])
+    pairs = zip(own_A, own_B, strict=True)
+    terms = torch.stack([(a.diagonal() * b.diagonal()).sum() for a, b in pairs])
+    norms = update_norms(squares, terms, scale[0], stack.dtype)
+    common = 0 if stack.common is None else stack.common.rank
+    sizes_own = _own_sizes(own_A, own_B, scale, common)
+    inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
+    roots_A = [gram_root(g) * i for g, i in zip(own_A, inverse, strict=True)]
+    roots_B = [gram_root(g) * i for g, i in zip(own_B, inverse, strict=True)]
+    output = _leading(side_B, _turns(roots_A, by_B[0], ranks), stack.dtype)
+    input_ = _leading(side_A, _turns(roots_B, by_A[0], ranks), stack.dtype)
+    seen_B = torch.split(by_B[0][:, None] * output.terms, list(ranks))
+    seen_A = torch.split(by_A[0][:, None] * input_.terms, list(ranks))
+    cores = torch.stack([b.mT @ a * i for b, a, i in zip(seen_B, seen_A, inverse, strict=True)])
+    out_features, in_features = stack.shape
+    sizes = torch.stack(
+        [(r.mT @ g @ r).square().sum().sqrt() for r, g in zip(roots_A, own_B, strict=True)]
+    )
+    small = cores.new_zeros(1, len(ranks), CORE_DIM, CORE_DIM)
+    top = min(CORE_DIM, cores.shape[1], cores.shape[2])
+    small[0, :, :top, :top] = cores[:, :top, :top]
+    evidence = Evidence(
+        norms[None] * scale,
+        _matrix_table(
+            cores, _rests(stack, output, input_, by_B[0], by_A[0], cores, inverse), norms
+        ),
+        _subspace_table(output, ranks, sizes, out_features),
+        _subspace_table(input_, ranks, sizes, in_features),
+        small,
+        torch.where(norms > 0, 1.0 / sizes.square().clamp_min(1e-300), torch.nan)[None],
+    )
+    return WideEvidence(
+        evidence,
+        sizes_own,
+        *(_side_cores(side.units, norms > 0, ranks) for side in (output, input_)),
+    )
+
+
+def _own_sizes(
+    own_A: list[Tensor], own_B: list[Tensor], scale: Tensor, previous_rank: int
+) -> OwnSizes:
+    squares, components = [], []
+    for a, b in zip(own_A, own_B, strict=True):
+        inner = a * b
+        own = split_ranks([len(inner)], previous_rank)[0]
+        for block in (inner[:own, :own], inner[own:, own:]):
+            squares.append(block.sum())
+            components.append(block.diagonal().sum())
+    return sizes_of(torch.stack(squares)[None], torch.stack(components)[None], scale)
+
+
+def _side_cores(units: Tensor, alive: Tensor, ranks: Sequence[int]) -> SideCores:
+    stack = units.mT[None]
+    inside = block_norms(stack, ranks, joint=False).square()
+    return SideCores(stack, torch.where(alive, (1.0 - inside).clamp_min(0.0), 0.0), tuple(ranks))
+
+
+def _own_grams(side: Side, ranks: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+    """Each client's Gram of its update's terms, (rank, rank), float64, CPU."""
+    last = 0 if side.common is None else side.common.rank
+    own = [max(0, rank - last) for rank in ranks]  # no terms, no update: no common ones either
+    *blocks, common = (part.to(dtype) for part in torch.split(side.rows[0], [*own, last]))
+    alone = [(block @ block.mT).double().cpu() for block in blocks]
+    if side.common is None:
+        return alone
+    beside = [(block @ common.mT).double().cpu() for block in blocks]
+    shared = (common @ common.mT).double().cpu()
+    whole = [
+        torch.cat([torch.cat([a, b], dim=1), torch.cat([b.mT, shared], dim=1)]) if rank else a
+        for a, b, rank in zip(alone, beside, own, strict=True)
+    ]
+    return whole if side.by is None else _scaled(whole, side.by[0].cpu(), ranks)
+
+
+def _scaled(own: list[Tensor], by: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+    parts = torch.split(by, list(ranks))
+    return [b[:, None] * g * b for g, b in zip(own, parts, strict=True)]
+
+
+def _turns(roots: list[Tensor], by: Tensor, ranks: Sequence[int]) -> BlockDiagonal:
+    """What turns each client's terms, as they stand in the stack, into its unit delta weight."""
+    parts = torch.split(by, list(ranks))
+    return of_blocks([b[:, None] * root for root, b in zip(roots, parts, strict=True)])
+
+
+@dataclass(frozen=True)
+class _Leading:
+    """A side's leading orthonormal directions P, seen by the clients.
+
+    Attributes:
+        terms: the terms as they stand in the stack, times P, (sum_rank, dim).
+        units: the unit delta weights' own coordinates times P, (sum_rank, dim).
+        outside: estimate of |S|^2 - |P' S P|^2 with S the sum of D_k D_k' over unit delta weights.
+        probed: terms @ Z, with Z random, (sum_rank, _PROBES).
+        probe: P' Z, (dim, _PROBES).
+    """
+
+    terms: Tensor
+    units: Tensor
+    outside: float
+    probed: Tensor
+    probe: Tensor
+
+
+def _leading(side: Side, turns: BlockDiagonal, dtype: torch.dtype) -> _Leading:
+    """Subspace iteration on X = rows' blockdiag(turns), whose X X' is the sum of D_k D_k' over
+    unit delta weights. It starts from a sketch in coordinates of the weights, so that what is not
+    converged (where the spectrum is flat, any direction is as good) is no function of the gauge.
+    """
+    width = side.rows.shape[2]
+    dim = min(WIDE_DIM, sum(turns.ranks), width)
+    random = gaussian(width, WIDE_DIM + _PROBES).to(device=side.rows.device, dtype=dtype)
+    seen = _onto(side, random, dtype)
+    sketch = _turned(turns.mT, seen)  # X' random
+    basis, probes = torch.linalg.qr(sketch[:, :dim]).Q, sketch[:, WIDE_DIM:]
+    for _ in range(_POWERS):
+        basis = torch.linalg.qr(_turned(turns.mT, _squared(side, turns, basis, dtype))).Q
+    terms = _squared(side, turns, basis, dtype)
+    units = _turned(turns.mT, terms)
+    values, rotation = torch.linalg.eigh(basis.mT @ units)
+    values, rotation = values.flip(0), rotation.flip(1)
+    alive = values > 1e-12 * values[:1].clamp_min(1e-300)
+    scale = torch.where(alive, values.clamp_min(1e-300).rsqrt(), 0.0)
+    terms, units, basis = (m @ rotation * scale for m in (terms, units, basis))
+    # for Z = (1 - P P') random, of which the iteration knows nothing: |S Z|^2 and |P' S Z|^2
+    probe = basis.mT @ probes
+    left = probes - units @ probe  # X' Z
+    outside = _size(side, _turned(turns, left), dtype) + float((units.mT @ left).square().sum())
+    return _Leading(terms, units, outside / _PROBES, seen[:, WIDE_DIM:], probe)
+
+
+def _turned(turns: BlockDiagonal, values: Tensor) -> Tensor:
+    """The product with `values` (sum_rank, dim), of one module."""
+    return turns.times(values[None])[0]
+
+
+def _onto(side: Side, other: Tensor, dtype: torch.dtype) -> Tensor:
+    """terms @ other, float64, CPU. (Few long rows times many columns is what BLAS does fastest.)"""
+    rows = side.rows[0]
+    result = torch.zeros(other.shape[1], rows.shape[0], dtype=dtype, device=rows.device)
+    for chunk, part in zip(_chunks(rows, dtype), torch.split(other, _step(rows)), strict=True):
+        result.addmm_(part.mT.contiguous(), chunk.mT)
+    return _spread(side, result.mT.double().cpu())
+
+
+def _squared(side: Side, turns: BlockDiagonal, basis: Tensor, dtype: torch.dtype) -> Tensor:
+    """terms @ terms' @ blockdiag(turns) @ basis, float64, CPU."""
+    rows, turned = side.rows[0], _turned_rows(side, _turned(turns, basis), dtype)
+    result = torch.zeros_like(turned)
+    for chunk in _chunks(rows, dtype):
+        result.addmm_(turned @ chunk, chunk.mT)
+    return _spread(side, result.mT.double().cpu())
+
+
+def _spread(side: Side, values: Tensor) -> Tensor:
+    """From what is stored to the terms, of one module."""
+    return side.spread(values[None])[0]
+
+
+def _turned_rows(side: Side, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `values` of the terms, (sum_rank, m), amount to in what is stored, (m, n_stored), where
+    that is."""
+    stored = side.gathered(values[None])[0]
+    return stored.mT.contiguous().to(device=side.rows.device, dtype=dtype)
+
+
+def _size(side: Side, values: Tensor, dtype: torch.dtype) -> float:
+    """|terms' @ values|^2."""
+    rows, turned = side.rows[0], _turned_rows(side, values, dtype)
+    parts = [(turned @ chunk).square().sum(dtype=torch.float64) for chunk in _chunks(rows, dtype)]
+    return float(torch.stack(parts).sum())
+
+
+def _step(rows: Tensor) -> int:
+    if rows.device.type != "cpu":
+        return max(1, rows.shape[1])
+    return max(_LEAST_CHUNK, _CHUNK_NUMBERS // max(1, rows.shape[0]))
+
+
+def _chunks(rows: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    return (part.to(dtype) for part in torch.split(rows, _step(rows), dim=1))
+
+
+def _rests(
+    stack: FactorStack,
+    output: _Leading,
+    input_: _Leading,
+    by_B: Tensor,
+    by_A: Tensor,
+    cores: Tensor,
+    inverse: Tensor,
+) -> Tensor:
+    """What of each unit delta weight is not P C_k Q', projected on random directions of both
+    sides, (n_clients, _PROBES, _PROBES); scaled to the norm that it has."""
+    seen_B = torch.split(by_B[:, None] * output.probed, list(stack.ranks))
+    seen_A = torch.split(by_A[:, None] * input_.probed, list(stack.ranks))
+    whole = torch.stack([b.mT @ a * i for b, a, i in zip(seen_B, seen_A, inverse, strict=True)])
+    rest = whole - output.probe.mT @ cores @ input_.probe
+    size = torch.linalg.matrix_norm(rest)[:, None, None].clamp_min(1e-300)
+    energy = (1.0 - cores.square().sum((1, 2))).clamp_min(0.0)
+    scaled: Tensor = rest / size * energy.sqrt()[:, None, None]
+    return scaled
+
+
+def _matrix_table(cores: Tensor, rests: Tensor, norms: Tensor) -> PairTable:
+    """Cosines of the delta weights of each pair. Rests that chance may have made alike are taken
+    for unrelated."""
+    inside, outside = (flat @ flat.mT for flat in (cores.flatten(1), rests.flatten(1)))
+    size = outside.diagonal().clamp_min(0.0).sqrt()
+    chance = _N_SE / _PROBES * size[:, None] * size[None, :]
+    value = inside + torch.where(outside.abs() > chance, outside, 0.0)
+    value = value.clamp(-1.0, 1.0)
+    alive = norms > 0
+    return PairTable(_finished(value, alive, 1.0), _finished(torch.zeros_like(value), alive, 0.0))
+
+
+def _subspace_table(side: _Leading, ranks: Sequence[int], sizes: Tensor, width: int) -> PairTable:
+    """Similarity of the clients' spaces on one side, weighted by their spectra.
+
+    Args:
+        sizes: |D D'| of the unit delta weights, (n_clients,).
+    """
+    units = torch.split(side.units, list(ranks))
+    squares = torch.stack([unit.mT @ unit for unit in units]).flatten(1)
+    inside = squares @ squares.mT
+    energy = 1.0 - squares[:, :: side.units.shape[1] + 1].sum(1)  # off P
+    energy = torch.where(sizes > 0, energy.clamp_min(0.0), 0.0)
+    shares = (energy[:, None] * energy[None, :]).fill_diagonal_(0.0)
+    own = float((sizes.square() - inside.diagonal()).sum())
+    # negative where the leading directions hold more than their part of what pairs share
+    shares = shares * ((side.outside - own) / shares.sum().clamp_min(1e-300))
+    denominator = (sizes[:, None] * sizes[None, :]).clamp_min(1e-300)
+    value = ((inside + shares) / denominator).clamp(0.0, 1.0)
+    null = (1.0 / (width * denominator)).clamp(max=1.0)
+    alive = sizes > 0
+    return PairTable(_finished(value, alive, 1.0), _finished(null, alive, None))
+
+
+def _finished(table: Tensor, alive: Tensor, diagonal: float | None) -> Tensor:
+    """NaN where a client has no update; (1, n_clients, n_clients)."""
+    if diagonal is not None:
+        table = table.clone().fill_diagonal_(diagonal)
+    both = alive[:, None] & alive[None, :]
+    return torch.where(both, table, torch.nan)[None]

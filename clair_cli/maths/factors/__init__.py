@@ -1,0 +1,1 @@
+"""Low-rank matrices as factors side by side, and their Grams."""

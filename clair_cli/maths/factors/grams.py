@@ -1,0 +1,312 @@
+"""The two Gram matrices of a stack of factors, which hold everything about the clients'
+updates; and the two in the memory of one, to be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.factors.common_terms import Side, sides
+from clair_cli.maths.factors.stack import (
+    FactorStack,
+    balance,
+    client_sums,
+    columns_of,
+    owners,
+    same_rank,
+)
+
+# Stacks of more columns than this have their leading directions found by iteration.
+SKETCHED_ABOVE = 128
+SKETCH_DIM = 24
+
+# Numbers that are converted and multiplied at once on a CPU, in so many columns at least: they stay
+# in its cache.
+_CHUNK_NUMBERS, _LEAST_CHUNK = 2**18, 512
+# Rows of one block of a symmetric product, of a small and of a large one.
+_BLOCK, _LARGE_BLOCK = 64, 128
+
+# Below this share of its terms' size an update is rounding error, by the dtype of the products.
+# Adapters less themselves came out at up to 5e-8 and 4e-4 of that.
+VANISHING = {torch.float64: 1e-7, torch.float32: 2e-3}
+# A delta weight below it is zero: in one gauge products of two factors come to less, in another
+# they are lost. Factors in float32 make nothing below 1e-90 but zero.
+LEAST_NORM = 1e-92
+
+
+@dataclass(frozen=True)
+class Grams:
+    """B'B and AA' of a stack whose terms are balanced, and the norms they give.
+
+    Float64, on the stack's device, or on the CPU where that has nothing so wide.
+    `delta_weight[k] = scale[k] * (B_k by_B_k) (by_A_k A_k)` with B and A as
+    they stand in the stack; the Grams are those of the factors in brackets.
+
+    Attributes:
+        B: shape (n_modules, sum_rank, sum_rank).
+        A: shape (n_modules, sum_rank, sum_rank).
+        norms: Frobenius norm of each delta weight over its `scale`, (n_modules, n_clients).
+        scale: at least 0; 0 for a zero update, (n_modules, n_clients).
+        ranks: as in the stack.
+        shape: (out_features, in_features).
+        by_B, by_A: what balances each term, (n_modules, sum_rank); see `balance`.
+        sketch_B, sketch_A: products of B' and A with a fixed random matrix of their width,
+            (n_modules, sum_rank, SKETCH_DIM): where to look for the leading directions, in
+            coordinates of the weights and not of the gauge. None for small stacks.
+    """
+
+    B: Tensor
+    A: Tensor
+    norms: Tensor
+    scale: Tensor
+    ranks: tuple[int, ...]
+    shape: tuple[int, int]
+    by_B: Tensor
+    by_A: Tensor
+    sketch_B: Tensor | None = None
+    sketch_A: Tensor | None = None
+
+    def module(self, index: int) -> Grams:
+        """Those of one module of the batch."""
+        one = slice(index, index + 1)
+        return Grams(
+            self.B[one], self.A[one], self.norms[one], self.scale[one], self.ranks, self.shape,
+            self.by_B[one], self.by_A[one],
+            None if self.sketch_B is None else self.sketch_B[one],
+            None if self.sketch_A is None else self.sketch_A[one],
+        )  # fmt: skip
+
+    def of_clients(self, clients: Sequence[int]) -> Grams:
+        """Those of some clients, in ascending order; without the sketches unless all are wanted."""
+        if len(clients) == len(self.ranks):
+            return self
+        columns = columns_of(self.ranks, clients).to(self.B.device)
+        B, A = (chosen_columns(gram, columns) for gram in (self.B, self.A))
+        return self.narrowed(clients, columns, B, A)
+
+    def narrowed(self, clients: Sequence[int], columns: Tensor, B: Tensor, A: Tensor) -> Grams:
+        """The same of some clients, which have these columns and Grams; without the sketches."""
+        chosen = torch.tensor(list(clients)).to(self.norms.device)
+        return Grams(
+            B, A,
+            self.norms.index_select(1, chosen), self.scale.index_select(1, chosen),
+            tuple(self.ranks[k] for k in clients), self.shape,
+            self.by_B.index_select(1, columns), self.by_A.index_select(1, columns),
+        )  # fmt: skip
+
+    def cpu(self) -> Grams:
+        """The same on the CPU."""
+        there = {f.name: getattr(self, f.name) for f in fields(self)}
+        here: dict[str, Any] = {k: v.cpu() for k, v in there.items() if isinstance(v, Tensor)}
+        return replace(self, **here)
+
+    @property
+    def delta_norms(self) -> Tensor:
+        """Frobenius norm of every delta weight, (n_modules, n_clients), weight units."""
+        return self.norms * self.scale
+
+
+def chosen_columns(square: Tensor, columns: Tensor) -> Tensor:
+    """Some columns of the same rows, (n_modules, n, n)."""
+    return square[:, columns[:, None], columns]
+
+
+def joined(parts: Sequence[Grams]) -> Grams:
+    """Those of modules of one shape, whose clients have the same ranks, together."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def together(name: str) -> Any:
+        found = [getattr(part, name) for part in parts]
+        return torch.cat(found) if all(isinstance(t, Tensor) for t in found) else found[0]
+
+    return Grams(**{field.name: together(field.name) for field in fields(Grams)})
+
+
+def grams(stack: FactorStack) -> Grams:
+    """Both Gram matrices of a stack, and each client's norm from them.
+
+    A product that cancels to rounding error counts as a zero update (norm exactly 0).
+    """
+    sketched = sum(stack.ranks) > SKETCHED_ABOVE
+    (B, sketch_B), (A, sketch_A) = (_of_side(s, stack.dtype, sketched) for s in sides(stack))
+    norm_A, norm_B = (g.diagonal(dim1=1, dim2=2).sqrt() for g in (A, B))
+    by_A, by_B, scale = balance(norm_A, norm_B, stack.scaling.to(B.device), stack.ranks)
+    for gram, by, sketch in ((A, by_A, sketch_A), (B, by_B, sketch_B)):
+        gram.mul_(by[:, :, None]).mul_(by[:, None, :])
+        if sketch is not None:
+            sketch.mul_(by[:, :, None])
+    inner = B * A
+    terms = client_sums(inner.diagonal(dim1=1, dim2=2), stack.ranks)
+    squares = block_sums(inner, stack.ranks).diagonal(dim1=1, dim2=2)
+    norms = update_norms(squares, terms, scale, stack.dtype)
+    if stack.common is not None:
+        by_B = by_B * stack.common.by.to(by_B.device)
+    return Grams(
+        B, A, norms, scale, stack.ranks, stack.shape, by_B, by_A, sketch_B, sketch_A
+    )  # fmt: skip
+
+
+def _of_side(side: Side, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Tensor | None]:
+    """The Gram of the updates' terms, and their sketch."""
+    gram, sketch = _products(side.rows, dtype, sketched)
+    return side.spread_square(gram), None if sketch is None else side.spread(sketch)
+
+
+def update_norms(squares: Tensor, terms: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Norms of the clients' updates over their scale; exactly 0 where an update cancels to
+    rounding error, and where nothing above `LEAST_NORM` is left.
+
+    Args:
+        squares: of the norms, as computed.
+        terms: sums of the squared norms of each update's terms.
+        scale: of each client, at least 0.
+        dtype: of the products that this comes from.
+    """
+    norms = squares.clamp_min(0.0).sqrt()
+    alive = (norms > VANISHING[dtype] * terms.sqrt()) & (norms * scale > LEAST_NORM)
+    return torch.where(alive, norms, 0.0)
+
+
+def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Tensor | None]:
+    """`rows @ rows'` and, if asked for, `rows` times the fixed random matrix of their width;
+    float64, where they are or on the CPU.
+
+    Args:
+        rows: shape (n_modules, n, width).
+        dtype: of the products.
+    """
+    n_modules, n, width = rows.shape
+    step = max(1, width)
+    if rows.device.type == "cpu":
+        step = min(step, max(_LEAST_CHUNK, _CHUNK_NUMBERS // max(1, n)))
+    gram = torch.zeros(n_modules, n, n, dtype=dtype, device=rows.device)
+    random = sketch = None
+    if sketched:
+        random = gaussian(width, SKETCH_DIM).to(device=rows.device, dtype=dtype)
+        sketch = torch.zeros(n_modules, n, SKETCH_DIM, dtype=dtype, device=rows.device)
+    # on a CPU one module after the other, so that a piece of it stays in the cache
+    parts = 1 if rows.device.type == "cpu" else n_modules
+    buffer = torch.empty_like(rows[:parts, :, :step], dtype=dtype)
+    for first in range(0, n_modules, parts):
+        some = slice(first, first + parts)
+        for start in range(0, width, step):
+            chunk = buffer[:, :, : min(step, width - start)]
+            chunk.copy_(rows[some, :, start : start + step])
+            add_symmetric(gram[some], chunk)
+            if random is not None and sketch is not None:
+                part = random[start : start + step].expand(len(chunk), -1, -1)
+                sketch[some].baddbmm_(chunk, part)
+    mirror(gram)
+    if dtype != torch.float64:
+        gram, sketch = gram.cpu().double(), None if sketch is None else sketch.cpu().double()
+    return gram, sketch
+
+
+def blocks(n: int) -> list[tuple[int, int]]:
+    """The rows of a symmetric matrix in blocks."""
+    step = _BLOCK if n <= 4 * _BLOCK else _LARGE_BLOCK
+    return [(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def add_symmetric(gram: Tensor, rows: Tensor) -> None:
+    """Add `rows @ rows'` to `gram`, on and below the diagonal's blocks: little more than half of
+    the operations.
+
+    Args:
+        gram: shape (n_modules, n, n). rows: shape (n_modules, n, width).
+    """
+    for start, stop in blocks(rows.shape[1]):
+        gram[:, start:stop, :stop].baddbmm_(rows[:, start:stop], rows[:, :stop].mT)
+
+
+def mirror(gram: Tensor) -> None:
+    """Copy what lies below the diagonal's blocks to above them."""
+    for start, stop in blocks(gram.shape[1]):
+        gram[:, :start, start:stop] = gram[:, start:stop, :start].mT
+
+
+@lru_cache(maxsize=16)
+def gaussian(width: int, dim: int) -> Tensor:
+    """A Gaussian matrix, (width, dim), the same in all runs; float64."""
+    generator = torch.Generator().manual_seed(width)
+    return torch.randn(width, dim, generator=generator, dtype=torch.float64)
+
+
+def block_sums(matrix: Tensor, ranks: Sequence[int]) -> Tensor:
+    """Sum a (..., sum_rank, sum_rank) matrix over each pair of clients' blocks.
+
+    Returns:
+        Shape (..., n_clients, n_clients).
+    """
+    n_clients, leading = len(ranks), matrix.shape[:-2]
+    if same_rank(ranks):
+        blocks = matrix.reshape(*leading, n_clients, ranks[0], n_clients, ranks[0])
+        return blocks.sum(dim=(-3, -1))
+    owner = owners(ranks, matrix.device)
+    rows = matrix.new_zeros(*leading, n_clients, matrix.shape[-1])
+    rows.index_add_(-2, owner, matrix)
+    return rows.new_zeros(*leading, n_clients, n_clients).index_add_(-1, owner, rows)
+
+
+@dataclass(frozen=True)
+class PackedGrams:
+    """Both Grams of some modules: they are symmetric, so each needs only one triangle.
+
+    Attributes:
+        both: B on and below the diagonal, A above it, (n_modules, sum_rank, sum_rank), float64.
+        diagonal_A: (n_modules, sum_rank).
+        rest: everything else but the sketches, with Grams of no size.
+    """
+
+    both: Tensor
+    diagonal_A: Tensor
+    rest: Grams
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return self.rest.ranks
+
+    def of_clients(self, clients: Sequence[int] | None = None) -> Grams:
+        """The Grams of some clients, in ascending order, or of all; symmetric to the last bit."""
+        if clients is None or len(clients) == len(self.ranks):
+            B, A = _unpacked(self.both, self.diagonal_A)
+            return replace(self.rest, B=B, A=A)
+        columns = columns_of(self.ranks, clients).to(self.both.device)
+        both = chosen_columns(self.both, columns)
+        B, A = _unpacked(both, self.diagonal_A.index_select(1, columns))
+        return self.rest.narrowed(clients, columns, B, A)
+
+
+def _unpacked(both: Tensor, diagonal_A: Tensor) -> tuple[Tensor, Tensor]:
+    lower, upper = both.tril(-1), both.triu(1)
+    B, A = lower + lower.mT, upper + upper.mT
+    B.diagonal(dim1=1, dim2=2).copy_(both.diagonal(dim1=1, dim2=2))
+    A.diagonal(dim1=1, dim2=2).copy_(diagonal_A)
+    return B, A
+
+
+def packed(pair: Grams) -> PackedGrams:
+    """The Grams of some modules, copied."""
+    none = pair.B.new_zeros(len(pair.B), 0, 0)
+    return PackedGrams(
+        torch.where(_below(pair.B), pair.B, pair.A),
+        pair.A.diagonal(dim1=1, dim2=2).clone(),
+        replace(pair, B=none, A=none, sketch_B=None, sketch_A=None),
+    )
+
+
+def packed_bytes(n_terms: int) -> int:
+    """Of one module with so many terms, but for what is small beside it."""
+    return 8 * n_terms * (n_terms + 1)
+
+
+def _below(square: Tensor) -> Tensor:
+    row = torch.arange(square.shape[-1], device=square.device)
+    return row[:, None] >= row[None, :]

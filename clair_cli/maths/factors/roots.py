@@ -1,0 +1,53 @@
+"""Roots of Gram matrices: small matrices with the same Gram."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.factors.block_diagonal import BlockDiagonal, diagonal_blocks
+
+
+def core_from_gram(gram: Tensor, max_dim: int | None = None) -> tuple[Tensor, Tensor]:
+    """Square root C of a stack's Gram H = C'C, cut to its leading dimensions.
+
+    Args:
+        gram: shape (n_modules, n, n), positive semi-definite.
+        max_dim: rows to keep; None keeps all.
+
+    Returns:
+        C, shape (n_modules, dim, n), and the largest singular value cut off in each
+        module (0 where nothing was), shape (n_modules,).
+    """
+    values, vectors = torch.linalg.eigh(gram)
+    roots = values.clamp_min(0.0).sqrt().flip(-1)
+    core = roots[:, :, None] * vectors.mT.flip(-2)
+    if max_dim is None or max_dim >= core.shape[1]:
+        return core, torch.zeros(len(core), dtype=core.dtype)
+    return core[:, :max_dim].contiguous(), roots[:, max_dim].clone()
+
+
+def half_factors(gram: Tensor, ranks: Sequence[int]) -> BlockDiagonal:
+    """Square roots T of a Gram's diagonal blocks: T_k T_k' = gram[k, k].
+
+    Args:
+        gram: shape (n_modules, sum_rank, sum_rank), positive semi-definite.
+    """
+    blocks = diagonal_blocks(gram, ranks).blocks
+    if isinstance(blocks, Tensor):
+        return BlockDiagonal(gram_root(blocks), tuple(ranks))
+    return BlockDiagonal(tuple(gram_root(block) for block in blocks), tuple(ranks))
+
+
+def gram_root(gram: Tensor) -> Tensor:
+    """T with T T' = gram, which is positive semi-definite, (..., n, n): its Cholesky factor, or
+    where one of them has none (a rank below n, to rounding error), one made of eigenvectors."""
+    lower, info = torch.linalg.cholesky_ex(gram)
+    if not info.any():
+        found: Tensor = lower
+        return found
+    values, vectors = torch.linalg.eigh(gram)
+    root: Tensor = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
+    return root

@@ -1,0 +1,119 @@
+"""The scores that need the evidence and the set alone.
+
+How large an update is beside those of the set, where it lies inside the shared subspace, and over
+how many directions it spreads. Each function takes all evidence and the set's members and returns
+one number per client, (n_clients,), NaN where it does not exist. All of them reach the report: a
+new one is a function and a line in `CLIENT_SCORES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.evidence.gather import Evidence
+from clair_cli.maths.evidence.pair_levels import MIN_MODULES
+
+
+def core_distance(evidence: Evidence, members: Sequence[int]) -> Tensor:
+    """Distance of each client's core U' D V to the other members' mean, over their median.
+
+    Norms are in units of the members' median norm per module, so that size counts. U and V
+    are the leading directions of the members' mean core that hold 90 % of its energy.
+
+    Returns:
+        Shape (n_clients,); NaN with fewer than three members or with few modules.
+    """
+    n_clients = evidence.norms.shape[1]
+    if len(members) < 3 or len(evidence.norms) < MIN_MODULES:
+        return torch.full((n_clients,), torch.nan, dtype=torch.float64)
+    ratio = torch.nan_to_num(median_ratio(evidence.norms, members), nan=0.0)
+    cores = evidence.cores * ratio[:, :, None, None]
+    index = list(members)
+    mean = cores[:, index].mean(1)
+    left, singular, right = torch.linalg.svd(mean)
+    energy = singular.square().cumsum(-1)
+    inside = (energy - singular.square() < 0.9 * energy[:, -1:]).to(cores.dtype)
+    dim = int(inside.sum(1).max())
+    left, right = (left * inside[:, None, :])[:, :, :dim], (right * inside[:, :, None])[:, :dim]
+    # all clients of a module at once; transposed, which no norm minds
+    cores = (cores.flatten(1, 2) @ right.mT).unflatten(1, (n_clients, -1)).transpose(2, 3)
+    cores = (cores.flatten(1, 2) @ left).unflatten(1, (n_clients, -1))
+    total = cores[:, index].sum(1)
+    distances = torch.empty(n_clients, dtype=torch.float64)
+    for k in range(n_clients):
+        own = len(index) - 1 if k in members else len(index)
+        others = (total - cores[:, k] if k in members else total) / own
+        distances[k] = torch.linalg.vector_norm(cores[:, k] - others)
+    return median_ratio(distances, members)
+
+
+def effective_rank_ratio(evidence: Evidence, members: Sequence[int]) -> Tensor:
+    """Directions the energy is spread over, over the members' median (median over modules)."""
+    return median_ratio(evidence.effective_ranks, members).nanmedian(0).values
+
+
+# Members that must have an update in a module for its norms to have a median.
+MIN_HOLDERS = 3
+
+
+def median_ratio(values: Tensor, members: Sequence[int]) -> Tensor:
+    """Values over the members' median (NaN where that is zero)."""
+    median = values[..., list(members)].median(dim=-1, keepdim=True).values
+    return torch.where(median > 0, values / torch.where(median > 0, median, 1.0), torch.nan)
+
+
+def whole_norms(norms: Tensor) -> Tensor:
+    """Norm of each client's whole update from its modules', (n_clients,), without overflow."""
+    largest = norms.amax(0)
+    scaled = norms / torch.where(largest > 0, largest, 1.0)
+    whole: Tensor = largest * torch.linalg.vector_norm(scaled, dim=0)
+    return whole
+
+
+def norm(evidence: Evidence, members: Sequence[int]) -> Tensor:
+    """Norm of the whole update, weight units."""
+    return whole_norms(evidence.norms)
+
+
+def norm_ratio(evidence: Evidence, members: Sequence[int]) -> Tensor:
+    """The same over the members' median."""
+    return median_ratio(whole_norms(evidence.norms), members)
+
+
+def typical_norms(norms: Tensor, members: Sequence[int]) -> Tensor:
+    """Median norm in each module of the members that have an update there, (n_modules,).
+
+    Fewer than MIN_HOLDERS are no measure for one another: there it is the largest of the other
+    modules' medians; NaN where no module has one.
+    """
+    own = norms[:, list(members)]
+    has = own > 0
+    median: Tensor = torch.where(has, own, torch.nan).nanmedian(dim=1).values
+    few = has.sum(1) < MIN_HOLDERS
+    largest = torch.where(few, -torch.inf, median).amax()
+    return torch.where(few, torch.where(largest > 0, largest, torch.nan), median)
+
+
+def module_norm_ratio(evidence: Evidence, members: Sequence[int]) -> Tensor:
+    """Largest norm in one module over what is typical there; NaN where nothing is known."""
+    typical = typical_norms(evidence.norms, members)
+    if bool(typical.isnan().all()):
+        ratios = median_ratio(evidence.norms, members)
+    else:
+        ratios = evidence.norms / typical[:, None]
+    largest = torch.nan_to_num(ratios, nan=-torch.inf).amax(0)
+    return torch.where(torch.isneginf(largest), torch.nan, largest)
+
+
+ClientScore = Callable[[Evidence, Sequence[int]], Tensor]
+
+CLIENT_SCORES: dict[str, ClientScore] = {
+    "norm": norm,
+    "norm_ratio": norm_ratio,
+    "module_norm_ratio": module_norm_ratio,
+    "core_distance": core_distance,
+    "effective_rank_ratio": effective_rank_ratio,
+}

@@ -1,0 +1,119 @@
+"""When a cohort can't be judged: the cases, in words and with a remedy each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from clair_cli.maths.evidence.pair_levels import PairLevels
+from clair_cli.maths.judge.decompose import Decomposition
+from clair_cli.maths.judge.groups import alignment, tighter
+from clair_cli.maths.judge.loadings import stand_apart
+from clair_cli.maths.judge.structure import Structure, far_tighter, next_to_nothing
+from clair_cli.maths.judge.thresholds import (
+    FAR_TIGHTER,
+    LEAST_LEVEL,
+    LONER_RATIO,
+    MAX_GAP,
+    MIN_LEVEL,
+    SECOND_GROUP_SHARE,
+    SEPARATION,
+)
+
+# Names in one sentence.
+_SHOWN = 8
+# A stable code, a sentence, a remedy.
+Blocked = tuple[str, str, str]
+NOTHING_SHARED: Blocked = (
+    "nothing_shared",
+    "nothing is shared: no three clients are more alike than chance",
+    "train fewer local steps per round, or merge by hand with --allow-undetermined",
+)
+
+
+def without_verdict(
+    levels: PairLevels, structure: Structure, names: Sequence[str]
+) -> Blocked | None:
+    n = len(structure.distinct)
+    allow = "merge everybody who is not rejected with --allow-undetermined"
+    if not n:
+        return "no_updates", "no client has any update: every delta weight is zero", allow
+    if n == 1:
+        return "too_few", "1 client: nothing to compare with", allow
+    if n == 2:
+        return "too_few", "2 clients: can't tell which is wrong", allow
+    if structure.stacking is None:
+        return NOTHING_SHARED
+    two = _two_groups(levels, structure)
+    if two is None:
+        return None
+    other, text = two
+    return (
+        "two_groups",
+        text.format(main=_listed(structure.group, names), other=_listed(other, names)),
+        "look at both groups, then leave the members of one out with --exclude",
+    )
+
+
+def _two_groups(levels: PairLevels, structure: Structure) -> tuple[tuple[int, ...], str] | None:
+    """Another group that leaves the largest one no clear majority, and how."""
+    main = structure.group
+    level = levels.level(main).mean
+    # clients that are nearly the same are one voice
+    others = [tuple(k for k in g if k in structure.distinct) for g in structure.others]
+    others = [g for g in others if len(g) > 1]
+    for group in others:
+        apart = levels.separation(main, group) >= SEPARATION
+        if not apart and levels.level(group).mean < FAR_TIGHTER * level:
+            apart = stand_apart(levels, group, main)
+        if not apart and tighter(levels, group, main):
+            text = "the largest group, {main}, shares far less than {other}, and does not stand "
+            return group, text + "apart from it"
+        if far_tighter(levels, group, main) and 2 * len(group) >= len(main):
+            return group, "the largest group, {main}, shares next to nothing beside {other}"
+    elsewhere = {k for g in structure.others for k in g}
+    free = [k for k in structure.distinct if k not in elsewhere]
+    with_main = sum(alignment(levels, k, main).ratio >= LONER_RATIO for k in free)
+    rivals = [g for g in others if not next_to_nothing(levels, g, main)]
+    second = max(rivals, key=len, default=())
+    if len(second) > SECOND_GROUP_SHARE * max(with_main, len(main)):
+        return second, "two coherent groups of similar size: {main} and {other}"
+    return None
+
+
+def unsolved(solution: Decomposition) -> Blocked | None:
+    if solution.gap <= MAX_GAP:
+        return None
+    return (
+        "not_converged",
+        f"the decomposition did not converge in {solution.n_iter} iterations (duality gap "
+        f"{solution.gap:.1e}, at most {MAX_GAP:g} is trusted)",
+        "report this cohort: it should not happen",
+    )
+
+
+def little_shared(levels: PairLevels, structure: Structure, contrast: bool) -> Blocked | None:
+    """Too little in common to vouch for anybody."""
+    level = levels.level(structure.group).mean
+    if level >= (LEAST_LEVEL if contrast else MIN_LEVEL):
+        return None
+    return (
+        "little_shared",
+        f"the clients have almost nothing in common (similarity {level:.3f})"
+        f"{'' if contrast else ', and nobody stands out'}",
+        NOTHING_SHARED[2],
+    )
+
+
+def _listed(group: Sequence[int], names: Sequence[str]) -> str:
+    return f"{len(group)} ({some_names(names[k] for k in group)})"
+
+
+def some_names(names: Iterable[str]) -> str:
+    """The first names in order, and how many more there are.
+
+    >>> some_names("fbadceghij")
+    'a, b, c, d, e, f, g, h and 2 more'
+    """
+    ordered = sorted(names)
+    more = len(ordered) - _SHOWN
+    return ", ".join(ordered[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")

@@ -1,0 +1,1 @@
+"""The weighted mean, cut and rounded."""

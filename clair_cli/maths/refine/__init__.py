@@ -1,0 +1,1 @@
+"""Each client's own adapter, denoised."""

@@ -1,0 +1,1 @@
+"""The report: its model, its JSON, its reader. No torch at import."""

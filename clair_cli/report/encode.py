@@ -1,0 +1,127 @@
+"""Report -> `clair.report/1`: strict, canonical JSON, and the schema it follows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+from clair_cli.report.model import SCHEMA, Report
+from clair_cli.text import whole_characters
+
+# A larger file is no report of ours to look into: 1,000 clients of 300 modules take half of it.
+MAX_REPORT = 256 * 2**20
+# A report as it is written has 18 bytes for each value, and 14 without its white space. Of values
+# that stand closer a parser makes up to 30 times as much memory as the file has bytes.
+_BYTES_PER_VALUE = 9
+_ANY_VALUES = 1_000_000  # in a small file they may stand as close as they like
+
+
+def report_dict(report: Report) -> dict[str, Any]:
+    """The report as plain dicts, lists, strings and numbers, keys as in the dataclasses.
+
+    Raises:
+        TypeError: a value that JSON has no word for (a tensor, a path, a numpy number).
+    """
+    return cast(dict[str, Any], _plain(report))
+
+
+def report_json(report: Report) -> str:
+    r"""The report as one JSON document: the same report gives the same bytes.
+
+    Keys are sorted, characters outside ASCII escaped (so that printing it is safe anywhere),
+    and one newline stands at the end. A client name that is not Unicode has its stray bytes
+    as `\xNN` in the text, because many readers refuse half a surrogate pair. Every second `#`
+    in a row is escaped: `##[` and `##vso[` in a line are commands to some CI systems.
+
+    Raises:
+        ValueError: a NaN or an infinity, which JSON does not have.
+        TypeError: as `report_dict`.
+    """
+    text = _indented(report_dict(report), "\n")
+    return text.replace("##", "#\\u0023") + "\n"
+
+
+def _indented(value: object, line: str) -> str:
+    """`json.dumps(value, sort_keys=True, indent=2, allow_nan=False)`, several times as fast: what
+    holds no further container is encoded at once.
+
+    Args:
+        line: what a new line begins with at this depth, the newline included.
+    """
+    if not isinstance(value, (dict, list)) or not value:
+        return _encoder("").encode(value)
+    inner = line + "  "
+    inside = value.values() if isinstance(value, dict) else value
+    if not any(isinstance(item, (dict, list)) for item in inside):
+        text = _encoder(inner).encode(value)
+        return text[0] + inner + text[1:-1] + line + text[-1]
+    encode = _encoder("").encode
+    if isinstance(value, dict):
+        items = [f"{encode(key)}: {_indented(value[key], inner)}" for key in sorted(value)]
+        return "{" + inner + f",{inner}".join(items) + line + "}"
+    return "[" + inner + f",{inner}".join([_indented(item, inner) for item in value]) + line + "]"
+
+
+@lru_cache(maxsize=64)
+def _encoder(line: str) -> json.JSONEncoder:
+    return json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(f",{line}", ": "))
+
+
+def load_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of `clair.report/1`, as shipped in this package."""
+    text = files("clair_cli.report").joinpath("report.schema.json").read_text(encoding="utf-8")
+    return cast(dict[str, Any], json.loads(text))
+
+
+def _plain(value: object) -> object:
+    # `type(...) in`, not isinstance: numpy.float64 is a float, and must not slip through.
+    if value is None or type(value) in (bool, int, float):
+        return value
+    if isinstance(value, str):
+        return whole_characters(value)
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {_key(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    raise TypeError(f"a report can't hold a {type(value).__name__}")
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"a report's keys are strings, got a {type(key).__name__}")
+    return whole_characters(key)
+
+
+def is_dense(data: bytes) -> bool:
+    """Whether a document holds far more values than a report of its size, so that to parse it would
+    take more than about eleven times its size in memory."""
+    values = sum(data.count(mark) for mark in (b",", b":", b"[", b"{"))
+    return values > _ANY_VALUES + len(data) // _BYTES_PER_VALUE
+
+
+def records_nothing(path: Path) -> bool:
+    """Whether a file is the report of a merge or refinement that wrote no adapter, which a later
+    run of the same round may replace without `--force`."""
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_REPORT:
+            return False
+        data = path.read_bytes()
+        if is_dense(data):
+            return False
+        found = json.loads(data)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return (
+        isinstance(found, dict)
+        and found.get("schema") == SCHEMA
+        and found.get("command") != "inspect"
+        and found.get("merged", 0) is None
+        and found.get("refined", 0) is None
+    )

@@ -1,0 +1,1 @@
+"""Is an output what its report says?"""

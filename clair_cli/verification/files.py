@@ -1,0 +1,163 @@
+"""An adapter on disk against what a report says of it: hash, config, modules, shapes, scale."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from clair_cli.adapters.adapter import Adapter
+from clair_cli.cohort.find import weights_in
+from clair_cli.cohort.load import load_result
+from clair_cli.cohort.model import Rejection
+from clair_cli.errors import RejectedClient
+from clair_cli.formats.filenames import CONFIG, PIPELINE_WEIGHTS, WEIGHTS
+from clair_cli.formats.files import open_regular, read_small
+from clair_cli.formats.limits import LARGEST, Limits
+from clair_cli.report.read import NamedAdapter, OldReport
+from clair_cli.text import quoted
+
+CHUNK_BYTES = 2**20
+_BESIDE = {"report.json", "README.md"}
+_MODULES_SHOWN = 3
+# Of a result: each module has two factors and an alpha, and the config is in the header.
+_HEADER_BYTES = 32 * 2**20
+_TENSORS = 60_000
+
+
+def check_adapter(
+    path: Path, named: NamedAdapter, shapes: Mapping[str, tuple[int, ...]], limits: Limits
+) -> Iterator[str]:
+    """What differs, a sentence each.
+
+    Args:
+        path: a file, or a folder with weights and config.
+        named: what the report says. shapes: of the modules' delta weights, likewise.
+        limits: that the clients were read with.
+    """
+    try:
+        yield from _check_adapter(path, named, shapes, limits)
+    except OSError as error:
+        yield f"{quoted(path.as_posix())} can't be read: {error.strerror}"
+
+
+def _check_adapter(
+    path: Path, named: NamedAdapter, shapes: Mapping[str, tuple[int, ...]], limits: Limits
+) -> Iterator[str]:
+    path = path.resolve() if path.is_symlink() else path
+    weights = weights_in(path) if path.is_dir() else path
+    shown = quoted(weights.as_posix())
+    try:
+        found = file_hash(weights)
+    except RejectedClient as error:
+        yield f"{shown} can't be read: {error.message}"
+        return
+    if found != named.sha256:
+        yield f"{shown} has sha256 {found}, the report says {named.sha256}"
+    if path.is_dir() and named.config_sha256 is not None:
+        yield from _check_config(path / CONFIG, named)
+    adapter = load_result(path, limits=_own_limits(limits))
+    if isinstance(adapter, Rejection):
+        reason = adapter.message.removeprefix(f"client {quoted(adapter.name)}").lstrip(":, ")
+        yield f"{shown} is no adapter that can be read: {reason}"
+        return
+    yield from _check_modules(shown, adapter, named, shapes)
+
+
+def check_entries(folder: Path, old: OldReport) -> Iterator[str]:
+    """What a folder holds that its report does not name, and a report in it that is another."""
+    adapters = {adapter.folder: _files_of(adapter) for adapter in old.adapters}
+    for name in sorted(os.listdir(folder)):
+        path = folder / name
+        if name and name in adapters:
+            for inner in sorted(os.listdir(path)) if path.is_dir() else ():
+                if inner not in adapters[name] and not inner.startswith("."):
+                    yield _not_named(path / inner)
+        elif name not in _BESIDE | adapters.get("", set()) and not name.startswith("."):
+            yield _not_named(path)
+    inside = folder / "report.json"
+    if inside.exists():
+        try:
+            same = read_small(inside, inside.as_posix(), len(old.raw) + 1) == old.raw
+        except RejectedClient:
+            same = False
+        if not same:
+            yield f"{quoted(inside.as_posix())} is not the report that was given"
+
+
+def _files_of(adapter: NamedAdapter) -> set[str]:
+    """What an adapter's folder holds: a loader that finds more may take the wrong one."""
+    own = {PIPELINE_WEIGHTS} if adapter.config_sha256 is None else {WEIGHTS, CONFIG}
+    return own | {"README.md"}
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a regular file, hex.
+
+    Raises:
+        RejectedClient: absent, unreadable, a link, or not a regular file.
+    """
+    whole = hashlib.sha256()
+    with open_regular(path, path.as_posix()) as (fd, _):
+        while chunk := os.read(fd, CHUNK_BYTES):
+            whole.update(chunk)
+    return whole.hexdigest()
+
+
+def _not_named(path: Path) -> str:
+    return f"{quoted(path.as_posix())} is there, and the report does not name it"
+
+
+def _check_config(path: Path, named: NamedAdapter) -> Iterator[str]:
+    shown = quoted(path.as_posix())
+    try:
+        data = read_small(path, path.as_posix(), Limits().max_config_bytes)
+    except RejectedClient as error:
+        yield f"{shown} can't be read: {error.message}"
+        return
+    found = hashlib.sha256(data).hexdigest()
+    if named.config_sha256 is not None and found != named.config_sha256:
+        yield f"{shown} has sha256 {found}, the report says {named.config_sha256}"
+
+
+def _own_limits(clients: Limits) -> Limits:
+    """What a result of clients within these limits may have. Only the header takes memory: the
+    file is read in pieces, and was hashed already."""
+    return replace(
+        Limits(),
+        max_file_bytes=LARGEST,
+        max_header_bytes=max(_HEADER_BYTES, clients.max_header_bytes),
+        max_tensors=max(_TENSORS, 3 * clients.max_tensors),
+        max_rank=LARGEST,
+    )
+
+
+def _same_scale(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6)  # kohya's alpha is a float32
+
+
+def _check_modules(
+    shown: str, adapter: Adapter, named: NamedAdapter, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[str]:
+    lines = []
+    for name in sorted(shapes.keys() - adapter.modules.keys()):
+        lines.append(f"lacks module {quoted(name)}")
+    for name, module in adapter.modules.items():
+        where = f"module {quoted(name)}"
+        if name not in shapes:
+            lines.append(f"has {where}, which the report does not have")
+        elif tuple(module.shape) != shapes[name]:
+            lines.append(f"{where} has shape {tuple(module.shape)}, the report says {shapes[name]}")
+        if module.rank != named.rank:
+            lines.append(f"{where} has rank {module.rank}, the report says {named.rank}")
+        if named.scaling is not None and not _same_scale(module.scaling, named.scaling):
+            lines.append(f"{where} has scale {module.scaling}, the report says {named.scaling}")
+        if named.dtype is not None and module.dtype != named.dtype:
+            lines.append(f"{where} is {module.dtype}, the report says {named.dtype}")
+    for line in lines[:_MODULES_SHOWN]:
+        yield f"{shown} {line}"
+    if len(lines) > _MODULES_SHOWN:
+        yield f"{shown}: {len(lines) - _MODULES_SHOWN} more differences in its modules"

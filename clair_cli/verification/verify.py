@@ -1,0 +1,247 @@
+"""`verify`: is an output what its report says, and does the same merge give it again?"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clair_cli.cohort.find import find_clients
+from clair_cli.errors import InputRefused, UsageError
+from clair_cli.formats.filenames import CONFIG, PIPELINE_WEIGHTS, SUFFIX, WEIGHTS
+from clair_cli.formats.files import kind_of
+from clair_cli.report.encode import report_json
+from clair_cli.report.read import OldReport, read_report
+from clair_cli.settings import Progress, make_settings
+from clair_cli.text import quoted, whole_characters
+from clair_cli.verification.files import check_adapter, check_entries
+from clair_cli.verification.reports import compare_reports
+from clair_cli.version import __version__
+from clair_cli.workflow.beside import importing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clair_cli import api
+
+# Options of the report that are given anew: they are paths, or about this run only.
+_GIVEN = {"clients", "output", "weights", "previous", "report", "force", "progress"}
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What `verify` found.
+
+    Attributes:
+        output, report_path: what was compared, as given.
+        checked: what was compared, one sentence each.
+        differences: what differs, one sentence each, with what is and what was expected; empty
+            when everything is as the report says.
+        notes: remarks that are no difference.
+    """
+
+    output: str
+    report_path: str
+    checked: tuple[str, ...]
+    differences: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line exits with: 0 the same, 3 differences."""
+        return 3 if self.differences else 0
+
+
+def verify(
+    output: str | Path,
+    clients: api.Clients | None = None,
+    *,
+    report: str | Path | None = None,
+    weights: str | Path | Mapping[str, float] | None = None,
+    previous: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyResult:
+    """Compare an adapter with its report; with `clients`, merge or refine them again as well.
+
+    Args:
+        output: what `merge` or `refine` wrote: a file or a folder.
+        clients: as for `merge`. The options are those that the report records.
+        report: default: the report beside a file, or in a folder.
+        weights, previous: given again if the report records them; no path is taken from it.
+        threads: as for `merge`.
+        progress: called as `progress(stage, done, total)`.
+
+    Raises:
+        UsageError: a wrong path or option, a report of another schema, or no report at all.
+        InputRefused: the output can't be read.
+    """
+    for name, value in (("output", output), ("report", report), ("clients", clients)):
+        if isinstance(value, str) and not value:
+            raise UsageError(f"{name} is an empty path")
+    given = Path(output)
+    _check_readable(given)
+    target = _folder_of(given) or given
+    path = report_of(target) if report is None else Path(report)
+    if not path.exists():
+        raise UsageError(
+            f"no report {quoted(path.as_posix())}, so nothing says what the adapter should be",
+            hint="" if report else "give it with --report",
+        )
+    old = read_report(path, __version__)
+    if clients is None and (weights is not None or previous is not None):
+        raise UsageError("weights and previous are for merging again: give CLIENTS too")
+    if old.command == "refine" and not target.is_dir():
+        raise UsageError(f"{quoted(target.as_posix())} is a file, and refine writes a folder")
+    options = {} if clients is None else _options(old, weights, previous)
+    differences = list(_compare_files(target, old))
+    checked = [_what_was_compared(old)]
+    notes: tuple[str, ...] = ()
+    if clients is not None and old.adapters:
+        remarks = _mend_options(options, clients)
+        options |= {"threads": threads, "progress": progress}
+        again = _again(clients, old, options, one_file=target.is_file())
+        found, notes = compare_reports(old, again[0])
+        if not old.limits_kept:
+            remarks.append("the report was made with a --limit higher than is taken from a report")
+        notes = (*remarks, *notes)
+        differences += [*_compare_hashes(old, again[1]), *found]
+        checked.append(f"{old.command} of {len(old.data['clients'])} clients again")
+    return VerifyResult(
+        given.as_posix(), path.as_posix(), tuple(checked), tuple(differences), notes
+    )
+
+
+def report_of(output: Path) -> Path:
+    """Where a run puts the report of an output unless it is told otherwise."""
+    if output.is_dir():
+        return output / "report.json"
+    name = output.name
+    stem = name[: -len(SUFFIX)] if name.lower().endswith(SUFFIX) else name
+    return output.with_name(stem + ".report.json")
+
+
+def _folder_of(output: Path) -> Path | None:
+    """The folder that clair wrote, if `output` is its weights file."""
+    beside = {WEIGHTS: CONFIG, PIPELINE_WEIGHTS: "report.json"}.get(output.name)
+    if beside is None or report_of(output).exists():
+        return None
+    return output.parent if (output.parent / beside).exists() else None
+
+
+def _check_readable(output: Path) -> None:
+    shown = quoted(output.as_posix())
+    if not os.path.lexists(output):
+        raise UsageError(f"output {shown} does not exist")
+    try:
+        if output.is_dir():
+            os.listdir(output)
+            return
+        if not output.is_file():
+            raise UsageError(f"output {shown} is {kind_of(os.stat(output).st_mode)}")
+        with open(output, "rb"):
+            pass
+    except OSError as error:
+        raise InputRefused(f"output {shown} can't be read: {error.strerror}") from None
+
+
+def _what_was_compared(old: OldReport) -> str:
+    count = len(old.adapters)
+    what = "adapter" if count == 1 else "adapters"
+    return f"{count} {what}: hash, {len(old.shapes)} modules, their shapes, rank and scale"
+
+
+def _compare_files(target: Path, old: OldReport) -> Iterator[str]:
+    if not old.adapters:
+        why = old.data["cohort"].get("outcome_text") or "the run made none"
+        yield f"the report names no adapter, so nothing vouches for this one ({why})"
+        return
+    for adapter in old.adapters:
+        yield from check_adapter(target / adapter.folder, adapter, old.shapes, old.limits)
+    if target.is_dir():
+        yield from check_entries(target, old)
+
+
+def _options(old: OldReport, weights: Any, previous: Any) -> dict[str, Any]:
+    """The recorded options, with the inputs that are given anew."""
+    from clair_cli import api
+
+    known = set(inspect.signature(getattr(api, old.command)).parameters)
+    options = {name: value for name, value in old.options.items() if name not in _GIVEN}
+    if unknown := sorted(set(options) - known):
+        raise UsageError(f"the report records the option {quoted(unknown[0])}, unknown to this "
+                         f"clair {__version__}")  # fmt: skip
+    for name, value in (("weights", weights), ("previous", previous)):
+        recorded = old.options.get(name)
+        if recorded is not None and value is None:
+            raise UsageError(
+                f"the report was made with --{name} {quoted(recorded)}", hint=f"give --{name} again"
+            )
+        if recorded is None and value is not None:
+            raise UsageError(f"the report was made without --{name}")
+        options[name] = value
+    options["limit"] = old.limits
+    return options
+
+
+def _mend_options(options: dict[str, Any], clients: api.Clients) -> list[str]:
+    """Recorded options as this machine and folder need them; remarks on what that changes."""
+    with importing():
+        from clair_cli.engine.device import choose_device
+
+    excluded = options.get("exclude")
+    if isinstance(excluded, list) and isinstance(clients, (str, Path)):
+        # as the report spells them; only the folder knows names that are not Unicode
+        with contextlib.suppress(OSError):
+            names = [candidate.name for candidate in find_clients(Path(clients)).candidates]
+            spelt = {whole_characters(name): name for name in names}
+            options["exclude"] = [spelt.get(str(name), name) for name in excluded]
+    device = options.get("device")
+    if device in ("cuda", "mps"):
+        try:
+            choose_device(device)
+        except UsageError:
+            options["device"] = "auto"
+            return [f"the report was made with --device {device}, which is not here: last bits "
+                    "may differ"]  # fmt: skip
+    return []
+
+
+def _again(
+    clients: api.Clients, old: OldReport, options: Mapping[str, Any], *, one_file: bool
+) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """Run the recorded command once more and write nothing.
+
+    Returns:
+        The new report as plain data, and the weights' SHA-256 by client's folder ("" for a merge).
+    """
+    with importing():
+        from clair_cli.workflow import run as rounds
+
+    try:
+        settings = make_settings(old.command, clients, None, options)
+    except (TypeError, UsageError) as error:
+        raise UsageError(f"the report's options are damaged: {error}") from None
+    report, files = rounds.do_again(settings, one_file=one_file)
+    hashes = {folder: adapter.sha256 for folder, adapter in files.items()}
+    return json.loads(report_json(report)), hashes
+
+
+def _compare_hashes(old: OldReport, again: Mapping[str, str]) -> Iterator[str]:
+    for adapter in old.adapters:
+        found = again.get(adapter.folder)
+        what = f"client {quoted(adapter.folder)}: " if adapter.folder else ""
+        if found is None:
+            yield f"{what}doing it again gives no adapter"
+        elif found != adapter.sha256:
+            yield (
+                f"{what}doing it again gives an adapter of sha256 {found}, the report says "
+                f"{adapter.sha256}"
+            )
+    for folder in sorted(set(again) - {a.folder for a in old.adapters}):
+        yield f"client {quoted(folder)}: refined now, and not in the report"

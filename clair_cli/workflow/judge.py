@@ -1,0 +1,222 @@
+"""Judge a round: the outcome, a verdict and a weight for every client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from clair_cli.cohort.choose import only_modules
+from clair_cli.cohort.round import Round
+from clair_cli.cohort.selection import fewest_holders, modules_to_merge
+from clair_cli.engine.device import Engine
+from clair_cli.engine.stacks import Stacks
+from clair_cli.engine.threads import in_order
+from clair_cli.errors import InputRefused
+from clair_cli.maths.evidence.gather import Evidence
+from clair_cli.maths.evidence.own_sizes import OwnSizes
+from clair_cli.maths.factors.grams import PackedGrams
+from clair_cli.maths.judge.judge import Judgement, judge, needs_cores
+from clair_cli.maths.judge.structure import find_structure
+from clair_cli.text import first_few
+from clair_cli.workflow.components import check_components, check_overcomplete
+from clair_cli.workflow.passes import Gathered, gather_cores, gather_evidence
+from clair_cli.workflow.previous_remarks import previous_remarks
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A round with its judgement.
+
+    Attributes:
+        weights: of every adapter in the merged mean, summing to 1; all 0 if nothing is merged.
+        plain_weights: what the plain mean of all comparable clients would use.
+        grams: what was kept of the first pass, by module.
+        stacks: where the factors come from, if they were looked at.
+        sizes: of the clients' own delta weights, likewise.
+    """
+
+    round: Round
+    evidence: Evidence | None
+    judgement: Judgement | None
+    weights: tuple[float, ...]
+    plain_weights: tuple[float, ...]
+    warnings: tuple[str, ...]
+    grams: dict[str, PackedGrams]
+    stacks: Stacks | None = None
+    sizes: OwnSizes | None = None
+
+    @property
+    def outcome(self) -> str:
+        return "refused" if self.judgement is None else self.judgement.outcome
+
+    @property
+    def verdicts(self) -> set[str]:
+        """The verdicts that occur."""
+        found = {"rejected"} if self.round.rejected else set()
+        if self.judgement is not None and self.judgement.outcome == "judged":
+            return found | {v.verdict for v in self.judgement.verdicts}
+        return found | ({"undetermined"} if self.round.adapters else set())
+
+    @property
+    def merged(self) -> tuple[int, ...]:
+        """Indices of the clients with a weight."""
+        return tuple(k for k, w in enumerate(self.weights) if w > 0)
+
+    @cached_property
+    def summed(self) -> Round:
+        """The round as it is merged on top of a previous adapter: a client lacks the modules that
+        are not merged, and those in which it is judged to have added nothing. What is judged zero
+        is merged as zero."""
+        if self.round.previous is None or self.evidence is None:
+            return self.round
+        added = dict(zip(self.round.module_shapes, (self.evidence.norms > 0).tolist(), strict=True))
+        adapters = [
+            only_modules(a, {m for m in self.merged_modules if added[m][k]})
+            for k, a in enumerate(self.round.adapters)
+        ]
+        return replace(self.round, adapters=tuple(adapters))
+
+    @cached_property
+    def merged_modules(self) -> tuple[str, ...]:
+        """The modules that the clients with a weight are merged in: those that enough of them have
+        (see `modules_to_merge`), without those where all of their updates are zero. Where there are
+        only zeros, they stay. A client that is left out brings none."""
+        clients = [self.round.adapters[k] for k in self.merged]
+        holders = {m: sum(m in a.modules for a in clients) for m in self.round.module_shapes}
+        enough = modules_to_merge(holders, len(clients), self.round.modules)
+        if self.evidence is None:
+            return enough
+        sizes = self.evidence.norms[:, list(self.merged)].sum(1).tolist()
+        size_of = dict(zip(self.round.module_shapes, sizes, strict=True))
+        return tuple(m for m in enough if size_of[m] > 0) or enough
+
+    @cached_property
+    def written(self) -> tuple[str, ...]:
+        """The modules that an adapter of this round has: those merged, and the previous adapter's,
+        which it has whoever has them."""
+        found = set(self.merged_modules)
+        if self.round.previous is not None:
+            found |= self.round.previous.modules.keys()
+        return tuple(m for m in self.round.module_shapes if m in found)
+
+
+def judge_round(
+    round_: Round,
+    engine: Engine,
+    *,
+    allow_undetermined: bool,
+    foresee: Callable[[Judged, Engine], object] | None = None,
+) -> Judged:
+    """First pass and judgement; nothing is merged yet.
+
+    Args:
+        foresee: called, once the groups are known, with what will probably come out.
+
+    Raises:
+        ClientsUnfit, UsageError: see `check_components`.
+    """
+    zeros = tuple(0.0 for _ in round_.adapters)
+    if round_.refusal is not None:
+        return Judged(round_, None, None, zeros, zeros, round_.warnings, {})
+    check_overcomplete(round_)
+    gathered = gather_evidence(round_, engine)
+    check_components(round_, gathered.sizes, engine.device.dtype)
+    engine.tell("judging", 0, 1)
+    (judged,) = in_order(
+        lambda _: _judged(round_, engine, gathered, allow_undetermined, foresee), [0], 1
+    )
+    engine.tell("judging", 1, 1)
+    return _with_left_out(judged)
+
+
+def _with_left_out(judged: Judged) -> Judged:
+    """Say which modules of the merged clients are not merged."""
+    having = {m for k in judged.merged for m in judged.round.adapters[k].modules}
+    gone = sorted(having.difference(judged.merged_modules))
+    return replace(judged, warnings=(*judged.warnings, _left_out(judged, gone))) if gone else judged
+
+
+def _left_out(judged: Judged, modules: Sequence[str]) -> str:
+    """A remark on modules that only some of the merged clients have, or are zero in."""
+    n = len(judged.merged)
+    few = {"common": f"fewer than {fewest_holders(n)}", "intersection": "not all"}
+    why = f"{few.get(judged.round.modules, 'none')} of the {n} merged clients have an update there"
+    noun = "module" if len(modules) == 1 else "modules"
+    return f"{len(modules):,} {noun} ({first_few(modules)}) not merged: {why}"
+
+
+def refused_if_empty(judged: Judged) -> Judged:
+    """A round in which somebody is merged but no module is: refused."""
+    if not judged.merged or judged.written:
+        return judged
+    refusal = InputRefused(
+        "no module is left that the merged clients have in common",
+        hint="leave out who has other modules with --exclude, or give --modules union",
+    )
+    zeros = tuple(0.0 for _ in judged.weights)
+    round_ = replace(judged.round, refusal=refusal)
+    return Judged(round_, None, None, zeros, zeros, judged.warnings, {})
+
+
+def _judged(
+    round_: Round,
+    engine: Engine,
+    gathered: Gathered,
+    allow_undetermined: bool,
+    foresee: Callable[[Judged, Engine], object] | None,
+) -> Judged:
+    evidence = gathered.evidence
+    structure = find_structure(evidence)
+    given = round_.weights or tuple(1.0 for _ in round_.adapters)
+    if foresee is not None and len(structure.group) >= 3:
+        inside = [w if k in structure.group else 0.0 for k, w in enumerate(given)]
+        foresee(_foreseen(round_, gathered, _normalised(inside)), engine)
+    side = needs_cores(structure)
+    cores = None
+    if side is not None:
+        cores = gather_cores(gathered.stacks, side, engine, gathered.kept)
+    judgement = judge(
+        evidence, round_.names, tuple(round_.module_shapes), structure=structure, cores=cores
+    )
+    if judgement.outcome == "judged":
+        raw = [w * v.influence for w, v in zip(given, judgement.verdicts, strict=True)]
+    else:
+        raw = list(given) if allow_undetermined else [0.0 for _ in given]
+    return Judged(
+        round_, evidence, judgement, _normalised(raw), _normalised(given),
+        round_.warnings
+        + previous_remarks(round_, evidence)
+        + _remarks(judgement, allow_undetermined),
+        gathered.kept, gathered.stacks, gathered.sizes,
+    )  # fmt: skip
+
+
+def _foreseen(round_: Round, gathered: Gathered, weights: tuple[float, ...]) -> Judged:
+    """What comes out if the members of the group, and nobody else, have all of their weight."""
+    return Judged(
+        round_, gathered.evidence, None, weights, weights, (), gathered.kept, gathered.stacks,
+        gathered.sizes,
+    )  # fmt: skip
+
+
+def _normalised(weights: tuple[float, ...] | list[float]) -> tuple[float, ...]:
+    largest = max(weights, default=0.0)
+    if largest <= 0:
+        return tuple(0.0 for _ in weights)
+    scaled = [w / largest for w in weights]
+    total = sum(scaled)
+    return tuple(w / total for w in scaled)
+
+
+def _remarks(judgement: Judgement, allow_undetermined: bool) -> tuple[str, ...]:
+    """What a reader must know of the judgement besides the verdicts."""
+    if judgement.outcome != "judged":
+        text = "merged without a verdict (--allow-undetermined): everybody who is not rejected"
+        return (text,) if allow_undetermined else ()
+    if judgement.structure.stacking != "input":
+        return ()
+    return (
+        "sharing shows only in the input directions, which adapters that started from the same "
+        "lora_A share whatever they learnt: read the verdicts with care",
+    )

@@ -1,0 +1,374 @@
+"""The command line: exit code, stdout, stderr and files; help that does not wait for torch."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import jsonschema
+import pytest
+import typer.testing
+
+import clair_cli
+from clair_cli import verification
+from clair_cli.cli import app as cli
+from clair_cli.errors import InputRefused, OutputError, RejectedClient, UsageError
+from clair_cli.report.encode import load_schema
+from tests.fake_report import fake_report, undetermined
+
+COMMANDS = ("merge", "inspect", "refine", "verify")
+
+
+def run(*args: object) -> Any:
+    return typer.testing.CliRunner().invoke(
+        cli.app, [str(arg) for arg in args], catch_exceptions=False, prog_name="clair"
+    )
+
+
+@pytest.fixture
+def clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of clients, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clients").mkdir()
+    return Path("clients")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Replaces the workflow; what it was called with."""
+    made: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def stand_in(command: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            assert callable(kwargs.pop("progress"))
+            made.append((command, args, kwargs))
+            path = "merged.report.json" if command == "merge" else None
+            return SimpleNamespace(report=fake_report(command=command), report_path=path)
+
+        return call
+
+    use_workflow(monkeypatch, **{command: stand_in(command) for command in COMMANDS})
+    return made
+
+
+def use_workflow(monkeypatch: pytest.MonkeyPatch, **functions: Callable[..., Any]) -> None:
+    module = ModuleType("clair_cli.api")
+    vars(module).update(functions)
+    for home, name in ((clair_cli, "api"), (verification, "verify")):
+        monkeypatch.setitem(sys.modules, f"{home.__name__}.{name}", module)
+        monkeypatch.setattr(home, name, module, raising=False)
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return call
+
+
+# What the commands hand on
+
+
+def test_merge_with_defaults(clients: Path, calls: list[Any]) -> None:
+    result = run("merge", clients, "-o", "merged.safetensors")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert calls == [
+        (
+            "merge",
+            (Path("clients"), Path("merged.safetensors")),
+            {
+                "report": None,
+                "rank": "auto",
+                "error_target": 0.1,
+                "keep_alpha": False,
+                "dtype": "auto",
+                "output_format": "auto",
+                "weights": None,
+                "previous": None,
+                "exclude": (),
+                "min_clients": 3,
+                "allow_undetermined": False,
+                "device": "auto",
+                "fail_on": "never",
+                "force": False,
+                "modules": "common",
+                "assume_alpha": None,
+                "limit": (),
+                "strict": False,
+                "threads": None,
+            },
+        )
+    ]
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("3 of 12 clients contaminated: amber, mallory, zoe; ")
+    assert last.endswith("(rank 16, error 0.071); report in merged.report.json")
+    assert os.listdir() == ["clients"]  # all writing is the workflow's
+
+
+def test_merge_with_every_option(clients: Path, calls: list[Any]) -> None:
+    Path("w.csv").touch()
+    Path("before.safetensors").touch()
+    options = (
+        "--report r.json --rank 16 --error-target 0.2 --keep-alpha --dtype bfloat16 "
+        "--output-format kohya "
+        "--weights w.csv --previous before.safetensors --exclude a --exclude b --min-clients 5 "
+        "--allow-undetermined --device cpu --fail-on suspicious --force -q "
+        "--threads 2 --timings --modules strict --assume-alpha 32 "
+        "--limit clients=20 --limit file=1G --strict"
+    )
+    result = run("merge", clients, "-o", "out", *options.split())
+    assert (result.exit_code, result.stdout) == (0, "")
+    where, *stages, last = result.stderr.splitlines()  # -q
+    assert where == "where the time went:"
+    assert stages[-1].startswith("  memory: ") and "clients contaminated" in last
+    assert calls[0][2] == {
+        "report": Path("r.json"),
+        "rank": 16,
+        "error_target": 0.2,
+        "keep_alpha": True,
+        "dtype": "bfloat16",
+        "output_format": "kohya",
+        "weights": Path("w.csv"),
+        "previous": Path("before.safetensors"),
+        "exclude": ("a", "b"),
+        "min_clients": 5,
+        "allow_undetermined": True,
+        "device": "cpu",
+        "fail_on": "suspicious",
+        "force": True,
+        "modules": "strict",
+        "assume_alpha": 32.0,
+        "limit": ("clients=20", "file=1G"),
+        "strict": True,
+        "threads": 2,
+    }
+
+
+def test_refine_hands_on_the_noise(clients: Path, calls: list[Any]) -> None:
+    result = run("refine", clients, "-o", "refined", "--noise", "0.01", "--assume-alpha", "rank")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert calls[0][0] == "refine"
+    assert calls[0][1] == (Path("clients"), Path("refined"))
+    assert calls[0][2]["noise"] == 0.01
+    assert calls[0][2]["assume_alpha"] == "rank"
+    assert "refined 6 into refined" in result.stderr.splitlines()[-1]
+
+
+def test_inspect_shows_a_table_on_stdout(clients: Path, calls: list[Any]) -> None:
+    result = run("inspect", clients)
+    assert (result.exit_code, result.stderr) == (3, "")
+    assert result.stdout.splitlines()[-1].startswith("3 of 12 clients contaminated: amber")
+    assert calls[0][1] == (Path("clients"), None)
+    assert calls[0][2]["fail_on"] == "contaminated"
+
+
+def test_inspect_json_is_one_document_and_nothing_else(clients: Path, calls: list[Any]) -> None:
+    result = run("inspect", clients, "--format", "json", "-o", "r.json")
+    assert result.exit_code == 3
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, load_schema(), cls=jsonschema.Draft202012Validator)
+    assert document["exit_code"] == 3
+    assert result.stderr.startswith("3 of 12 clients contaminated: ")
+    assert result.stderr.endswith("; report in r.json\n")
+    assert calls[0][1] == (Path("clients"), Path("r.json"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_python_functions_have_the_same_parameters(command: str) -> None:
+    theirs = set(inspect.signature(getattr(clair_cli, command)).parameters) - {"progress"}
+    ours = set(inspect.signature(getattr(cli, command)).parameters)
+    own = {"quiet", "timings"} | (
+        {"output_format"} if command == "inspect" else set()
+    )  # inspect's --format
+    assert ours - own == theirs
+
+
+def test_inspect_to_stdout_is_the_report_and_the_table_goes_to_stderr(
+    clients: Path, calls: list[Any]
+) -> None:
+    result = run("inspect", clients, "-o", "-")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["exit_code"] == 3
+    assert result.stderr.splitlines()[-1].startswith("3 of 12 clients contaminated: ")
+    assert len(result.stderr.splitlines()) > 5
+    assert calls[0][1] == (Path("clients"), None)
+    assert os.listdir() == ["clients"]
+
+
+def test_refine_to_stdout_is_refused(clients: Path, calls: list[Any]) -> None:
+    result = run("refine", clients, "-o", "-")
+    assert (result.exit_code, result.stdout, calls) == (2, "", [])
+    assert "-o - : standard output takes one file" in result.stderr
+
+
+def test_a_killed_runs_leftovers_are_mentioned(clients: Path, calls: list[Any]) -> None:
+    Path(".merged.safetensors.clair-99999999-0123abcd.tmp").touch()
+    Path(".merged.report.json.clair-99999999-0123abcd.tmp").touch()
+    result = run("merge", clients, "-o", "merged.safetensors")
+    assert result.stderr.splitlines()[:2] == [
+        f"note: .merged.{kind}.clair-99999999-0123abcd.tmp was left by a run that was killed;"
+        " it may be deleted"
+        for kind in ("safetensors", "report.json")
+    ]
+    assert len(os.listdir()) == 3
+    assert "note: ." not in run("merge", clients, "-o", "merged.safetensors", "-q").stderr
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize("code", [0, 3, 4, 5])
+def test_the_report_decides_the_code(
+    clients: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    report = replace(fake_report(), exit_code=code)
+    use_workflow(monkeypatch, merge=lambda *a, **k: SimpleNamespace(report=report))
+    assert run("merge", clients, "-o", "out").exit_code == code
+
+
+def test_undetermined_says_what_to_do(clients: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_workflow(monkeypatch, merge=lambda *a, **k: SimpleNamespace(report=undetermined()))
+    result = run("merge", clients, "-o", "out")
+    assert result.exit_code == 5
+    assert "what to do: collect more clients" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("undetermined: 2 clients")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UsageError("bad\nvalue", hint="try x"), 2, "clair: bad\\x0avalue\n  fix       try x\n"),
+        (InputRefused("no usable client"), 4, "clair: no usable client\n"),
+        (OutputError("disk full"), 6, "clair: disk full\n"),
+        (
+            RejectedClient("r is 2", path="c/a.safetensors", found="2", expected="4", hint="fix r"),
+            4,
+            "clair: r is 2\n  found     2\n  expected  4\n"
+            "  file      c/a.safetensors\n  fix       fix r\n",
+        ),
+        (KeyboardInterrupt(), 130, "clair: interrupted, nothing written\n"),
+        (MemoryError(), 1, "clair: out of memory\n"),
+        (RuntimeError("b\x1b[2Jug"), 1, "clair: internal error: RuntimeError: b\\x1b[2Jug\n"),
+        (ModuleNotFoundError("no torch", name="torch"), 1, "  fix       pip install torch\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_errors(
+    clients: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    words: str,
+) -> None:
+    monkeypatch.delenv("CLAIR_DEBUG", raising=False)
+    use_workflow(monkeypatch, merge=raising(error))
+    result = run("merge", clients, "-o", "out")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert ("CLAIR_DEBUG=1" in result.stderr) == (code == 1)
+    assert os.listdir() == ["clients"]
+
+
+def test_a_traceback_on_request(clients: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLAIR_DEBUG", "1")
+    use_workflow(monkeypatch, merge=raising(RuntimeError("bug")))
+    result = run("merge", clients, "-o", "out")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Traceback (most recent call last):\n")
+    assert result.stderr.endswith("clair: internal error: RuntimeError: bug\n")
+
+
+# Usage
+
+
+def test_a_folder_that_is_not_there(clients: Path, calls: list[Any]) -> None:
+    result = run("inspect", "client")
+    assert (result.exit_code, result.stdout, calls) == (2, "", [])
+    assert result.stderr == (
+        "clair: CLIENTS 'client' does not exist\n  fix       did you mean 'clients'?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["a.safetensors", "-o", "out"], "is a file, not a folder"),
+        (["clients", "-o", "out", "--weights", "w.csv"], "--weights 'w.csv' does not exist"),
+        (["clients", "-o", "out", "--previous", "p"], "--previous 'p' does not exist"),
+        (["clients", "-o", "x.safetensors", "--report", "./x.safetensors"], "-o and --report"),
+        (["clients", "-o", "out", "--report", "-"], "--report - : standard output takes one"),
+        (["clients", "-o", ""], "'-o' / '--output': the path is empty"),
+        (["clients", "-o", "out", "--report", ""], "'--report': the path is empty"),
+        (["", "-o", "out"], "'CLIENTS': the path is empty"),
+        (["clients", "-o", "out", "--report", "out/r.json"], "one lies inside the other"),
+        (["clients", "-o", "M.SAFETENSORS", "--report", "m.safetensors"], "-o and --report"),
+        (["clients", "-o", "clients/merged.safetensors"], "clients"),
+        (["clients", "-o", "clients"], "clients"),
+        (["clients", "-o", "nowhere/merged.safetensors"], "nowhere"),
+        (["clients"], "-o"),
+        (["clients", "-o", "out", "--rank", "0"], "--rank"),
+        (["clients", "-o", "out", "--rank", "best"], "--rank"),
+        (["clients", "-o", "out", "--error-target", "nan"], "--error-target"),
+        (["clients", "-o", "out", "--error-target", "1"], "--error-target"),
+        (["clients", "-o", "out", "--assume-alpha", "inf"], "--assume-alpha"),
+        (["clients", "-o", "out", "--assume-alpha", "-1"], "--assume-alpha"),
+        (["clients", "-o", "out", "--min-clients", "0"], "--min-clients"),
+        (["clients", "-o", "out", "--fail-on", "rejected"], "--fail-on"),
+        (["clients", "-o", "out", "--dtype", "int8"], "--dtype"),
+        (["clients", "-o", "out", "--rnak", "8"], "--rank"),
+        (["clients", "-o", "out", "--limit", "clients"], "--limit"),
+        (["clients", "-o", "out", "--limit", "modules=3"], "--limit"),
+        (["clients", "-o", "out", "--limit", "rank=2K"], "--limit"),
+        (["clients", "-o", "out", "--limit", "file=0"], "--limit"),
+        ([], "CLIENTS"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_usage_errors(clients: Path, calls: list[Any], args: list[str], words: str) -> None:
+    Path("a.safetensors").touch()
+    before = sorted(os.listdir())
+    result = run("merge", *args)
+    assert (result.exit_code, result.stdout, calls) == (2, "", [])
+    assert words in result.stderr
+    assert sorted(os.listdir()) == before
+
+
+def test_an_output_that_exists(clients: Path, calls: list[Any]) -> None:
+    Path("m.safetensors").write_text("old")
+    result = run("merge", clients, "-o", "m.safetensors")
+    assert (result.exit_code, result.stdout, calls) == (6, "", [])
+    assert "--force" in result.stderr
+    assert Path("m.safetensors").read_text() == "old"
+    assert run("merge", clients, "-o", "m.safetensors", "--force").exit_code == 0
+
+
+@pytest.mark.parametrize("args", [[], ["bogus"], ["--bogus"]])
+def test_a_call_that_names_no_command(args: list[str]) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert "Usage: clair" in result.output
+
+
+@pytest.mark.parametrize("flag", ["-V", "--version"])
+def test_version(flag: str) -> None:
+    result = run(flag)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"clair {clair_cli.__version__}\n"
+
+
+@pytest.mark.parametrize("args", [["-h"], *([command, "--help"] for command in COMMANDS)])
+def test_help_fits_80_columns(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = run(*args)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+    _, rest = result.stdout.split("\n", 1)  # "[ARGS]..." is no sentence cut short
+    assert "..." not in rest

@@ -1,0 +1,219 @@
+"""What people see: widths, whole names, hostile names, and the verdict in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+
+from clair_cli.cli.render import View, render
+from clair_cli.cli.sentences import MAX_NAMES, verdict_line
+from clair_cli.report.model import Group
+from clair_cli.text import printable
+from tests.fake_report import BENIGN, REASONS, all_benign, fake_report, renamed, undetermined
+
+TERMINAL = View(width=80)
+LONG = "hospital-of-the-northern-region-ward-7"  # 38 characters
+REPORTS = {
+    "merge": fake_report(),
+    "inspect": fake_report(command="inspect"),
+    "refine": fake_report(command="refine"),
+    "undetermined": undetermined(),
+    "many": all_benign(60),
+    "long name": renamed(fake_report(), {"amber": LONG}),
+    "endless name": renamed(fake_report(), {"amber": "n" * 300, "zoe": "two words " * 9}),
+    "wide name": renamed(fake_report(), {"amber": "\u533b\u9662" * 9}),
+}
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("unicode", [True, False])
+@pytest.mark.parametrize("name", REPORTS)
+def test_no_line_is_wider_than_the_terminal(name: str, unicode: bool, width: int) -> None:
+    text = render(REPORTS[name], View(width=width, unicode=unicode), report_path="r" * 90)
+    assert max(cell_len(line) for line in text.splitlines()) <= width
+    assert unicode or text.isascii() or name == "wide name"
+
+
+@pytest.mark.parametrize("view", [TERMINAL, View()], ids=["terminal", "plain"])
+def test_every_name_of_usual_length_stands_whole_on_one_line(view: View) -> None:
+    lines = render(renamed(fake_report(), {"amber": LONG}), view).splitlines()
+    for name in (*BENIGN, *REASONS):
+        wanted = LONG if name == "amber" else name
+        verdict = REASONS.get(name, ("benign",))[0]
+        assert any(line.startswith(wanted + " ") and verdict in line for line in lines), wanted
+
+
+def test_an_endless_name_is_folded_and_not_cut() -> None:
+    report = renamed(fake_report(), {"amber": "n" * 300})
+    rows = render(report, TERMINAL).split("\u2500\n")[1].split("mallory")[0]
+    assert rows.count("n" * 38) == 300 // 38
+    assert sum(line.split("  ")[0].count("n") for line in rows.splitlines()) == 300
+
+
+def test_plain_text_is_neither_wrapped_nor_cut() -> None:
+    long = "because " * 40
+    report = fake_report()
+    amber = replace(report.clients[0], reasons=(replace(report.clients[0].reasons[0], text=long),))
+    text = render(replace(report, clients=(amber, *report.clients[1:])), View())
+    assert long.strip() in text
+    assert "\u2500" not in text
+    assert not any(line.endswith(" ") for line in text.splitlines())
+
+
+def test_who_was_left_out_comes_first() -> None:
+    text = render(fake_report(), View())
+    rows = [line.split()[0] for line in text.splitlines() if line]
+    order = ["amber", "mallory", "zoe", "oscar", "dave-copy", "rita", "bob"]
+    assert [rows.index(name) for name in order] == sorted(rows.index(name) for name in order)
+
+
+def test_a_group_is_named_as_a_group() -> None:
+    assert "2 form a group of their own: mallory, zoe\n" in render(fake_report(), View())
+
+
+def test_many_benign_clients_are_summarised_at_a_terminal_only() -> None:
+    report = all_benign(42)
+    assert "... and 34 more benign\n" in render(report, TERMINAL)
+    assert "client-41" not in render(report, TERMINAL)
+    assert "client-41" in render(report, View())
+    assert "more benign" not in render(all_benign(8), TERMINAL)
+
+
+HOSTILE = {
+    "amber": "[/] [bold red]x[/bold red]",
+    "mallory": "a\x1b[31mred\x1b]0;title\x07",
+    "zoe": "line\n::error::boo",
+    "oscar": "\u202egpj.exe",
+    "bob": "::stop-commands::x",
+    "carol": "[link=http://evil]click[/link]",
+    "erin": "caf\u00e9\udcff\x9b",
+}
+
+
+@pytest.mark.parametrize("view", [TERMINAL, View(), View(width=80, colour=True)])
+def test_hostile_names_are_shown_and_harmless(view: View) -> None:
+    text = render(renamed(fake_report(), HOSTILE), view)
+    for expected in (
+        "[/] [bold red]x[/bold red]",
+        "a\\x1b[31mred\\x1b]0;title\\x07",
+        "line\\x0a::error::boo",
+        "\\u202egpj.exe",
+        "\\x3a:stop-commands::x",
+        "[link=http://evil]click[/link]",
+        "caf\u00e9\\xff\\x9b",
+    ):
+        assert expected in text
+    assert not any(line.lstrip().startswith("::") for line in text.splitlines())
+    allowed = "\n\x1b" if view.colour else "\n"
+    assert all(char.isprintable() or char in allowed for char in text)
+    assert "\x1b]" not in text
+    text.encode("utf-8")
+
+
+def test_hostile_words_outside_names_are_harmless() -> None:
+    report = replace(undetermined(), warnings=("w\x1b[2J\nx",))
+    cohort = replace(report.cohort, outcome_text="o\x1b[2J", remedy="r\r\n")
+    text = render(replace(report, cohort=cohort), TERMINAL, report_path="p\x1b.json")
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert "warning: w\\x1b[2J\\x0ax\n" in text
+
+
+def test_colour_only_where_asked() -> None:
+    assert "\x1b[" in render(fake_report(), View(width=80, colour=True))
+    assert "\x1b" not in render(fake_report(), TERMINAL)
+
+
+def test_environment_does_not_colour_or_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = render(fake_report(), TERMINAL)
+    for name, value in {"FORCE_COLOR": "1", "COLUMNS": "20", "TTY_COMPATIBLE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert render(fake_report(), TERMINAL) == expected
+
+
+def test_a_terminal_too_narrow_for_a_table_gets_plain_text() -> None:
+    assert render(fake_report(), View(width=30)) == render(fake_report(), View())
+
+
+MANY = 25
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (
+            fake_report(),
+            "3 of 12 clients contaminated: amber, mallory, zoe; 1 suspicious, 1 duplicate, "
+            "1 rejected; merged 7 into merged.safetensors (rank 16, error 0.071)",
+        ),
+        (
+            fake_report(command="inspect"),
+            "3 of 12 clients contaminated: amber, mallory, zoe; 1 suspicious, 1 duplicate, "
+            "1 rejected",
+        ),
+        (
+            all_benign(),
+            "0 of 6 clients contaminated; merged 6 into merged.safetensors (rank 16, error 0.071)",
+        ),
+        (
+            undetermined(),
+            "undetermined: 2 clients: can't tell which of them is wrong; nothing merged",
+        ),
+        (
+            undetermined("inspect"),
+            "undetermined: 2 clients: can't tell which of them is wrong",
+        ),
+        (
+            replace(
+                undetermined("refine"),
+                cohort=replace(
+                    undetermined().cohort, outcome="refused", outcome_text="no client is left."
+                ),
+            ),
+            "refused: no client is left; nothing refined",
+        ),
+        (
+            replace(fake_report(), merged=None, exit_code=3, options={"fail_on": "contaminated"}),
+            "3 of 12 clients contaminated: amber, mallory, zoe; 1 suspicious, 1 duplicate, "
+            "1 rejected; nothing merged (--fail-on contaminated)",
+        ),
+    ],
+)
+def test_the_verdict_in_one_sentence(report: object, expected: str) -> None:
+    assert verdict_line(report) == expected
+    assert render(report, View()).splitlines()[-1] == expected
+
+
+def test_the_sentence_says_where_the_report_is() -> None:
+    line = verdict_line(undetermined(), report_path="merged.report.json")
+    assert line.endswith("; nothing merged; report in merged.report.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain name-1.2", "plain name-1.2"),
+        ("\u533b\u9662 caf\u00e9", "\u533b\u9662 caf\u00e9"),
+        ("a\tb\r\n\0\x7f", "a\\x09b\\x0d\\x0a\\x00\\x7f"),
+        ("\u2028\u200b\ufeff\u2066", "\\u2028\\u200b\\ufeff\\u2066"),
+        ("\udc80\udcff\ud800", "\\x80\\xff\\ud800"),
+        ("\U000e0041", "\\U000e0041"),
+        ("  ::warning::", "  \\x3a:warning::"),
+        ("a::b", "a::b"),
+        ("", ""),
+    ],
+)
+def test_printable(text: str, expected: str) -> None:
+    assert printable(text) == expected
+
+
+@pytest.mark.parametrize("count", [MAX_NAMES, MAX_NAMES + 1])
+def test_groups_are_cut(count: int) -> None:
+    report = fake_report()
+    groups = tuple(Group((f"a{k}", f"b{k}"), 0.5, "other") for k in range(count))
+    report = replace(report, cohort=replace(report.cohort, groups=groups))
+    text = render(report, View())
+    assert text.count("form a group of their own") == MAX_NAMES
+    assert ("and 1 more groups\n" in text) == (count > MAX_NAMES)

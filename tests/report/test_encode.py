@@ -1,0 +1,141 @@
+"""The report file: strict, canonical, and what its schema says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, is_dataclass, replace
+
+import jsonschema
+import numpy as np
+import pytest
+
+from clair_cli.report import model as report_module
+from clair_cli.report.encode import _indented, load_schema, report_dict, report_json
+from clair_cli.report.model import VERDICTS, Report
+from tests.fake_report import all_benign, fake_report, renamed, undetermined, with_score
+
+REPORTS = {
+    "merge": fake_report(),
+    "inspect": fake_report(command="inspect"),
+    "refine": fake_report(command="refine"),
+    "undetermined": undetermined(),
+    "all benign": all_benign(),
+    "no decomposition": replace(
+        fake_report(), cohort=replace(fake_report().cohort, decomposition=None)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_text_is_that_of_the_json_module(name: str) -> None:
+    plain = report_dict(REPORTS[name])
+    expected = json.dumps(plain, sort_keys=True, indent=2, allow_nan=False) + "\n"
+    assert report_json(REPORTS[name]) == expected.replace("##", "#\\u0023")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {}, [], {"b": [], "a": {}}, [[], [1, 2.5, None, True], {"z": "\u00e9\n", "a": [[1], 2]}],
+        {"x": [{"b": 1, "a": "] , ["}], "w": 1e300}, 3, "text", None, [[[]]], {"a": {"b": {}}},
+    ],
+)  # fmt: skip
+def test_any_nesting_is_written_as_the_json_module_writes_it(value: object) -> None:
+    expected = json.dumps(value, sort_keys=True, indent=2, allow_nan=False)
+    assert _indented(value, "\n") == expected
+
+
+def validate(document: object) -> None:
+    schema = load_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(document, schema, cls=jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_reports_follow_the_schema(name: str) -> None:
+    validate(json.loads(report_json(REPORTS[name])))
+
+
+def dataclasses_of_the_report() -> list[type]:
+    found = vars(report_module).values()
+    return [c for c in found if isinstance(c, type) and is_dataclass(c)]
+
+
+@pytest.mark.parametrize("cls", dataclasses_of_the_report(), ids=lambda c: c.__name__)
+def test_the_schema_has_exactly_the_fields_of_the_dataclass(cls: type) -> None:
+    schema = load_schema()
+    part = schema if cls is Report else schema["$defs"][cls.__name__]
+    names = {field.name for field in fields(cls)}
+    assert set(part["properties"]) == names
+    assert set(part["required"]) == names
+    assert part["additionalProperties"] is False
+
+
+def test_the_schema_has_no_definition_of_something_gone() -> None:
+    names = {cls.__name__ for cls in dataclasses_of_the_report()} - {"Report"}
+    assert set(load_schema()["$defs"]) == names
+
+
+def test_the_schema_knows_the_verdicts() -> None:
+    verdict = load_schema()["$defs"]["ClientReport"]["properties"]["verdict"]
+    assert verdict["enum"] == list(VERDICTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("verdict", "malicious"),
+        ("weight", 1.5),
+        ("weight", float("nan")),
+        ("sha256", "abc"),
+        ("name", ""),
+        ("ranks", (8.5,)),
+    ],
+)
+def test_the_schema_refuses_what_a_report_can_not_say(change: str, value: object) -> None:
+    good = fake_report()
+    client = replace(good.clients[0], **{change: value})
+    with pytest.raises((jsonschema.ValidationError, ValueError)):
+        validate(json.loads(report_json(replace(good, clients=(client,)))))
+
+
+def test_the_schema_refuses_an_unknown_key() -> None:
+    document = report_dict(fake_report())
+    document["clients"][0]["malicious"] = True
+    with pytest.raises(jsonschema.ValidationError, match="malicious"):
+        validate(document)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_json_has_no_word_for_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        report_json(with_score(fake_report(), alignment=value))
+
+
+@pytest.mark.parametrize("value", [np.float64(0.5), np.float32(0.5), np.int64(3)])
+def test_a_number_that_is_not_plain_is_refused(value: object) -> None:
+    with pytest.raises(TypeError, match="a report can't hold"):
+        report_json(with_score(fake_report(), alignment=value))
+
+
+def test_canonical_bytes() -> None:
+    text = report_json(fake_report())
+    assert text == report_json(fake_report())
+    assert text.endswith("}\n")
+    assert not text.endswith("\n\n")
+    assert text.isascii()
+    assert text == json.dumps(json.loads(text), sort_keys=True, indent=2) + "\n"
+
+
+def test_the_order_of_keys_does_not_reach_the_bytes() -> None:
+    report = fake_report()
+    turned = replace(report, options=dict(reversed(list(report.options.items()))))
+    assert report_json(turned) == report_json(report)
+
+
+def test_a_name_that_is_not_unicode_stays_readable_json() -> None:
+    text = report_json(renamed(fake_report(), {"amber": "am\udcffber", "zoe": "zo\u00eb\x1b"}))
+    names = [c["name"] for c in json.loads(text)["clients"]]
+    assert "am\\xffber" in names
+    assert "zo\u00eb\x1b" in names
+    text.encode("utf-8")

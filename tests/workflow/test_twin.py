@@ -1,0 +1,130 @@
+"""The Python functions: adapters in memory, nothing printed, nothing written unasked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import clair_cli
+from clair_cli import OutputError, UsageError
+from clair_cli.report.encode import report_json
+from tests import cohorts
+
+
+def in_memory(clients: cohorts.Clients, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    made = {}
+    for name, client in clients.items():
+        state = {cohorts.peft_names("A", m): torch.tensor(a) for m, a in client.A.items()}
+        state |= {cohorts.peft_names("B", m): torch.tensor(b) for m, b in client.B.items()}
+        made[name] = ({key: value.to(dtype) for key, value in state.items()}, client.fields)
+    return made
+
+
+COHORT = {
+    **cohorts.honest(6),
+    "odd": cohorts.unrelated(),
+    "broken": cohorts.with_nan(cohorts.unrelated(4)),
+}
+
+
+def test_memory_and_files_give_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = cohorts.save(tmp_path / "clients", COHORT, "mixed")
+    options: dict[str, Any] = {"rank": "full", "dtype": "float32"}
+    memory = clair_cli.merge(in_memory(COHORT), **options)
+    files = clair_cli.merge(folder, tmp_path / "merged", **options)
+    assert capsys.readouterr() == ("", "")
+    assert memory.tensors is not None and files.tensors is not None
+    assert memory.config == files.config and memory.tensors.keys() == files.tensors.keys()
+    for key, tensor in memory.tensors.items():
+        torch.testing.assert_close(tensor, files.tensors[key], rtol=1e-4, atol=1e-5)
+    found = cohorts.dense(memory.tensors, memory.config or {})
+    assert cohorts.relative(found, cohorts.read_dense(tmp_path / "merged")) <= 1e-6
+    reports = [cohorts.check_report(report_json(r.report)) for r in (memory, files)]
+    assert cohorts.verdicts(reports[0]) == cohorts.verdicts(reports[1])
+    assert memory.report_path is None
+    assert files.report_path == (tmp_path / "merged/report.json").as_posix()
+
+
+def test_nothing_is_written_without_an_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cohorts.save(Path("clients"), COHORT)
+    before = cohorts.snapshot(tmp_path)
+    merged, inspected = clair_cli.merge("clients"), clair_cli.inspect("clients")
+    refined = clair_cli.refine("clients")
+    assert merged.tensors and refined.adapters.keys() == {f"c{k}" for k in range(6)}
+    assert {r.report_path for r in (merged, inspected, refined)} == {None}
+    assert cohorts.snapshot(tmp_path) == before
+    for result in (merged, inspected, refined):
+        cohorts.check_report(report_json(result.report))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_only_the_report_is_written_when_only_it_is_asked_for(tmp_path: Path) -> None:
+    folder = cohorts.save(tmp_path / "clients", COHORT)
+    result = clair_cli.merge(folder, report=tmp_path / "r.json")
+    assert cohorts.read_report(tmp_path / "r.json")["merged"]["rank"] == result.report.merged.rank  # type: ignore[union-attr]
+    assert {p.name for p in tmp_path.iterdir()} == {"clients", "r.json"}
+
+
+def test_codes_are_returned_and_never_exited_with() -> None:
+    few = in_memory(cohorts.honest(2))
+    assert clair_cli.merge(few).report.exit_code == 5
+    assert clair_cli.merge(in_memory(COHORT), strict=True).report.exit_code == 4
+    failed = clair_cli.merge(in_memory(COHORT), fail_on="contaminated")
+    assert (failed.report.exit_code, failed.tensors, failed.config) == (3, None, None)
+    assert clair_cli.inspect(in_memory(COHORT)).report.exit_code == 3
+    assert clair_cli.merge({}).report.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank": 0},
+        {"rank": "most"},
+        {"rank": True},
+        {"rank": 2.5},
+        {"error_target": 0.0},
+        {"error_target": float("nan")},
+        {"min_clients": 0},
+        {"dtype": "int8"},
+        {"device": "tpu"},
+        {"fail_on": "rejected"},
+        {"modules": "some"},
+        {"exclude": ["nobody"]},
+        {"weights": {"c0": 1.0}},
+    ],
+    ids=str,
+)
+def test_wrong_options_raise(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        clair_cli.merge(in_memory(cohorts.honest(3)), **options)
+
+
+def test_outputs_that_cant_be_written_raise(tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").write_bytes(b"old")
+    with pytest.raises(OutputError):
+        clair_cli.merge(in_memory(cohorts.honest(3)), tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").read_bytes() == b"old"
+
+
+def test_exclude_and_weights_in_memory() -> None:
+    clients = cohorts.honest(5)
+    weights = {"c0": 1.0, "c1": 2.0, "c2": 3.0, "c3": 4.0}
+    options: dict[str, Any] = {"rank": "full", "dtype": "float32", "exclude": ["c4"]}
+    result = clair_cli.merge(in_memory(clients, torch.float64), weights=weights, **options)
+    wanted = cohorts.mean([clients[n].deltas() for n in weights], list(weights.values()))
+    assert cohorts.relative(cohorts.dense(result.tensors or {}, result.config or {}), wanted) < 1e-6
+
+
+def test_the_callers_tensors_are_left_alone() -> None:
+    clients = in_memory(cohorts.honest(4))
+    before = {n: {k: t.clone() for k, t in state.items()} for n, (state, _) in clients.items()}
+    clair_cli.merge(clients)
+    clair_cli.refine(clients)
+    for name, (state, _) in clients.items():
+        assert all(torch.equal(t, before[name][k]) for k, t in state.items())

@@ -1,0 +1,65 @@
+"""Rounds whose layers have more terms than they are wide: the same verdicts, the same merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import clair_cli
+from clair_cli.maths.evidence import wide as wide_evidence
+from clair_cli.workflow import passes
+
+SAMPLE = Path(__file__).parents[2] / "sample_adapters" / "clients"
+
+
+@pytest.fixture
+def always_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the sample's narrow layers for wide ones."""
+    monkeypatch.setattr(wide_evidence, "MIN_WIDTH", 1)
+    monkeypatch.setattr(wide_evidence, "is_wide", lambda n_terms, shape: True)
+    monkeypatch.setattr(passes, "is_wide", lambda n_terms, shape: True)
+
+
+def test_the_sample_is_judged_alike(always_wide: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = clair_cli.merge(SAMPLE, rank="full", dtype="float32")
+    monkeypatch.undo()
+    exact = clair_cli.merge(SAMPLE, rank="full", dtype="float32")
+    for one, other in zip(wide.report.clients, exact.report.clients, strict=True):
+        assert (one.name, one.verdict) == (other.name, other.verdict)
+        assert one.scores.alignment == pytest.approx(other.scores.alignment, abs=0.02)
+    assert wide.tensors is not None and exact.tensors is not None
+    for name in (n for n in exact.tensors if ".lora_A." in n):
+        one, other = (
+            t[name.replace(".lora_A.", ".lora_B.")].double() @ t[name].double()
+            for t in (wide.tensors, exact.tensors)
+        )
+        assert torch.linalg.matrix_norm(one - other) <= 1e-6 * torch.linalg.matrix_norm(other)
+
+
+def test_threads_do_not_change_a_byte(always_wide: None, tmp_path: Path) -> None:
+    for threads in (1, 3):
+        clair_cli.merge(SAMPLE, tmp_path / f"{threads}.safetensors", threads=threads)
+    one, three = (tmp_path / f"{threads}.safetensors" for threads in (1, 3))
+    assert one.read_bytes() == three.read_bytes()
+
+
+@pytest.mark.parametrize("side", ["output", "input"])
+def test_a_sides_cores_come_from_the_same_reduction(always_wide: None, side: str) -> None:
+    from clair_cli.cohort.round import load_round
+    from clair_cli.engine.device import make_engine
+    from clair_cli.engine.stacks import Stacks
+    from clair_cli.settings import make_settings
+    from clair_cli.workflow.read import read_cohort
+
+    settings = make_settings("inspect", SAMPLE, None, {})
+    round_ = load_round(settings, read_cohort(settings))
+    engine = make_engine(settings)
+    stacks = Stacks(round_, engine.device)
+    cores = passes.gather_cores(stacks, side, engine, {})
+    stack, ranks = cores.stack, list(cores.ranks)
+    assert stack.shape[0] == len(round_.module_shapes) and stack.shape[2] == sum(ranks)
+    norms = torch.stack([part.square().sum() for part in torch.split(stack, ranks, dim=2)])
+    assert (norms > 0.2).all() and (norms <= 1 + 1e-9).all()
+    torch.testing.assert_close(norms + cores.outside.sum(0), torch.ones_like(norms))
