@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -107,21 +106,6 @@ class Engine:
         every = list(items)
         results = workers.in_order(self._on_lane(function), every)
         return told(results, len(every), stage, self.tell)
-
-    def start_there(self, function: Callable[[T], R], items: Iterable[T]) -> list[Future[R]]:
-        """Begin with the device's part of something that may not be wanted."""
-        return (self.lanes or self.workers).start(self._on_lane(function), items)
-
-    def rehearse(
-        self, each: Callable[[Device], object], once: Callable[[Device], object] | None
-    ) -> None:
-        """Let all threads that give a GPU its work call one thing first, and one thread that does
-        not another; nobody hears how it ended."""
-        if self.device.name != "cuda" or self.lanes is None:
-            return
-        self.start_there(lambda _: each(self.device), range(self.lanes.threads))
-        if once is not None:
-            self.workers.start(self._on_lane(lambda _: once(self.device)), [0])
 
     def _on_lane(self, function: Callable[[T], R]) -> Callable[[T], R]:
         def on_lane(item: T) -> R:

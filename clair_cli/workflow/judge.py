@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -106,12 +106,8 @@ def judge_round(
     engine: Engine,
     *,
     allow_undetermined: bool,
-    foresee: Callable[[Judged, Engine], object] | None = None,
 ) -> Judged:
     """First pass and judgement; nothing is merged yet.
-
-    Args:
-        foresee: called, once the groups are known, with what will probably come out.
 
     Raises:
         ClientsUnfit, UsageError: see `check_components`.
@@ -123,9 +119,7 @@ def judge_round(
     gathered = gather_evidence(round_, engine)
     check_components(round_, gathered.sizes, engine.device.dtype)
     engine.tell("judging", 0, 1)
-    (judged,) = in_order(
-        lambda _: _judged(round_, engine, gathered, allow_undetermined, foresee), [0], 1
-    )
+    (judged,) = in_order(lambda _: _judged(round_, engine, gathered, allow_undetermined), [0], 1)
     engine.tell("judging", 1, 1)
     return _with_left_out(judged)
 
@@ -164,14 +158,10 @@ def _judged(
     engine: Engine,
     gathered: Gathered,
     allow_undetermined: bool,
-    foresee: Callable[[Judged, Engine], object] | None,
 ) -> Judged:
     evidence = gathered.evidence
     structure = find_structure(evidence)
     given = round_.weights or tuple(1.0 for _ in round_.adapters)
-    if foresee is not None and len(structure.group) >= 3:
-        inside = [w if k in structure.group else 0.0 for k, w in enumerate(given)]
-        foresee(_foreseen(round_, gathered, _normalised(inside)), engine)
     side = needs_cores(structure)
     cores = None
     if side is not None:
@@ -189,14 +179,6 @@ def _judged(
         + previous_remarks(round_, evidence)
         + _remarks(judgement, allow_undetermined),
         gathered.kept, gathered.stacks, gathered.sizes,
-    )  # fmt: skip
-
-
-def _foreseen(round_: Round, gathered: Gathered, weights: tuple[float, ...]) -> Judged:
-    """What comes out if the members of the group, and nobody else, have all of their weight."""
-    return Judged(
-        round_, gathered.evidence, None, weights, weights, (), gathered.kept, gathered.stacks,
-        gathered.sizes,
     )  # fmt: skip
 
 

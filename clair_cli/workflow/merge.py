@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from functools import cached_property
 from typing import TypeVar
 
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from clair_cli.engine.device import Engine
 from clair_cli.engine.stacks import Stacks, adds_previous, naming_module, summed_of
-from clair_cli.engine.threads import told
 from clair_cli.maths.evidence.wide import is_wide
 from clair_cli.maths.factors.grams import Grams, grams, joined
 from clair_cli.maths.factors.lowrank import Product, singular_values, spectrum
@@ -220,40 +218,3 @@ class Merger:
 
     def _product(self, module: str) -> Product:
         return weighted_sum(*self._summed(module), self.round.module_shapes[module])
-
-
-class MergeAhead:
-    """The first look at a merge, begun on a GPU while a CPU still judges: it has little to do then,
-    and who will be merged is known most of the time. The same numbers as without."""
-
-    def __init__(self) -> None:
-        self._judged: Judged | None = None
-        self._futures: list[Future[Seen]] = []
-
-    def begin(self, foreseen: Judged, engine: Engine) -> None:
-        """Start with what is probably wanted; on a CPU nothing begins."""
-        self._stop()
-        merger = Merger(foreseen, engine)
-        if merger.there:
-            self._judged = foreseen
-            batches = merger.batches(foreseen.written)
-            self._futures = engine.start_there(merger.observe, batches)
-
-    def observed(self, merger: Merger) -> Iterator[Seen]:
-        """What `Merger.observe` finds in all modules."""
-        judged, foreseen, engine = merger.judged, self._judged, merger.engine
-        if (
-            foreseen is not None
-            and foreseen.round is judged.round
-            and foreseen.weights == judged.weights
-        ):
-            results = (future.result() for future in self._futures)
-            yield from told(results, len(self._futures), "merging", engine.tell)
-            return
-        self._stop()
-        yield from merger.each("merging", merger.observe, merger.batches(judged.written))
-
-    def _stop(self) -> None:
-        for future in self._futures:
-            future.cancel()
-        self._judged, self._futures = None, []

@@ -13,9 +13,9 @@ from clair_cli.engine.stacks import naming_module
 from clair_cli.maths.merge.mean import plain_distance
 from clair_cli.maths.merge.rounding import WrittenModule
 from clair_cli.settings import Settings
-from clair_cli.workflow.components import check_sum, largest_sums
+from clair_cli.workflow.bounds import check_sum, largest_sums
 from clair_cli.workflow.judge import Judged
-from clair_cli.workflow.merge import MergeAhead, Merger, Seen
+from clair_cli.workflow.merge import Merger, Seen
 from clair_cli.workflow.outputs import Destination
 from clair_cli.workflow.write import AdapterWriter, WrittenAdapter
 
@@ -33,13 +33,11 @@ def merge_round(
     settings: Settings,
     engine: Engine,
     destination: Destination,
-    ahead: MergeAhead,
 ) -> Merged:
     """Merge the clients with a weight. Sums run in order of content.
 
     Args:
         destination: of the adapter, as it is made; what an earlier try left there goes.
-        ahead: what may have begun with it.
 
     Raises:
         ClientLost: a tensor changed since the first pass.
@@ -53,7 +51,7 @@ def merge_round(
     writer = AdapterWriter(adapters, judged.round.output, settings, destination)
     merger = Merger(judged, engine)
     seen: Seen = {}
-    for found in ahead.observed(merger):
+    for found in merger.each("merging", merger.observe, merger.batches(modules)):
         seen.update(found)
     most = largest_sums(judged)
     for module in modules:

@@ -25,7 +25,7 @@ from clair_cli.maths.refine.gain import (
 from clair_cli.maths.refine.refine import OffSubspace, off_subspace, refine_module, shared_subspace
 from clair_cli.output.adapter_files import AdapterFiles
 from clair_cli.settings import Settings
-from clair_cli.workflow.components import check_sum, largest_refined
+from clair_cli.workflow.bounds import check_sum, largest_refined
 from clair_cli.workflow.judge import Judged
 from clair_cli.workflow.outputs import Destination
 from clair_cli.workflow.write import AdapterWriter, WrittenAdapter

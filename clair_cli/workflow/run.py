@@ -9,7 +9,6 @@ from typing import TypeVar
 from clair_cli.cohort.model import Cohort, Rejection
 from clair_cli.cohort.round import ClientLost, ClientsUnfit, load_round, rejection_of
 from clair_cli.engine.device import Engine, choose_device, make_engine, warm_up
-from clair_cli.engine.rehearsal import rehearse_comparing, rehearse_merging
 from clair_cli.engine.threads import one_thread_each
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.output.adapter_files import AdapterFiles
@@ -17,7 +16,6 @@ from clair_cli.report.model import Report
 from clair_cli.settings import Settings
 from clair_cli.workflow.judge import Judged, judge_round, refused_if_empty
 from clair_cli.workflow.memory_estimate import check_memory, read_memory, work_memory
-from clair_cli.workflow.merge import MergeAhead
 from clair_cli.workflow.merge_round import Merged, merge_round
 from clair_cli.workflow.outputs import Destination, check_least_room
 from clair_cli.workflow.read import read_cohort
@@ -45,15 +43,14 @@ def merge(
     destination: Destination,
 ) -> tuple[Report, Merged | None]:
     """See `merge_round`."""
-    ahead = MergeAhead()
 
     def make(judged: Judged, settings: Settings, engine: Engine) -> tuple[Report, Merged]:
         """The report is made beside the merge, which it needs only in the end."""
         (report,) = engine.workers.start(lambda _: make_report(settings, judged), [0])
-        merged = merge_round(judged, settings, engine, destination, ahead)
+        merged = merge_round(judged, settings, engine, destination)
         return with_merged(report.result(), settings, merged), merged
 
-    judged, made = run_round(settings, cohort, make, ahead.begin)
+    judged, made = run_round(settings, cohort, make)
     return (make_report(settings, judged), None) if made is None else made
 
 
@@ -90,19 +87,14 @@ def run_round(
     settings: Settings,
     cohort: Cohort | InputRefused,
     make: Callable[[Judged, Settings, Engine], Made] | None,
-    foresee: Callable[[Judged, Engine], object] | None = None,
 ) -> tuple[Judged, Made | None]:
     """Read, judge and make; a client whose file changes on the way, or whose factors can't be
     relied on, is rejected and the round starts again without it, so that what is judged is what
     is merged.
-
-    Args:
-        foresee: see `judge_round`.
     """
     engine = make_engine(settings)
     dropped: list[Rejection] = []
     with one_thread_each(), contextlib.closing(engine):
-        engine.rehearse(rehearse_comparing, None if make is None else rehearse_merging)
         while True:
             round_ = load_round(settings, cohort, dropped)
             if round_.refusal is None:
@@ -112,10 +104,7 @@ def run_round(
             if make is not None:
                 check_least_room(settings, round_.usual_shapes)
             try:
-                judged = judge_round(
-                    round_, engine,
-                    allow_undetermined=settings.allow_undetermined, foresee=foresee,
-                )  # fmt: skip
+                judged = judge_round(round_, engine, allow_undetermined=settings.allow_undetermined)
                 if make is not None:
                     judged = refused_if_empty(judged)
                 wanted = make is not None and exit_code(settings, judged) == 0

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +17,10 @@ from clair_cli.adapters.write import safetensors_bytes
 from clair_cli.cohort.round import load_round
 from clair_cli.engine import device as engine
 from clair_cli.engine import resident
-from clair_cli.engine.rehearsal import rehearse_comparing, rehearse_merging
 from clair_cli.engine.stacks import factors_of
 from clair_cli.engine.threads import Workers
 from clair_cli.maths.factors.stack import stack_factors
 from clair_cli.settings import make_settings
-from clair_cli.workflow import judge as judging
-from clair_cli.workflow import merge as merger
 from clair_cli.workflow import read as reading
 from clair_cli.workflow.read import read_cohort
 from tests.pretend import device as pretend
@@ -124,93 +116,8 @@ def test_a_change_is_noticed_although_the_bytes_are_on_the_device(
     losing_c1(partial(far, clair_cli.merge), save(tmp_path / "clients", 16), stage)
 
 
-def test_a_rehearsal_does_all_that_a_round_does() -> None:
-    before, there = len(pretend.counted), engine.Device(pretend.NAME, torch.float64)
-    rehearse_comparing(there)
-    done = set(pretend.counted[before:])
-    assert {"linalg_cholesky_ex", "_linalg_eigh", "linalg_solve_triangular", "baddbmm_"} <= done
-    before = len(pretend.counted)
-    rehearse_merging(there)
-    done = set(pretend.counted[before:])
-    assert {"linalg_cholesky_ex", "_linalg_eigh", "linalg_solve_triangular", "baddbmm_"} <= done
-    assert {"bmm", "copy_", "amin"} <= done  # of what is merged and rounded
-
-
-class Gpu(engine.Device):
-    """Says it is one; nothing is computed there."""
-
-    @contextlib.contextmanager
-    def lane(self) -> Iterator[None]:
-        yield
-
-    def wait(self) -> None:
-        pass
-
-
-def test_each_thread_rehearses_what_it_will_do_first() -> None:
-    done: list[tuple[str, str]] = []
-
-    def note(name: str) -> Callable[[engine.Device], object]:
-        def noted(_: engine.Device) -> None:
-            done.append((name, threading.current_thread().name))
-            time.sleep(0.1)
-
-        return noted
-
-    lanes, workers = Workers(3), Workers(2)
-    gpu = engine.Engine(Gpu("cuda", torch.float64), workers, lambda *_: None, lanes)
-    gpu.rehearse(note("each"), note("once"))
-    for some in (lanes, workers):
-        some._pool.shutdown(wait=True)
-    assert sorted(name for name, _ in done) == ["each", "each", "each", "once"]
-    assert len({thread for name, thread in done if name == "each"}) == 3
-
-
-def foreseen(monkeypatch: pytest.MonkeyPatch, wrong: bool) -> list[int]:
-    """Count the modules that cores are made of; the foreseen weights may be wrong."""
-    made: list[int] = []
-    cores, real = merger.merged_cores, judging._foreseen
-
-    def counted(pair: Any, *args: Any) -> Any:
-        made.append(len(pair.B))
-        return cores(pair, *args)
-
-    def other(round_: Any, gathered: Any, weights: tuple[float, ...]) -> Any:
-        return real(round_, gathered, (0.25, 0.75, *(0.0 for _ in weights[2:])))
-
-    monkeypatch.setattr(merger, "merged_cores", counted)
-    if wrong:
-        monkeypatch.setattr(judging, "_foreseen", other)
-    return made
-
-
-@pytest.mark.parametrize("wrong", [False, True])
-def test_a_merge_begun_ahead_is_the_same_merge(
-    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool
-) -> None:
-    """Every module once if it was right; else with what the judgement says."""
-    folder = save(tmp_path / "clients", 16)
-    with monkeypatch.context() as patch:
-        patch.setattr(merger.MergeAhead, "begin", lambda *_: None)
-        plain = far(clair_cli.merge, folder)
-    made = foreseen(monkeypatch, wrong)
-    ahead = far(clair_cli.merge, folder)
-    assert sum(made) in ((3, 6) if wrong else (3,))  # 3: it had not begun when it was seen
-    for name, tensor in plain.tensors.items():
-        assert torch.equal(ahead.tensors[name], tensor)
-    assert replace(plain.report, options={}) == replace(ahead.report, options={})
-
-
-def test_nothing_is_begun_ahead_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = foreseen(monkeypatch, wrong=True)
-    clair_cli.merge(save(tmp_path / "clients", 16))
-    assert sum(made) == 3
-
-
-def test_what_was_begun_for_a_client_that_is_lost_is_left(
-    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The round starts again without it, in which others have the same weights."""
+def test_a_round_that_starts_again_gives_what_it_would_have_given(far: Any, tmp_path: Path) -> None:
+    """Without a client that was lost."""
     folder, done = save(tmp_path / "clients", 16), []
 
     def change(now: str, count: int, total: int) -> None:

@@ -12,7 +12,7 @@ import torch
 
 import clair_cli
 from clair_cli.errors import UsageError
-from clair_cli.workflow.components import check_sum
+from clair_cli.workflow.bounds import check_sum
 from tests import cohorts
 
 MODULE = next(iter(cohorts.MODULES))
