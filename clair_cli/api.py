@@ -16,10 +16,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from clair_cli.cohort.model import Cohort
+from clair_cli.engine.own_process import importing
 from clair_cli.errors import InputRefused
 from clair_cli.report.model import Report
 from clair_cli.settings import Progress, Settings, make_settings
-from clair_cli.workflow.beside import importing
 from clair_cli.workflow.outputs import (
     check_outputs,
     destination_of,

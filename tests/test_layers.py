@@ -34,13 +34,13 @@ MAY_IMPORT: dict[str, str] = {
     "report": "errors text formats report.model",
     "output": "errors text formats formats.safetensors",
     # where work runs
-    "engine": "errors text settings formats formats.safetensors adapters cohort"
+    "engine": "errors text settings formats formats.safetensors adapters cohort output"
     " maths.factors maths.evidence maths.merge",
     # from clients to a result
     "workflow": "errors version text settings formats formats.safetensors adapters cohort"
     " maths.factors maths.evidence maths.judge maths.merge maths.refine report.model report"
     " output engine",
-    "api": "errors settings cohort report.model workflow",
+    "api": "errors settings cohort report.model engine workflow",
     "verification": "errors version text settings formats adapters cohort report.model report"
     " output engine workflow api",
     "__init__": "errors version report.model api verification",

@@ -38,7 +38,7 @@ from clair_cli.cli.streams import (
     write_err,
     write_out,
 )
-from clair_cli.engine.own_process import claim, settle
+from clair_cli.engine.own_process import claim
 from clair_cli.errors import OutputError
 from clair_cli.formats.filenames import is_one_file
 from clair_cli.output.publish import leftovers
@@ -291,7 +291,6 @@ def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
     clients: Path = settings.pop("clients")
     output: Path | BinaryOut | None = settings.pop("output")
     with watched(quiet=quiet, timings=settings.pop("timings")) as progress:
-        settle()
         from clair_cli import api
 
         def tell(stage: str, done: int, total: int) -> None:

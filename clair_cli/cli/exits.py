@@ -20,7 +20,7 @@ import typer
 
 from clair_cli.cli.paths import check_working_folder
 from clair_cli.cli.streams import restore_line, write_err
-from clair_cli.engine.own_process import end_at_once, may_raise
+from clair_cli.engine.own_process import may_raise
 from clair_cli.errors import (
     ClairError,
     RejectedClient,
@@ -132,7 +132,7 @@ def _stop_at_once(signum: int) -> None:
         restore_line()
         write_err("clair: interrupted, nothing written\n")
     finally:
-        end_at_once(128 + signum)
+        os._exit(128 + signum)
 
 
 def show_warning(

@@ -25,7 +25,7 @@ from clair_cli.formats.filenames import CONFIG, SUFFIX, WEIGHTS, is_weights
 from clair_cli.formats.files import FAILURES, as_rejection
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.safetensors.check import open_safetensors
-from clair_cli.formats.safetensors.reader import Handover, SafetensorsFile
+from clair_cli.formats.safetensors.reader import KeptBytes, SafetensorsFile
 from clair_cli.text import at_most, by_spelling, quoted, some_of
 
 Loader = Callable[[Candidate], "Adapter | Rejection"]
@@ -39,7 +39,7 @@ def load_cohort(
     exclude: Sequence[str] = (),
     limits: Limits | None = None,
     each: Each = map,
-    handover: Handover | None = None,
+    memory: KeptBytes | None = None,
 ) -> Cohort:
     r"""Read every client of a folder.
 
@@ -50,7 +50,7 @@ def load_cohort(
             report does (`\xNN` for each such byte), where nobody else is called so.
         limits: default `Limits()`.
         each: like `map`; may work on several threads.
-        handover: gets the bytes that are read, for a process that shares it.
+        memory: for the bytes that are read.
 
     Returns:
         The cohort; at least one adapter, rejection or excluded client.
@@ -80,7 +80,7 @@ def load_cohort(
     rejected: list[Rejection] = []
 
     def load(candidate: Candidate) -> Adapter | Rejection:
-        return _load_one(candidate, assume_alpha, limits, handover)
+        return _load_one(candidate, assume_alpha, limits, memory)
 
     for result in each(load, candidates):
         if isinstance(result, Adapter):
@@ -173,14 +173,14 @@ def _load_one(
     candidate: Candidate,
     assume_alpha: float | str | None,
     limits: Limits,
-    handover: Handover | None = None,
+    memory: KeptBytes | None = None,
 ) -> Adapter | Rejection:
     name, shown, sha256 = candidate.name, candidate.shown, None
     try:
         if candidate.refusal is not None:
             raise candidate.refusal
         file = open_safetensors(
-            candidate.weights, limits, shown=shown, root=candidate.root, handover=handover
+            candidate.weights, limits, shown=shown, root=candidate.root, memory=memory
         )
         sha256 = file.sha256
         keys = _keys(candidate, file, limits)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clair_cli.cohort.find import find_clients
+from clair_cli.engine.own_process import importing
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.filenames import CONFIG, PIPELINE_WEIGHTS, SUFFIX, WEIGHTS
 from clair_cli.formats.files import kind_of
@@ -22,7 +23,6 @@ from clair_cli.text import quoted, whole_characters
 from clair_cli.verification.files import check_adapter, check_entries
 from clair_cli.verification.reports import compare_reports
 from clair_cli.version import __version__
-from clair_cli.workflow.beside import importing
 
 if TYPE_CHECKING:
     from torch import Tensor

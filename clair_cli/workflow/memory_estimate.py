@@ -10,7 +10,7 @@ from clair_cli.maths.evidence.gather import CORE_DIM
 from clair_cli.maths.evidence.wide import WIDE_DIM
 from clair_cli.workflow.available_memory import available_memory
 from clair_cli.workflow.passes import batches, kept_grams, largest_ranks, wide
-from clair_cli.workflow.read import HANDOVER_BYTES
+from clair_cli.workflow.read import KEPT_BYTES
 
 _FLOAT = 8
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -34,7 +34,7 @@ def read_memory(round_: Round) -> int:
         for adapter in round_.adapters
         for m in adapter.modules.values()
     )
-    return min(files, HANDOVER_BYTES)
+    return min(files, KEPT_BYTES)
 
 
 def work_memory(round_: Round, engine: Engine) -> int:

@@ -115,7 +115,7 @@ def test_what_a_disk_gives_once_only_is_one_clients_loss(
             raise OSError(errno.EIO, "as of a broken disk")
         return read(fd, memory)
 
-    monkeypatch.setattr(reading, "HANDOVER_BYTES", 1)
+    monkeypatch.setattr(reading, "KEPT_BYTES", 1)
     monkeypatch.setattr(safetensors_file, "read_into", failing)
     report = clair_cli.merge(clients, tmp_path / "m.safetensors").report
     assert report.exit_code == ROWS[row].code

@@ -153,7 +153,7 @@ def test_a_disk_that_fails_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     from clair_cli.formats.safetensors import reader as safetensors_file
     from clair_cli.workflow import read as reading
 
-    monkeypatch.setattr(reading, "HANDOVER_BYTES", 1)
+    monkeypatch.setattr(reading, "KEPT_BYTES", 1)
     clients = cohorts.save(tmp_path / "clients", {**cohorts.honest(3), "bad": cohorts.unrelated()})
     fail(monkeypatch, safetensors_file, "read_into", OSError(errno.ESTALE, "Stale file handle"))
     report = clair_cli.merge(clients, tmp_path / "m.safetensors").report

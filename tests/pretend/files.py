@@ -60,7 +60,7 @@ def test_files_on_the_device_give_the_same_stacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, run: int
 ) -> None:
     """For all clients, one and some; read again or not; sent in pieces or whole."""
-    monkeypatch.setattr(reading, "HANDOVER_BYTES", held)
+    monkeypatch.setattr(reading, "KEPT_BYTES", held)
     monkeypatch.setattr(resident, "_PIECE_BYTES", run)
     round_, on_device = opened(mixed(tmp_path / "clients"))
     there = resident.make_resident(round_, on_device)
@@ -112,7 +112,7 @@ def test_more_rank_than_width_stays_in_its_file(far: Any, tmp_path: Path, rank: 
 def test_a_change_is_noticed_although_the_bytes_are_on_the_device(
     far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, held: int
 ) -> None:
-    monkeypatch.setattr(reading, "HANDOVER_BYTES", held)
+    monkeypatch.setattr(reading, "KEPT_BYTES", held)
     losing_c1(partial(far, clair_cli.merge), save(tmp_path / "clients", 16), stage)
 
 
@@ -136,7 +136,7 @@ def test_what_is_sent_is_what_was_checked(
     far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where size and time say that nothing changed."""
-    monkeypatch.setattr(reading, "HANDOVER_BYTES", 1)
+    monkeypatch.setattr(reading, "KEPT_BYTES", 1)
     folder, done = save(tmp_path / "clients", 16), []
     file = folder / "c1" / "adapter_model.safetensors"
 

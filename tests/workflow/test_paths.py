@@ -118,7 +118,7 @@ def test_bytes_held_from_the_check_on_change_nothing(
     size = -(-(folder / "c0" / "adapter_model.safetensors").stat().st_size // 4096) * 4096
     found = []
     for room in (1, max(1, held * size)):
-        monkeypatch.setattr(reading, "HANDOVER_BYTES", room)
+        monkeypatch.setattr(reading, "KEPT_BYTES", room)
         opens: list[str] = []
 
         def counted(path: Path, *args: Any, opens: list[str] = opens) -> Any:

@@ -15,7 +15,7 @@ from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.safetensors.header import DTYPE_BITS, HeaderEntry, parse_header
 from clair_cli.formats.safetensors.reader import (
     DIGEST_BYTES,
-    Handover,
+    KeptBytes,
     SafetensorsFile,
     TensorEntry,
     stamp_of,
@@ -30,7 +30,7 @@ def open_safetensors(
     *,
     shown: str | None = None,
     root: Path | None = None,
-    handover: Handover | None = None,
+    memory: KeptBytes | None = None,
 ) -> SafetensorsFile:
     """Check a file from a stranger, in one sequential pass over its bytes.
 
@@ -39,7 +39,7 @@ def open_safetensors(
         limits: sizes to refuse; checked before anything of that size is read.
         shown: the path for error objects, when it is not `path`.
         root: as in `open_regular`, for later reads too.
-        handover: gets the tensors' bytes, if it has room.
+        memory: for the tensors' bytes, if it has room.
 
     Returns:
         Header, digests and counts of non-finite values; no tensor is kept here.
@@ -61,7 +61,7 @@ def open_safetensors(
                     expected=f"at most {limits.max_file_bytes:,} bytes",
                     hint=remedy("file"),
                 )
-            return replace(_scan(fd, status, path, shown, limits, handover), root=root)
+            return replace(_scan(fd, status, path, shown, limits, memory), root=root)
     except RejectedClient as error:
         error.path = error.path or shown
         raise
@@ -73,7 +73,7 @@ def _scan(
     path: Path,
     shown: str,
     limits: Limits,
-    handover: Handover | None,
+    memory: KeptBytes | None,
 ) -> SafetensorsFile:
     whole, size = hashlib.sha256(), status.st_size
     header = _read_header(fd, size, limits)
@@ -81,17 +81,17 @@ def _scan(
     whole.update(header)
     metadata, entries = parse_header(header, size - 8 - len(header), limits)
     start = 8 + len(header)
-    handed = None if handover is None else handover.reserve(size - start)
+    kept = None if memory is None else memory.take(size - start)
     tensors = {}
     for run in _runs(entries):
         begin, end = run[0].begin, run[-1].end
-        chunks = _chunks(fd, end - begin, None if handed is None else handed.room(begin, end))
+        chunks = _chunks(fd, end - begin, None if kept is None else kept[begin:end])
         for entry, pieces in _pieces(run, _hashed(chunks, whole)):
             tensors[entry.name] = _looked_at(entry, pieces)
     if read_exactly(fd, 1) or os.fstat(fd).st_size != size:
         raise RejectedClient("file changed while reading")
     return SafetensorsFile(
-        path, whole.hexdigest(), metadata, tensors, start, size, stamp_of(status), shown, handed
+        path, whole.hexdigest(), metadata, tensors, start, size, stamp_of(status), shown, kept
     )
 
 

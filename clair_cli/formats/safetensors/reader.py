@@ -1,15 +1,13 @@
 """A safetensors file that passed the check (check.py): tensors on demand.
 
 Nothing is mapped into memory, so that a file cut short by its owner ends in a message and not
-in a dead process. What is judged is what is merged: each later read compares a digest. Bytes that
-were checked may also be handed over in memory that two processes share: what was hashed is then
-what is computed with, and is not read and hashed again.
+in a dead process. What is judged is what is merged: each later read compares a digest, unless the
+bytes that were checked were kept.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import struct
 import threading
@@ -28,61 +26,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_PAGE = mmap.PAGESIZE
-
-
-class Handover:
-    """Memory that a process makes, and it or its child fills.
+class KeptBytes:
+    """Memory for the bytes of files that were checked: they are not read and hashed again.
 
     Args:
-        room: in bytes; what is not filled takes no memory.
-        by_child: whether children that are still to be forked fill it. The process that made it
-            then doesn't know what is filled, and fills nothing.
-
-    Raises:
-        OSError: the system has no such memory.
+        room: in bytes, for all files together.
     """
 
-    def __init__(self, room: int, *, by_child: bool) -> None:
-        self._memory = mmap.mmap(-1, room)
-        self._room, self._filled, self._lock = room, 0, threading.Lock()
-        self._barred = os.getpid() if by_child else None
+    def __init__(self, room: int) -> None:
+        self._left, self._lock = room, threading.Lock()
 
-    def take_part(self, index: int, count: int) -> None:
-        """Fill no more than this process's part: of several that fill it, each has its own."""
-        each = self._room // count // _PAGE * _PAGE
-        self._filled, self._room = index * each, (index + 1) * each
-
-    def reserve(self, size: int) -> HandedOver | None:
-        """Room for one file's data; None if there is none left, or this process may not fill it."""
-        if os.getpid() == self._barred:
-            return None
+    def take(self, size: int) -> memoryview | None:
+        """Memory for one file's data; None if there is too little left."""
         with self._lock:
-            start = self._filled
-            if start + size > self._room:
+            if size > self._left:
                 return None
-            self._filled += -(-size // _PAGE) * _PAGE
-            return HandedOver(self, start)
-
-    def room(self, start: int, stop: int) -> memoryview:
-        """What is to be filled, after `reserve`, or was."""
-        return memoryview(self._memory)[start:stop]
-
-
-@dataclass(frozen=True)
-class HandedOver:
-    """One file's data in a `Handover`.
-
-    Attributes:
-        start: where it begins, at the start of a page.
-    """
-
-    memory: Handover
-    start: int
-
-    def room(self, begin: int, end: int) -> memoryview:
-        """Where a tensor's bytes are to go, and then lie."""
-        return self.memory.room(self.start + begin, self.start + end)
+            self._left -= size
+        return memoryview(bytearray(size))
 
 
 DIGEST_BYTES = 16
@@ -135,7 +95,7 @@ class SafetensorsFile:
         size: of the file, in bytes.
         stamp: of the file when it was checked; see `looks_unchanged`.
         shown: the path as error objects carry it.
-        handed: its bytes as they were checked, if there was room for them.
+        kept: the tensors' bytes as they were checked, if there was room for them.
         root: as in `open_regular`.
     """
 
@@ -147,7 +107,7 @@ class SafetensorsFile:
     size: int
     stamp: tuple[int, ...]
     shown: str = ""
-    handed: HandedOver | None = None
+    kept: memoryview | None = None
     root: Path | None = None
 
     def read(self, key: str) -> Tensor:
@@ -172,9 +132,9 @@ class SafetensorsFile:
 
     def held(self, begin: int, end: int) -> memoryview | None:
         """Some of the tensors' bytes as they were checked, if they are still in memory."""
-        if self.handed is None or not self.looks_unchanged():
+        if self.kept is None or not self.looks_unchanged():
             return None
-        return self.handed.room(begin, end)
+        return self.kept[begin:end]
 
     @contextmanager
     def read_again(self) -> Iterator[Callable[[memoryview], None]]:

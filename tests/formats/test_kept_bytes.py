@@ -1,10 +1,8 @@
-"""Bytes that are checked and then used, by another process or the same: never those of a changed
-file."""
+"""Bytes that are checked, kept and used: never those of a changed file."""
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from pathlib import Path
 
@@ -15,14 +13,14 @@ from clair_cli.adapters.write import safetensors_bytes
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.safetensors.check import open_safetensors
-from clair_cli.formats.safetensors.reader import Handover, SafetensorsFile
+from clair_cli.formats.safetensors.reader import KeptBytes, SafetensorsFile
 
 ROOM = 2**20
 
 
 @pytest.fixture
-def handover() -> Handover:
-    return Handover(ROOM, by_child=False)
+def kept() -> KeptBytes:
+    return KeptBytes(ROOM)
 
 
 def tensors(seed: int, size: int = 5000) -> dict[str, torch.Tensor]:
@@ -34,15 +32,15 @@ def tensors(seed: int, size: int = 5000) -> dict[str, torch.Tensor]:
     }
 
 
-def opened(path: Path, given: dict[str, torch.Tensor], handover: Handover) -> SafetensorsFile:
+def opened(path: Path, given: dict[str, torch.Tensor], kept: KeptBytes) -> SafetensorsFile:
     path.write_bytes(safetensors_bytes(given, {}))
     os.utime(path, ns=(1, 1))
-    return open_safetensors(path, Limits(), handover=handover)
+    return open_safetensors(path, Limits(), memory=kept)
 
 
-def test_what_was_checked_arrives_without_the_file(tmp_path: Path, handover: Handover) -> None:
+def test_what_was_checked_arrives_without_the_file(tmp_path: Path, kept: KeptBytes) -> None:
     """The file's bytes differ, and nothing shows it: they are not looked at."""
-    files = [opened(tmp_path / f"{k}.safetensors", tensors(k), handover) for k in range(3)]
+    files = [opened(tmp_path / f"{k}.safetensors", tensors(k), kept) for k in range(3)]
     for file in files:
         data = bytearray(file.path.read_bytes())
         data[-1] ^= 1
@@ -53,7 +51,7 @@ def test_what_was_checked_arrives_without_the_file(tmp_path: Path, handover: Han
             assert torch.equal(file.read(name), tensors(k)[name])
 
 
-def test_tensors_in_odd_places_are_read_as_well(tmp_path: Path, handover: Handover) -> None:
+def test_tensors_in_odd_places_are_read_as_well(tmp_path: Path, kept: KeptBytes) -> None:
     """Elements of a stranger's file may begin at any byte."""
     path, values = tmp_path / "a.safetensors", torch.randn(64)
     header = {
@@ -63,46 +61,29 @@ def test_tensors_in_odd_places_are_read_as_well(tmp_path: Path, handover: Handov
     text = json.dumps(header).encode()
     data = len(text).to_bytes(8, "little") + text + b"abc" + values.numpy().tobytes()
     path.write_bytes(data)
-    found = open_safetensors(path, Limits(), handover=handover).read("y")
+    found = open_safetensors(path, Limits(), memory=kept).read("y")
     assert torch.equal(found, values)
     assert found.data_ptr() % 4 == 0
 
 
-def test_a_file_that_changed_is_read_again_and_told(tmp_path: Path, handover: Handover) -> None:
+def test_a_file_that_changed_is_read_again_and_told(tmp_path: Path, kept: KeptBytes) -> None:
     path = tmp_path / "a.safetensors"
-    file = opened(path, tensors(1), handover)
+    file = opened(path, tensors(1), kept)
     path.write_bytes(safetensors_bytes(tensors(2), {}))
     with pytest.raises(RejectedClient, match="changed while reading tensor"):
         file.read("a")
 
 
-def test_without_room_the_file_is_read(tmp_path: Path, handover: Handover) -> None:
-    large = opened(tmp_path / "a.safetensors", tensors(1, ROOM // 8), handover)
-    small = opened(tmp_path / "b.safetensors", tensors(2), handover)
-    assert large.handed is None and small.handed is not None
+def test_without_room_the_file_is_read(tmp_path: Path, kept: KeptBytes) -> None:
+    large = opened(tmp_path / "a.safetensors", tensors(1, ROOM // 8), kept)
+    small = opened(tmp_path / "b.safetensors", tensors(2), kept)
+    assert large.kept is None and small.kept is not None
     assert torch.equal(large.read("c"), tensors(1, ROOM // 8)["c"])
     assert torch.equal(small.read("c"), tensors(2)["c"])
 
 
-def test_the_process_that_made_it_does_not_know_what_its_child_filled(tmp_path: Path) -> None:
-    handover = Handover(ROOM, by_child=True)
-    assert opened(tmp_path / "a.safetensors", tensors(1), handover).handed is None
-
-
-def test_a_rejected_file_hands_nothing_over(tmp_path: Path, handover: Handover) -> None:
+def test_a_rejected_file_keeps_nothing(tmp_path: Path, kept: KeptBytes) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(safetensors_bytes(tensors(1), {})[:-1])
     with pytest.raises(RejectedClient, match="truncated"):
-        open_safetensors(path, Limits(), handover=handover)
-
-
-def test_several_that_fill_it_have_a_part_each() -> None:
-    page = mmap.PAGESIZE
-    whole = 10 * page
-    places = []
-    for index in range(3):
-        handover = Handover(whole, by_child=False)
-        handover.take_part(index, 3)
-        while (found := handover.reserve(page)) is not None:
-            places.append(found.start)
-    assert places == [page * i for i in range(9)]
+        open_safetensors(path, Limits(), memory=kept)

@@ -1,0 +1,60 @@
+"""The clients' files are read on threads while the calling one imports torch."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from clair_cli.cohort import load
+from clair_cli.cohort.model import Cohort
+from clair_cli.settings import make_settings
+from clair_cli.workflow.read import read_cohort
+from tests import cohorts
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return cohorts.save(tmp_path / "clients", cohorts.honest(5))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_files_are_read_while_other_work_is_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """The first file is not through before the other work has begun, which waits for it."""
+    begun, first, names = threading.Event(), threading.Event(), []
+    real = load._load_one
+
+    def loading(*args: object) -> object:
+        names.append(threading.current_thread())
+        assert begun.wait(20)
+        first.set()
+        return real(*args)  # type: ignore[arg-type]
+
+    def work() -> None:
+        begun.set()
+        assert first.wait(20)
+
+    monkeypatch.setattr(load, "_load_one", loading)
+    settings = make_settings("inspect", folder, None, {"threads": threads})
+    found = read_cohort(settings, work)
+    assert isinstance(found, Cohort)
+    assert [a.name for a in found.adapters] == [f"c{k}" for k in range(5)]
+    assert threading.main_thread() not in names and len(set(names)) <= threads
+
+
+def test_an_error_of_the_other_work_is_raised(folder: Path) -> None:
+    def work() -> None:
+        raise ImportError("no torch")
+
+    with pytest.raises(ImportError, match="no torch"):
+        read_cohort(make_settings("inspect", folder, None, {}), work)
+
+
+def test_what_is_told_comes_in_order(folder: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    options = {"progress": lambda *args: told.append(args)}
+    read_cohort(make_settings("inspect", folder, None, options))
+    assert told == [("reading", done, 5) for done in range(6)]
