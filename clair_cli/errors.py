@@ -38,7 +38,7 @@ class ClairError(Exception):
     Attributes:
         message: one sentence that makes sense alone: who, where, what, with the numbers.
         hint: one thing to do about it, or "".
-        exit_code: what the command line exits with (table in the README).
+        exit_code: what the command line exits with (table in docs/how-it-writes.md).
     """
 
     exit_code = 1

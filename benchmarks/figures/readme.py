@@ -1,4 +1,4 @@
-"""The two figures of the README, from `copying_rounds.py`: what is found, what the merge is worth.
+"""The figures of docs/limits.md, from `copying_rounds.py`: what is found, what the merge is worth.
 
 One panel per kind of contamination, over all rounds: those where all clients start from one
 lora_A, and those where each starts from its own. Accuracies are averaged over both first, so that

@@ -1,0 +1,117 @@
+"""What the README and docs/ name exists, and what a report can hold is explained there."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from clair_cli.formats import limits
+from clair_cli.report import model
+from tests.pages import BLOCK, COMMANDS, PAGES, README, ROOT, run_clair
+
+OTHERS = ("CONTRIBUTING.md", "benchmarks/README.md", "sample_adapters/README.md")
+LINKING = PAGES | {name: (ROOT / name).read_text(encoding="utf-8") for name in OTHERS}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_a_page_names_exists(page: str) -> None:
+    """An option in the text is one of some command's options."""
+    helps = [run_clair(*command, "--help").stdout for command in ([], *([c] for c in COMMANDS))]
+    text = BLOCK.sub("", PAGES[page]).replace("pytest -n 2 --dist worksteal", "")
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+    listed = {option for text in helps for option in re.findall(r"--[a-z][a-z-]+", text)}
+    assert named - listed == set()
+
+
+def test_the_options_that_people_need_are_named() -> None:
+    named = {option for text in PAGES.values() for option in re.findall(r"--[a-z][a-z-]+", text)}
+    assert named >= {"--force", "--allow-undetermined", "--previous"}
+    assert all(option in README for option in ("--force", "--allow-undetermined", "--previous"))
+
+
+def test_the_limits_table_has_the_defaults() -> None:
+    rows = re.findall(r"^\| (`[^|]*) \| ([^|]*) \| ", PAGES["docs/formats.md"], re.MULTILINE)
+    pairs = [
+        f"{name.strip('`')}={value}"
+        for names, values in rows
+        for name, value in zip(names.split(", "), values.split(", "), strict=True)
+    ]
+    assert sorted(pair.partition("=")[0] for pair in pairs) == sorted(limits.NAMES)
+    assert limits.parse_limits(pairs) == limits.Limits()
+
+
+def reason_codes() -> set[str]:
+    """Every code that a `Finding` or a `Reason` is made with, and those of whole cohorts."""
+    codes = set()
+    for path in (ROOT / "clair_cli").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                first = node.args[0] if node.args else None
+                if node.func.id in ("Finding", "Reason") and isinstance(first, ast.Constant):
+                    codes.add(first.value)
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_NOT_JUDGED":
+                codes |= set(ast.literal_eval(node.value))
+    return codes
+
+
+def test_every_reason_is_explained() -> None:
+    page = PAGES["docs/reading-the-report.md"]
+    section = page.split("\n## Reasons\n", 1)[1].split("\n## ", 1)[0]
+    explained = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert len(explained) == len(set(explained))
+    assert {"norm", "no_updates"} <= reason_codes()
+    assert set(explained) == reason_codes()
+
+
+def test_every_verdict_is_explained() -> None:
+    section = PAGES["docs/reading-the-report.md"].split("\n## Reasons\n", 1)[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(model.VERDICTS)
+
+
+@pytest.mark.parametrize("kind", [k for k in vars(model).values() if dataclasses.is_dataclass(k)])
+def test_every_field_of_the_report_is_explained(kind: type) -> None:
+    page = PAGES["docs/reading-the-report.md"].split("\n## The file\n", 1)[1]
+    named = set(re.findall(r"`(\w+)`", page))
+    assert {field.name for field in dataclasses.fields(kind)} - named == set()
+
+
+def links(text: str) -> Iterator[str]:
+    """The targets of a page's links and pictures that are not elsewhere on the net."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:", target):
+            yield target
+
+
+def anchors(text: str) -> set[str]:
+    """The headings as GitHub turns them into anchors."""
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKING)
+def test_every_link_leads_somewhere(page: str) -> None:
+    for target in links(LINKING[page]):
+        path, _, anchor = target.partition("#")
+        there = (ROOT / page).parent / path if path else ROOT / page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in anchors(there.read_text(encoding="utf-8")), target
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    reached = {target.partition("#")[0] for target in links(README)}
+    assert reached >= set(PAGES) - {"README.md"}
+    assert "benchmarks/README.md" in reached
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_of_ours_that_a_page_names_exists(page: str) -> None:
+    words = re.findall(
+        r"(?:clair_cli|benchmarks|fuzz|sample_adapters|tests)/[\w/.-]*\w", PAGES[page]
+    )
+    assert [word for word in words if not (ROOT / word).exists()] == []
