@@ -1,4 +1,5 @@
-"""Report -> text for people: a table on a terminal, plain lines elsewhere. Returns, never prints.
+"""Report -> text for people: a table on a terminal, two lines a client on a narrow one, plain lines
+elsewhere. Returns, never prints.
 
 Names come from strangers. They pass through `printable`, and at a terminal through
 `rich.text.Text`, never through markup. A name is never cut: the reasons wrap around it.
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_BENIGN = 8  # more benign clients than this are summarised at a terminal
 NARROWEST = 60  # columns; a table needs them
+_LEAST = 20  # columns; words need them
 
 _COLOURS = {
     "contaminated": "bold red",
@@ -65,16 +67,19 @@ def render(report: Report, view: View = View(), *, report_path: str = "") -> str
     last = verdict_line(report, report_path=report_path)
     if not report.clients:  # nobody to show
         return "\n".join([*below(report), last]) + "\n"
-    if view.width is None or view.width < NARROWEST:
+    if view.width is None:
         lines = [*above(report), "", *_plain_table(report), "", *below(report), last]
         return "\n".join(lines) + "\n"
     from rich.text import Text
 
-    console = _console(view.width, view.colour)
+    console = _console(max(view.width, _LEAST), view.colour)
     _write_lines(console, above(report))
     shown, n_hidden = _worth_a_row(report)
     _write_lines(console, [""])
-    console.print(_rich_table(report, shown, view))
+    if view.width < NARROWEST:
+        _write_blocks(console, report, shown)
+    else:
+        console.print(_rich_table(report, shown, view))
     _write_lines(console, [f"... and {n_hidden} more benign"] if n_hidden else [])
     _write_lines(console, ["", *below(report)])
     style = "bold red" if report.with_verdict("contaminated") else "bold"
@@ -147,6 +152,20 @@ def _rich_table(report: Report, shown: list[ClientReport], view: View) -> Table:
         strong = colour if verdict != "benign" else ""
         table.add_row(Text(name, strong), Text(verdict, colour), Text(weight), Text(reason))
     return table
+
+
+def _write_blocks(console: Console, report: Report, shown: list[ClientReport]) -> None:
+    """Each client's name, verdict and weight, and the reason under them."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    any_weight = any(client.weight > 0 for client in report.clients)
+    for name, verdict, weight, reason in _rows(shown, any_weight=any_weight):
+        words = Text.assemble(name, "  ", (verdict, _COLOURS[verdict]), "  ", weight)
+        words.overflow = "fold"
+        console.print(words)
+        if reason:
+            console.print(Padding(Text(reason, overflow="fold"), (0, 0, 0, _GAP)))
 
 
 def _console(width: int, colour: bool) -> Console:

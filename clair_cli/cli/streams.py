@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from clair_cli.cli.render import View
 
 WIDEST = 120  # longer lines are hard to read
+_USUAL = 80  # columns of a terminal that does not say
 
 
 class PipeSafe(io.TextIOWrapper):
@@ -128,6 +128,7 @@ def prepare_streams() -> None:
                 line_buffering=stream.line_buffering,
             )
             setattr(sys, name, safe)
+            setattr(sys, f"__{name}__", safe)  # help asks it for the terminal's width
 
 
 def _whole_writes(binary: Any) -> Any:
@@ -199,8 +200,18 @@ def view_of(stream: TextIO | None) -> View:
     unicode = encoding.startswith("utf")
     if not is_terminal(stream):
         return View(unicode=unicode)
-    width = min(shutil.get_terminal_size().columns, WIDEST)
-    return View(width=width, colour=takes_ansi(), unicode=unicode)
+    return View(width=min(columns_of(stream), WIDEST), colour=takes_ansi(), unicode=unicode)
+
+
+def columns_of(stream: TextIO | None) -> int:
+    """The columns of a terminal: what COLUMNS says, else what the terminal itself says."""
+    said = os.environ.get("COLUMNS", "")
+    if said.isascii() and said.isdigit() and int(said[:9]) > 0:
+        return int(said[:9])
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _USUAL if stream else _USUAL
+    except (OSError, ValueError):  # in memory
+        return _USUAL
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -431,8 +431,81 @@ def test_an_ascii_locale_shows_escapes(tmp_path: Path) -> None:
 def test_on_a_terminal(tmp_path: Path, env: dict[str, str], ansi: bool) -> None:
     (tmp_path / "clients").mkdir()
     env = {"TERM": "xterm", "COLUMNS": "80", "PYTHONIOENCODING": "utf-8", **env}
+    code, text = on_terminal(FAKE, "merge", "clients", "-o", "out", cwd=tmp_path, env=env)
+    assert code == 0
+    assert "\u2500\u2500\u2500" in text
+    assert ("\x1b" in text) == ansi
+    assert "3 of 12 clients contaminated: amber, mallory, zoe" in text
+
+
+LONG_NAME = "hospital-of-the-w7"
+SHOWING = f"""
+from types import SimpleNamespace
+from tests.fake_report import fake_report, renamed
+def inspect(*args, **kwargs):
+    report = renamed(fake_report(command="inspect"), {{"amber": {LONG_NAME!r}}})
+    return SimpleNamespace(report=report)
+def merge(*args, progress, **kwargs):
+    progress("reading", 1, 3)
+    return SimpleNamespace(report=inspect().report)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals of POSIX")
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    ("columns", "env", "width"),
+    [
+        *((n, {}, min(n, 120)) for n in (40, 60, 80, 120, 200)),
+        (80, {"COLUMNS": "60"}, 60),
+        (60, {"COLUMNS": "0"}, 60),
+        (60, {"COLUMNS": "wide"}, 60),
+        (0, {}, 80),
+    ],
+)
+def test_lines_are_as_wide_as_the_terminal(
+    tmp_path: Path, stream: str, columns: int, env: dict[str, str], width: int
+) -> None:
+    (tmp_path / "clients").mkdir()
+    args = ("inspect", "clients") if stream == "stdout" else ("merge", "clients", "-o", "out")
+    env = {"TERM": "dumb", "PYTHONIOENCODING": "utf-8", "COLUMNS": "", **env}
+    _, text = on_terminal(SHOWING, *args, cwd=tmp_path, env=env, columns=columns, stream=stream)
+    lines = text.splitlines()
+    assert width - 15 <= max(map(len, lines)) <= width
+    assert any(line.startswith(f"{LONG_NAME} ") for line in lines)
+    words = " ".join(text.split())
+    assert "1 suspicious, 1 duplicate, 1 rejected" in words  # the end of the last sentence
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals of POSIX")
+@pytest.mark.parametrize(("columns", "width"), [(60, 58), (200, 78)])
+def test_help_is_no_wider_than_the_terminal(tmp_path: Path, columns: int, width: int) -> None:
+    env = {"TERM": "dumb", "COLUMNS": ""}
+    code, text = on_terminal(
+        "", "merge", "--help", cwd=tmp_path, env=env, columns=columns, stream="stdout"
+    )
+    assert code == 0
+    assert width - 5 <= max(map(len, text.splitlines())) <= width
+
+
+def on_terminal(
+    workflow: str,
+    *args: str,
+    cwd: Path,
+    env: dict[str, str],
+    columns: int = 0,
+    stream: str = "stderr",
+) -> tuple[int, str]:
+    """Exit code, and what a pseudo-terminal gets as `stream`; the other one stays empty."""
+    import fcntl
+    import struct
+    import termios
+
     ours, theirs = os.openpty()
-    child = start(FAKE, "merge", "clients", "-o", "out", cwd=tmp_path, env=env, stderr=theirs)
+    fcntl.ioctl(
+        theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if columns else 0, columns, 0, 0)
+    )
+    child = start(workflow, *args, cwd=cwd, env=env, **{stream: theirs})
     os.close(theirs)
     seen = b""
     while True:
@@ -444,12 +517,8 @@ def test_on_a_terminal(tmp_path: Path, env: dict[str, str], ansi: bool) -> None:
             break
         seen += chunk
     os.close(ours)
-    stdout, _ = child.communicate(timeout=20)
-    text = seen.decode()
-    assert (child.returncode, stdout) == (0, "")
-    assert "\u2500\u2500\u2500" in text
-    assert ("\x1b" in text) == ansi
-    assert "3 of 12 clients contaminated: amber, mallory, zoe" in text
+    assert "".join(filter(None, child.communicate(timeout=20))) == ""
+    return child.returncode, seen.decode()
 
 
 def arguments(workflow: str, *args: str, after: str = "") -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from clair_cli.cli.render import View, render
+from clair_cli.cli.render import NARROWEST, View, render
 from clair_cli.cli.sentences import MAX_NAMES, verdict_line
 from clair_cli.report.model import Group
 from clair_cli.text import printable
@@ -27,7 +27,7 @@ REPORTS = {
 }
 
 
-@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("width", [20, 40, 59, 60, 80, 100])
 @pytest.mark.parametrize("unicode", [True, False])
 @pytest.mark.parametrize("name", REPORTS)
 def test_no_line_is_wider_than_the_terminal(name: str, unicode: bool, width: int) -> None:
@@ -133,8 +133,14 @@ def test_environment_does_not_colour_or_cut(monkeypatch: pytest.MonkeyPatch) -> 
     assert render(fake_report(), TERMINAL) == expected
 
 
-def test_a_terminal_too_narrow_for_a_table_gets_plain_text() -> None:
-    assert render(fake_report(), View(width=30)) == render(fake_report(), View())
+@pytest.mark.parametrize("width", [NARROWEST - 1, NARROWEST])
+def test_a_terminal_too_narrow_for_a_table_gets_two_lines_a_client(width: int) -> None:
+    lines = render(fake_report(), View(width=width)).splitlines()
+    two = width < NARROWEST
+    assert any("\u2500" in line for line in lines) != two
+    assert ("amber  contaminated  out" in lines) == two
+    if two:
+        assert lines[lines.index("amber  contaminated  out") + 1].startswith("  ")
 
 
 MANY = 25
