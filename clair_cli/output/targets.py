@@ -33,11 +33,12 @@ def check_target(
         inputs: files and folders read; nothing may be written to or into one.
 
     Raises:
-        UsageError: no parent folder, a device, FIFO or socket, a file for a folder or a folder
-            for a file, a folder that is not empty, or a path among the inputs (by whatever
-            name: a link, a hard link, or letters of another case where the disk has no case),
-            or a folder that one is in.
-        OutputError: exists without `force`, the parent is not writable, or its disk is full.
+        UsageError: no parent folder, a device, FIFO or socket, or a path among the inputs (by
+            whatever name: a link, a hard link, or letters of another case where the disk has no
+            case), or a folder that one is in.
+        OutputError: the parent is not writable, its disk is full, or something stands there: a
+            file or a folder without `force`, one of them for the other, or a folder with files
+            that no run of clair wrote.
     """
     _check_kind(path)
     target = resolve(path)
@@ -47,10 +48,10 @@ def check_target(
         _check_apart(path, target, given, kind)
     if kind == "folder":
         _check_not_here(path, target)
-    check_existing(path, target, force=force, kind=kind)
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OutputError(f"folder {quoted(target.parent.as_posix())} is not writable")
     check_room(target.parent, LEAST_ROOM, path)
+    check_existing(path, target, force=force, kind=kind)  # last: its hint should be the last one
 
 
 def check_distinct(first: str, one: Path, second: str, other: Path) -> None:
@@ -210,7 +211,10 @@ def check_existing(path: Path, target: Path, *, force: bool, kind: str) -> None:
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise UsageError(f"output {shown} is {kind_of(mode)}", hint="give a path of a new file")
     if stat.S_ISDIR(mode) != (kind == "folder"):
-        raise UsageError(f"output {shown} is {kind_of(mode)}, but a {kind} is to be written")
+        raise OutputError(
+            f"output {shown} exists and is {kind_of(mode)}, but a {kind} is to be written",
+            hint="give another path",
+        )
     if kind == "file":
         if not force:
             raise OutputError(f"output {shown} exists", hint="give --force to replace it")
@@ -220,10 +224,13 @@ def check_existing(path: Path, target: Path, *, force: bool, kind: str) -> None:
         empty = not os.listdir(target)
     except OSError as error:
         raise OutputError(f"output {shown} can't be listed: {error.strerror}") from None
-    if not empty and not force:
-        raise UsageError(f"output {shown} is a folder that is not empty", hint="give --force")
     if foreign:
-        raise UsageError(f"output {shown} holds {quoted(foreign)}, which no run of clair wrote")
+        raise OutputError(
+            f"output {shown} exists and holds {quoted(foreign)}, which no run of clair wrote",
+            hint="give another path",
+        )
+    if not empty and not force:
+        raise OutputError(f"output {shown} exists", hint="give --force to replace it")
 
 
 def _foreign(folder: Path, prefix: str = "", depth: int = 0) -> str:

@@ -100,7 +100,7 @@ ROWS = {
     73: Row("output's folder is read-only", 6, "minutes of work lost"),
     74: Row("output inside the input", 2, "read as a client next time"),
     75: Row("output is an input, also by a link", 2, "the input destroyed"),
-    76: Row("output is a FIFO, socket, device, or a full folder", 2, "the device replaced"),
+    76: Row("output is a FIFO, socket or device", 2, "the device replaced"),
     77: Row("output is a link", 0, "the link replaced"),
     78: Row("report and adapter at one path", 2),
     79: Row("disk full at the report, at the adapter", 6, "truncated, old file lost"),

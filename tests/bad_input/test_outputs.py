@@ -140,8 +140,7 @@ def a_full_folder(path: Path) -> None:
 @covers(76)
 @pytest.mark.parametrize(
     ("make", "words"),
-    [(a_fifo, "a FIFO"), (a_socket, "a socket"), (a_device, "a character device"),
-     (a_full_folder, "a folder")],
+    [(a_fifo, "a FIFO"), (a_socket, "a socket"), (a_device, "a character device")],
 )  # fmt: skip
 @pytest.mark.parametrize("name", [OUT, "merged"])
 def test_what_is_no_file(
@@ -155,6 +154,40 @@ def test_what_is_no_file(
     assert forced.code == ROWS[row].code, "no folder of ours, no file"
     assert (os.lstat(name).st_ino, os.lstat(name).st_mode) == (before.st_ino, before.st_mode)
     assert sorted(os.listdir()) == sorted(["clients", name])
+
+
+@covers(71)
+@pytest.mark.parametrize("name", [OUT, "merged"])
+@pytest.mark.parametrize("make", [a_full_folder, Path.touch], ids=["folder", "file"])
+def test_a_hint_at_force_is_one_that_helps(
+    clients: Path, row: int, make: Callable[[Path], None], name: str
+) -> None:
+    make(Path(name))
+    before = cohorts.snapshot(Path())
+    words = merge(out=name).words
+    codes = [merge(out=name).code, merge("--force", out=name).code]
+    helps = make is Path.touch and name == OUT
+    assert codes == [ROWS[row].code, 0 if helps else ROWS[row].code]
+    assert ("--force" in words) == helps and f"output '{name}' exists" in words
+    assert helps or cohorts.snapshot(Path()) == before
+
+
+@covers(71)
+def test_a_folder_of_ours_may_be_replaced(clients: Path, row: int) -> None:
+    assert merge(out="merged").code == 0
+    ran = merge(out="merged")
+    assert ran.code == ROWS[row].code and "give --force" in ran.words
+    assert merge("--force", out="merged").code == 0
+
+
+@covers(71)
+def test_a_read_only_folder_is_said_before_force_is(
+    clients: Path, row: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert merge().code == 0
+    monkeypatch.setattr("clair_cli.output.targets.os.access", lambda *_: False)
+    words = run("merge", "clients", "-o", OUT).words
+    assert "not writable" in words and "--force" not in words
 
 
 @covers(77)

@@ -117,7 +117,10 @@ def test_other_kinds_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("x")
-    cases = [("fifo", "file", "a FIFO"), ("folder", "file", "a folder"), ("file", "folder", "file")]
+    for name, kind, words in [("folder", "file", "a folder"), ("file", "folder", "file")]:
+        with pytest.raises(OutputError, match=words):
+            check_target(tmp_path / name, force=True, kind=kind, inputs=())
+    cases = [("fifo", "file", "a FIFO")]
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(os.path.relpath(tmp_path / "sock"))
         cases.append(("sock", "file", "a socket"))
@@ -171,12 +174,12 @@ def test_folders(tmp_path: Path, umask: int, renames: str) -> None:
     publish_folder(out, FILES, force=False)
     assert (out / "client/adapter_config.json").read_bytes() == b"2"
     assert mode(out) == 0o750
-    with pytest.raises(UsageError, match="not empty"):
+    with pytest.raises(OutputError, match="exists"):
         publish_folder(out, FILES, force=False)
     publish_folder(out, {"adapter_model.safetensors": b"3"}, force=True)
     assert os.listdir(out) == ["adapter_model.safetensors"]
     (out / "thesis.tex").write_text("dear")
-    with pytest.raises(UsageError, match=r"holds 'thesis\.tex', which no run of clair wrote"):
+    with pytest.raises(OutputError, match=r"holds 'thesis\.tex', which no run of clair wrote"):
         publish_folder(out, FILES, force=True)
     assert (out / "thesis.tex").read_text() == "dear"
     (tmp_path / "empty").mkdir()

@@ -118,16 +118,6 @@ def test_2_leaves_nothing(work: Path, args: tuple[str, ...]) -> None:
     assert "Traceback" not in result.stderr and result.stderr
 
 
-def test_2_a_folder_without_force_that_is_not_empty(work: Path) -> None:
-    cohorts.save(Path("clients"), CLEAN)
-    Path("mine").mkdir()
-    Path("mine/notes.txt").write_text("mine")
-    for force in ((), ("--force",)):
-        result = clair("merge", "clients", "-o", "mine", *force)
-        assert result.exit_code == 2, "not a folder that clair wrote"
-    assert cohorts.snapshot(Path("mine")) == {"notes.txt": b"mine"}
-
-
 # 3
 
 
