@@ -42,6 +42,7 @@ from clair_cli.engine.own_process import claim
 from clair_cli.errors import OutputError
 from clair_cli.formats.filenames import is_one_file
 from clair_cli.output.publish import leftovers
+from clair_cli.output.targets import check_folder_name
 from clair_cli.text import printable
 from clair_cli.version import __version__
 
@@ -248,6 +249,8 @@ def _write_and_tell(command: str, settings: dict[str, Any], kind: str) -> None:
     output = None if kind == "stream" else settings["output"]
     with guarded() as run:
         check_inputs(clients, weights=weights, previous=previous)
+        if kind == "folder":
+            check_folder_name(settings["output"], or_file=command == "merge")
         check_outputs(
             {"-o": (output, kind), "--report": (settings["report"], "file")},
             force=settings["force"],

@@ -10,6 +10,9 @@ SUFFIX = ".safetensors"
 PIPELINE_WEIGHTS = "pytorch_lora_weights.safetensors"  # where diffusers looks in a folder
 
 
+FILE_SUFFIXES = frozenset((".bin", ".ckpt", ".gguf", ".json", ".npz", ".onnx", ".pt", ".pth"))
+"""Of files in which others keep weights or configs: no folder's name ends so."""
+
 OWN_FILES = frozenset(("adapter_model.safetensors", "adapter_config.json", "report.json"))
 OWN_FILES |= {"pytorch_lora_weights.safetensors", "README.md"}
 """What a run of clair may write into a folder; `--force` replaces folders of these only."""

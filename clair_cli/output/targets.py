@@ -7,11 +7,12 @@ import os
 import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 from clair_cli.errors import OutputError, UsageError
-from clair_cli.formats.filenames import OWN_FILES
+from clair_cli.formats.filenames import FILE_SUFFIXES, OWN_FILES, SUFFIX
 from clair_cli.formats.files import kind_of
 from clair_cli.text import quoted
 
@@ -52,6 +53,25 @@ def check_target(
         raise OutputError(f"folder {quoted(target.parent.as_posix())} is not writable")
     check_room(target.parent, LEAST_ROOM, path)
     check_existing(path, target, force=force, kind=kind)  # last: its hint should be the last one
+
+
+def check_folder_name(path: Path, *, or_file: bool) -> None:
+    """Refuse a folder to be whose name ends like a file's, before any work is done.
+
+    Args:
+        or_file: whether one file could be written instead.
+
+    Raises:
+        UsageError: with the name that was probably meant.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in FILE_SUFFIXES and not get_close_matches(suffix, [SUFFIX], cutoff=0.8):
+        return
+    meant = path.with_suffix(SUFFIX if or_file else "").as_posix()
+    raise UsageError(
+        f"output {quoted(path.as_posix())} is to be a folder, but its name ends like a file's",
+        hint=f"did you mean {quoted(meant)}?",
+    )
 
 
 def check_distinct(first: str, one: Path, second: str, other: Path) -> None:

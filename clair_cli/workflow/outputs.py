@@ -16,7 +16,13 @@ from clair_cli.formats.safetensors.writer import Parts
 from clair_cli.output.adapter_files import AdapterFiles
 from clair_cli.output.draft import Draft
 from clair_cli.output.publish import Content, Output, publish
-from clair_cli.output.targets import check_distinct, check_room, check_target, resolve
+from clair_cli.output.targets import (
+    check_distinct,
+    check_folder_name,
+    check_room,
+    check_target,
+    resolve,
+)
 from clair_cli.report.encode import records_nothing, report_json
 from clair_cli.report.model import Report
 from clair_cli.settings import Settings
@@ -51,6 +57,8 @@ def check_outputs(settings: Settings) -> None:
     if output is not None:
         file = settings.one_file or settings.command == "inspect"
         kind = "file" if file else "folder"
+        if not file:
+            check_folder_name(output, or_file=settings.command == "merge")
         check_target(output, force=settings.force, kind=kind, inputs=inputs)  # type: ignore[arg-type]
     if output is not None and report is not None:
         check_distinct("output", output, "report", report)

@@ -21,6 +21,8 @@ from clair_cli import verification
 from clair_cli.cli import app as cli
 from clair_cli.errors import InputRefused, OutputError, RejectedClient, UsageError
 from clair_cli.report.encode import load_schema
+from clair_cli.settings import make_settings
+from clair_cli.workflow.outputs import check_outputs
 from tests.fake_report import fake_report, undetermined
 
 COMMANDS = ("merge", "inspect", "refine", "verify")
@@ -348,6 +350,34 @@ def test_an_output_that_exists(clients: Path, calls: list[Any]) -> None:
     assert "--force" in result.stderr
     assert Path("m.safetensors").read_text() == "old"
     assert run("merge", clients, "-o", "m.safetensors", "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "meant"),
+    [
+        *(
+            ("merge", f"out{suffix}", "out.safetensors")
+            for suffix in (".safetensor", ".saftensors", ".SafeTensor", ".bin", ".pt", ".pth",
+                           ".ckpt", ".gguf", ".json", ".onnx", ".npz", ".BIN")
+        ),
+        ("merge", "v1.2.bin", "v1.2.safetensors"),
+        ("refine", "x.safetensors", "x"),
+        ("refine", "x.bin", "x"),
+    ],
+)  # fmt: skip
+def test_a_folder_is_not_called_like_a_file(
+    clients: Path, calls: list[Any], command: str, name: str, meant: str
+) -> None:
+    result = run(command, clients, "-o", name)
+    assert (result.exit_code, calls) == (2, [])
+    assert f"did you mean '{meant}'?" in result.stderr
+    with pytest.raises(UsageError, match="ends like a file's"):
+        check_outputs(make_settings(command, clients, name, {}))
+
+
+@pytest.mark.parametrize("name", ["out", "v1.2", "out.tensor", "out.d", ".bin", "x.safe"])
+def test_a_folder_of_any_other_name(clients: Path, calls: list[Any], name: str) -> None:
+    assert run("merge", clients, "-o", name).exit_code == 0
 
 
 @pytest.mark.parametrize("args", [[], ["bogus"], ["--bogus"]])
