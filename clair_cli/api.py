@@ -82,7 +82,7 @@ def merge(
     error_target: float = 0.1,
     keep_alpha: bool = False,
     dtype: str = "auto",
-    output_format: str = "auto",
+    tensor_names: str = "auto",
     weights: PathLike | Mapping[str, float] | None = None,
     previous: PathLike | tuple[Mapping[str, Tensor], Any] | None = None,
     exclude: Sequence[str] = (),
@@ -97,6 +97,7 @@ def merge(
     limit: Mapping[str, int | str] | Sequence[str] = (),
     strict: bool = False,
     progress: Progress | None = None,
+    output_format: str | None = None,
 ) -> MergeResult:
     """Judge the clients and merge the benign ones into one adapter.
 
@@ -111,8 +112,8 @@ def merge(
             common one), "full" (exact) or a number.
         error_target: relative error that "auto" accepts, 0 to 1.
         keep_alpha: write the clients' alpha instead of a scale of exactly 1.
-        dtype: "auto" (the clients' own), "float32", "bfloat16" or "float16".
-        output_format: "auto" (what most clients have), "peft", "diffusers" or "kohya".
+        dtype: "auto" (the clients' own), "float32", "bfloat16" or "float16" (or fp32, bf16, fp16).
+        tensor_names: "auto" (what most clients have), "peft", "diffusers" or "kohya".
         weights: name to positive number, or a JSON or CSV file of them; equal if None.
         previous: the adapter that all clients started this round from.
         exclude: clients left out unread.
@@ -125,12 +126,13 @@ def merge(
         force: replace existing outputs.
         modules: "common" (those that at least three clients have, or half of a few; a missing one
             is a zero update), "union" (all), "intersection" (those that all merged clients have)
-            or "strict" (a client without a module of the majority is rejected).
+            or "same" (a client without a module of the majority is rejected).
         assume_alpha: alpha of files without any config, or "rank".
         limit: other limits on the input, as in {"clients": 2000, "file": "8G"}.
         strict: one rejected client refuses the round.
         progress: called as `progress(stage, done, total)`; before the work as
             `progress("memory", bytes, 0)` with an estimate of what it will take.
+        output_format: the older name of `tensor_names`.
 
     Raises:
         UsageError, OutputError: nothing was written.
@@ -189,7 +191,7 @@ def refine(
     error_target: float = 0.1,
     keep_alpha: bool = False,
     dtype: str = "auto",
-    output_format: str = "auto",
+    tensor_names: str = "auto",
     weights: PathLike | Mapping[str, float] | None = None,
     previous: PathLike | tuple[Mapping[str, Tensor], Any] | None = None,
     exclude: Sequence[str] = (),
@@ -204,6 +206,7 @@ def refine(
     limit: Mapping[str, int | str] | Sequence[str] = (),
     strict: bool = False,
     progress: Progress | None = None,
+    output_format: str | None = None,
 ) -> RefineResult:
     """Judge the clients and refine each benign one; parameters as in `merge`.
 

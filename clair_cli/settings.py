@@ -18,12 +18,17 @@ from clair_cli.formats.limits import Limits, changed_limits, parse_limits
 Progress = Callable[[str, int, int], None]
 FAIL_ON = ("never", "suspicious", "contaminated")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-OUTPUT_FORMATS = ("auto", *FORMATS)
+TENSOR_NAMES = ("auto", *FORMATS)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-Modules = Literal["common", "union", "intersection", "strict"]
+Modules = Literal["common", "union", "intersection", "same"]
 MODULES: tuple[Modules, ...] = get_args(Modules)
+SPELLINGS = {
+    "dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"},
+    "modules": {"strict": "same"},
+}
+"""Other spellings of values, by option: short ones, and what older reports have."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Settings:
     error_target: float = 0.1
     keep_alpha: bool = False
     dtype: str = "auto"
-    output_format: str = "auto"
+    tensor_names: str = "auto"
     weights: Path | Mapping[str, float] | None = None
     previous: Any = None
     exclude: tuple[str, ...] = ()
@@ -96,14 +101,14 @@ class Settings:
             else "(in memory)",
         }
         names = (
-            "rank error_target keep_alpha dtype output_format min_clients allow_undetermined "
+            "rank error_target keep_alpha dtype tensor_names min_clients allow_undetermined "
             "fail_on modules assume_alpha strict noise device"
         )
         given.update({name: getattr(self, name) for name in names.split()})
         given["exclude"] = sorted(self.exclude)
         given["limit"] = changed_limits(self.limit)
         if self.command == "inspect":
-            writing = "rank error_target keep_alpha dtype output_format allow_undetermined"
+            writing = "rank error_target keep_alpha dtype tensor_names allow_undetermined"
             for name in writing.split():
                 del given[name]
         if self.command != "refine":
@@ -143,13 +148,28 @@ def _check_types(clients: Any, given: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} is {value!r}, expected a number")
 
 
+def _current_words(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with older names and other spellings replaced."""
+    given = dict(options)
+    older = given.pop("output_format", None)
+    if older is not None:
+        if given.get("tensor_names", "auto") not in ("auto", older):
+            raise UsageError(f"tensor_names is {given['tensor_names']!r}, and output_format, its "
+                             f"older name, is {older!r}")  # fmt: skip
+        given["tensor_names"] = older
+    for name, spellings in SPELLINGS.items():
+        if isinstance(given.get(name), str):
+            given[name] = spellings.get(given[name], given[name])
+    return given
+
+
 def make_settings(command: str, clients: Any, output: Any, options: Mapping[str, Any]) -> Settings:
     """Check the options of a call and freeze them.
 
     Raises:
         UsageError: naming the option, what was given and what is expected.
     """
-    given = dict(options)
+    given = _current_words(options)
     stream = output if hasattr(output, "write") else None
     if stream is not None and command != "merge":
         raise UsageError(f"output is a stream, but {command} does not write one adapter")
@@ -172,7 +192,7 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
     )
     _one_of("fail_on", settings.fail_on, FAIL_ON)
     _one_of("dtype", settings.dtype, DTYPES)
-    _one_of("output_format", settings.output_format, OUTPUT_FORMATS)
+    _one_of("tensor_names", settings.tensor_names, TENSOR_NAMES)
     _one_of("device", settings.device, DEVICES)
     _one_of("modules", settings.modules, MODULES)
     threads = settings.threads

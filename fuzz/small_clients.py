@@ -211,7 +211,7 @@ def options(rng: np.random.Generator) -> dict[str, Any]:
     chosen: dict[str, Any] = {
         "rank": _pick(rng, ["full"] * 6 + ["auto", "same", 4, 64]),
         "dtype": _pick(rng, ["float32"] * 6 + ["auto", "auto", "bfloat16", "float16"]),
-        "modules": _pick(rng, ["common"] * 5 + ["union"] * 2 + ["intersection", "strict"]),
+        "modules": _pick(rng, ["common"] * 5 + ["union"] * 2 + ["intersection", "same"]),
         "keep_alpha": bool(rng.random() < 0.2),
         "allow_undetermined": bool(rng.random() < 0.2),
         "fail_on": _pick(rng, ["never"] * 9 + ["contaminated"]),

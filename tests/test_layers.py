@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, str] = {
     " output engine workflow api",
     "__init__": "errors version report.model api verification",
     # what people see: imports no torch
-    "cli": "__init__ errors version text formats report.model report output engine api"
+    "cli": "__init__ errors version text settings formats report.model report output engine api"
     " verification",
     "__main__": "cli",
 }

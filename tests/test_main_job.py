@@ -112,7 +112,7 @@ def test_a_rejection_says_what_to_do(work: Path) -> None:
     cohorts.save_peft(Path("clients/pickled"), LAST)
     Path("clients/pickled/adapter_model.safetensors").unlink()
     Path("clients/pickled/adapter_model.bin").write_bytes(b"\x80\x04never opened")
-    result = clair("inspect", "clients", "--format", "json")
+    result = clair("inspect", "clients", "--json")
     report = cohorts.check_report(result.stdout)
     assert result.exit_code == 3
     assert "--assume-alpha" in cohorts.reasons(report, "plain")

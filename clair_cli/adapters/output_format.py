@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_OPTION = "--output-format"
+_OPTION = "--tensor-names"
 
 
 class Unnamed(UsageError):

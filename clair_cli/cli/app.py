@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -45,6 +45,9 @@ from clair_cli.output.publish import leftovers
 from clair_cli.output.targets import check_folder_name
 from clair_cli.text import printable
 from clair_cli.version import __version__
+
+if TYPE_CHECKING:
+    from clair_cli.report.model import Report
 
 _EPILOG = "\n".join(
     ["\b", "Exit codes:", *(f"  {code:<11} {name:<12} {text}" for code, name, text in EXIT_CODES)]
@@ -89,7 +92,7 @@ def merge(
     error_target: opt.ErrorTarget = "0.1",
     keep_alpha: opt.KeepAlpha = False,
     dtype: opt.Dtype = "auto",
-    output_format: opt.OutputFormat = "auto",
+    tensor_names: opt.TensorNames = "auto",
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     fail_on: opt.FailOn = "never",
@@ -118,9 +121,11 @@ def merge(
 @app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
 def inspect(
     clients: opt.Clients,
-    output_format: opt.Format = "table",
     output: opt.OutputReport = None,
+    json: opt.Json = False,
+    format_: opt.Format = "table",
     force: opt.Force = False,
+    quiet: opt.Quiet = False,
     fail_on: opt.FailOnInspect = "contaminated",
     strict: opt.Strict = False,
     min_clients: opt.MinClients = 3,
@@ -139,29 +144,25 @@ def inspect(
     The table, or the report as JSON, goes to stdout.
     """
     settings = dict(locals())
-    del settings["output_format"]
+    for name in ("json", "format_", "quiet"):
+        del settings[name]
+    as_json = json or format_ == "json"
     to_stdout = output is not None and _is_stdout(output)
     if to_stdout:
         settings["output"] = output = None
     with guarded() as run:
         check_inputs(clients, weights=weights, previous=previous)
         check_outputs({"-o": (output, "file")}, force=force, inputs=[clients, weights, previous])
-        result = _work("inspect", settings, quiet=False)
+        result = _work("inspect", settings, quiet=quiet)
         run.finished = True
         report, path = result.report, "" if output is None else str(output)
-        from clair_cli.cli.render import render
-        from clair_cli.cli.sentences import verdict_line
-
-        if output_format == "json" or to_stdout:
+        if as_json or to_stdout:
             from clair_cli.report.encode import report_json
 
             write_out(report_json(report))
-            if output_format == "json":
-                write_err(verdict_line(report, report_path=path) + "\n")
-            else:
-                write_err(render(report, view_of(sys.stderr), report_path=path))
+            write_err(_words(report, sys.stderr, path, short=quiet or as_json))
         else:
-            write_out(render(report, view_of(sys.stdout), report_path=path))
+            write_out(_words(report, sys.stdout, path, short=quiet))
         raise typer.Exit(report.exit_code)
 
 
@@ -175,7 +176,7 @@ def refine(
     error_target: opt.ErrorTarget = "0.1",
     keep_alpha: opt.KeepAlpha = False,
     dtype: opt.Dtype = "auto",
-    output_format: opt.OutputFormat = "auto",
+    tensor_names: opt.TensorNames = "auto",
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     fail_on: opt.FailOn = "never",
@@ -263,16 +264,21 @@ def _write_and_tell(command: str, settings: dict[str, Any], kind: str) -> None:
         result = _work(command, settings, quiet=quiet)
         run.finished = True
         report, path = result.report, str(getattr(result, "report_path", None) or "")
-        if quiet:
-            from clair_cli.cli.sentences import verdict_line
-
-            write_err(verdict_line(report, report_path=path) + "\n")
-        else:
-            from clair_cli.cli.render import render
-
+        if not quiet:
             _mention_leftovers(*(Path(p) for p in (output, path) if p))
-            write_err(render(report, view_of(sys.stderr), report_path=path))
+        write_err(_words(report, sys.stderr, path, short=quiet))
         raise typer.Exit(report.exit_code)
+
+
+def _words(report: Report, stream: TextIO | None, path: str, *, short: bool) -> str:
+    """The report as text for a stream: all of it, or only the verdict in one line."""
+    if short:
+        from clair_cli.cli.sentences import verdict_line
+
+        return verdict_line(report, report_path=path) + "\n"
+    from clair_cli.cli.render import render
+
+    return render(report, view_of(stream), report_path=path)
 
 
 def _is_stdout(output: Path) -> bool:

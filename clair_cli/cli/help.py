@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from clair_cli.cli.options import OLDER_NAMES
 from clair_cli.text import printable
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # wherever this typer keeps it
@@ -24,11 +25,18 @@ class GroupedCommand(TyperCommand):
             record = param.get_help_record(ctx)
             if record is not None:
                 argument = param.param_type_name == "argument"
+                record = (_without_older(record[0]), record[1])
                 heading = getattr(param, "rich_help_panel", None) or "Other"
                 sections.setdefault("Arguments" if argument else heading, []).append(record)
         for heading, records in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
+
+
+def _without_older(names: str) -> str:
+    for older in OLDER_NAMES:
+        names = names.replace(f", {older}", "")
+    return names
 
 
 class EscapingGroup(TyperGroup):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,11 +11,13 @@ import typer
 
 from clair_cli.errors import UsageError
 from clair_cli.formats.limits import parse_limits
+from clair_cli.settings import DTYPES, MODULES, SPELLINGS
 
 OUTPUT = "Output"
 JUDGING = "Judging"
 READING = "Reading"
 RUNNING = "Running"
+OLDER_NAMES = ("--output-format",)  # still taken, and left out of the help
 
 
 def path(text: str) -> Path:
@@ -73,6 +76,18 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def one_of(values: Sequence[str], spellings: Mapping[str, str]) -> dict[str, Any]:
+    """How an option takes one of `values`, or another spelling of one, which no help shows."""
+
+    def parse(text: str) -> str:
+        value = spellings.get(text, text)
+        if value not in values:
+            raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, values))}.")
+        return value
+
+    return {"metavar": f"<{'|'.join(values)}>", "parser": parse}
 
 
 def option(*names: str, panel: str, **settings: Any) -> Any:
@@ -137,10 +152,10 @@ ReportPath = Annotated[
         help="Where the JSON report goes, if not beside the output.",
     ),
 ]
-Format = Annotated[
-    Literal["table", "json"],
-    option("--format", panel=OUTPUT, help="What stdout gets; json is one JSON document."),
+Json = Annotated[
+    bool, option("--json", panel=OUTPUT, help="Stdout gets the report, one JSON document.")
 ]
+Format = Annotated[Literal["table", "json"], option("--format", panel=OUTPUT, hidden=True)]
 Rank = Annotated[
     Any,
     option(
@@ -167,19 +182,25 @@ KeepAlpha = Annotated[
     option("--keep-alpha", panel=OUTPUT, help="Write the clients' alpha instead of alpha = rank."),
 ]
 Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    option("--dtype", panel=OUTPUT, help="Type of the numbers written."),
+    str,
+    option(
+        "--dtype",
+        panel=OUTPUT,
+        help="Type of the numbers written.",
+        **one_of(DTYPES, SPELLINGS["dtype"]),
+    ),
 ]
-OutputFormat = Annotated[
+TensorNames = Annotated[
     Literal["auto", "peft", "diffusers", "kohya"],
     option(
-        "--output-format",
+        "--tensor-names",
+        *OLDER_NAMES,
         panel=OUTPUT,
         help="Tensor names to write: what most clients have, or one of these.",
     ),
 ]
 Force = Annotated[
-    bool, option("--force", panel=OUTPUT, help="Replace an output that already exists.")
+    bool, option("-f", "--force", panel=OUTPUT, help="Replace an output that already exists.")
 ]
 Quiet = Annotated[
     bool, option("-q", "--quiet", panel=OUTPUT, help="Print only the last line, and errors.")
@@ -293,10 +314,11 @@ Exclude = Annotated[
     option("--exclude", panel=READING, metavar="NAME", help="Leave a client out; repeatable."),
 ]
 Modules = Annotated[
-    Literal["common", "union", "intersection", "strict"],
+    str,
     option(
         "--modules",
         panel=READING,
+        **one_of(MODULES, SPELLINGS["modules"]),
         help="Which modules: those that three clients have, or half of a few; all; those that all"
         " merged clients have; or all, and reject who lacks one of the majority's. Absent counts as"
         " no update.",

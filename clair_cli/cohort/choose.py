@@ -51,7 +51,7 @@ def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | No
             return Chosen(adapters, rejected, layouts, None, found.notes)
         sources = [*adapters] if previous is None else [*adapters, previous]
         try:
-            output, notes = choose_output(sources, layouts, settings.output_format)
+            output, notes = choose_output(sources, layouts, settings.tensor_names)
         except Unnamed as error:
             few = error.minority(sources)
             if not few or any(a is previous for holders in few.values() for a in holders):

@@ -57,7 +57,7 @@ def check_comparable(
         cohort: as loaded.
         modules: "common": only modules that enough clients have (`fewest_holders`), and one that
             a client lacks is a zero update there; "union": every module; "intersection": as
-            "common", but a client without most of the majority's modules goes; "strict": one
+            "common", but a client without most of the majority's modules goes; "same": one
             without any of the majority's modules goes.
         limits: default `Limits()`.
 

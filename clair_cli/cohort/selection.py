@@ -38,14 +38,14 @@ def select_modules(
     Which of them the result has is decided once it is known who is merged: see `modules_to_merge`.
 
     Args:
-        modules: "common", "union", "intersection" or "strict".
+        modules: "common", "union", "intersection" or "same".
         left_out: modules that are not compared whoever has them.
 
     Raises:
-        InputRefused: no module is left, or under "strict" no client.
+        InputRefused: no module is left, or under "same" no client.
     """
-    if modules in ("strict", "intersection"):
-        adapters = _complete(adapters, errors, all_of_them=modules == "strict")
+    if modules in ("same", "intersection"):
+        adapters = _complete(adapters, errors, all_of_them=modules == "same")
     holders = holders_of(adapters)
     n_holders = {m: sum(map(len, by_shape.values())) for m, by_shape in holders.items()}
     least = fewest_holders(len(adapters)) if modules in ("common", "intersection") else 1

@@ -137,7 +137,7 @@ def test_files_that_clair_writes_are_read_by_diffusers(
         out,
         rank="full",
         allow_undetermined=True,
-        output_format=written,
+        tensor_names=written,
         keep_alpha=keep_alpha,
     )
     assert worst(theirs(load(out)), theirs(model)) <= EPS
@@ -158,7 +158,7 @@ def test_folders_and_peft_output(tmp_path: Path) -> None:
     clair_cli.merge(tmp_path / "clients", tmp_path / "folder", **options)
     loaded = load(tmp_path / "folder" / "pytorch_lora_weights.safetensors")
     assert worst(theirs(loaded), theirs(model)) <= EPS
-    clair_cli.merge(tmp_path / "clients", tmp_path / "peft", output_format="peft", **options)
+    clair_cli.merge(tmp_path / "clients", tmp_path / "peft", tensor_names="peft", **options)
     wrapped = peft.PeftModel.from_pretrained(unet(), tmp_path / "peft")
     found = {
         name.replace("unet.base_model.model.", "unet."): delta
@@ -243,7 +243,7 @@ def test_a_transformer_in_place_of_a_unet(
         tmp_path / "out.safetensors",
         rank="full",
         allow_undetermined=True,
-        output_format=written,
+        tensor_names=written,
         keep_alpha=keep_alpha,
     )
     assert worst(theirs(load_flux(tmp_path / "out.safetensors")), theirs(model)) <= EPS

@@ -74,7 +74,7 @@ def test_module_sets_differ(work: Path, row: int) -> None:
     assert cohorts.relative(cohorts.read_dense(Path(OUT)), truth) <= 1e-6
     assert merge("--modules", "intersection", "--force", *EXACT).code == 0
     assert FIRST not in cohorts.read_dense(Path(OUT))
-    strict = merge("--modules", "strict", "--force", *EXACT)
+    strict = merge("--modules", "same", "--force", *EXACT)
     assert strict.verdicts["c1"] == "rejected" and FIRST in strict.reason("c1")
 
 

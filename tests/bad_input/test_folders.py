@@ -147,7 +147,7 @@ def test_names_inside_files(work: Path, row: int) -> None:
 def test_a_name_that_is_not_utf8(work: Path, row: int) -> None:
     raw = b"caf\xe9\xff"
     hostile(["c0", "c1", "c2", os.fsdecode(raw), "caf\\xe9\\xff"], FIVE)
-    for ran in (merge(), run("inspect", "clients", "--format", "json")):
+    for ran in (merge(), run("inspect", "clients", "--json")):
         assert ran.code == ROWS[row].code
         assert "caf\\xe9\\xff" in (ran.words + ran.out).replace("\\\\", "\\")
     ran = merge("--force")
@@ -226,7 +226,7 @@ def test_commands_to_ci_systems_are_not_passed_on(work: Path, command: str) -> N
     name = f"x{command}y"
     cohorts.save(CLIENTS, {**GOOD, name: FIVE["c4"]})
     (CLIENTS / f"z{command}.safetensors").write_bytes(b"")
-    for args in (["merge", CLIENTS, "-o", OUT], ["inspect", CLIENTS, "--format", "json"]):
+    for args in (["merge", CLIENTS, "-o", OUT], ["inspect", CLIENTS, "--json"]):
         result = cohorts.clair(*args)
         assert result.exit_code in (0, 3)
         for said in (result.stdout, result.stderr):

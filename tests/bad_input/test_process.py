@@ -34,7 +34,7 @@ def test_binary_at_a_terminal(work: Path, row: int) -> None:
 
 
 @covers(81)
-@pytest.mark.parametrize("args", [["inspect", "clients"], ["inspect", "clients", "--format=json"]])
+@pytest.mark.parametrize("args", [["inspect", "clients"], ["inspect", "clients", "--json"]])
 def test_a_reader_that_goes_away(work: Path, row: int, args: list[str]) -> None:
     CLIENTS.mkdir()
     read, write = os.pipe()

@@ -91,7 +91,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Any]) -> None:
                 "error_target": 0.1,
                 "keep_alpha": False,
                 "dtype": "auto",
-                "output_format": "auto",
+                "tensor_names": "auto",
                 "weights": None,
                 "previous": None,
                 "exclude": (),
@@ -119,10 +119,10 @@ def test_merge_with_every_option(clients: Path, calls: list[Any]) -> None:
     Path("before.safetensors").touch()
     options = (
         "--report r.json --rank 16 --error-target 0.2 --keep-alpha --dtype bfloat16 "
-        "--output-format kohya "
+        "--tensor-names kohya "
         "--weights w.csv --previous before.safetensors --exclude a --exclude b --min-clients 5 "
         "--allow-undetermined --device cpu --fail-on suspicious --force -q "
-        "--threads 2 --timings --modules strict --assume-alpha 32 "
+        "--threads 2 --timings --modules same --assume-alpha 32 "
         "--limit clients=20 --limit file=1G --strict"
     )
     result = run("merge", clients, "-o", "out", *options.split())
@@ -136,7 +136,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Any]) -> None:
         "error_target": 0.2,
         "keep_alpha": True,
         "dtype": "bfloat16",
-        "output_format": "kohya",
+        "tensor_names": "kohya",
         "weights": Path("w.csv"),
         "previous": Path("before.safetensors"),
         "exclude": ("a", "b"),
@@ -145,12 +145,39 @@ def test_merge_with_every_option(clients: Path, calls: list[Any]) -> None:
         "device": "cpu",
         "fail_on": "suspicious",
         "force": True,
-        "modules": "strict",
+        "modules": "same",
         "assume_alpha": 32.0,
         "limit": ("clients=20", "file=1G"),
         "strict": True,
         "threads": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("args", "name", "value"),
+    [
+        ("--output-format kohya", "tensor_names", "kohya"),
+        ("--output-format=peft", "tensor_names", "peft"),
+        ("--modules strict", "modules", "same"),
+        ("--dtype bf16", "dtype", "bfloat16"),
+        ("--dtype fp16", "dtype", "float16"),
+        ("--dtype fp32", "dtype", "float32"),
+        ("-f", "force", True),
+    ],
+)
+def test_older_and_shorter_spellings(
+    clients: Path, calls: list[Any], args: str, name: str, value: object
+) -> None:
+    for command in ("merge", "refine"):
+        assert run(command, clients, "-o", "out", *args.split()).exit_code == 0
+        assert calls[-1][2][name] == value
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_no_older_spelling(command: str) -> None:
+    text = run(command, "--help").stdout
+    for older in ("--output-format", "--format", "strict|", "|strict", "bf16", "fp16", "fp32"):
+        assert older not in text
 
 
 def test_refine_hands_on_the_noise(clients: Path, calls: list[Any]) -> None:
@@ -172,7 +199,7 @@ def test_inspect_shows_a_table_on_stdout(clients: Path, calls: list[Any]) -> Non
 
 
 def test_inspect_json_is_one_document_and_nothing_else(clients: Path, calls: list[Any]) -> None:
-    result = run("inspect", clients, "--format", "json", "-o", "r.json")
+    result = run("inspect", clients, "--json", "-o", "r.json")
     assert result.exit_code == 3
     document = json.loads(result.stdout)
     jsonschema.validate(document, load_schema(), cls=jsonschema.Draft202012Validator)
@@ -182,14 +209,30 @@ def test_inspect_json_is_one_document_and_nothing_else(clients: Path, calls: lis
     assert calls[0][1] == (Path("clients"), Path("r.json"))
 
 
+def test_inspect_takes_the_older_format(clients: Path, calls: list[Any]) -> None:
+    wanted = run("inspect", clients, "--json")
+    found = run("inspect", clients, "--format", "json")
+    assert (found.stdout, found.stderr) == (wanted.stdout, wanted.stderr)
+    table = run("inspect", clients, "--format", "table")
+    assert table.stdout == run("inspect", clients).stdout
+
+
+def test_quiet_inspect_says_the_verdict_only(clients: Path, calls: list[Any]) -> None:
+    found = run("inspect", clients, "-q")
+    assert (found.exit_code, found.stderr) == (3, "")
+    assert found.stdout.startswith("3 of 12 clients contaminated: ")
+    assert found.stdout.count("\n") == 1
+    found = run("inspect", clients, "-q", "-o", "-")
+    assert json.loads(found.stdout)["exit_code"] == 3
+    assert found.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_python_functions_have_the_same_parameters(command: str) -> None:
     theirs = set(inspect.signature(getattr(clair_cli, command)).parameters) - {"progress"}
     ours = set(inspect.signature(getattr(cli, command)).parameters)
-    own = {"quiet", "timings"} | (
-        {"output_format"} if command == "inspect" else set()
-    )  # inspect's --format
-    assert ours - own == theirs
+    own = {"quiet", "timings"} | ({"json", "format_"} if command == "inspect" else set())
+    assert ours - own == theirs - {"output_format"}  # tensor_names' older name
 
 
 def test_inspect_to_stdout_is_the_report_and_the_table_goes_to_stderr(

@@ -158,7 +158,7 @@ def merge(*args, **kwargs):
 """
 
 
-@pytest.mark.parametrize("args", [["inspect", "clients"], ["inspect", "clients", "--format=json"]])
+@pytest.mark.parametrize("args", [["inspect", "clients"], ["inspect", "clients", "--json"]])
 def test_a_reader_that_goes_away_does_not_change_the_code(tmp_path: Path, args: list[str]) -> None:
     (tmp_path / "clients").mkdir()
     read, write = os.pipe()
@@ -183,7 +183,7 @@ def test_help_into_a_closed_pipe(tmp_path: Path, args: list[str]) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 @pytest.mark.parametrize(
-    "args", [["inspect", "clients"], ["inspect", "clients", "--format", "json"], ["--help"]]
+    "args", [["inspect", "clients"], ["inspect", "clients", "--json"], ["--help"]]
 )
 def test_stdout_on_a_full_device(tmp_path: Path, args: list[str]) -> None:
     (tmp_path / "clients").mkdir()

@@ -14,7 +14,7 @@ from tests.cli.test_process import FAKE, STREAM, arguments, environment
 UNBUFFERED = [{"PYTHONUNBUFFERED": ""}, {"PYTHONUNBUFFERED": "1"}]
 LIMIT = 4096
 COMMANDS = {
-    "json": (FAKE, "inspect", "clients", "--format", "json"),
+    "json": (FAKE, "inspect", "clients", "--json"),
     "adapter": (STREAM, "merge", "clients", "-o", "-"),
 }
 

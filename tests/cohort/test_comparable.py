@@ -130,7 +130,7 @@ def test_module_sets() -> None:
     assert shared.notes == (
         "1 module ('k') absent from 1 client ('c'): left out where such a client is merged",
     )
-    strict = check_comparable(clients, "strict")
+    strict = check_comparable(clients, "same")
     assert names(strict) == ["a", "b"]
     assert "client 'c': lacks 1 module ('k') that most clients have" in strict.rejected[0].message
     with pytest.raises(ValueError, match="one of common, union"):

@@ -66,13 +66,13 @@ def test_an_alpha_that_float32_rounds(work: Path, output: str) -> None:
     odd = {n: replace(c, config={**c.config, "lora_alpha": 10.3}) for n, c in
            cohorts.honest(4).items()}  # fmt: skip
     cohorts.save(Path("unet"), odd, "file", names=unet)
-    clair_cli.merge("unet", output, keep_alpha=True, output_format="kohya")
+    clair_cli.merge("unet", output, keep_alpha=True, tensor_names="kohya")
     assert clair_cli.verify(output, "unet").differences == ()
 
 
 def test_the_weights_file_of_a_pipelines_folder_stands_for_the_folder(work: Path) -> None:
     cohorts.save(Path("unet"), cohorts.honest(4), "file", names=unet)
-    clair_cli.merge("unet", "m", output_format="kohya")
+    clair_cli.merge("unet", "m", tensor_names="kohya")
     found = clair_cli.verify("m/pytorch_lora_weights.safetensors", "unet")
     assert (found.differences, found.report_path) == ((), "m/report.json")
 
@@ -124,7 +124,7 @@ def test_a_second_adapter_in_the_folder_is_seen(work: Path, form: str) -> None:
     """Which of two a loader takes is up to the loader."""
     if form == "kohya":
         cohorts.save(Path("unet"), cohorts.honest(4), "file", names=unet)
-        clair_cli.merge("unet", "m", output_format="kohya")
+        clair_cli.merge("unet", "m", tensor_names="kohya")
         planted = Path("m/adapter_config.json")
     else:
         (clair_cli.refine if form == "refined" else clair_cli.merge)("clients", "m")

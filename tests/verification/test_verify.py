@@ -86,7 +86,7 @@ def test_renamed_folder_of_clients_and_other_places(work: Path) -> None:
     ("form", "options"),
     [
         ("file", {"rank": 4, "dtype": "float16", "keep_alpha": True}),
-        ("folder", {"rank": "full", "exclude": ["c3"], "min_clients": 4, "modules": "strict"}),
+        ("folder", {"rank": "full", "exclude": ["c3"], "min_clients": 4, "modules": "same"}),
         ("folder", {"error_target": 0.3, "fail_on": "never", "device": "cpu"}),
         ("refined", {"noise": 0.01, "rank": "same"}),
     ],
@@ -101,6 +101,21 @@ def test_the_recorded_options_are_used(work: Path, form: str, options: dict[str,
     path.write_text(json.dumps(report))
     found = clair_cli.verify(output, "clients").differences
     assert any("doing it again gives an adapter of sha256" in line for line in found)
+
+
+def test_older_names_in_a_report_are_read(work: Path) -> None:
+    output = made("file", modules="strict", output_format="peft", dtype="fp16")
+    path = Path("m.report.json")
+    report = json.loads(path.read_text())
+    options = report["options"]
+    assert (options["modules"], options["dtype"]) == ("same", "float16")
+    assert (options["tensor_names"], "output_format" in options) == ("peft", False)
+    options["modules"] = "strict"
+    options["output_format"] = options.pop("tensor_names")
+    path.write_text(json.dumps(report))
+    assert clair_cli.verify(output, "clients").differences == ()
+    with pytest.raises(UsageError, match="tensor_names is 'kohya', and output_format"):
+        clair_cli.merge("clients", tensor_names="kohya", output_format="peft")
 
 
 def test_weights_and_previous_are_given_again(work: Path) -> None:

@@ -100,7 +100,7 @@ def test_0_rejected_clients_do_not_stop_a_merge(work: Path) -> None:
         ("merge", "clients/c0/adapter_config.json", "-o", OUT),
         ("merge", "clients", "-o", OUT, "--device", "cuda"),
         ("refine", "clients", "-o", "r", "--noise", "0"),
-        ("inspect", "clients", "--format", "yaml"),
+        ("inspect", "clients", "--json", "yaml"),
         ("inspect", "clients", "--rank", "4"),
     ],
     ids=" ".join,
@@ -158,7 +158,7 @@ def test_3_fail_on(work: Path, clients: cohorts.Clients, fail_on: str, code: int
 )
 def test_3_inspect(work: Path, clients: cohorts.Clients, args: tuple[str, ...], code: int) -> None:
     cohorts.save(Path("clients"), clients)
-    result = clair("inspect", "clients", "--format", "json", *args)
+    result = clair("inspect", "clients", "--json", *args)
     assert (result.exit_code, cohorts.check_report(result.stdout)["exit_code"]) == (code, code)
     assert outputs(work) == set()
     shown = clair("inspect", "clients", "-o", "r.json", *args)
@@ -367,7 +367,7 @@ def test_precedence(work: Path) -> None:
 
 def test_inspect_as_a_process(work: Path) -> None:
     cohorts.save(Path("clients"), {**MIXED, "broken": NAN["broken"]}, "mixed")
-    command = [sys.executable, "-m", "clair_cli", "inspect", "clients", "--format", "json"]
+    command = [sys.executable, "-m", "clair_cli", "inspect", "clients", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     report = cohorts.check_report(done.stdout)
     assert (done.returncode, report["exit_code"]) == (3, 3)

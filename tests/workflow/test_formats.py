@@ -136,7 +136,7 @@ def test_clients_of_every_format_merge_together(tmp_path: Path) -> None:
     assert "modules of 'c0', 'c1' go by the others' names: 'lora_te_text_model_" in warnings
     assert "client 'c1': no alpha tensor in some modules: alpha = rank there" in warnings
     assert "client 'c2': no config: alpha = rank, as diffusers loads it" in warnings
-    assert "the clients' formats differ (3 diffusers, 2 kohya, 1 peft): --output-format" in warnings
+    assert "the clients' formats differ (3 diffusers, 2 kohya, 1 peft): --tensor-names" in warnings
     # The same clients as PEFT folders give the same adapter.
     cohorts.save(tmp_path / "plain", clients)
     clair("merge", tmp_path / "plain", "-o", tmp_path / "p.safetensors", *EXACT)
@@ -182,7 +182,7 @@ def test_the_format_asked_for(tmp_path: Path, given: str, wanted: str) -> None:
     for name, client in clients.items():
         tensors = kohya(client) if given == "kohya" else diffusers_old(client)
         write(tmp_path / "clients" / f"{name}.safetensors", tensors)
-    for option in ((), ("--output-format", wanted), ("--keep-alpha", "--output-format", wanted)):
+    for option in ((), ("--tensor-names", wanted), ("--keep-alpha", "--tensor-names", wanted)):
         out = tmp_path / f"m{len(option)}.safetensors"
         assert clair("merge", tmp_path / "clients", "-o", out, *option, *EXACT).exit_code == 0
     plain = canonical(tmp_path / "m0.safetensors")
@@ -205,7 +205,7 @@ def test_a_peft_adapter_of_one_part(tmp_path: Path) -> None:
         write(tmp_path / "one" / f"{name}.safetensors", kohya(client))
     for name, client in pipeline_clients(3, MODULES).items():
         write(tmp_path / "two" / f"{name}.safetensors", kohya(client))
-    options = ("--output-format", "peft", *EXACT)
+    options = ("--tensor-names", "peft", *EXACT)
     assert clair("merge", tmp_path / "one", "-o", tmp_path / "m", *options).exit_code == 0
     assert cohorts.read_dense(tmp_path / "m").keys() == {m.removeprefix("unet.") for m in UNET}
     assert "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q" in cohorts.read_config(
@@ -245,7 +245,7 @@ def test_names_that_a_format_has_not(
             tensors[f"{module}.{down}.weight"] = rng.standard_normal((2, columns))
             tensors[f"{module}.{up}.weight"] = rng.standard_normal((rows, 2))
         write(tmp_path / "clients" / f"c{k}.safetensors", tensors)
-    options = ("--output-format", wanted, "--assume-alpha", "rank", *EXACT)
+    options = ("--tensor-names", wanted, "--assume-alpha", "rank", *EXACT)
     result = clair("merge", tmp_path / "clients", "-o", tmp_path / "m.safetensors", *options)
     assert result.exit_code == 2
     assert words in result.stderr
@@ -311,7 +311,7 @@ def test_one_client_of_the_format_asked_for_does_not_name_the_modules(wanted: st
         last = ({f"base_model.model.{k}": t for k, t in odd.items()}, config)
         for name, client in clients.items():
             states[name] = ({k: torch.tensor(v) for k, v in kohya(client).items()}, None)
-    options: dict[str, Any] = {"output_format": wanted, "allow_undetermined": True}
+    options: dict[str, Any] = {"tensor_names": wanted, "allow_undetermined": True}
     expected = states_of(clair_cli.merge(states, **options))
     result = clair_cli.merge({**states, "c4": last}, **options)
     assert not result.report.with_verdict("rejected")
@@ -322,12 +322,12 @@ def test_one_client_can_not_name_the_encoders() -> None:
     """kohya's `lora_te1_` is for models that have a second text encoder, not for one client's."""
     clients = {n: given(c) for n, c in pipeline_clients(4, MODULES).items()}
     clients["c3"][0].update(given(Client({}, {}), {"text_encoder_2.x": (9, 5)})[0])
-    result = clair_cli.merge(clients, output_format="kohya", allow_undetermined=True)
+    result = clair_cli.merge(clients, tensor_names="kohya", allow_undetermined=True)
     names = {name.split("_text_model")[0] for name in states_of(result) if "_text_model" in name}
     assert names == {"lora_te"}
     for client in clients.values():
         client[0].update(given(Client({}, {}), {"text_encoder_2.x": (9, 5)})[0])
-    result = clair_cli.merge(clients, output_format="kohya", allow_undetermined=True)
+    result = clair_cli.merge(clients, tensor_names="kohya", allow_undetermined=True)
     names = {name.split("_text_model")[0] for name in states_of(result) if "_text_model" in name}
     assert names == {"lora_te1"}
 
@@ -338,9 +338,9 @@ def test_a_client_left_out_brings_no_modules(tmp_path: Path, form: str) -> None:
     states = {name: given(client) for name, client in clients.items()}
     bad = Client(clients["c5"].A, {m: -2 * b for m, b in clients["c5"].B.items()})
     states["c5"] = given(bad, {"unet.evil": (9, 5)})
-    wanted = clair_cli.merge({n: s for n, s in states.items() if n != "c5"}, output_format=form)
+    wanted = clair_cli.merge({n: s for n, s in states.items() if n != "c5"}, tensor_names=form)
     path = tmp_path / "m.safetensors"
-    result = clair_cli.merge(states, path, output_format=form, modules="union")
+    result = clair_cli.merge(states, path, tensor_names=form, modules="union")
     assert [c.name for c in result.report.with_verdict("contaminated")] == ["c5"]
     assert states_of(result) == states_of(wanted)
     assert result.config == wanted.config
@@ -348,7 +348,7 @@ def test_a_client_left_out_brings_no_modules(tmp_path: Path, form: str) -> None:
     (evil,) = [m for m in result.report.modules if m.name == "unet.evil"]
     assert evil.written is None
     assert not clair_cli.verify(path, states).differences
-    refined = clair_cli.refine(states, tmp_path / "r", output_format=form, modules="union")
+    refined = clair_cli.refine(states, tmp_path / "r", tensor_names=form, modules="union")
     assert refined.report.refined is not None
     assert canonical(tmp_path / "r" / "c0").keys() <= {*UNET, *(u[5:] for u in UNET)}
 

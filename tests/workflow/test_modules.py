@@ -208,7 +208,7 @@ def test_old_reports_are_verified_with_their_own_words(tmp_path: Path) -> None:
     assert not clair_cli.verify(path, clients).differences
 
 
-@pytest.mark.parametrize("modules", ["union", "strict"])
+@pytest.mark.parametrize("modules", ["union", "same"])
 @pytest.mark.parametrize(("norm", "verdict"), [(1.9, "benign"), (5.6, "suspicious"),
                                                 (10.7, "contaminated")])  # fmt: skip
 def test_a_module_of_ones_own_is_held_against_the_others(

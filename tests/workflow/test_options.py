@@ -119,13 +119,13 @@ def test_two_clients_merge_when_allowed(work: Path) -> None:
 LACKING = "model.layers.1.mlp.down"
 
 
-@pytest.mark.parametrize("modules", ["common", "union", "intersection", "strict"])
+@pytest.mark.parametrize("modules", ["common", "union", "intersection", "same"])
 def test_modules(work: Path, modules: str) -> None:
     clients = cohorts.honest(6)
     clients["c2"] = cohorts.without(clients["c2"], [LACKING])
     cohorts.save(Path("clients"), clients)
     found, report = merged("--modules", modules, *FULL)
-    deltas = [c.deltas() for n, c in clients.items() if modules != "strict" or n != "c2"]
+    deltas = [c.deltas() for n, c in clients.items() if modules != "same" or n != "c2"]
     wanted = cohorts.mean(deltas)
     if modules == "intersection":
         del wanted[LACKING]
@@ -380,7 +380,7 @@ def test_previous(work: Path, form: str) -> None:
     assert not any("--previous" in w for w in report["warnings"])
 
     cohorts.save(Path("alone"), alone, "mixed", "F64")
-    first = cohorts.check_report(clair("inspect", "alone", "--format", "json").stdout)
+    first = cohorts.check_report(clair("inspect", "alone", "--json").stdout)
     assert cohorts.verdicts(first) == cohorts.verdicts(report)
     for before, after in zip(first["clients"], report["clients"], strict=True):
         for key, value in before["scores"].items():
@@ -404,7 +404,7 @@ def test_a_warning_when_previous_looks_needed(work: Path) -> None:
     _, alone, clients = second_round()
     for name, cohort, wanted in (("alone", alone, False), ("clients", clients, True)):
         cohorts.save(Path(name), cohort)
-        report = cohorts.check_report(clair("inspect", name, "--format", "json").stdout)
+        report = cohorts.check_report(clair("inspect", name, "--json").stdout)
         assert any("--previous" in w for w in report["warnings"]) is wanted
 
 

@@ -1,4 +1,4 @@
-"""Who is left out, and with which reason: through `clair inspect --format json`."""
+"""Who is left out, and with which reason: through `clair inspect --json`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def inspected(
 ) -> tuple[int, dict[str, Any]]:
     """Exit code and report; the JSON on stdout follows the schema."""
     folder = cohorts.save(tmp_path / "clients", clients, "mixed")
-    result = clair("inspect", folder, "--format", "json", *args)
+    result = clair("inspect", folder, "--json", *args)
     return result.exit_code, cohorts.check_report(result.stdout)
 
 
