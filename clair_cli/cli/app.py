@@ -26,7 +26,7 @@ from clair_cli.cli.exits import (
     raise_on_signals,
     show_warning,
 )
-from clair_cli.cli.help import EscapingGroup, GroupedCommand
+from clair_cli.cli.help import GroupedCommand, OurGroup
 from clair_cli.cli.paths import check_exists, check_inputs, check_outputs
 from clair_cli.cli.progress import watched
 from clair_cli.cli.streams import (
@@ -55,7 +55,7 @@ _EPILOG = "\n".join(
 _COMMAND_EPILOG = "Exit codes: see clair --help."
 
 app = typer.Typer(
-    cls=EscapingGroup,
+    cls=OurGroup,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -1,22 +1,22 @@
-"""Commands as typer shows them, but for two things: help under headings, and escaped errors."""
+"""Commands as typer shows them, but for two things: help under headings, and errors as ours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import typer
 from typer.core import TyperCommand, TyperGroup
 
 from clair_cli.cli.options import OLDER_NAMES
-from clair_cli.text import printable
-
-_UsageError: Any = typer.BadParameter.__bases__[0]  # wherever this typer keeps it
+from clair_cli.cli.usage import check_arguments, in_our_style
 
 
 class GroupedCommand(TyperCommand):
     """A command whose plain help lists its options under headings."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does it, after a look at slips that it takes for sense."""
+        check_arguments(self, ctx, args)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section per heading, in order of first use; the rest comes last."""
@@ -39,29 +39,15 @@ def _without_older(names: str) -> str:
     return names
 
 
-class EscapingGroup(TyperGroup):
-    """Commands whose usage errors show what was given with control and bidi characters escaped.
-
-    What stands on a command line may come from a stranger: a script passes on a folder's names.
-    """
+class OurGroup(TyperGroup):
+    """Commands whose usage errors look like all others."""
 
     def make_context(self, *args: Any, **settings: Any) -> Any:
         """As typer does it."""
-        with _escaped():
+        with in_our_style():
             return super().make_context(*args, **settings)
 
     def invoke(self, ctx: Any) -> Any:
         """As typer does it; errors of the command named come by here."""
-        with _escaped():
+        with in_our_style():
             return super().invoke(ctx)
-
-
-@contextmanager
-def _escaped() -> Iterator[None]:
-    try:
-        yield
-    except _UsageError as error:
-        if type(error).__name__ != "NoArgsIsHelpError":  # it carries the help, in many lines
-            text = printable(error.format_message())
-            error.format_message = lambda: text
-        raise

@@ -84,7 +84,7 @@ def one_of(values: Sequence[str], spellings: Mapping[str, str]) -> dict[str, Any
     def parse(text: str) -> str:
         value = spellings.get(text, text)
         if value not in values:
-            raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, values))}.")
+            raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, values))}")
         return value
 
     return {"metavar": f"<{'|'.join(values)}>", "parser": parse}

@@ -160,7 +160,7 @@ def test_a_misspelt_option(work: Path, row: int, args: tuple[str, ...], words: s
     cohorts.save(CLIENTS, GOOD)
     ran = merge(*args)
     assert (ran.code, ran.report) == (ROWS[row].code, None)
-    assert f"No such option: {args[0]}" in ran.words and words in ran.words
+    assert f"no such option: {args[0]}" in ran.words and words in ran.words
 
 
 @covers(90)

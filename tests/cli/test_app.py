@@ -423,11 +423,66 @@ def test_a_folder_of_any_other_name(clients: Path, calls: list[Any], name: str) 
     assert run("merge", clients, "-o", name).exit_code == 0
 
 
-@pytest.mark.parametrize("args", [[], ["bogus"], ["--bogus"]])
-def test_a_call_that_names_no_command(args: list[str]) -> None:
-    result = run(*args)
+def test_a_call_of_nothing_shows_the_help() -> None:
+    result = run()
     assert result.exit_code == 2
     assert "Usage: clair" in result.output
+
+
+SEVERAL = "CLIENTS is one folder, and {} paths are given: {}"
+
+
+@pytest.mark.parametrize(
+    ("args", "words", "fix"),
+    [
+        ("bogus", "no such command 'bogus'", "see clair --help"),
+        ("--bogus", "no such option: --bogus", "see clair --help"),
+        ("merge", "missing argument 'CLIENTS'", "see clair merge --help"),
+        ("merge clients", "missing option '-o' / '--output'", "see clair merge --help"),
+        ("merge clients -o", "option '-o' requires an argument", "see clair --help"),
+        ("merge clients --rnak 8", "no such option: --rnak", "did you mean --rank?"),
+        ("merge clients -o out -rank 8", "no such option: -rank", "did you mean --rank?"),
+        ("merge clients -o out -rank=8", "no such option: -rank", "did you mean --rank?"),
+        ("merge clients -o out -force", "no such option: -force", "did you mean --force?"),
+        (
+            "merge clients -o out --dtype int8",
+            "invalid value for '--dtype': 'int8' is not one of 'auto', 'float32', 'bfloat16',"
+            " 'float16'",
+            "see clair merge --help",
+        ),
+        (
+            "merge clients/a clients/b",
+            SEVERAL.format(2, "'clients/a', 'clients/b'"),
+            "give the folder that holds them: 'clients'",
+        ),
+        (
+            "inspect clients/a other/b -q",
+            SEVERAL.format(2, "'clients/a', 'other/b'"),
+            "give the folder that holds them",
+        ),
+        (
+            "verify out clients/a clients/b",
+            SEVERAL.format(2, "'clients/a', 'clients/b'"),
+            "give the folder that holds them: 'clients'",
+        ),
+    ],
+)
+def test_usage_errors_have_one_style(
+    clients: Path, calls: list[Any], args: str, words: str, fix: str
+) -> None:
+    result = run(*args.split())
+    assert (result.exit_code, result.stdout, calls) == (2, "", [])
+    assert result.stderr == f"clair: {words}\n  fix       {fix}\n"
+
+
+@pytest.mark.parametrize("args", [("--exclude", "-rank"), ("--exclude=-rank",)])
+def test_help_counts_before_slips() -> None:
+    assert run("merge", "a", "b", "-rank", "8", "--help").stdout == run("merge", "-h").stdout
+
+
+def test_a_value_may_look_like_a_slip(clients: Path, calls: list[Any], args: tuple[str]) -> None:
+    assert run("merge", clients, "-o", "out", *args).exit_code == 0
+    assert calls[0][2]["exclude"] == ("-rank",)
 
 
 @pytest.mark.parametrize("flag", ["-V", "--version"])
