@@ -119,7 +119,7 @@ def merge(
         exclude: clients left out unread.
         min_clients: fewer usable ones after rejections are refused (exit code 4).
         allow_undetermined: merge everybody not rejected when no verdict is possible.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu" or "cuda".
         threads: how many modules are worked on at once, the same bytes for any number; one per
             core if None.
         fail_on: "never", "suspicious" or "contaminated": exit code 3, and no adapter.

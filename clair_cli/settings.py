@@ -19,7 +19,7 @@ Progress = Callable[[str, int, int], None]
 FAIL_ON = ("never", "suspicious", "contaminated")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 TENSOR_NAMES = ("auto", *FORMATS)
-DEVICES = ("auto", "cpu", "cuda", "mps")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 Modules = Literal["common", "union", "intersection", "same"]

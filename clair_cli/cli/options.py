@@ -349,7 +349,7 @@ LimitOption = Annotated[
 
 
 Device = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"],
+    Literal["auto", "cpu", "cuda"],
     option("--device", panel=RUNNING, help="Where to compute."),
 ]
 Threads = Annotated[

@@ -63,7 +63,7 @@ class Device:
 
 
 def choose_device(wanted: str) -> Device:
-    """`auto` takes a CUDA device if there is one; float64 wherever the device has it.
+    """`auto` takes a CUDA device if there is one.
 
     Raises:
         UsageError: the device asked for is not there.
@@ -72,9 +72,9 @@ def choose_device(wanted: str) -> Device:
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: no CUDA device here", hint="use --device auto")
-    if wanted == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: no MPS device here", hint="use --device auto")
-    return Device(wanted, torch.float32 if wanted == "mps" else torch.float64)
+    if wanted not in ("cpu", "cuda"):
+        raise UsageError(f"--device {wanted}: no such device", hint="use --device auto")
+    return Device(wanted, torch.float64)
 
 
 @dataclass(frozen=True)

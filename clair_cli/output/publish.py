@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from clair_cli.errors import OutputError, UnsyncedWarning
+from clair_cli.formats.filenames import is_weights
 from clair_cli.formats.safetensors.writer import Parts
 from clair_cli.output.draft import Draft, check_written, create, temp_name, temp_names, write_all
 from clair_cli.output.folder_lock import locked
@@ -142,12 +143,14 @@ class _Job:
         if not isinstance(content, Mapping):
             mode = stat.S_IMODE(os.stat(self.target).st_mode) if self.target.exists() else None
             _write(self.temp, content, mode, held)
+            _check_readable(self.temp, self.target.name, content)
             return
         os.mkdir(self.temp)
         for name, data in content.items():
             file = self.temp / name
             file.parent.mkdir(parents=True, exist_ok=True)
             _write(file, data, None, held)
+            _check_readable(file, file.name, data)
         for folder, _, _ in os.walk(self.temp):
             _sync_folder(Path(folder))
 
@@ -276,6 +279,26 @@ def _write(path: Path, content: Content, mode: int | None, held: HeldSignals) ->
         check_written(fd, parts, path.name)
     finally:
         os.close(fd)
+
+
+def _check_readable(path: Path, name: str, content: Content) -> None:
+    """Let the library that everybody else reads with open an adapter that was written.
+
+    Raises:
+        OutputError: it does not.
+    """
+    if isinstance(content, bytes) or not is_weights(name):
+        return
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with open(path, "rb") as file:
+            # by its descriptor where there is such a path: its name may not be Unicode
+            given = f"/dev/fd/{file.fileno()}" if os.path.isdir("/dev/fd") else os.fspath(path)
+            with safe_open(given, framework="numpy") as opened:
+                opened.keys()
+    except SafetensorError as error:
+        raise OutputError(f"{quoted(name)} can't be read by safetensors: {error}") from None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -202,7 +202,7 @@ def _mend_options(options: dict[str, Any], clients: api.Clients) -> list[str]:
             spelt = {whole_characters(name): name for name in names}
             options["exclude"] = [spelt.get(str(name), name) for name in excluded]
     device = options.get("device")
-    if device in ("cuda", "mps"):
+    if device in ("cuda", "mps"):  # the latter in reports of earlier versions
         try:
             choose_device(device)
         except UsageError:

@@ -42,7 +42,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 
 def test_it_is_written_before_it_is_whole_and_published_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
+    path = tmp_path / "a.data"
     draft = drafted(path)
     wait_for(lambda: [p.stat().st_size for p in temporary(tmp_path)] == [len(WHOLE)])
     assert not path.exists() and leftovers(path) == []
@@ -51,7 +51,7 @@ def test_it_is_written_before_it_is_whole_and_published_as_it_is(tmp_path: Path)
     publish([Output(tmp_path / "r.json", b"{}"), Output(path, draft)])
     draft.discard()
     assert path.read_bytes() == WHOLE and path.stat().st_ino == inode
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "r.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.data", "r.json"]
 
 
 def test_inside_a_folder(tmp_path: Path) -> None:

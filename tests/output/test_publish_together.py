@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from clair_cli.adapters.write import safetensors_bytes
 from clair_cli.errors import OutputError, UsageError
 from clair_cli.output import publish, rename, targets
 from clair_cli.output.publish import Output, leftovers
@@ -355,3 +357,21 @@ def test_a_read_only_and_a_full_disk_are_refused_before_the_work(
         pytest.skip("may not mount a small disk here")
     assert words in done.stderr
     assert done.stdout == "code 6\n"
+
+
+def test_an_adapter_that_other_readers_refuse_is_not_published(tmp_path: Path) -> None:
+    """What clair's own writer makes is opened by the safetensors library first."""
+    whole = safetensors_bytes({"a": torch.zeros(2, 3)}, {})
+    torn = whole[:8] + b'{"a":{"dtype":"F33"' + whole[27:]
+    for name in ("m.safetensors", "\udcff.safetensors"):
+        target = tmp_path / name
+        with pytest.raises(OutputError, match="can't be read by safetensors"):
+            publish.publish([Output(target, [torn])])
+        assert os.listdir(tmp_path) == []
+        publish.publish([Output(target, [whole])])
+        assert target.read_bytes() == whole
+        target.unlink()
+    folder = tmp_path / "m"
+    with pytest.raises(OutputError, match=r"'adapter_model.safetensors' can't be read"):
+        publish.publish([Output(folder, {"adapter_model.safetensors": [torn]})])
+    assert os.listdir(tmp_path) == []
