@@ -30,9 +30,10 @@ from clair_cli.workflow.outputs import (
 from clair_cli.workflow.read import read_cohort
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
-Clients = str | Path | Mapping[str, tuple[Mapping[str, "Tensor"], Any]]
+Clients = str | Path | Mapping[str, tuple[Mapping[str, "Tensor | NDArray[Any]"], Any]]
 PathLike = str | Path
 
 
@@ -103,7 +104,8 @@ def merge(
 
     Args:
         clients: a folder, or name to (state dict, config) with a PEFT LoraConfig or its fields,
-            or None where the tensors say the scale (kohya, diffusers).
+            or None where the tensors say the scale (kohya, diffusers). Tensors are torch's or
+            numpy's.
         output: `NAME.safetensors`, a folder to be, an open binary file that gets the adapter
             as one safetensors file (the report then goes only where `report` says), or None to
             write nothing.

@@ -14,6 +14,7 @@ from clair_cli.adapters.names.parts import FORMATS
 from clair_cli.errors import UsageError
 from clair_cli.formats.filenames import is_one_file
 from clair_cli.formats.limits import Limits, changed_limits, parse_limits
+from clair_cli.text import quoted
 
 Progress = Callable[[str, int, int], None]
 FAIL_ON = ("never", "suspicious", "contaminated")
@@ -134,6 +135,8 @@ def _check_types(clients: Any, given: Mapping[str, Any]) -> None:
     """The types a wrong call gets wrong, before anything trips over them."""
     if not isinstance(clients, (str, os.PathLike, Mapping)):
         raise UsageError(f"clients is a {type(clients).__name__}, expected a path or a mapping")
+    if isinstance(clients, Mapping):
+        _check_in_memory(clients)
     weights = given.get("weights")
     if weights is not None and not isinstance(weights, (Path, Mapping)):
         raise UsageError(f"weights is a {type(weights).__name__}, expected a path or a mapping")
@@ -146,6 +149,23 @@ def _check_types(clients: Any, given: Mapping[str, Any]) -> None:
         value = given.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise UsageError(f"{name} is {value!r}, expected a number")
+
+
+def _check_in_memory(clients: Mapping[Any, Any]) -> None:
+    """What is the caller's mistake and no client's: no pairs, or nobody's config."""
+    for name, client in clients.items():
+        if not isinstance(client, (tuple, list)) or len(client) != 2:
+            kind = type(client).__name__
+            raise UsageError(
+                f"client {quoted(str(name))} is a {kind}, expected a pair of state dict and config",
+                hint="give {name: (state_dict, config)}",
+            )
+    configs = [config for _, config in clients.values()]
+    if configs and all(isinstance(config, Mapping) and not config for config in configs):
+        raise UsageError(
+            "every client's config is empty, so no client's scale is known",
+            hint="give the fields of adapter_config.json, or None where the tensors say the scale",
+        )
 
 
 def _current_words(options: Mapping[str, Any]) -> dict[str, Any]:

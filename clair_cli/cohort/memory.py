@@ -68,10 +68,10 @@ def adapters_from_memory(
     """Check state dicts as `load_cohort` checks files.
 
     Args:
-        clients: name to `(state dict, config)`. The state dict has LoRA tensors only, under the
-            names of any format that files may have; the config is a mapping of fields or
-            anything with `to_dict()`, as `peft.LoraConfig`, or None where the tensors say the
-            scale (kohya, diffusers).
+        clients: name to `(state dict, config)`. The state dict has LoRA tensors only, of torch or
+            numpy, under the names of any format that files may have; the config is a mapping of
+            fields or anything with `to_dict()`, as `peft.LoraConfig`, or None where the tensors say
+            the scale (kohya, diffusers).
         limits: default `Limits()`.
 
     Returns:
@@ -115,7 +115,7 @@ def _adapter(name: str, state: Any, config: Any, limits: Limits) -> Adapter:
             f"{len(state):,} tensors, above the limit of {limits.max_tensors:,}",
             hint=remedy("tensors"),
         )
-    tensors = dict(state)
+    tensors = {key: _as_tensor(value) for key, value in state.items()}
     entries = {key: _entry(key, tensors[key], limits) for key in sorted(tensors, key=str)}
     keys = pair_keys({key: entry.shape for key, entry in entries.items()})
     if config is None and not keys.scale_inside:
@@ -137,6 +137,22 @@ def _adapter(name: str, state: Any, config: Any, limits: Limits) -> Adapter:
     source = MemorySource(tensors, {key: entry.digest for key, entry in entries.items()})
     sha256 = hashlib.sha256(data).hexdigest()
     return build_adapter(name, "", sha256, entries, source, parsed, limits, keys=keys, notes=notes)
+
+
+def _as_tensor(value: Any) -> Any:
+    """A numpy array as a tensor, of the same memory where torch can have it; all else as it is."""
+    import numpy
+    import torch
+
+    if not isinstance(value, (numpy.ndarray, numpy.generic)):
+        return value
+    array = numpy.asarray(value)
+    if not (array.flags.c_contiguous and array.flags.writeable and array.dtype.isnative):
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    try:
+        return torch.from_numpy(array)
+    except TypeError:  # a dtype that torch has not
+        return value
 
 
 def _entry(key: str, tensor: Tensor, limits: Limits) -> TensorEntry:

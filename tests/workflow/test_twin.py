@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -128,3 +129,43 @@ def test_the_callers_tensors_are_left_alone() -> None:
     clair_cli.refine(clients)
     for name, (state, _) in clients.items():
         assert all(torch.equal(t, before[name][k]) for k, t in state.items())
+
+
+def test_numpy_arrays_are_tensors() -> None:
+    clients = in_memory(cohorts.honest(4))
+    arrays: dict[str, Any] = {}
+    for k, (name, (state, config)) in enumerate(clients.items()):
+        own = {key: np.array(tensor.numpy()) for key, tensor in state.items()}
+        for array in own.values():
+            array.flags.writeable = k != 1
+        if k == 2:
+            own = {key: np.asfortranarray(array)[::-1][::-1] for key, array in own.items()}
+        if k == 3:
+            own = {key: array.astype(array.dtype.newbyteorder(">")) for key, array in own.items()}
+        arrays[name] = (own, config)
+    found, wanted = clair_cli.merge(arrays), clair_cli.merge(clients)
+    assert found.tensors is not None and wanted.tensors is not None
+    assert all(torch.equal(found.tensors[key], wanted.tensors[key]) for key in wanted.tensors)
+    assert report_json(found.report) == report_json(wanted.report)
+
+
+@pytest.mark.parametrize("dtype", ["U1", "O", "c8", "V4"])
+def test_arrays_of_other_things_are_one_clients_rejection(dtype: str) -> None:
+    clients: dict[str, Any] = dict(in_memory(cohorts.honest(4)))
+    state, config = clients["c0"]
+    clients["c0"] = ({key: np.zeros(t.shape, dtype) for key, t in state.items()}, config)
+    report = clair_cli.inspect(clients).report
+    assert [c.name for c in report.with_verdict("rejected")] == ["c0"]
+
+
+@pytest.mark.parametrize("function", [clair_cli.merge, clair_cli.inspect, clair_cli.refine])
+def test_a_callers_mistake_is_no_clients(function: Any) -> None:
+    clients = in_memory(cohorts.honest(4))
+    states = {name: state for name, (state, _) in clients.items()}
+    with pytest.raises(UsageError, match="client 'c0' is a dict, expected a pair") as caught:
+        function(states)
+    assert caught.value.hint == "give {name: (state_dict, config)}"
+    with pytest.raises(UsageError, match="every client's config is empty"):
+        function({name: (state, {}) for name, state in states.items()})
+    one = {name: (states[name], {} if name == "c0" else clients[name][1]) for name in clients}
+    assert [c.name for c in function(one).report.with_verdict("rejected")] == ["c0"]
