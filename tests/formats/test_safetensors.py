@@ -47,7 +47,8 @@ REFUSED = {
     "duplicate metadata": (raw_file('{"__metadata__": {"k": "1", "k": "2"}}'), "key 'k' twice"),
     "duplicate field": (raw_file('{"a": {"dtype": "F32", "dtype": "F32"}}'), "'dtype' twice"),
     "metadata number": (raw_file({"__metadata__": {"k": 1}}), "field 'k' is not a string"),
-    "metadata null": (raw_file({"__metadata__": None}), "not an object of strings"),
+    "metadata list": (raw_file({"__metadata__": []}), "not an object of strings"),
+    "metadata false": (raw_file({"__metadata__": False}), "not an object of strings"),
     "extra field": (raw_file({"a": entry(0, 8, evil=1)}, E8), "unknown header field 'evil'"),
     "missing field": (raw_file({"a": {"dtype": "F32", "shape": []}}), "'data_offsets' is missing"),
     "not an object": (raw_file({"a": 1}), "header entry is not an object"),
@@ -117,6 +118,15 @@ def test_kinds_that_are_no_files_do_not_hang(tmp_path: Path) -> None:
             open_safetensors(path, Limits())
     with pytest.raises(RejectedClient, match="unreadable: No such file"):
         open_safetensors(tmp_path / "absent", Limits())
+
+
+def test_metadata_null_is_no_metadata(tmp_path: Path) -> None:
+    """The library reads it so."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(raw_file({"__metadata__": None, "a": entry(0, 8)}, E8))
+    file = open_safetensors(path, Limits())
+    assert (file.metadata, list(file.tensors)) == ({}, ["a"])
+    assert list(safetensors.torch.load_file(path)) == ["a"]
 
 
 def test_reads_what_the_library_writes(tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ def _check_count(count: int, limits: Limits) -> None:
 
 
 def _check_metadata(metadata: Any) -> dict[str, str]:
+    if metadata is None:  # as other readers take it
+        return {}
     if not isinstance(metadata, dict):
         raise RejectedClient("header's __metadata__ is not an object of strings")
     for key, value in metadata.items():
