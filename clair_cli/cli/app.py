@@ -31,6 +31,7 @@ from clair_cli.cli.paths import check_exists, check_inputs, check_outputs
 from clair_cli.cli.progress import watched
 from clair_cli.cli.streams import (
     BinaryOut,
+    ask_for_colour,
     check_binary_stdout,
     discard,
     prepare_streams,
@@ -108,6 +109,7 @@ def merge(
     device: running.Device = "auto",
     threads: running.Threads = None,
     timings: running.Timings = False,
+    color: running.Color = "auto",
 ) -> None:
     """Judge the clients and merge the benign ones into one adapter.
 
@@ -138,12 +140,14 @@ def inspect(
     device: running.Device = "auto",
     threads: running.Threads = None,
     timings: running.Timings = False,
+    color: running.Color = "auto",
 ) -> None:
     """Judge the clients and show who is contaminated; merge nothing.
 
     The table, or the report as JSON, goes to stdout.
     """
     settings = dict(locals())
+    ask_for_colour(settings.pop("color"))
     for name in ("json", "format_", "quiet"):
         del settings[name]
     as_json = json or format_ == "json"
@@ -192,6 +196,7 @@ def refine(
     device: running.Device = "auto",
     threads: running.Threads = None,
     timings: running.Timings = False,
+    color: running.Color = "auto",
 ) -> None:
     """Judge the clients and denoise each benign one.
 
@@ -246,6 +251,7 @@ def verify(
 def _write_and_tell(command: str, settings: dict[str, Any], kind: str) -> None:
     """Run a command that writes adapters: its words go to stderr, its stdout stays free."""
     quiet = settings.pop("quiet")
+    ask_for_colour(settings.pop("color"))
     clients, weights, previous = (settings[key] for key in ("clients", "weights", "previous"))
     output = None if kind == "stream" else settings["output"]
     with guarded() as run:

@@ -367,3 +367,7 @@ Timings = Annotated[
     bool,
     option("--timings", panel=RUNNING, help="Say on stderr where the time went."),
 ]
+Color = Annotated[
+    Literal["auto", "always", "never"],
+    option("--color", panel=RUNNING, help="Colours; auto: at a terminal, without NO_COLOR."),
+]

@@ -18,6 +18,8 @@ FIRST = "starting"
 
 # Seconds between two drawings of the bar within a stage.
 _REDRAW = 0.1
+# Seconds between two lines where no bar can be drawn.
+_LINES = 10.0
 
 
 class Watch:
@@ -27,13 +29,16 @@ class Watch:
 
     Args:
         bar: drawn here, when something was told; without a thread of its own.
+        lines: write a plain line every ten seconds, when something was told.
     """
 
-    def __init__(self, bar: Progress | None = None) -> None:
+    def __init__(self, bar: Progress | None = None, *, lines: bool = False) -> None:
         self._bar = bar
+        self._lines = lines
         self._drawn = 0.0
         self._task: Any = None if bar is None else bar.add_task(FIRST, total=None)
         self._begun: list[tuple[str, float]] = [(FIRST, time.perf_counter())]
+        self._said = self._begun[0][1]
         self.memory = 0  # bytes, an estimate; 0 as long as there is none
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -45,6 +50,17 @@ class Watch:
             self._begun.append((stage, time.perf_counter()))
         if self._bar is not None:
             self._draw(self._bar, new, stage, done, total)
+        if self._lines:
+            self._say(stage, done, total)
+
+    def _say(self, stage: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if now - self._said >= _LINES:
+            self._said = now
+            seconds = now - self._begun[0][1]
+            write_err(
+                f"progress: {printable(stage)} {done:,} of {total:,}, {seconds:.0f} s so far\n"
+            )
 
     def _draw(self, bar: Progress, new: bool, stage: str, done: int, total: int) -> None:
         needs = f", {size(self.memory)} of memory" if self.memory else ""
@@ -92,13 +108,13 @@ def size(count: int) -> str:
 
 @contextmanager
 def watched(*, quiet: bool, timings: bool = False) -> Iterator[Watch]:
-    """Yield a callback that draws a transient bar on stderr where somebody would see it.
+    """Yield a callback that draws a transient bar on a terminal, and writes lines elsewhere.
 
     Args:
         timings: print where the time went when all is done.
     """
     if quiet or not is_terminal(sys.stderr) or not takes_ansi():
-        watch = Watch()
+        watch = Watch(lines=not quiet)
         yield watch
     else:
         from rich.console import Console

@@ -68,7 +68,8 @@ def render(report: Report, view: View = View(), *, report_path: str = "") -> str
     if not report.clients:  # nobody to show
         return "\n".join([*below(report), last]) + "\n"
     if view.width is None:
-        lines = [*above(report), "", *_plain_table(report), "", *below(report), last]
+        table = _plain_table(report, view.colour)
+        lines = [*above(report), "", *table, "", *below(report), last]
         return "\n".join(lines) + "\n"
     from rich.text import Text
 
@@ -107,13 +108,16 @@ def _rows(clients: Iterable[ClientReport], *, any_weight: bool) -> list[tuple[st
     ]
 
 
-def _plain_table(report: Report) -> list[str]:
+def _plain_table(report: Report, colour: bool) -> list[str]:
     any_weight = any(client.weight > 0 for client in report.clients)
     rows = [_HEADER, *_rows(_ordered(report), any_weight=any_weight)]
     widths = [max(cell_len(row[column]) for row in rows) for column in range(3)]
     lines = []
     for name, verdict, weight, reason in rows:
-        cells = (_padded(name, widths[0]), _padded(verdict, widths[1]), weight.rjust(widths[2]))
+        shown = _padded(verdict, widths[1])
+        if colour and verdict in _COLOURS:
+            shown = _ansi(shown, _COLOURS[verdict])
+        cells = (_padded(name, widths[0]), shown, weight.rjust(widths[2]))
         lines.append((" " * _GAP).join((*cells, reason)).rstrip())
     return lines
 
@@ -190,6 +194,13 @@ def _write_lines(console: Console, lines: list[str]) -> None:
     for line in lines:
         style = "yellow" if line.startswith("warning: ") else ""
         console.print(Text(line, style=style, overflow="fold"))
+
+
+def _ansi(text: str, style: str) -> str:
+    from rich.color import ColorSystem
+    from rich.style import Style
+
+    return Style.parse(style).render(text, color_system=ColorSystem.STANDARD)
 
 
 def _padded(text: str, width: int) -> str:

@@ -192,15 +192,34 @@ def restore_line() -> None:
         write_err("\r\x1b[K\x1b[?25h")
 
 
+_asked = "auto"  # what --color says
+
+
+def ask_for_colour(choice: str) -> None:
+    """Let `--color` say whether colours are used: "always", "never", or "auto" as the environment
+    and the stream have it."""
+    global _asked
+    _asked = choice
+
+
 def view_of(stream: TextIO | None) -> View:
-    """What `stream` can show. NO_COLOR and TERM=dumb mean no ANSI at all."""
+    """What `stream` can show, and in colour or not."""
     from clair_cli.cli.render import View
 
     encoding = (getattr(stream, "encoding", None) or "").lower()
-    unicode = encoding.startswith("utf")
-    if not is_terminal(stream):
-        return View(unicode=unicode)
-    return View(width=min(columns_of(stream), WIDEST), colour=takes_ansi(), unicode=unicode)
+    width = min(columns_of(stream), WIDEST) if is_terminal(stream) else None
+    return View(width=width, colour=_in_colour(stream), unicode=encoding.startswith("utf"))
+
+
+def _in_colour(stream: TextIO | None) -> bool:
+    """`--color` counts first, then NO_COLOR, then FORCE_COLOR, then what the stream is."""
+    if _asked != "auto":
+        return _asked == "always"
+    if os.environ.get("NO_COLOR"):
+        return False
+    return os.environ.get("FORCE_COLOR", "0") not in ("", "0") or (
+        is_terminal(stream) and takes_ansi()
+    )
 
 
 def columns_of(stream: TextIO | None) -> int:
@@ -219,4 +238,10 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def takes_ansi() -> bool:
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") != "dumb"
+    """Whether a terminal may be steered, as a progress bar does. NO_COLOR, `--color never` and
+    TERM=dumb mean no ANSI at all."""
+    return (
+        _asked != "never"
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM", "") != "dumb"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -217,6 +218,39 @@ def test_inspect_takes_the_older_format(clients: Path, calls: list[Any]) -> None
     assert table.stdout == run("inspect", clients).stdout
 
 
+@pytest.mark.parametrize(
+    ("env", "args", "colour"),
+    [
+        ({}, "", False),
+        ({"FORCE_COLOR": "1"}, "", True),
+        ({"FORCE_COLOR": "0"}, "", False),
+        ({"FORCE_COLOR": ""}, "", False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, "", False),
+        ({"FORCE_COLOR": "1"}, "--color never", False),
+        ({"NO_COLOR": "1"}, "--color always", True),
+        ({"TERM": "dumb"}, "--color always", True),
+        ({}, "--color auto", False),
+    ],
+)
+def test_colour_off_a_terminal(
+    clients: Path,
+    calls: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    env: dict[str, str],
+    args: str,
+    colour: bool,
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    plain = [run("inspect", clients).stdout, run("merge", clients, "-o", "out").stderr]
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    ran = run("inspect", clients, *args.split()), run("merge", clients, "-o", "out", *args.split())
+    for found, wanted in zip([ran[0].stdout, ran[1].stderr], plain, strict=True):
+        assert ("\x1b[1;31mcontaminated\x1b[0m" in found) == colour
+        assert re.sub(r"\x1b\[[\d;]*m", "", found) == wanted
+
+
 def test_quiet_inspect_says_the_verdict_only(clients: Path, calls: list[Any]) -> None:
     found = run("inspect", clients, "-q")
     assert (found.exit_code, found.stderr) == (3, "")
@@ -231,7 +265,7 @@ def test_quiet_inspect_says_the_verdict_only(clients: Path, calls: list[Any]) ->
 def test_the_python_functions_have_the_same_parameters(command: str) -> None:
     theirs = set(inspect.signature(getattr(clair_cli, command)).parameters) - {"progress"}
     ours = set(inspect.signature(getattr(cli, command)).parameters)
-    own = {"quiet", "timings"} | ({"json", "format_"} if command == "inspect" else set())
+    own = {"quiet", "timings", "color"} | ({"json", "format_"} if command == "inspect" else set())
     assert ours - own == theirs - {"output_format"}  # tensor_names' older name
 
 
@@ -475,11 +509,11 @@ def test_usage_errors_have_one_style(
     assert result.stderr == f"clair: {words}\n  fix       {fix}\n"
 
 
-@pytest.mark.parametrize("args", [("--exclude", "-rank"), ("--exclude=-rank",)])
 def test_help_counts_before_slips() -> None:
     assert run("merge", "a", "b", "-rank", "8", "--help").stdout == run("merge", "-h").stdout
 
 
+@pytest.mark.parametrize("args", [("--exclude", "-rank"), ("--exclude=-rank",)])
 def test_a_value_may_look_like_a_slip(clients: Path, calls: list[Any], args: tuple[str]) -> None:
     assert run("merge", clients, "-o", "out", *args).exit_code == 0
     assert calls[0][2]["exclude"] == ("-rank",)

@@ -425,13 +425,20 @@ def test_an_ascii_locale_shows_escapes(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals of POSIX")
 @pytest.mark.parametrize(
     ("env", "ansi"),
-    [({}, True), ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
-    ids=["colour", "NO_COLOR", "dumb"],
+    [
+        ({}, True),
+        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+        ({"--color": "never"}, False),
+        ({"--color": "always", "NO_COLOR": "1"}, True),
+    ],
+    ids=["colour", "NO_COLOR", "dumb", "never", "always"],
 )
 def test_on_a_terminal(tmp_path: Path, env: dict[str, str], ansi: bool) -> None:
     (tmp_path / "clients").mkdir()
     env = {"TERM": "xterm", "COLUMNS": "80", "PYTHONIOENCODING": "utf-8", **env}
-    code, text = on_terminal(FAKE, "merge", "clients", "-o", "out", cwd=tmp_path, env=env)
+    args = ["merge", "clients", "-o", "out", "--color", env.pop("--color", "auto")]
+    code, text = on_terminal(FAKE, *args, cwd=tmp_path, env=env)
     assert code == 0
     assert "\u2500\u2500\u2500" in text
     assert ("\x1b" in text) == ansi

@@ -66,3 +66,42 @@ def test_what_ends_at_once_takes_the_bar_off_and_shows_the_cursor(
     monkeypatch.setattr(terminal, "is_terminal", lambda _: shown)
     terminal.restore_line()
     assert capsys.readouterr().err == ("\r\x1b[K\x1b[?25h" if shown else "")
+
+
+def test_a_line_every_ten_seconds_where_no_bar_is(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Streams of tests are no terminals."""
+    with watch.watched(quiet=False) as seen:
+        for later, done in ((9.99, 1), (0.01, 2), (9.99, 3), (0.02, 4), (30.0, 1_000), (1.0, 6)):
+            clock.now += later
+            seen("read\x1bing", done, 1200)
+    assert capsys.readouterr().err == (
+        "progress: read\\x1bing 2 of 1,200, 10 s so far\n"
+        "progress: read\\x1bing 4 of 1,200, 20 s so far\n"
+        "progress: read\\x1bing 1,000 of 1,200, 50 s so far\n"
+    )
+
+
+@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {}], ids=str)
+def test_a_line_or_a_bar_at_a_terminal(
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    env: dict[str, str],
+) -> None:
+    for name, value in {"NO_COLOR": "", "TERM": "xterm", **env}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(watch, "is_terminal", lambda _: True)
+    with watch.watched(quiet=False) as seen:
+        clock.now += 10
+        seen("reading", 1, 3)
+    found = capsys.readouterr().err
+    assert (found == "progress: reading 1 of 3, 10 s so far\n") == bool(env)
+
+
+def test_quiet_means_no_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with watch.watched(quiet=True) as seen:
+        clock.now += 20
+        seen("reading", 1, 3)
+    assert capsys.readouterr().err == ""
