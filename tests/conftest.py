@@ -5,6 +5,7 @@ from __future__ import annotations
 import compileall
 import functools
 import os
+import re
 import signal
 import socket
 import sys
@@ -29,6 +30,31 @@ collect_ignore = ["no_network"]  # nothing to test in there, and another file ma
 # A third of a small run in this process would be typer making the commands anew.
 if hasattr(typer.testing, "_get_command"):
     typer.testing._get_command = functools.cache(typer.testing._get_command)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--loaders",
+        action="store_true",
+        help="run the tests that load adapters with peft, diffusers or transformers, and no others",
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files of such tests import those libraries, for ten seconds and more in each process."""
+    if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return True if config.getoption("--loaders") and collection_path.suffix == ".py" else None
+    text = collection_path.read_text(encoding="utf-8")
+    if config.getoption("--loaders"):
+        return None if "pytest.mark.loaders" in text else True
+    return True if re.search(r"^pytestmark = .*pytest\.mark\.loaders", text, re.MULTILINE) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = bool(config.getoption("--loaders"))
+    items[:] = [
+        item for item in items if (item.get_closest_marker("loaders") is not None) is wanted
+    ]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -92,6 +92,7 @@ def test_notes_for_zero_alpha_and_changed_bases() -> None:
         assert parse_config(config(init_lora_weights=plain)).guarded_init == ""
 
 
+@pytest.mark.loaders
 def test_lookup_agrees_with_peft() -> None:
     other = pytest.importorskip("peft.utils.other")
     keys = [
@@ -143,6 +144,7 @@ def test_strict_json(data: bytes, words: str) -> None:
         parse_strict(data, "config", 100 if len(data) == 101 else 10**6)
 
 
+@pytest.mark.loaders
 @pytest.mark.parametrize(
     "options",
     [
@@ -196,6 +198,7 @@ def test_scaling_equals_peft(tmp_path: Path, options: dict[str, Any]) -> None:
         torch.testing.assert_close(delta, layer.get_delta_weight("default"), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.loaders
 def test_every_field_of_the_installed_peft_is_known() -> None:
     peft = pytest.importorskip("peft")
     from clair_cli.adapters import variants as ours

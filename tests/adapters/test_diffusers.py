@@ -17,7 +17,7 @@ from tests.adapters.test_peft_grid import EPS, Deltas, ours, worst
 peft = pytest.importorskip("peft")
 diffusers = pytest.importorskip("diffusers")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.loaders, pytest.mark.filterwarnings("ignore")]
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "conv1", "ff.net.0.proj"]
 FORMS = ("kohya", "diffusers")

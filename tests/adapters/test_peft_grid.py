@@ -20,7 +20,10 @@ from clair_cli.cohort.load import load_cohort
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # peft warns of what it is asked to do here
+pytestmark = [
+    pytest.mark.loaders,
+    pytest.mark.filterwarnings("ignore"),
+]  # peft warns of what it is asked to do here
 
 EPS = 1e-6
 Deltas = dict[str, torch.Tensor]

@@ -190,6 +190,7 @@ def test_full_paths_where_a_list_is_not_exact(fields: dict[str, Any], modules: l
     assert merged["target_modules"] == sorted(modules)
 
 
+@pytest.mark.loaders
 def test_a_merged_folder_loads_in_peft(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
 
@@ -250,6 +251,7 @@ def test_memory_is_checked_like_files() -> None:
         adapters_from_memory({})
 
 
+@pytest.mark.loaders
 def test_peft_configs_are_accepted_from_memory() -> None:
     peft = pytest.importorskip("peft")
     lora = peft.LoraConfig(r=2, lora_alpha=5, target_modules=["q_proj"], task_type="CAUSAL_LM")

@@ -24,6 +24,8 @@ from benchmarks.attacks.attacks import as_lora
 from benchmarks.copying.cohorts import Member, stack
 from benchmarks.copying.task import seeded
 
+pytestmark = pytest.mark.loaders  # see tests/conftest.py
+
 GRID = geometric(0.25, 4.0, 9)
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["a", "b"]}
 

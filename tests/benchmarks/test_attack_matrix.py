@@ -16,6 +16,8 @@ import clair_cli
 from benchmarks.attacks import attacks, rounds
 from benchmarks.attacks import matrix as attack_matrix
 
+pytestmark = pytest.mark.loaders  # see tests/conftest.py
+
 CONFIG: dict[str, Any] = {
     "peft_type": "LORA", "base_model_name_or_path": "org/base", "r": 3, "lora_alpha": 6,
     "use_rslora": False, "fan_in_fan_out": False, "target_modules": ["a", "b"],

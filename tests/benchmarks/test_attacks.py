@@ -15,6 +15,8 @@ from benchmarks import peers
 from benchmarks.attacks import attacks, backdoor, optimised
 from benchmarks.attacks.base import points_of
 
+pytestmark = pytest.mark.loaders  # see tests/conftest.py
+
 BAD = 3
 SHAPES = {"base_model.model.x.a": (7, 5), "base_model.model.x.b": (6, 9)}
 

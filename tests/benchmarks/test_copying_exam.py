@@ -15,6 +15,8 @@ from peft import LoraConfig, get_peft_model
 from benchmarks.copying import exam as exams
 from benchmarks.copying import task as copying
 
+pytestmark = pytest.mark.loaders  # see tests/conftest.py
+
 TINY = copying.Settings(
     known=3, new=6, private=4, words_per_client=4, length=3, width=16, heads=2, layers=1, inner=24
 )

@@ -14,6 +14,8 @@ import clair_cli
 from tests import cohorts
 from tests.cohorts import clair
 
+pytestmark = pytest.mark.loaders  # see tests/conftest.py
+
 SAMPLES = Path(__file__).parents[2] / "sample_adapters"
 
 
