@@ -20,7 +20,8 @@ from clair_cli.cohort.load import load_cohort
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = [
+# peft warns of what it is asked to do here
+pytestmark = [pytest.mark.loaders, pytest.mark.filterwarnings("ignore")]
     pytest.mark.loaders,
     pytest.mark.filterwarnings("ignore"),
 ]  # peft warns of what it is asked to do here
