@@ -22,9 +22,6 @@ transformers = pytest.importorskip("transformers")
 
 # peft warns of what it is asked to do here
 pytestmark = [pytest.mark.loaders, pytest.mark.filterwarnings("ignore")]
-    pytest.mark.loaders,
-    pytest.mark.filterwarnings("ignore"),
-]  # peft warns of what it is asked to do here
 
 EPS = 1e-6
 Deltas = dict[str, torch.Tensor]
