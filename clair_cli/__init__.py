@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clair_cli.api import inspect, merge, refine
+    from clair_cli.api import InspectResult, MergeResult, RefineResult, inspect, merge, refine
     from clair_cli.errors import ClairError, InputRefused, OutputError, RejectedClient, UsageError
     from clair_cli.report.model import ClientReport, CohortReport, MergedReport, Reason, Report
     from clair_cli.verification.verify import VerifyResult, verify
@@ -26,9 +26,12 @@ __all__ = [
     "ClientReport",
     "CohortReport",
     "InputRefused",
+    "InspectResult",
+    "MergeResult",
     "MergedReport",
     "OutputError",
     "Reason",
+    "RefineResult",
     "RejectedClient",
     "Report",
     "UsageError",
@@ -51,6 +54,9 @@ _HOME = {
     "MergedReport": "report.model",
     "Reason": "report.model",
     "Report": "report.model",
+    "InspectResult": "api",
+    "MergeResult": "api",
+    "RefineResult": "api",
     "inspect": "api",
     "merge": "api",
     "refine": "api",

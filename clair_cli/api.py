@@ -7,6 +7,7 @@ written `OutputError`; everything else is in the report, its exit code included.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ class MergeResult:
     config: Mapping[str, object] | None
     report_path: str | None
 
+    def __repr__(self) -> str:
+        count = "no adapter" if self.tensors is None else f"{len(self.tensors)} tensors"
+        return f"MergeResult({_summary(self.report)}, {count})"
+
 
 @dataclass(frozen=True)
 class InspectResult:
@@ -59,6 +64,9 @@ class InspectResult:
 
     report: Report
     report_path: str | None
+
+    def __repr__(self) -> str:
+        return f"InspectResult({_summary(self.report)})"
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,16 @@ class RefineResult:
     report: Report
     adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, object]]]
     report_path: str | None
+
+    def __repr__(self) -> str:
+        return f"RefineResult({_summary(self.report)}, {len(self.adapters)} adapters)"
+
+
+def _summary(report: Report) -> str:
+    """An outcome in a few words, for people at a prompt."""
+    verdicts = Counter(client.verdict for client in report.clients)
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+    return f"exit_code={report.exit_code}, {counts or 'no client'}"
 
 
 def merge(

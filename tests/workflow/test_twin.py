@@ -169,3 +169,20 @@ def test_a_callers_mistake_is_no_clients(function: Any) -> None:
         function({name: (state, {}) for name, state in states.items()})
     one = {name: (states[name], {} if name == "c0" else clients[name][1]) for name in clients}
     assert [c.name for c in function(one).report.with_verdict("rejected")] == ["c0"]
+
+
+def test_results_are_named_and_short(tmp_path: Path) -> None:
+    """At a prompt nobody wants all tensors; what they are is exported."""
+    clients = {**cohorts.honest(5), "bad": cohorts.scaled(cohorts.honest(6)["c5"], -1.0)}
+    folder = cohorts.save(tmp_path / "clients", clients)
+    merged, seen, refined = (
+        function(folder) for function in (clair_cli.merge, clair_cli.inspect, clair_cli.refine)
+    )
+    assert isinstance(merged, clair_cli.MergeResult)
+    assert repr(merged) == "MergeResult(exit_code=0, 5 benign, 1 contaminated, 12 tensors)"
+    assert isinstance(seen, clair_cli.InspectResult)
+    assert repr(seen) == "InspectResult(exit_code=3, 5 benign, 1 contaminated)"
+    assert isinstance(refined, clair_cli.RefineResult)
+    assert repr(refined) == "RefineResult(exit_code=0, 5 benign, 1 contaminated, 5 adapters)"
+    nothing = clair_cli.merge(folder, fail_on="contaminated")
+    assert repr(nothing) == "MergeResult(exit_code=3, 5 benign, 1 contaminated, no adapter)"
