@@ -234,9 +234,14 @@ def test_a_working_folder_that_was_removed(work: Path, absolute: bool) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
 def test_no_more_files_can_be_opened(work: Path) -> None:
+    """Whether six are enough depends on how many threads read at one moment."""
     cohorts.save(CLIENTS, GOOD)
     done = in_shell("ulimit -n 6", "merge", "clients", "-o", OUT)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stdout == ""
+    if done.returncode == 0:
+        assert sorted(os.listdir()) == sorted(["clients", OUT, "m.report.json"])
+        return
+    assert done.returncode == 1
     assert done.stderr.startswith("clair: too many open files: the limit is 6\n  fix ")
     assert os.listdir() == ["clients"]
 
