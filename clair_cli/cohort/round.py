@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
@@ -34,6 +35,15 @@ class ClientLost(Exception):
         super().__init__(error.message)
         self.adapter = adapter
         self.error = error
+
+
+@contextlib.contextmanager
+def losing(adapter: Adapter) -> Iterator[None]:
+    """What is wrong with an adapter's file inside is the client's loss."""
+    try:
+        yield
+    except RejectedClient as error:
+        raise ClientLost(adapter, error) from error
 
 
 class ClientsUnfit(Exception):

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from clair_cli.adapters.adapter import Adapter
-from clair_cli.cohort.round import ClientLost, Round
+from clair_cli.cohort.round import Round, losing
 from clair_cli.engine.device import Device, Engine
-from clair_cli.errors import RejectedClient
 from clair_cli.formats.safetensors.reader import TORCH_DTYPES, SafetensorsFile
 from clair_cli.maths.factors.stack import FactorStack, common_dtype
 
@@ -231,10 +230,8 @@ def _losing(adapter: Adapter) -> Iterator[SafetensorsFile]:
     """An adapter's file; what is wrong with it is the client's loss."""
     file = adapter.source
     assert isinstance(file, SafetensorsFile)
-    try:
+    with losing(adapter):
         yield file
-    except RejectedClient as error:
-        raise ClientLost(adapter, error) from error
 
 
 def _send(adapter: Adapter, row: Tensor, device: Device) -> None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from clair_cli.adapters.adapter import Adapter
-from clair_cli.cohort.round import ClientLost, Round
+from clair_cli.cohort.round import Round, losing
 from clair_cli.engine.device import Device
 from clair_cli.engine.resident import Resident
-from clair_cli.errors import RejectedClient, is_out_of_memory
+from clair_cli.errors import is_out_of_memory
 from clair_cli.maths.factors.common_terms import less_last
 from clair_cli.maths.factors.stack import Factors, FactorStack, stack_factors
 
@@ -42,15 +42,6 @@ def stored_factors_of(adapter: Adapter, module: str) -> tuple[Tensor, Tensor]:
     """See `Adapter.stored_factors`; an adapter without such a module is a mistake."""
     with losing(adapter):
         return adapter.stored_factors(module)
-
-
-@contextlib.contextmanager
-def losing(adapter: Adapter) -> Iterator[None]:
-    """What is wrong with an adapter's file inside is the client's loss."""
-    try:
-        yield
-    except RejectedClient as error:
-        raise ClientLost(adapter, error) from error
 
 
 def updates_of(round_: Round, module: str, previous: Factors) -> list[Factors]:
