@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
 import os
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clair_cli.cohort.find import find_clients
 from clair_cli.engine.own_process import importing
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.filenames import CONFIG, PIPELINE_WEIGHTS, SUFFIX, WEIGHTS
@@ -19,7 +17,7 @@ from clair_cli.formats.files import kind_of
 from clair_cli.report.encode import report_json
 from clair_cli.report.read import OldReport, read_report
 from clair_cli.settings import Progress, make_settings
-from clair_cli.text import quoted, whole_characters
+from clair_cli.text import quoted
 from clair_cli.verification.files import check_adapter, check_entries
 from clair_cli.verification.reports import compare_reports
 from clair_cli.version import __version__
@@ -103,7 +101,7 @@ def verify(
     checked = [_what_was_compared(old)]
     notes: tuple[str, ...] = ()
     if clients is not None and old.adapters:
-        remarks = _mend_options(options, clients)
+        remarks = _mend_options(options)
         options |= {"threads": threads, "progress": progress}
         again = _again(clients, old, options, one_file=target.is_file())
         found, notes = compare_reports(old, again[0])
@@ -189,18 +187,11 @@ def _options(old: OldReport, weights: Any, previous: Any) -> dict[str, Any]:
     return options
 
 
-def _mend_options(options: dict[str, Any], clients: api.Clients) -> list[str]:
-    """Recorded options as this machine and folder need them; remarks on what that changes."""
+def _mend_options(options: dict[str, Any]) -> list[str]:
+    """Recorded options as this machine needs them; remarks on what that changes."""
     with importing():
         from clair_cli.engine.device import choose_device
 
-    excluded = options.get("exclude")
-    if isinstance(excluded, list) and isinstance(clients, (str, Path)):
-        # as the report spells them; only the folder knows names that are not Unicode
-        with contextlib.suppress(OSError):
-            names = [candidate.name for candidate in find_clients(Path(clients)).candidates]
-            spelt = {whole_characters(name): name for name in names}
-            options["exclude"] = [spelt.get(str(name), name) for name in excluded]
     device = options.get("device")
     if device in ("cuda", "mps"):  # the latter in reports of earlier versions
         try:
