@@ -166,8 +166,8 @@ def merge(
         if merged is None:
             path = write_report_only(result, settings)
             return MergeResult(result, None, None, _text(path))
-        path = write_merged(result, merged.adapter.files, settings)
-    return MergeResult(result, merged.adapter.tensors, merged.adapter.config, _text(path))
+        path = write_merged(result, merged.files, settings)
+    return MergeResult(result, merged.tensors, merged.config, _text(path))
 
 
 def inspect(

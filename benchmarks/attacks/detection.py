@@ -29,7 +29,7 @@ from benchmarks import peers
 from benchmarks.attacks import attacks, rounds
 from benchmarks.copying import cohorts
 from benchmarks.copying.cohorts import Member
-from clair_cli.workflow import passes
+from clair_cli.workflow import batches
 
 TRAINED = ("wrong", "random", "backdoor", "collude")
 SHARES = (0.2, 0.4)
@@ -125,7 +125,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.wide:
-        passes.is_wide = lambda n_terms, shape: True
+        batches.is_overcomplete = lambda n_terms, shape: True
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     pools = options.pools or sorted(

@@ -16,7 +16,7 @@ from typing import Any
 
 import clair_cli
 from clair_cli.report.encode import report_json
-from clair_cli.workflow import passes
+from clair_cli.workflow import compare
 
 SECONDS: dict[str, float] = defaultdict(float)
 
@@ -38,8 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cohort", type=Path)
     given = parser.parse_args()
-    passes.grams = timed("Grams", passes.grams)
-    passes.gather = timed("similarities and cores", passes.gather)
+    compare.grams = timed("Grams", compare.grams)
+    compare.gather = timed("similarities and cores", compare.gather)
     begun: dict[str, float] = {}
 
     def progress(stage: str, done: int, total: int) -> None:

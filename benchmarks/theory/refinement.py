@@ -37,7 +37,7 @@ from benchmarks.theory import planted_rounds as planted
 from benchmarks.theory.planted_rounds import PlantedRound, dense, planted_round, squared_error
 from benchmarks.theory.refinement_table import HEADER, Case, Row, line, measured_crossing, summary
 from clair_cli.cohort.round import load_round
-from clair_cli.engine.device import make_engine
+from clair_cli.engine.engine import make_engine
 from clair_cli.engine.threads import one_thread_each
 from clair_cli.settings import make_settings
 from clair_cli.workflow.judge import Judged, judge_round
@@ -101,14 +101,14 @@ def refined_both_ways(round_: PlantedRound, kind: str) -> tuple[Judged, Refined,
     engine = make_engine(settings)
     with one_thread_each():
         loaded = load_round(settings, read_cohort(settings))
-        judged = judge_round(loaded, engine, allow_undetermined=False)
+        factors = engine.load(loaded)
+        judged = judge_round(factors, engine, allow_undetermined=False)
         if judged.outcome != "judged":
             return None
-        choice = refine_round(judged, settings, engine, Destination())
+        choice = refine_round(judged, factors, settings, engine, Destination())
         nothing = dataclasses.replace(judged, round=dataclasses.replace(judged.round, weights=None))
-        formula = refine_round(
-            nothing, dataclasses.replace(settings, noise=None), engine, Destination()
-        )
+        unknown = dataclasses.replace(settings, noise=None)
+        formula = refine_round(nothing, factors, unknown, engine, Destination())
     return judged, choice, formula
 
 

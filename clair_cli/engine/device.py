@@ -1,64 +1,57 @@
-"""What a run computes with: the device, the threads, and who is told how far it is."""
+"""The device that products are computed on."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
-from clair_cli.engine.threads import Tell, Workers, available_threads, told
 from clair_cli.errors import UsageError
-from clair_cli.settings import Settings
 
-T = TypeVar("T")
-R = TypeVar("R")
+_streams = threading.local()
 
-_lanes = threading.local()
-
-# Threads that give a GPU its work: each has a stream. More would only wait for the interpreter.
-_LANES = 4
-# Bytes of a device that does not say how many it has.
+# Memory assumed for a device that does not say how much it has, in bytes.
 _MEMORY = 8 * 2**30
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where the products run, and how exactly."""
+    """Where products are computed, and in which dtype."""
 
     name: str
     dtype: torch.dtype
 
     @property
     def pinned(self) -> bool:
-        """Whether what is sent there should lie in page-locked memory."""
+        """Whether tensors are copied to the device from page-locked memory."""
         return self.name == "cuda"
 
     @property
     def memory(self) -> int:
-        """Bytes that it has: not those which are free, for the same run is to be the same."""
+        """Memory of the device in bytes. All of it and not the free part, so that the same run
+        does the same."""
         if self.name != "cuda":
             return _MEMORY
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
 
     def wait(self) -> None:
-        """Until this thread's stream has done what it was given."""
+        """Return once this thread's stream has finished its work."""
         if self.name == "cuda":
             torch.cuda.current_stream().synchronize()
 
     @contextlib.contextmanager
-    def lane(self) -> Iterator[None]:
-        """Inside, a CUDA device works on a stream of this thread's own: what one thread sends runs
-        beside what another computes. A result that is taken to the CPU waits for its stream."""
+    def stream(self) -> Iterator[None]:
+        """Give a CUDA device the work inside on a stream of this thread's own, so that copies of
+        one thread run beside products of another. Copying a result to the CPU waits for it."""
         if self.name != "cuda":
             yield
             return
-        if not hasattr(_lanes, "stream"):
-            _lanes.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(_lanes.stream):
+        if not hasattr(_streams, "stream"):
+            _streams.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(_streams.stream):
             yield
 
 
@@ -77,68 +70,9 @@ def choose_device(wanted: str) -> Device:
     return Device(wanted, torch.float64)
 
 
-@dataclass(frozen=True)
-class Engine:
-    """How the modules of a round are worked on.
-
-    Attributes:
-        workers: the threads, each of which works on one module, batch or file.
-        tell: called as `tell(stage, done, total)`.
-        lanes: those that only give a GPU its work; the same if None.
-    """
-
-    device: Device
-    workers: Workers
-    tell: Tell
-    lanes: Workers | None = None
-
-    def each(self, stage: str, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Results in the order of items; what is done is told."""
-        return self._each(self.workers, stage, function, items)
-
-    def each_there(self, stage: str, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """The same where all of the work is on the device, and what it works on."""
-        return self._each(self.lanes or self.workers, stage, function, items)
-
-    def _each(
-        self, workers: Workers, stage: str, function: Callable[[T], R], items: Iterable[T]
-    ) -> Iterator[R]:
-        every = list(items)
-        results = workers.in_order(self._on_lane(function), every)
-        return told(results, len(every), stage, self.tell)
-
-    def _on_lane(self, function: Callable[[T], R]) -> Callable[[T], R]:
-        def on_lane(item: T) -> R:
-            with self.device.lane():
-                result = function(item)
-                self.device.wait()  # another lane may go on with it
-                return result
-
-        return on_lane
-
-    def close(self) -> None:
-        """Nothing more begins."""
-        self.workers.close()
-        if self.lanes is not None:
-            self.lanes.close()
-
-
-def make_engine(settings: Settings) -> Engine:
-    """The device and threads asked for.
-
-    Raises:
-        UsageError: the device is not there.
-    """
-    device = choose_device(settings.device)
-    threads = settings.threads or available_threads()
-    warm_up(device)
-    lanes = None if device.name == "cpu" else Workers(min(threads, _LANES))
-    return Engine(device, Workers(threads), settings.tell, lanes)
-
-
 def warm_up(device: Device) -> None:
-    """Let a GPU load what computes there, once and on one thread: torch's libraries for it break
-    when several threads ask for them first."""
+    """Load torch's linear algebra libraries of a GPU, once and on one thread: they break when
+    several threads use them first."""
     if device.name != "cuda" or device in _warm:
         return
     square = torch.eye(2, dtype=device.dtype, device=device.name)[None]

@@ -17,9 +17,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-Tell = Callable[[str, int, int], None]
+Report = Callable[[str, int, int], None]
 
-# Results that may wait, per thread: what is held in memory at once.
+# Items per thread that have begun or wait with a result: so many are in memory at once.
 _AHEAD = 2
 
 
@@ -31,7 +31,7 @@ def available_threads() -> int:
 
 
 class Workers:
-    """Threads that stay until they are closed: each has buffers of its own in the libraries."""
+    """A pool of threads for many calls: each thread has buffers of its own in torch's libraries."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -57,11 +57,11 @@ class Workers:
                 future.cancel()
 
     def start(self, function: Callable[[T], R], items: Iterable[T]) -> list[Future[R]]:
-        """Put all items in the queue; nobody waits for them here."""
+        """Put all items in the queue, and return their futures at once."""
         return [self._pool.submit(function, item) for item in items]
 
     def close(self) -> None:
-        """Nothing more begins, and what has begun is not waited for."""
+        """Begin nothing more, and wait for nothing that has begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -75,24 +75,24 @@ def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> It
 
 
 def _take_settings() -> None:
-    """Let torch's number of threads hold in this thread too: a product that is the first thing it
-    computes would otherwise be split among all cores, and differ in the last bits."""
+    """Make torch's number of threads hold in this thread too: its first product would otherwise be
+    split among all cores, and differ in the last bits."""
     ask = getattr(sys.modules.get("torch"), "get_num_threads", None)
     if ask is not None:
         ask()
 
 
-def told(results: Iterable[R], total: int, stage: str, tell: Tell) -> Iterator[R]:
-    """The results; how many there are is told as `tell(stage, done, total)`."""
-    tell(stage, 0, total)
+def reported(results: Iterable[R], total: int, stage: str, progress: Report) -> Iterator[R]:
+    """The results, with `progress(stage, done, total)` called before the first and after each."""
+    progress(stage, 0, total)
     for done, result in enumerate(results, start=1):
         yield result
-        tell(stage, done, total)
+        progress(stage, done, total)
 
 
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Let every thread that is started inside compute on its own core only."""
+    """Limit torch to one core in every thread that is started inside."""
     import torch
 
     before = torch.get_num_threads()

@@ -6,7 +6,7 @@ import torch
 
 from clair_cli.cohort.model import Rejection, rejection
 from clair_cli.cohort.round import ClientsUnfit, Round
-from clair_cli.engine.stacks import stored_factors_of
+from clair_cli.engine.factors import stored_factors_of
 from clair_cli.errors import RejectedClient, UsageError
 from clair_cli.maths.evidence.own_sizes import LEAST_SHARE, OwnSizes, size_alone
 from clair_cli.text import quoted

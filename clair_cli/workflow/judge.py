@@ -9,18 +9,17 @@ from functools import cached_property
 from clair_cli.cohort.choose import only_modules
 from clair_cli.cohort.round import Round
 from clair_cli.cohort.selection import fewest_holders, modules_to_merge
-from clair_cli.engine.device import Engine
-from clair_cli.engine.stacks import Stacks
+from clair_cli.engine.engine import Engine
+from clair_cli.engine.factors import RoundFactors
 from clair_cli.engine.threads import in_order
 from clair_cli.errors import InputRefused
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.own_sizes import OwnSizes
-from clair_cli.maths.factors.grams import PackedGrams
 from clair_cli.maths.judge.judge import Judgement, judge, needs_cores
 from clair_cli.maths.judge.structure import find_structure
 from clair_cli.text import first_few
+from clair_cli.workflow.compare import Comparison, compare, gather_cores
 from clair_cli.workflow.components import check_components, check_overcomplete
-from clair_cli.workflow.passes import Gathered, gather_cores, gather_evidence
 from clair_cli.workflow.previous_remarks import previous_remarks
 
 
@@ -31,9 +30,7 @@ class Judged:
     Attributes:
         weights: of every adapter in the merged mean, summing to 1; all 0 if nothing is merged.
         plain_weights: what the plain mean of all comparable clients would use.
-        grams: what was kept of the first pass, by module.
-        stacks: where the factors come from, if they were looked at.
-        sizes: of the clients' own delta weights, likewise.
+        sizes: of the clients' own delta weights, if they were looked at.
     """
 
     round: Round
@@ -42,8 +39,6 @@ class Judged:
     weights: tuple[float, ...]
     plain_weights: tuple[float, ...]
     warnings: tuple[str, ...]
-    grams: dict[str, PackedGrams]
-    stacks: Stacks | None = None
     sizes: OwnSizes | None = None
 
     @property
@@ -101,26 +96,27 @@ class Judged:
         return tuple(m for m in self.round.module_shapes if m in found)
 
 
-def judge_round(
-    round_: Round,
-    engine: Engine,
-    *,
-    allow_undetermined: bool,
-) -> Judged:
+def refused(round_: Round, warnings: tuple[str, ...] | None = None) -> Judged:
+    """A round in which nobody is judged."""
+    zeros = tuple(0.0 for _ in round_.adapters)
+    return Judged(round_, None, None, zeros, zeros, warnings or round_.warnings)
+
+
+def judge_round(factors: RoundFactors, engine: Engine, *, allow_undetermined: bool) -> Judged:
     """First pass and judgement; nothing is merged yet.
 
     Raises:
+        ClientLost: a tensor changed since it was checked.
         ClientsUnfit, UsageError: see `check_components`.
     """
-    zeros = tuple(0.0 for _ in round_.adapters)
-    if round_.refusal is not None:
-        return Judged(round_, None, None, zeros, zeros, round_.warnings, {})
+    round_ = factors.round
     check_overcomplete(round_)
-    gathered = gather_evidence(round_, engine)
-    check_components(round_, gathered.sizes, engine.device.dtype)
-    engine.tell("judging", 0, 1)
-    (judged,) = in_order(lambda _: _judged(round_, engine, gathered, allow_undetermined), [0], 1)
-    engine.tell("judging", 1, 1)
+    found = compare(factors, engine)
+    check_components(round_, found.sizes, engine.device.dtype)
+    engine.progress("judging", 0, 1)
+    # on another thread, so that a signal is answered at once
+    (judged,) = in_order(lambda _: _judged(factors, engine, found, allow_undetermined), [0], 1)
+    engine.progress("judging", 1, 1)
     return _with_left_out(judged)
 
 
@@ -148,24 +144,19 @@ def refused_if_empty(judged: Judged) -> Judged:
         "no module is left that the merged clients have in common",
         hint="leave out who has other modules with --exclude, or give --modules union",
     )
-    zeros = tuple(0.0 for _ in judged.weights)
-    round_ = replace(judged.round, refusal=refusal)
-    return Judged(round_, None, None, zeros, zeros, judged.warnings, {})
+    return refused(replace(judged.round, refusal=refusal), judged.warnings)
 
 
 def _judged(
-    round_: Round,
-    engine: Engine,
-    gathered: Gathered,
-    allow_undetermined: bool,
+    factors: RoundFactors, engine: Engine, found: Comparison, allow_undetermined: bool
 ) -> Judged:
-    evidence = gathered.evidence
+    round_, evidence = factors.round, found.evidence
     structure = find_structure(evidence)
     given = round_.weights or tuple(1.0 for _ in round_.adapters)
     side = needs_cores(structure)
     cores = None
     if side is not None:
-        cores = gather_cores(gathered.stacks, side, engine, gathered.kept)
+        cores = gather_cores(factors, side, engine)
     judgement = judge(
         evidence, round_.names, tuple(round_.module_shapes), structure=structure, cores=cores
     )
@@ -178,7 +169,7 @@ def _judged(
         round_.warnings
         + previous_remarks(round_, evidence)
         + _remarks(judgement, allow_undetermined),
-        gathered.kept, gathered.stacks, gathered.sizes,
+        found.sizes,
     )  # fmt: skip
 
 

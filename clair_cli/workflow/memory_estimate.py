@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clair_cli.cohort.round import Round
-from clair_cli.engine.device import Engine
+from clair_cli.engine.engine import Engine
 from clair_cli.maths.evidence.gather import CORE_DIM
 from clair_cli.maths.evidence.wide import WIDE_DIM
 from clair_cli.workflow.available_memory import available_memory
-from clair_cli.workflow.passes import batches, kept_grams, largest_ranks, wide
+from clair_cli.workflow.batches import batches, kept_grams, largest_ranks, overcomplete
 from clair_cli.workflow.read import KEPT_BYTES
 
 _FLOAT = 8
@@ -46,7 +46,7 @@ def work_memory(round_: Round, engine: Engine) -> int:
     working = kept = 0
     if engine.device.name == "cpu":
         work = sorted((_in_work(round_, b) for b in batches(round_, engine.device)), reverse=True)
-        working = sum(work[: engine.workers.threads])
+        working = sum(work[: engine.threads])
         kept = 2 * sum(kept_grams(round_).values())
     clients = len(round_.adapters)
     rows, core = len(round_.module_shapes) * clients, CORE_DIM**2
@@ -68,7 +68,7 @@ def check_memory(round_: Round, engine: Engine, needed: int) -> None:
     if left is not None and needed > left:
         raise MemoryError(
             f"{len(round_.adapters):,} clients with {len(round_.module_shapes):,} modules need "
-            f"about {needed / 1e6:,.0f} MB on {engine.workers.threads} threads, and "
+            f"about {needed / 1e6:,.0f} MB on {engine.threads} threads, and "
             f"{left / 1e6:,.0f} MB are free"
         )
 
@@ -77,7 +77,7 @@ def _in_work(round_: Round, modules: Sequence[str]) -> int:
     """Of one batch: the factors side by side, and what is made of them."""
     shape, terms = round_.module_shapes[modules[0]], sum(largest_ranks(round_, modules))
     squares = _SQUARES * terms * terms
-    if wide(round_, modules[0]):
+    if overcomplete(round_, modules[0]):
         squares = len(round_.adapters) * _WIDE_NUMBERS + 3 * min(shape) ** 2
     return _FLOAT * len(modules) * (_stored(round_, modules) * sum(shape) + squares)
 

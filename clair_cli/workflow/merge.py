@@ -1,220 +1,280 @@
-"""What clients with a weight add up to: on the device where that has the factors."""
+"""Second pass over the modules: the weighted sum of the clients' delta weights, as an adapter.
+
+Every module is looked at twice. The first look gives its singular values, from which rank, scale
+and dtype of the whole adapter follow; the second cuts it to that rank and rounds it.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from clair_cli.engine.device import Engine
-from clair_cli.engine.stacks import Stacks, adds_previous, naming_module, summed_of
-from clair_cli.maths.evidence.wide import is_wide
+from clair_cli.cohort.round import Round
+from clair_cli.engine.device import Device
+from clair_cli.engine.engine import Engine
+from clair_cli.engine.factors import (
+    RoundFactors,
+    adds_previous,
+    naming_module,
+    summed_of,
+    summed_weights,
+)
+from clair_cli.maths.evidence.wide import is_overcomplete
+from clair_cli.maths.factors.factored_svd import FactoredSVD, factored
 from clair_cli.maths.factors.grams import Grams, grams, joined
-from clair_cli.maths.factors.lowrank import Product, singular_values, spectrum
-from clair_cli.maths.factors.stack import Factors, FactorStack, stack_factors
-from clair_cli.maths.factors.thin import Thin, thin
-from clair_cli.maths.merge.from_grams import MergedCore, merged_cores, merged_thin
+from clair_cli.maths.factors.lowrank import Product, singular_values, svd
+from clair_cli.maths.merge.from_grams import CoreSVD, core_svds, leading_svd
 from clair_cli.maths.merge.mean import weighted_sum
-from clair_cli.maths.merge.wide import WideCore, wide_core, wide_thin
+from clair_cli.maths.merge.overcomplete import overcomplete_svd
+from clair_cli.maths.merge.rounding import WrittenModule
+from clair_cli.settings import Settings
+from clair_cli.workflow.batches import KEPT_BYTES
+from clair_cli.workflow.bounds import check_sum, largest_sums
 from clair_cli.workflow.judge import Judged
-from clair_cli.workflow.passes import KEPT_BYTES
+from clair_cli.workflow.outputs import Destination
+from clair_cli.workflow.plan import Cut, plan_adapter
+from clair_cli.workflow.write import AdapterWriter, WrittenAdapter, cut_modules
 
-Core = MergedCore | WideCore
-T = TypeVar("T")
-R = TypeVar("R")
-
-# Of each module, where all singular vectors would take too much memory: more than this are seldom
-# written, and then they are made again.
+# Singular vectors kept of each module where all of them would take too much memory: an adapter
+# seldom has a larger rank, and then they are made again.
 _KEPT_VECTORS = 128
-
-# Modules that a GPU works on together, and the share of its memory that cores may take.
-_TOGETHER, _CORES_SHARE = 8, 1 / 16
-# Modules that a CPU makes cores of together, and cuts, where those have few numbers in all: there
-# what Python does between the products counts.
-_CORES_TOGETHER, _CUT_TOGETHER, _SMALL = 4, 2, 4 * 256**2
-
-# Growth of rounding errors up to which float32 products are far better than what they are rounded
-# to: 2e-5 beside 4e-3, and an eighth of both.
-MAX_GROWTH = {torch.bfloat16: 300.0, torch.float16: 37.5}
+# Modules that a GPU decomposes together, and the share of its memory for vectors that are kept.
+_GPU_BATCH, _VECTORS_SHARE = 8, 1 / 16
+# Modules that a CPU decomposes, and cuts, together where their components are few: Python's time
+# between the products counts there.
+_DECOMPOSED_TOGETHER, _CUT_TOGETHER, _SMALL = 4, 2, 4 * 256**2
+# Amplification of rounding errors up to which products in float32 are far more exact than the dtype
+# that is written: errors of 2e-5 beside 4e-3 in bfloat16, and an eighth of both in float16.
+MAX_AMPLIFICATION = {torch.bfloat16: 300.0, torch.float16: 37.5}
 
 
-Seen = dict[str, tuple[Tensor, Core | None]]
+@dataclass(frozen=True)
+class WeightedMean:
+    """What is merged.
+
+    Attributes:
+        clients: indices in the round, ascending.
+        weights: one positive number each, summing to 1.
+        vector_bytes: how much of one module's singular vectors may be kept for the second look.
+    """
+
+    clients: tuple[int, ...]
+    weights: tuple[float, ...]
+    vector_bytes: int
+
+    def ranks(self, round_: Round, module: str) -> list[int]:
+        """Rank-one components of every entry of `summed_of`."""
+        adapters = [round_.adapters[k] for k in self.clients]
+        ranks = [a.modules[module].components if module in a.modules else 0 for a in adapters]
+        if adds_previous(round_, module, self.clients):
+            ranks.append(round_.previous_rank(module))
+        return ranks
+
+    def overcomplete(self, round_: Round, module: str) -> bool:
+        """Whether the module's stack has more components than the layer is wide."""
+        return is_overcomplete(sum(self.ranks(round_, module)), round_.module_shapes[module])
 
 
-class Merger:
-    """The merged update of each module: by its Grams where they allow it, else by QR."""
+@dataclass(frozen=True)
+class Spectrum:
+    """First look at a module.
 
-    def __init__(self, judged: Judged, engine: Engine) -> None:
-        self.judged, self.engine, self.round = judged, engine, judged.summed
-        stacks = judged.stacks if self.round is judged.round else None
-        self.stacks = stacks or Stacks(self.round, engine.device)
-        on_cpu = engine.device.name == "cpu"
-        room = KEPT_BYTES if on_cpu else max(KEPT_BYTES, int(_CORES_SHARE * engine.device.memory))
-        self.room = room // max(1, len(judged.written))
+    Attributes:
+        values: singular values, descending, float64, CPU.
+        n_vectors: singular vectors that were kept for the second look; None where the module is
+            decomposed by QR of its factors, which keeps none.
+    """
 
-    @cached_property
-    def there(self) -> bool:
-        """Whether all of the work is on a device that has the factors."""
-        wide = any(map(self.wide, self.judged.written))
-        return self.stacks.resident is not None and not wide
+    values: Tensor
+    n_vectors: int | None
 
-    def each(self, stage: str, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        """`Engine.each`, on the threads for such work."""
-        each = self.engine.each_there if self.there else self.engine.each
-        return each(stage, function, items)
 
-    def batches(
-        self, modules: Sequence[str], cores: Mapping[str, Core | None] | None = None
-    ) -> list[list[str]]:
-        """Modules to be worked on together: some of one shape and the same ranks.
+def merge_round(
+    judged: Judged,
+    factors: RoundFactors,
+    settings: Settings,
+    engine: Engine,
+    destination: Destination,
+) -> WrittenAdapter:
+    """Merge the clients with a weight. Sums run in order of content.
 
-        Args:
-            cores: if they are known: only merged ones, each as small, go together.
-        """
-        alike: dict[object, list[str]] = {}
-        for module in modules:
-            key: object = self.round.module_shapes[module], self._ranks[module]
-            core = None if cores is None else cores[module]
-            if isinstance(core, MergedCore):
-                key = key, core.left.shape
-            elif cores is not None:
-                key = module
-            alike.setdefault(key, []).append(module)
-        found = []
-        for some in alike.values():
-            size = self._together(some[0], _CORES_TOGETHER if cores is None else _CUT_TOGETHER)
-            found += [some[start : start + size] for start in range(0, len(some), size)]
-        return sorted(found)  # so that what is made early is early in a file
+    Args:
+        factors: of the judged round.
+        destination: gets the adapter's bytes as they are made, after those of an earlier try are
+            removed.
 
-    def _together(self, module: str, on_cpu: int) -> int:
-        """How many like this one go together."""
-        if self.stacks.resident is not None:
-            return _TOGETHER
-        return max(1, min(on_cpu, _SMALL // max(1, self._terms(module) ** 2)))
+    Raises:
+        ClientLost: a tensor changed since the first pass.
+        OutputError: the result does not fit the dtype asked for.
+        ArithmeticError: see `check_sum`.
+    """
+    destination.close()
+    modules, factors = judged.written, factors.of(judged.summed)
+    weights = tuple(judged.weights[k] for k in judged.merged)
+    room = _room_for_vectors(engine.device) // max(1, len(modules))
+    mean = WeightedMean(judged.merged, weights, room)
+    on_device = not any(mean.overcomplete(factors.round, m) for m in modules)
 
-    def observe(self, modules: Sequence[str], *, kept: bool = True) -> Seen:
-        """The singular values of some modules of one shape and the same ranks, and their cores
-        where those can be relied on.
+    spectra: dict[str, Spectrum] = {}
+    items = _batches(mean, factors, modules)
+    for found in engine.map(
+        "merging", partial(decompose, mean), items, factors, on_device=on_device
+    ):
+        spectra.update(found)
+    values = {module: spectra[module].values for module in modules}
+    most = largest_sums(judged)
+    for module in modules:
+        check_sum(module, values[module], most[module])
 
-        Args:
-            kept: whether the cores are to be kept: then they may have fewer vectors.
-        """
-        with naming_module(modules[0]):
-            if self.wide(modules[0]):
-                return {module: self._wide_values(module, kept) for module in modules}
-            cores = self._cores(modules, kept)
-            return {
-                module: (singular_values(self._product(module)), None)
-                if core is None
-                else (core.values, core)
-                for module, core in zip(modules, cores, strict=True)
-            }
+    adapters = [judged.round.adapters[k] for k in judged.merged]
+    assert judged.round.output is not None
+    plan = plan_adapter(values, adapters, settings)
+    writer = AdapterWriter(plan, adapters, judged.round.output, settings, destination)
 
-    def _wide_values(self, module: str, kept: bool) -> tuple[Tensor, WideCore]:
-        wide = wide_core(*self._weighted(module))
-        width = len(wide.vectors)
-        n = self._n_vectors(width, width) if kept else None
-        return wide.values, wide if n is None else wide.leading(n)
+    items = _batches(mean, factors, modules, spectra)
+    for written in engine.map(
+        "writing", partial(cut, mean, plan.cut), items, factors, on_device=on_device
+    ):
+        for module, pair in written.items():
+            writer.put(module, pair)
+    factors.check()
+    return writer.finish()
 
-    def alike(
-        self, modules: Sequence[str], cores: Sequence[Core | None]
-    ) -> list[tuple[Sequence[str], Sequence[Core | None]]]:
-        """Modules that `leading` takes together: one by one if not all are merged from Grams, as
-        may be where Grams that were made again are not those to the last bit."""
-        if all(isinstance(core, MergedCore) for core in cores):
-            return [(modules, cores)]
-        return [([module], [core]) for module, core in zip(modules, cores, strict=True)]
 
-    def leading(
-        self,
-        modules: Sequence[str],
-        cores: Sequence[Core | None],
-        rank: int,
-        dtype: torch.dtype,
-    ) -> Thin:
-        """The leading `rank` singular vectors of some modules, `alike`, which their cores must
-        have.
-
-        Args:
-            dtype: what they will be rounded to.
-        """
-        merged = [core for core in cores if isinstance(core, MergedCore)]
-        if len(merged) < len(modules):
-            ((module,), (core,)) = modules, cores  # these come alone
-            if isinstance(core, WideCore):
-                return wide_thin(*self._weighted(module), core.leading(rank))
-            return thin(spectrum(self._product(module)))
-        growth = max(core.growth_to(rank) for core in merged)
-        single = growth <= MAX_GROWTH.get(dtype, 0.0)
-        products = torch.float32 if single else self.engine.device.dtype
-        return merged_thin(self.stacks.of(modules, self.judged.merged), merged, rank, products)
-
-    def wide(self, module: str) -> bool:
-        """Whether there are more rank-one terms than the layer is wide."""
-        return is_wide(self._terms(module), self.round.module_shapes[module])
-
-    @cached_property
-    def _ranks(self) -> Mapping[str, tuple[int, ...]]:
-        """Rank-one terms of each client with a weight, by module, and of the previous adapter if
-        that is summed too."""
-        round_, merged = self.round, self.judged.merged
-        adapters = [round_.adapters[k] for k in merged]
+def decompose(mean: WeightedMean, factors: RoundFactors, modules: list[str]) -> dict[str, Spectrum]:
+    """First look at some modules of one shape in which every client has one rank: their singular
+    values, and the leading singular vectors kept in `factors.cores`."""
+    with naming_module(modules[0]):
+        cores = _cores(mean, factors, modules, limited=True)
         found = {}
-        for m in self.judged.written:
-            ranks = [a.modules[m].components if m in a.modules else 0 for a in adapters]
-            if adds_previous(round_, m, merged):
-                assert round_.previous is not None
-                ranks.append(round_.previous.modules[m].components)
-            found[m] = tuple(ranks)
+        for module, core in zip(modules, cores, strict=True):
+            if core is None:
+                found[module] = Spectrum(singular_values(_sum(mean, factors, module)), None)
+            else:
+                factors.cores[module] = core
+                found[module] = Spectrum(core.values, core.n_vectors)
         return found
 
-    def _weights(self, module: str) -> list[float]:
-        """Of what is summed in modules of the same ranks: the previous adapter stands in for
-        clients that lack it."""
-        round_, weights = self.round, [self.judged.weights[k] for k in self.judged.merged]
-        if adds_previous(round_, module, self.judged.merged):
-            lacking = [k for k in self.judged.merged if module not in round_.adapters[k].modules]
-            weights.append(math.fsum(self.judged.weights[k] for k in lacking))
-        return weights
 
-    def _terms(self, module: str) -> int:
-        return sum(self._ranks[module])
+def cut(
+    mean: WeightedMean, how: Cut, factors: RoundFactors, modules: list[str]
+) -> dict[str, WrittenModule]:
+    """Second look at some modules of one shape: their factors as they will be written."""
+    with naming_module(modules[0]):
+        cores: Sequence[CoreSVD | None] = [factors.cores.pop(m, None) for m in modules]
+        if any(c is not None and c.n_vectors < min(how.rank, len(c.values)) for c in cores):
+            # Grams that are made again may differ in the last bit, and not be relied on this time
+            cores = _cores(mean, factors, modules, limited=False)
+        good = [core for core in cores if core is not None]
+        if len(good) == len(modules):
+            return cut_modules(how, modules, _leading(mean, factors, modules, good, how))
+        written: dict[str, WrittenModule] = {}
+        for module, core in zip(modules, cores, strict=True):
+            if core is None:
+                exact = factored(svd(_sum(mean, factors, module)))
+            else:
+                exact = _leading(mean, factors, [module], [core], how)
+            written.update(cut_modules(how, [module], exact))
+        return written
 
-    def _n_vectors(self, n: int, size: int) -> int | None:
-        """How many of `n` vectors of so many numbers may be kept; None for all of them."""
-        fitting = (k for k in (n, _KEPT_VECTORS) if 8 * k * size <= self.room)
-        most = next(fitting, 0)
-        return None if most >= n else most
 
-    def _cores(self, modules: Sequence[str], kept: bool) -> Sequence[MergedCore | None]:
-        """With more terms than width one is a sum of others: never well-conditioned."""
-        n_terms, width = self._terms(modules[0]), min(self.round.module_shapes[modules[0]])
-        if n_terms > width:
-            return [None] * len(modules)
-        n = self._n_vectors(n_terms, 2 * n_terms) if kept else None
-        return merged_cores(self._grams(modules), self._weights(modules[0]), n)
+def _leading(
+    mean: WeightedMean,
+    factors: RoundFactors,
+    modules: Sequence[str],
+    cores: Sequence[CoreSVD],
+    how: Cut,
+) -> FactoredSVD:
+    """The leading singular vectors, by products as exact as the dtype that is written needs."""
+    amplification = max(core.amplification_to(how.rank) for core in cores)
+    single = amplification <= MAX_AMPLIFICATION.get(how.torch_dtype, 0.0)
+    products = torch.float32 if single else factors.device.dtype
+    return leading_svd(factors.stack(modules, mean.clients), cores, how.rank, products)
 
-    def _grams(self, modules: Sequence[str]) -> Grams:
-        """Those of the clients with a weight: what was kept of them, or made again."""
-        kept = [self.judged.grams.pop(m) for m in modules if m in self.judged.grams]
-        if len(kept) == len(modules):
-            found = joined([pair.of_clients(self.judged.merged) for pair in kept])
-            self.engine.device.wait()  # before they go: they were made on other lanes
-            return found
-        return grams(self.stacks.of(modules, self.judged.merged))
 
-    def _summed(self, module: str) -> tuple[list[Factors], list[float]]:
-        """What is summed, and its weights."""
-        return summed_of(self.round, module, self.judged.merged), self._weights(module)
+def _cores(
+    mean: WeightedMean, factors: RoundFactors, modules: Sequence[str], *, limited: bool
+) -> Sequence[CoreSVD | None]:
+    """Decompositions of some modules' sums; None where QR of the factors has to make them: where
+    the Grams are ill-conditioned, as they always are with more components than width.
 
-    def _weighted(self, module: str) -> tuple[FactorStack, list[float]]:
-        """What is summed, on the CPU and in float64 whatever the device, and its weights."""
-        clients, used = self._summed(module)
-        return stack_factors([clients], self.round.module_shapes[module]), used
+    Args:
+        limited: whether there may be fewer vectors, so that they can be kept.
+    """
+    round_ = factors.round
+    n, shape = sum(mean.ranks(round_, modules[0])), round_.module_shapes[modules[0]]
+    weights = summed_weights(round_, modules[0], mean.clients, mean.weights)
+    if is_overcomplete(n, shape):
+        (module,) = modules
+        kept = _n_vectors(mean, min(shape), n + min(shape)) if limited else None
+        return [overcomplete_svd(factors.stack([module], mean.clients), weights, kept)]
+    if n > min(shape):
+        return [None] * len(modules)
+    kept = _n_vectors(mean, n, 2 * n) if limited else None
+    return core_svds(_grams(mean, factors, modules), weights, kept)
 
-    def _product(self, module: str) -> Product:
-        return weighted_sum(*self._summed(module), self.round.module_shapes[module])
+
+def _n_vectors(mean: WeightedMean, n: int, size: int) -> int | None:
+    """How many of `n` vectors of `size` float64 numbers may be kept; None for all of them."""
+    fitting = (k for k in (n, _KEPT_VECTORS) if 8 * k * size <= mean.vector_bytes)
+    most = next(fitting, 0)
+    return None if most >= n else most
+
+
+def _grams(mean: WeightedMean, factors: RoundFactors, modules: Sequence[str]) -> Grams:
+    """The merged clients' Grams: those kept from the first pass, or made again."""
+    kept = [factors.grams.pop(m) for m in modules if m in factors.grams]
+    if len(kept) < len(modules):
+        return grams(factors.stack(modules, mean.clients))
+    found = joined([pair.of_clients(mean.clients) for pair in kept])
+    factors.device.wait()  # before they are freed: they were made on other streams
+    return found
+
+
+def _sum(mean: WeightedMean, factors: RoundFactors, module: str) -> Product:
+    """The weighted sum of one module as a product of stacked factors, on the CPU."""
+    round_ = factors.round
+    weights = summed_weights(round_, module, mean.clients, mean.weights)
+    entries = summed_of(round_, module, mean.clients)
+    return weighted_sum(entries, weights, round_.module_shapes[module])
+
+
+def _room_for_vectors(device: Device) -> int:
+    """Bytes of all modules' singular vectors that may be kept for the second look."""
+    return (
+        KEPT_BYTES if device.name == "cpu" else max(KEPT_BYTES, int(_VECTORS_SHARE * device.memory))
+    )
+
+
+def _batches(
+    mean: WeightedMean,
+    factors: RoundFactors,
+    modules: Iterable[str],
+    spectra: dict[str, Spectrum] | None = None,
+) -> list[list[str]]:
+    """Modules in batches of one shape in which every client has one rank, in order of name.
+
+    Args:
+        spectra: from the first look, for the second: only modules with as many vectors kept are
+            cut together, and none by QR or with an over-complete stack.
+    """
+    round_, alike = factors.round, dict[object, list[str]]()
+    sizes: dict[str, int] = {}
+    for module in modules:
+        ranks, shape = mean.ranks(round_, module), round_.module_shapes[module]
+        kept = None if spectra is None else spectra[module].n_vectors
+        alone = is_overcomplete(sum(ranks), shape) or (spectra is not None and kept is None)
+        alike.setdefault(module if alone else (shape, *ranks, kept), []).append(module)
+        sizes[module] = sum(ranks)
+    most = _DECOMPOSED_TOGETHER if spectra is None else _CUT_TOGETHER
+    found = []
+    for some in alike.values():
+        size = max(1, min(most, _SMALL // max(1, sizes[some[0]] ** 2)))
+        if factors.cache is not None:
+            size = _GPU_BATCH
+        found += [some[start : start + size] for start in range(0, len(some), size)]
+    return sorted(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from clair_cli.cohort.round import Round
-from clair_cli.engine.stacks import factors_of, previous_of
+from clair_cli.engine.factors import factors_of, previous_of
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.factors.lowrank import inner
 from clair_cli.maths.judge.structure import joint_cosine

@@ -9,7 +9,7 @@ from clair_cli.adapters.adapter import Adapter
 from clair_cli.cohort.find import Candidate
 from clair_cli.cohort.load import Loader, load_cohort
 from clair_cli.cohort.model import Cohort, Rejection
-from clair_cli.engine.threads import Workers, available_threads, told
+from clair_cli.engine.threads import Workers, available_threads, reported
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.safetensors.reader import KeptBytes
 from clair_cli.settings import Settings
@@ -43,7 +43,7 @@ def _from_files(settings: Settings, meanwhile: Callable[[], object] | None) -> C
         if meanwhile is not None:
             meanwhile()
         results = (future.result() for future in begun)
-        return told(results, len(found), "reading", settings.tell)
+        return reported(results, len(found), "reading", settings.tell)
 
     with contextlib.closing(workers):
         return load_cohort(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 
+import torch
+
+from clair_cli.maths.merge.mean import plain_distance
 from clair_cli.report.model import MergedReport, RefinedClient, RefinedReport, Report
 from clair_cli.settings import Settings
 from clair_cli.version import __version__
@@ -14,8 +17,8 @@ from clair_cli.workflow.describe import (
     number,
 )
 from clair_cli.workflow.judge import Judged
-from clair_cli.workflow.merge_round import Merged
 from clair_cli.workflow.refine import Refined
+from clair_cli.workflow.write import WrittenAdapter
 
 
 def exit_code(settings: Settings, judged: Judged) -> int:
@@ -36,9 +39,10 @@ def make_report(
     settings: Settings,
     judged: Judged,
     *,
+    merged: WrittenAdapter | None = None,
     refined: Refined | None = None,
 ) -> Report:
-    """Everything the run found, as the report holds it; what was merged is added later."""
+    """A whole run as the report holds it."""
     return Report(
         version=__version__,
         command=settings.command,
@@ -46,40 +50,49 @@ def make_report(
         cohort=describe_cohort(judged),
         clients=describe_clients(judged),
         modules=describe_modules(judged),
-        merged=None,
+        merged=None if merged is None else _merged_report(settings, judged, merged),
         refined=None if refined is None else _refined_report(settings, refined),
-        warnings=judged.warnings,
+        warnings=judged.warnings + (() if merged is None else merged.plan.warnings),
         exit_code=exit_code(settings, judged),
     )
 
 
-def with_merged(report: Report, settings: Settings, merged: Merged) -> Report:
-    """The same report, with what was merged in it."""
-    return replace(
-        report,
-        merged=_merged_report(settings, merged),
-        warnings=report.warnings + merged.adapter.warnings,
-    )
-
-
-def _merged_report(settings: Settings, merged: Merged) -> MergedReport:
-    adapter = merged.adapter
+def _merged_report(settings: Settings, judged: Judged, adapter: WrittenAdapter) -> MergedReport:
+    plan = adapter.plan
     return MergedReport(
         path=settings.shown_output or "",
         sha256=adapter.files.sha256,
-        rank=adapter.rank,
-        full_rank=adapter.full_rank,
-        alpha=adapter.alpha,
-        scaling=adapter.scaling,
-        dtype=adapter.dtype,
+        rank=plan.cut.rank,
+        full_rank=plan.full_rank,
+        alpha=plan.scale.alpha,
+        scaling=plan.scale.scaling,
+        dtype=plan.cut.dtype,
         error=adapter.error,
-        error_by_rank=adapter.error_by_rank,
-        module_error_by_rank=adapter.module_error_by_rank,
-        norm=adapter.norm,
-        plain_mean_distance=number(merged.plain_mean_distance),
+        error_by_rank=plan.error_by_rank,
+        module_error_by_rank=plan.module_error_by_rank,
+        norm=plan.norm,
+        plain_mean_distance=number(_plain_mean_distance(judged)),
         config_sha256=adapter.files.config_sha256,
         format=adapter.format,
     )
+
+
+def _plain_mean_distance(judged: Judged) -> float | None:
+    """Distance of the merged delta weights to the plain mean of all comparable clients, over the
+    norm of the latter; from the pairs' inner products in every module. None for a zero mean."""
+    evidence = judged.evidence
+    assert evidence is not None
+    distance = size = 0.0
+    merged, nothing = set(judged.merged_modules), [0.0] * len(judged.weights)
+    for name, cosines, norms in zip(
+        judged.round.module_shapes, evidence.matrix.value, evidence.norms, strict=True
+    ):
+        inner = torch.nan_to_num(cosines, nan=0.0) * norms[:, None] * norms[None, :]
+        moved, norm = plain_distance(
+            inner, judged.weights if name in merged else nothing, judged.plain_weights
+        )
+        distance, size = math.hypot(distance, moved), math.hypot(size, norm)
+    return distance / size if size > 0 else None
 
 
 def _refined_report(settings: Settings, refined: Refined) -> RefinedReport:
@@ -91,7 +104,7 @@ def _refined_report(settings: Settings, refined: Refined) -> RefinedReport:
             name=r.name,
             path=f"{folder}/{r.name}" if folder else "",
             sha256=r.adapter.files.sha256,
-            rank=r.adapter.rank,
+            rank=r.adapter.plan.cut.rank,
             error=r.adapter.error,
             changed=number(r.changed),
             local_error=None if r.gain is None else number(r.gain.local),

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from clair_cli.cohort.model import Cohort, Rejection
-from clair_cli.cohort.round import ClientLost, ClientsUnfit, load_round, rejection_of
-from clair_cli.engine.device import Engine, choose_device, make_engine, warm_up
+from clair_cli.cohort.round import ClientLost, ClientsUnfit, Round, load_round, rejection_of
+from clair_cli.engine.device import choose_device, warm_up
+from clair_cli.engine.engine import Engine, make_engine
+from clair_cli.engine.factors import RoundFactors
 from clair_cli.engine.threads import one_thread_each
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.output.adapter_files import AdapterFiles
 from clair_cli.report.model import Report
 from clair_cli.settings import Settings
-from clair_cli.workflow.judge import Judged, judge_round, refused_if_empty
+from clair_cli.workflow.judge import Judged, judge_round, refused, refused_if_empty
 from clair_cli.workflow.memory_estimate import check_memory, read_memory, work_memory
-from clair_cli.workflow.merge_round import Merged, merge_round
+from clair_cli.workflow.merge import merge_round
 from clair_cli.workflow.outputs import Destination, check_least_room
 from clair_cli.workflow.read import read_cohort
 from clair_cli.workflow.refine import Refined, refine_round
-from clair_cli.workflow.report import exit_code, make_report, with_merged
+from clair_cli.workflow.report import exit_code, make_report
+from clair_cli.workflow.write import WrittenAdapter
 
 
 def prepare(settings: Settings) -> None:
@@ -38,31 +42,18 @@ def inspect(settings: Settings, cohort: Cohort | InputRefused) -> Report:
 
 
 def merge(
-    settings: Settings,
-    cohort: Cohort | InputRefused,
-    destination: Destination,
-) -> tuple[Report, Merged | None]:
+    settings: Settings, cohort: Cohort | InputRefused, destination: Destination
+) -> tuple[Report, WrittenAdapter | None]:
     """See `merge_round`."""
-
-    def make(judged: Judged, settings: Settings, engine: Engine) -> tuple[Report, Merged]:
-        """The report is made beside the merge, which it needs only in the end."""
-        (report,) = engine.workers.start(lambda _: make_report(settings, judged), [0])
-        merged = merge_round(judged, settings, engine, destination)
-        return with_merged(report.result(), settings, merged), merged
-
-    judged, made = run_round(settings, cohort, make)
-    return (make_report(settings, judged), None) if made is None else made
+    judged, merged = run_round(settings, cohort, partial(merge_round, destination=destination))
+    return make_report(settings, judged, merged=merged), merged
 
 
 def refine(
     settings: Settings, cohort: Cohort | InputRefused, destination: Destination
 ) -> tuple[Report, Refined | None]:
     """See `refine_round`."""
-
-    def make(judged: Judged, settings: Settings, engine: Engine) -> Refined:
-        return refine_round(judged, settings, engine, destination)
-
-    judged, refined = run_round(settings, cohort, make)
+    judged, refined = run_round(settings, cohort, partial(refine_round, destination=destination))
     return make_report(settings, judged, refined=refined), refined
 
 
@@ -77,7 +68,7 @@ def do_again(settings: Settings, *, one_file: bool) -> tuple[Report, dict[str, A
         report, refined = refine(settings, read_cohort(settings), nowhere)
         return report, {} if refined is None else refined.files
     report, merged = merge(settings, read_cohort(settings), nowhere)
-    return report, {} if merged is None else {"": merged.adapter.files}
+    return report, {} if merged is None else {"": merged.files}
 
 
 Made = TypeVar("Made")
@@ -86,36 +77,53 @@ Made = TypeVar("Made")
 def run_round(
     settings: Settings,
     cohort: Cohort | InputRefused,
-    make: Callable[[Judged, Settings, Engine], Made] | None,
+    make: Callable[[Judged, RoundFactors, Settings, Engine], Made] | None,
 ) -> tuple[Judged, Made | None]:
-    """Read, judge and make; a client whose file changes on the way, or whose factors can't be
-    relied on, is rejected and the round starts again without it, so that what is judged is what
-    is merged.
+    """Read, judge and make. A client whose file changes on the way, or whose factors can't be
+    relied on, is rejected and the round starts again without it, so that the merged clients are
+    the judged ones.
+
+    Args:
+        make: called where the exit code will be 0; None to judge alone.
     """
-    engine = make_engine(settings)
     dropped: list[Rejection] = []
-    with one_thread_each(), contextlib.closing(engine):
+    with one_thread_each(), contextlib.closing(make_engine(settings)) as engine:
         while True:
             round_ = load_round(settings, cohort, dropped)
-            if round_.refusal is None:
-                needed = work_memory(round_, engine)
-                engine.tell("memory", read_memory(round_) + needed, 0)
-                check_memory(round_, engine, needed)
-            if make is not None:
-                check_least_room(settings, round_.usual_shapes)
             try:
-                judged = judge_round(round_, engine, allow_undetermined=settings.allow_undetermined)
-                if make is not None:
-                    judged = refused_if_empty(judged)
-                wanted = make is not None and exit_code(settings, judged) == 0
-                made = make(judged, settings, engine) if make is not None and wanted else None
+                return _try_round(round_, settings, engine, make)
             except ClientsUnfit as unfit:
                 dropped += unfit.rejections
-                continue
             except ClientLost as lost:
                 if lost.adapter is round_.previous:
                     raise UsageError(f"--previous: {lost.error.message}") from None
                 dropped.append(rejection_of(lost.error, lost.adapter))
                 cohort = read_cohort(settings)
-                continue
-            return judged, made
+
+
+def _try_round(
+    round_: Round,
+    settings: Settings,
+    engine: Engine,
+    make: Callable[[Judged, RoundFactors, Settings, Engine], Made] | None,
+) -> tuple[Judged, Made | None]:
+    """One round, of which no client may turn out unfit.
+
+    Raises:
+        ClientLost, ClientsUnfit: one did.
+    """
+    if round_.refusal is not None:
+        return refused(round_), None
+    needed = work_memory(round_, engine)
+    engine.progress("memory", read_memory(round_) + needed, 0)
+    check_memory(round_, engine, needed)
+    if make is not None:
+        check_least_room(settings, round_.usual_shapes)
+    factors = engine.load(round_)
+    judged = judge_round(factors, engine, allow_undetermined=settings.allow_undetermined)
+    if make is None:
+        return judged, None
+    judged = refused_if_empty(judged)
+    if exit_code(settings, judged) != 0:
+        return judged, None
+    return judged, make(judged, factors, settings, engine)

@@ -83,7 +83,7 @@ def test_signals(work: Path, row: int) -> None:
 @covers(87)
 @pytest.mark.parametrize("stage", ["comparing", "merging"])
 def test_out_of_memory(work: Path, row: int, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
-    from clair_cli.engine import stacks as tensors
+    from clair_cli.engine import factors as tensors
     from clair_cli.workflow import merge as merger
 
     cohorts.save(CLIENTS, GOOD)
@@ -94,7 +94,7 @@ def test_out_of_memory(work: Path, row: int, monkeypatch: pytest.MonkeyPatch, st
     if stage == "comparing":
         monkeypatch.setattr(tensors, "stack_factors", fail)
     else:
-        for name in ("merged_thin", "weighted_sum"):
+        for name in ("leading_svd", "weighted_sum"):
             monkeypatch.setattr(merger, name, fail)
     ran = merge()
     assert (ran.code, ran.report) == (ROWS[row].code, None)

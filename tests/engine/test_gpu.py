@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import clair_cli
 from benchmarks.speed.cohorts import make_cohort
-from clair_cli.engine.device import Device, Engine
-from clair_cli.engine.threads import Workers
+from clair_cli.engine.device import Device
+from clair_cli.engine.engine import GpuEngine
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import stack_factors
 
@@ -36,12 +38,13 @@ def test_cuda_and_cpu_agree() -> None:
 def test_every_thread_has_a_stream_of_its_own() -> None:
     device = Device("cuda", torch.float64)
 
-    def stream(_: int) -> int:
+    def stream(_: object, __: int) -> int:
         assert torch.cuda.current_stream() != torch.cuda.default_stream()
         return torch.cuda.current_stream().cuda_stream
 
-    engine = Engine(device, Workers(2), lambda *_: None)
-    assert len(set(engine.each("working", stream, range(50)))) <= 2
+    engine = GpuEngine(device, 2, lambda *_: None)
+    factors: Any = SimpleNamespace(cache=None)
+    assert len(set(engine.map("working", stream, range(50), factors))) <= 2
 
 
 @pytest.mark.gpu

@@ -8,14 +8,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import clair_cli
-from clair_cli.engine import device as engine
-from clair_cli.engine.threads import Workers
+from clair_cli.engine import engine
+from clair_cli.engine.device import Device
+from clair_cli.engine.engine import CpuEngine, GpuEngine
 from clair_cli.maths.evidence.gather import gather
 from clair_cli.maths.factors import grams as grams_module
 from clair_cli.maths.factors.stack import stack_factors
@@ -118,21 +120,23 @@ def test_a_cuda_device_has_a_stream_for_each_thread(monkeypatch: pytest.MonkeyPa
         yield
         inside.now = None
 
-    def work(item: int) -> tuple[int, object]:
+    def work(_: object, item: int) -> tuple[int, object]:
         time.sleep(0.01)
-        return item, inside.now
+        return item, getattr(inside, "now", None)
 
+    factors: Any = SimpleNamespace(cache=None)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", entered)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: inside.now)
-    on_gpu = engine.Engine(engine.Device("cuda", torch.float64), Workers(2), lambda *_: None)
-    found = list(on_gpu.each("working", work, range(20)))
+    monkeypatch.setattr(engine, "warm_up", lambda device: None)
+    on_gpu = GpuEngine(Device("cuda", torch.float64), 2, lambda *_: None)
+    found = list(on_gpu.map("working", work, range(20), factors))
     assert [item for item, _ in found] == list(range(20))
     assert {stream for _, stream in found} == set(made)
     assert len(made) == 2
     assert len(waited) == 20 and set(waited) == set(made)  # others may go on with every result
-    on_cpu = engine.Engine(engine.Device("cpu", torch.float64), Workers(2), lambda *_: None)
-    assert list(on_cpu.each("working", lambda item: item, range(3))) == [0, 1, 2]
+    on_cpu = CpuEngine(2, lambda *_: None)
+    assert [item for item, _ in on_cpu.map("working", work, range(3), factors)] == [0, 1, 2]
     assert len(made) == 2
 
 
@@ -146,7 +150,7 @@ def test_what_goes_to_a_cuda_device_is_pinned(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(torch, "empty", seen)
     factors = (torch.ones(2, 5), torch.ones(4, 2), 1.0)
-    for device in (engine.Device("cuda", torch.float64), engine.Device("cpu", torch.float64)):
+    for device in (Device("cuda", torch.float64), Device("cpu", torch.float64)):
         stack = stack_factors([[factors]], (4, 5), pinned=device.pinned)
         assert torch.equal(stack.lora_A[0], factors[0])
     assert pinned == [True, True, False, False]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from clair_cli.engine import device as engine
+from clair_cli.engine import engine
+from clair_cli.engine.device import Device
 from tests.pretend import device as pretend
 
 
@@ -28,7 +29,7 @@ def far(monkeypatch: pytest.MonkeyPatch) -> Any:
     ) -> Any:
         before = len(pretend.counted)
         with monkeypatch.context() as patch:
-            device = engine.Device(pretend.NAME, products)
+            device = Device(pretend.NAME, products)
             patch.setattr(engine, "choose_device", lambda wanted: device)
             result = function(*args, **options)
         assert len(pretend.counted) > before + 20

@@ -16,9 +16,9 @@ import clair_cli
 from clair_cli.adapters.write import safetensors_bytes
 from clair_cli.cohort.round import load_round
 from clair_cli.engine import device as engine
-from clair_cli.engine import resident
-from clair_cli.engine.stacks import factors_of
-from clair_cli.engine.threads import Workers
+from clair_cli.engine import device_cache
+from clair_cli.engine.engine import GpuEngine
+from clair_cli.engine.factors import factors_of
 from clair_cli.maths.factors.stack import stack_factors
 from clair_cli.settings import make_settings
 from clair_cli.workflow import read as reading
@@ -49,9 +49,7 @@ def mixed(folder: Path) -> Path:
 def opened(folder: Path) -> tuple[Any, Any]:
     settings = make_settings("inspect", folder, None, {})
     device = engine.Device(pretend.NAME, torch.float64)
-    return load_round(settings, read_cohort(settings)), engine.Engine(
-        device, Workers(2), lambda *_: None
-    )
+    return load_round(settings, read_cohort(settings)), GpuEngine(device, 2, lambda *_: None)
 
 
 @pytest.mark.parametrize("held", [1, 2**20])
@@ -61,9 +59,9 @@ def test_files_on_the_device_give_the_same_stacks(
 ) -> None:
     """For all clients, one and some; read again or not; sent in pieces or whole."""
     monkeypatch.setattr(reading, "KEPT_BYTES", held)
-    monkeypatch.setattr(resident, "_PIECE_BYTES", run)
+    monkeypatch.setattr(device_cache, "_PIECE_BYTES", run)
     round_, on_device = opened(mixed(tmp_path / "clients"))
-    there = resident.make_resident(round_, on_device)
+    there = on_device.load(round_).cache
     assert there is not None
     for modules in ("a.q", "b.q"), ("c.q",), ("a.q", "c.q"):
         for some in None, [2], [0, 1, 3, 4], [0, 2, 6]:
@@ -86,7 +84,7 @@ def test_what_does_not_fit_the_device_stays_in_its_files(
     small = clair_cli.merge(folder)
     monkeypatch.setattr(engine, "_MEMORY", 1000)
     round_, on_device = opened(folder)
-    assert resident.make_resident(round_, on_device) is None
+    assert on_device.load(round_).cache is None
     same(small, far(clair_cli.merge, folder))
 
 
@@ -102,7 +100,7 @@ def test_more_rank_than_width_stays_in_its_file(far: Any, tmp_path: Path, rank: 
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q"]}
     (folder / "c6/adapter_config.json").write_text(json.dumps(config))
     round_, on_device = opened(folder)
-    assert (resident.make_resident(round_, on_device) is None) is (rank > 20)
+    assert (on_device.load(round_).cache is None) is (rank > 20)
     options = {"allow_undetermined": True, "rank": 16}
     same(clair_cli.merge(folder, **options), far(clair_cli.merge, folder, **options))
 

@@ -10,7 +10,7 @@ import pytest
 
 import clair_cli
 from clair_cli.cohort.round import load_round
-from clair_cli.engine.device import make_engine
+from clair_cli.engine.engine import make_engine
 from clair_cli.settings import make_settings
 from clair_cli.workflow import available_memory as available
 from clair_cli.workflow import memory_estimate

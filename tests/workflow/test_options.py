@@ -333,7 +333,7 @@ def test_dtype_auto_is_that_of_most_clients(work: Path, stored: list[str], wante
      (["bfloat16", "float32"], "float32"), (["float16", "float64"], "float64")],
 )  # fmt: skip
 def test_one_clients_dtype_is_the_widest_of_its_modules(dtypes: list[str], widest: str) -> None:
-    from clair_cli.workflow.write import _widest
+    from clair_cli.workflow.plan import _widest
 
     assert _widest(set(dtypes)) == widest
 

@@ -16,10 +16,8 @@ from clair_cli.adapters.write import safetensors_bytes
 from clair_cli.formats import files as regular_file
 from clair_cli.formats.safetensors import check as safetensors_scan
 from clair_cli.formats.safetensors import reader as safetensors_file
-from clair_cli.maths.merge import from_grams as core_merge
-from clair_cli.maths.merge import wide as wide_merge
+from clair_cli.workflow import batches
 from clair_cli.workflow import merge as merger
-from clair_cli.workflow import passes
 from clair_cli.workflow import read as reading
 
 CASES = {  # (clients, rank, out, in): terms against the smaller side
@@ -72,7 +70,7 @@ def test_a_module_that_can_no_longer_be_merged_from_its_grams(
         for k in range(3)
     }  # fmt: skip
     expected = clair_cli.merge(given, rank=16, allow_undetermined=True)
-    real, calls = merger.merged_cores, []
+    real, calls = merger.core_svds, []
 
     def once(pair: Any, weights: Any, n: int | None) -> Any:
         calls.append(len(pair.B))
@@ -81,7 +79,7 @@ def test_a_module_that_can_no_longer_be_merged_from_its_grams(
 
     monkeypatch.setattr(merger, "KEPT_BYTES", 10_000)
     monkeypatch.setattr(merger, "_KEPT_VECTORS", 8)
-    monkeypatch.setattr(merger, "merged_cores", once)
+    monkeypatch.setattr(merger, "core_svds", once)
     result = clair_cli.merge(given, rank=16, allow_undetermined=True)
     assert calls == [2, 2]
     for name, tensor in expected.tensors.items():
@@ -174,8 +172,8 @@ def test_exact_at_full_rank_and_the_best_below(
     case: str, rank: str | int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, seen = clients(case), []
-    for module, name in ((core_merge, "merged_cores"), (wide_merge, "wide_core")):
-        real = getattr(module, name)
+    for name in ("core_svds", "overcomplete_svd"):
+        real = getattr(merger, name)
 
         def counted(*args: Any, _real: Any = real, _name: str = name) -> Any:
             seen.append(_name)
@@ -183,7 +181,7 @@ def test_exact_at_full_rank_and_the_best_below(
 
         monkeypatch.setattr(merger, name, counted)
     result = clair_cli.merge(given, rank=rank, dtype="float32", allow_undetermined=True)
-    assert set(seen) == {"merged_cores" if case == "few terms" else "wide_core"}
+    assert set(seen) == {"core_svds" if case == "few terms" else "overcomplete_svd"}
     mean = sum(
         (k + 1)
         * (s["layer.q.lora_B.weight"].double() @ s["layer.q.lora_A.weight"].double()).numpy()
@@ -203,7 +201,7 @@ def test_exact_at_full_rank_and_the_best_below(
 @pytest.mark.parametrize("room", [2**28, 0])
 def test_weights_are_not_rounded(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A third in float32 is off by 3e-8, and so would be every update of the merge."""
-    monkeypatch.setattr(passes, "KEPT_BYTES", room)
+    monkeypatch.setattr(batches, "KEPT_BYTES", room)
     given = clients("few terms")
     result = clair_cli.merge(given, rank="full", allow_undetermined=True)
     mean = sum(

@@ -9,7 +9,7 @@ import torch
 
 import clair_cli
 from clair_cli.maths.evidence import wide as wide_evidence
-from clair_cli.workflow import passes
+from clair_cli.workflow import batches
 
 SAMPLE = Path(__file__).parents[2] / "sample_adapters" / "clients"
 
@@ -18,8 +18,8 @@ SAMPLE = Path(__file__).parents[2] / "sample_adapters" / "clients"
 def always_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the sample's narrow layers for wide ones."""
     monkeypatch.setattr(wide_evidence, "MIN_WIDTH", 1)
-    monkeypatch.setattr(wide_evidence, "is_wide", lambda n_terms, shape: True)
-    monkeypatch.setattr(passes, "is_wide", lambda n_terms, shape: True)
+    monkeypatch.setattr(wide_evidence, "is_overcomplete", lambda n_terms, shape: True)
+    monkeypatch.setattr(batches, "is_overcomplete", lambda n_terms, shape: True)
 
 
 def test_the_sample_is_judged_alike(always_wide: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,16 +48,15 @@ def test_threads_do_not_change_a_byte(always_wide: None, tmp_path: Path) -> None
 @pytest.mark.parametrize("side", ["output", "input"])
 def test_a_sides_cores_come_from_the_same_reduction(always_wide: None, side: str) -> None:
     from clair_cli.cohort.round import load_round
-    from clair_cli.engine.device import make_engine
-    from clair_cli.engine.stacks import Stacks
+    from clair_cli.engine.engine import make_engine
     from clair_cli.settings import make_settings
+    from clair_cli.workflow.compare import gather_cores
     from clair_cli.workflow.read import read_cohort
 
     settings = make_settings("inspect", SAMPLE, None, {})
     round_ = load_round(settings, read_cohort(settings))
     engine = make_engine(settings)
-    stacks = Stacks(round_, engine.device)
-    cores = passes.gather_cores(stacks, side, engine, {})
+    cores = gather_cores(engine.load(round_), side, engine)
     stack, ranks = cores.stack, list(cores.ranks)
     assert stack.shape[0] == len(round_.module_shapes) and stack.shape[2] == sum(ranks)
     norms = torch.stack([part.square().sum() for part in torch.split(stack, ranks, dim=2)])

@@ -47,7 +47,7 @@ _LEAST_CHUNK = 32
 MIN_WIDTH = 256
 
 
-def is_wide(n_terms: int, shape: tuple[int, int]) -> bool:
+def is_overcomplete(n_terms: int, shape: tuple[int, int]) -> bool:
     """Whether there are more rank-one terms than the layer is wide."""
     return n_terms > min(shape) >= MIN_WIDTH
 

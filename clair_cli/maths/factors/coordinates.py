@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.factors.lowrank import Product, Spectrum
-from clair_cli.maths.factors.thin import Thin
+from clair_cli.maths.factors.factored_svd import FactoredSVD
+from clair_cli.maths.factors.lowrank import SVD, Product
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Coordinates:
     left: Tensor | None
     right: Tensor | None
 
-    def thin(self, small: Spectrum) -> Thin:
+    def factored(self, small: SVD) -> FactoredSVD:
         """What a decomposition in the coordinates stands for; the bases' dtype is that of the
         products that make its sides.
 
@@ -43,7 +43,7 @@ class Coordinates:
         """
         if self.left is None or self.right is None:
             raise ValueError("made without bases")
-        return Thin(
+        return FactoredSVD(
             self.left[None], self.right.mT[None], small.values[None],
             small.left[None], small.right[None], self.left.dtype,
         )  # fmt: skip

@@ -43,7 +43,7 @@ def sum_of(products: Sequence[Product], weights: Sequence[float]) -> Product:
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class SVD:
     """Singular value decomposition left @ diag(values) @ right of a `Product`.
 
     Attributes:
@@ -70,7 +70,7 @@ def tail_norm(values: Tensor, rank: int) -> float:
 
 
 def singular_values(product: Product) -> Tensor:
-    """Those of a product, descending, without its singular vectors; as `spectrum` gives them."""
+    """Those of a product, descending, without its singular vectors; as `svd` gives them."""
     if _is_small(product):
         found: Tensor = torch.linalg.svdvals(product.lora_B @ product.lora_A)
         return found
@@ -80,7 +80,7 @@ def singular_values(product: Product) -> Tensor:
     return values
 
 
-def spectrum(product: Product) -> Spectrum:
+def svd(product: Product) -> SVD:
     """Singular value decomposition through QR of both factors and SVD of the small core.
 
     Relative error about machine precision whatever the factors' gauge; the vectors' signs are
@@ -90,11 +90,11 @@ def spectrum(product: Product) -> Spectrum:
     form); used on LoRA factors by several federated systems.
     """
     if _is_small(product):
-        return Spectrum(*torch.linalg.svd(product.lora_B @ product.lora_A, full_matrices=False))
+        return SVD(*torch.linalg.svd(product.lora_B @ product.lora_A, full_matrices=False))
     left, left_core = torch.linalg.qr(product.lora_B)
     right, right_core = torch.linalg.qr(product.lora_A.mT)
     u, values, vt = torch.linalg.svd(left_core @ right_core.mT, full_matrices=False)
-    return Spectrum(left @ u, values, vt @ right.mT)
+    return SVD(left @ u, values, vt @ right.mT)
 
 
 def inner(one: Product, other: Product) -> float:

@@ -8,9 +8,9 @@ rows and
 has the squares of D's singular values. Then right = V' inv(L) and left = W L V / values give the
 singular vectors right @ A and B @ left. Only one of the Grams is factored. At full rank left
 diag(values) right is W, and the product is D, whatever the error of the Cholesky factor. Cut to a
-rank, what the errors of the Grams cost is known from the vectors: see `MergedCore.growth`. That is
-why nothing is returned for ill-conditioned stacks (copies of one client, say), which
-`lowrank.spectrum` takes with QR of the factors themselves.
+rank, the cost of the Grams' rounding errors is known from the vectors: see
+`CoreSVD.amplification`. So nothing is returned for ill-conditioned stacks (copies of one client,
+say), which `lowrank.svd` decomposes with QR of the factors themselves.
 
 Source: Y. Yamamoto and others, "Roundoff error analysis of the CholeskyQR2 algorithm", Electron.
 Trans. Numer. Anal. 44, 2015 (of which this is the first half).
@@ -19,60 +19,67 @@ Trans. Numer. Anal. 44, 2015 (of which this is the first half).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from clair_cli.maths.factors.factored_svd import FactoredSVD
 from clair_cli.maths.factors.grams import Grams, blocks, chosen_columns
 from clair_cli.maths.factors.stack import FactorStack, owners
-from clair_cli.maths.factors.thin import Thin
 
-# Largest square of `MergedCore.growth`: in float64 what is reported then has a relative error of
-# about 1e-7.
-MAX_GROWTH_SQUARE = 1e9
-# Least product of the smallest and the largest singular value beside the sum of the terms' squared
-# norms, for squares to be good enough: then every value is good to 1e-11 of the largest, and
-# vectors are orthogonal to 1e-6.
+# Largest amplification of rounding errors: in float64 the reported numbers then have a relative
+# error of about 1e-7.
+MAX_AMPLIFICATION = 1e9**0.5
+# Least product of the smallest and the largest singular value over the components' summed squared
+# norms, for an eigendecomposition of the squares: then every singular value has an error below
+# 1e-11 of the largest, and vectors are orthogonal to 1e-6.
 _FLAT = 1e-5
 
 
 @dataclass(frozen=True)
-class MergedCore:
-    """Singular value decomposition of D in coordinates of its factors.
+class CoreSVD:
+    """Singular value decomposition of one module's D = B W A in coordinates of its factors.
 
     Attributes:
-        left: B @ left has orthonormal columns, (sum_rank, m). Rows of unused columns are zero.
+        left: B @ left has orthonormal columns, (sum_rank, m). Rows of unused components are zero.
         values: singular values of D, descending, (n,).
         right: right @ A has orthonormal rows, (m, sum_rank); m = n, or the leading m.
-        growth: how much larger the rounding errors of those two products are at most, vector by
-            vector, than those of a product with orthonormal factors, (m,), CPU.
+        amplification: by which factor at most the rounding errors of those two products are larger
+            than those of a product with orthonormal factors, vector by vector, (m,), CPU.
+        itself: the side whose singular vectors `left` or `right` holds themselves, in no
+            coordinates: "left", (out_features, m), or "right", (m, in_features); else None.
     """
 
     left: Tensor
     values: Tensor
     right: Tensor
-    growth: Tensor
+    amplification: Tensor
+    itself: Literal["left", "right"] | None = None
 
-    def leading(self, n: int | None, unit: float) -> MergedCore:
-        """With so many vectors, of `unit` times D."""
+    def leading(self, n: int | None, unit: float = 1.0) -> CoreSVD:
+        """The decomposition of `unit` times D with n vectors; all of them if None."""
         left, right = self.left[:, :n], self.right[:n]
         if n is not None and n < self.n_vectors:
             left, right = left.clone(), right.clone()
-        return MergedCore(left, self.values * unit, right, self.growth[:n])
+        return replace(
+            self, left=left, values=self.values * unit, right=right,
+            amplification=self.amplification[:n],
+        )  # fmt: skip
 
-    def growth_to(self, rank: int) -> float:
-        """The largest growth of the leading `rank` vectors."""
-        return max(self.growth[:rank].tolist(), default=1.0)
+    def amplification_to(self, rank: int) -> float:
+        """The largest amplification of the leading `rank` vectors."""
+        return max(self.amplification[:rank].tolist(), default=1.0)
 
     @property
     def n_vectors(self) -> int:
         return self.left.shape[1]
 
 
-def merged_cores(
+def core_svds(
     pair: Grams, weights: Sequence[float], n_vectors: int | None = None
-) -> list[MergedCore | None]:
+) -> list[CoreSVD | None]:
     """Decompose D = sum_k weights[k] delta_weight[k] in each of some modules.
 
     Args:
@@ -81,9 +88,9 @@ def merged_cores(
         n_vectors: how many singular vectors are wanted; all of them if None.
 
     Returns:
-        The decompositions in coordinates of the factors as they stand in the stack, with None where
-        the Grams are too ill-conditioned to be relied on; the values are on the CPU, the vectors
-        where the Grams are.
+        One decomposition a module, in coordinates of the factors as they stand in the stack; None
+        where the Grams are too ill-conditioned. Values are on the CPU, vectors on the Grams'
+        device.
     """
     gram_B, gram_A, device = pair.B, pair.A, pair.B.device
     scales = torch.tensor(list(weights), dtype=torch.float64).to(device) * pair.scale
@@ -99,29 +106,37 @@ def merged_cores(
     return _of_unbalanced(cores, pair.by_B, pair.by_A)
 
 
-def merged_thin(
-    stack: FactorStack, cores: Sequence[MergedCore], rank: int, dtype: torch.dtype
-) -> Thin:
-    """The leading `rank` singular vectors of every module's sum.
+def leading_svd(
+    stack: FactorStack, cores: Sequence[CoreSVD], rank: int, dtype: torch.dtype
+) -> FactoredSVD:
+    """The leading `rank` singular vectors of every module's weighted sum.
 
     Args:
-        stack: of the clients that the cores were made of.
-        cores: one per module, all of one shape, with so many vectors.
+        stack: of the clients whose sums were decomposed.
+        cores: one per module, with `rank` vectors at least; a core that holds a side itself is
+            the only one.
         dtype: of the products that make the sides.
     """
-    return Thin(
-        stack.lora_B, stack.lora_A, torch.stack([core.values for core in cores]),
-        torch.stack([core.left[:, :rank] for core in cores]),
-        torch.stack([core.right[:rank] for core in cores]),
-        dtype,
-    )  # fmt: skip
+    values = torch.stack([core.values for core in cores])
+    left = torch.stack([core.left[:, :rank] for core in cores])
+    right = torch.stack([core.right[:rank] for core in cores])
+    lora_B, lora_A = stack.lora_B, stack.lora_A
+    match cores[0].itself:
+        case "left":
+            return FactoredSVD(left.to(lora_B.device), lora_A, values, None, right, dtype)
+        case "right":
+            return FactoredSVD(lora_B, right.to(lora_A.device), values, left, None, dtype)
+    return FactoredSVD(lora_B, lora_A, values, left, right, dtype)
 
 
 def _of_unbalanced(
-    cores: Sequence[MergedCore | None], by_B: Tensor, by_A: Tensor
-) -> list[MergedCore | None]:
-    """The same in coordinates of factors whose terms these multipliers balance,
-    (n_modules, sum_rank)."""
+    cores: Sequence[CoreSVD | None], by_B: Tensor, by_A: Tensor
+) -> list[CoreSVD | None]:
+    """Decompositions in coordinates of the factors before they were balanced.
+
+    Args:
+        by_B, by_A: what each component's factors were multiplied with, (n_modules, sum_rank).
+    """
     sizes = torch.cat([by_B, by_A], dim=1).abs()
     if not sizes.shape[1]:
         return list(cores)
@@ -130,9 +145,9 @@ def _of_unbalanced(
     return [
         None
         if core is None
-        else MergedCore(
+        else CoreSVD(
             by_B[i][:, None] * core.left, core.values, core.right * by_A[i],
-            core.growth if fit else torch.full_like(core.growth, torch.inf),
+            core.amplification if fit else torch.full_like(core.amplification, torch.inf),
         )
         for i, (core, fit) in enumerate(zip(cores, fits.cpu().tolist(), strict=True))
     ]  # fmt: skip
@@ -144,29 +159,29 @@ def _diagonal_alive(gram: Tensor) -> Tensor:
 
 def _of_the_living(
     gram_B: Tensor, gram_A: Tensor, weights: Tensor, used: Tensor, n_vectors: int | None
-) -> MergedCore | None:
-    """One module's, some of whose terms play no part."""
+) -> CoreSVD | None:
+    """Decompose one module, some of whose components play no part."""
     n, size = len(used), len(weights)
     if n == 0:
         empty = gram_B.new_zeros(size, 0)
         none = torch.zeros(0, dtype=gram_B.dtype)
-        return MergedCore(empty, none, empty.mT, none)
+        return CoreSVD(empty, none, empty.mT, none)
     gram_B, gram_A = (chosen_columns(gram[None], used) for gram in (gram_B, gram_A))
     (core,) = _decomposed(gram_B, gram_A, weights[used][None], n_vectors)
     if core is None:
         return None
     left = core.left.new_zeros(size, core.n_vectors).index_copy_(0, used, core.left)
     right = core.right.new_zeros(core.n_vectors, size).index_copy_(1, used, core.right)
-    return MergedCore(left, core.values, right, core.growth)
+    return CoreSVD(left, core.values, right, core.amplification)
 
 
 def _decomposed(
     gram_B: Tensor, gram_A: Tensor, weights: Tensor, n_vectors: int | None
-) -> list[MergedCore | None]:
-    """Of modules all of whose terms count."""
+) -> list[CoreSVD | None]:
+    """Decompose modules all of whose components count."""
     lower, factored = _triangles(gram_A)
     good = factored.cpu().nonzero().flatten().tolist()
-    found: list[MergedCore | None] = [None] * len(weights)
+    found: list[CoreSVD | None] = [None] * len(weights)
     if not good:
         return found
     if len(good) < len(found):
@@ -181,22 +196,22 @@ def _decomposed(
     right = torch.linalg.solve_triangular(lower.mT, vectors, upper=True).mT
     whole = (weights * size_B * size_A).square().sum(1)
     flat = values[:, 0] * values[:, -1] > _FLAT * torch.maximum(whole, values[:, 0].square())
-    growth = _growth(size_B[:, :, None] * left, right * size_A[:, None, :]).cpu()
+    amplification = _amplification(size_B[:, :, None] * left, right * size_A[:, None, :]).cpu()
     values, units = values.cpu(), unit.cpu()
     for i, (k, good_enough) in enumerate(zip(good, flat.cpu().tolist(), strict=True)):
         core = (
-            MergedCore(left[i], values[i], right[i], growth[i])
+            CoreSVD(left[i], values[i], right[i], amplification[i])
             if good_enough
             else _by_svd(gram_B[i], lower[i], weights[i])
         )
-        if core is not None and bool((core.growth.square() <= MAX_GROWTH_SQUARE).all()):
-            found[k] = core.leading(n_vectors, float(units[i]))  # NaN is not
+        if core is not None and float(core.amplification.amax()) <= MAX_AMPLIFICATION:  # not NaN
+            found[k] = core.leading(n_vectors, float(units[i]))
     return found
 
 
-def _by_svd(gram_B: Tensor, lower_A: Tensor, weights: Tensor) -> MergedCore | None:
-    """Of one module, from the singular values of L_B' W L_A: in three times the time, and small
-    ones are exact too."""
+def _by_svd(gram_B: Tensor, lower_A: Tensor, weights: Tensor) -> CoreSVD | None:
+    """Decompose one module through the SVD of L_B' W L_A: small singular values are exact too, and
+    it takes three times as long."""
     lower, factored = _triangles(gram_B[None])
     lower_B = lower[0]
     if not bool(factored.cpu()):
@@ -205,19 +220,20 @@ def _by_svd(gram_B: Tensor, lower_A: Tensor, weights: Tensor) -> MergedCore | No
     left = torch.linalg.solve_triangular(lower_B.mT, u, upper=True)
     right = torch.linalg.solve_triangular(lower_A.mT, vt.mT, upper=True).mT
     size_B, size_A = (torch.linalg.vector_norm(low, dim=1) for low in (lower_B, lower_A))
-    growth = _growth((size_B[:, None] * left)[None], (right * size_A)[None])[0]
-    return MergedCore(left, values.cpu(), right, growth.cpu())
+    amplification = _amplification((size_B[:, None] * left)[None], (right * size_A)[None])[0]
+    return CoreSVD(left, values.cpu(), right, amplification.cpu())
 
 
-def _growth(left: Tensor, right: Tensor) -> Tensor:
-    """Of vectors in coordinates of terms of norm one, (n_modules, m)."""
+def _amplification(left: Tensor, right: Tensor) -> Tensor:
+    """Largest norm of each pair of vectors in coordinates of components of norm one,
+    (n_modules, m)."""
     return torch.maximum(
         torch.linalg.vector_norm(left, dim=1), torch.linalg.vector_norm(right, dim=2)
     )
 
 
 def _triangles(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """The lower Cholesky factors, and where there is one, (n_modules,)."""
+    """Lower Cholesky factors, and which modules have one, (n_modules,)."""
     scale = gram.diagonal(dim1=1, dim2=2).sqrt()
     unit = (gram / scale[:, :, None]).div_(scale[:, None, :])
     lower, info = torch.linalg.cholesky_ex(unit)

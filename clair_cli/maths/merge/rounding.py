@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clair_cli.maths.factors.factored_svd import FactoredSVD
 from clair_cli.maths.factors.grams import add_symmetric, mirror
 from clair_cli.maths.factors.lowrank import tail_norm
-from clair_cli.maths.factors.thin import Thin
 
 # Where what is cut off is this many times what rounding may add, the latter is not made to its
 # last digit.
@@ -63,7 +63,7 @@ class _Side:
 
 
 def write_modules(
-    exact: Thin, rank: int, scaling: float, dtype: torch.dtype
+    exact: FactoredSVD, rank: int, scaling: float, dtype: torch.dtype
 ) -> list[WrittenModule | None]:
     """Cut some modules to `rank`, divide `scaling` out, round to `dtype`; None where that
     overflows.
@@ -103,7 +103,7 @@ def write_modules(
 
 
 def _write(
-    exact: Thin, rank: int, scaling: float, dtype: torch.dtype
+    exact: FactoredSVD, rank: int, scaling: float, dtype: torch.dtype
 ) -> list[WrittenModule | None]:
     """The same where all are finite and not zero."""
     n_modules, kept, device = (

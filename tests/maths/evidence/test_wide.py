@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
-from clair_cli.maths.evidence.wide import WIDE_DIM, is_wide, wide_evidence
+from clair_cli.maths.evidence.wide import WIDE_DIM, is_overcomplete, wide_evidence
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import Factors, stack_factors
 from clair_cli.maths.judge.client_scores import core_distance
@@ -37,8 +37,8 @@ def wide(clients: list[Factors]) -> Evidence:
 
 
 def test_where_it_is_used() -> None:
-    assert is_wide(257, (300, 256)) and is_wide(300, (256, 4096))
-    assert not is_wide(256, (300, 256)) and not is_wide(300, (4096, 255))
+    assert is_overcomplete(257, (300, 256)) and is_overcomplete(300, (256, 4096))
+    assert not is_overcomplete(256, (300, 256)) and not is_overcomplete(300, (4096, 255))
 
 
 def test_norms_and_effective_ranks_are_exact() -> None:

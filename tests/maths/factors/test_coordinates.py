@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clair_cli.maths.factors.coordinates import coordinates
-from clair_cli.maths.factors.lowrank import Product, norm, singular_values, spectrum, sum_of
+from clair_cli.maths.factors.lowrank import Product, norm, singular_values, sum_of, svd
 from tests.maths.factors.test_lowrank_merge import multiplied, product
 
 WEIGHTS = (0.5, 0.2, -0.3)
@@ -31,12 +31,12 @@ def test_sums_are_those_of_the_small_products(
     assert norm(small) == pytest.approx(norm(whole), rel=1e-12)
     n = min(out, in_, sum(ranks))
     torch.testing.assert_close(singular_values(small)[:n], singular_values(whole)[:n])
-    thin = space.thin(spectrum(small))
-    assert thin.shape == (out, in_)
+    factored = space.factored(svd(small))
+    assert factored.shape == (out, in_)
     if n:
-        amounts = thin.values[:, :n].sqrt()
-        left = torch.cat(list(thin.left_pieces(amounts)), dim=2)[0]
-        right = torch.cat(list(thin.right_pieces(amounts)), dim=2)[0]
+        amounts = factored.values[:, :n].sqrt()
+        left = torch.cat(list(factored.left_pieces(amounts)), dim=2)[0]
+        right = torch.cat(list(factored.right_pieces(amounts)), dim=2)[0]
         np.testing.assert_allclose((left.mT @ right).numpy(), multiplied(whole), atol=1e-12)
 
 
@@ -47,7 +47,7 @@ def test_without_bases_there_are_the_same_small_products() -> None:
         torch.testing.assert_close(one.lora_B, other.lora_B)
         torch.testing.assert_close(one.lora_A, other.lora_A)
     with pytest.raises(ValueError, match="without bases"):
-        without.thin(spectrum(without.products[0]))
+        without.factored(svd(without.products[0]))
     assert with_.rounded(torch.float32).left.dtype == torch.float32  # type: ignore[union-attr]
 
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from clair_cli.maths.factors.factored_svd import FactoredSVD, factored
 from clair_cli.maths.factors.lowrank import (
     Product,
     inner,
     norm,
     numerical_rank,
     singular_values,
-    spectrum,
+    svd,
     tail_norm,
 )
 from clair_cli.maths.factors.stack import Factors
-from clair_cli.maths.factors.thin import Thin, thin
 from clair_cli.maths.merge.mean import SERVING_RANKS, choose_rank, plain_distance, weighted_sum
 from clair_cli.maths.merge.rounding import WrittenModule, write_modules
 from tests.maths.factors.test_stack import IN, OUT, cohort, dense, gauge, regauged, scaled
@@ -38,7 +38,7 @@ def multiplied(p: Product) -> Matrix:
 
 
 def write_module(
-    exact: Thin, rank: int, scaling: float, dtype: torch.dtype
+    exact: FactoredSVD, rank: int, scaling: float, dtype: torch.dtype
 ) -> WrittenModule | None:
     """`write_modules` of one."""
     (written,) = write_modules(exact, rank, scaling, dtype)
@@ -57,7 +57,7 @@ def relative(got: Matrix, expected: Matrix) -> float:
 def test_spectrum_is_the_dense_one(rank: int, out: int, in_: int) -> None:
     p = product(rank, out=out, in_=in_)
     whole = multiplied(p)
-    got = spectrum(p)
+    got = svd(p)
     n = min(rank, out, in_)
     assert got.values.shape == (n,)
     expected = np.linalg.svd(whole, compute_uv=False)[:n]
@@ -75,8 +75,8 @@ def test_spectrum_is_the_dense_one(rank: int, out: int, in_: int) -> None:
 def test_truncation_is_the_best_one_and_its_tail_the_error(cut: int) -> None:
     p = product(5)
     whole = multiplied(p)
-    got = spectrum(p)
-    kept = write_module(thin(got), cut, 1.0, torch.float64)
+    got = svd(p)
+    kept = write_module(factored(got), cut, 1.0, torch.float64)
     assert kept is not None
     assert kept.lora_B.shape == (OUT, cut)
     assert kept.lora_A.shape == (cut, IN)
@@ -115,7 +115,7 @@ def test_signs_are_fixed_whatever_the_factors_gauge(seed: int) -> None:
     p = product(4, seed)
     R = gauge(4, 50.0, g)
     turned = Product(-p.lora_B @ R, torch.linalg.solve(R, -p.lora_A))
-    first, second = (write_module(thin(spectrum(q)), 4, 1.0, torch.float64) for q in (p, turned))
+    first, second = (write_module(factored(svd(q)), 4, 1.0, torch.float64) for q in (p, turned))
     assert first is not None and second is not None
     torch.testing.assert_close(first.lora_B, second.lora_B, rtol=0, atol=1e-9)
     torch.testing.assert_close(first.lora_A, second.lora_A, rtol=0, atol=1e-9)
@@ -129,7 +129,7 @@ def test_a_wide_spectrum_keeps_its_small_values() -> None:
     left = torch.linalg.qr(torch.randn(OUT, 5, generator=g, dtype=torch.float64))[0]
     right = torch.linalg.qr(torch.randn(IN, 5, generator=g, dtype=torch.float64))[0].T
     values = torch.tensor([1.0, 1e-3, 1e-6, 1e-8, 1e-10], dtype=torch.float64)
-    got = spectrum(Product(left * values, right)).values
+    got = svd(Product(left * values, right)).values
     torch.testing.assert_close(got, values, rtol=1e-5, atol=0)
 
 
@@ -220,7 +220,7 @@ def test_merging_copies_gives_the_copy_back(n_copies: int, dtype: torch.dtype) -
     lora_B = (0.02 * torch.randn(OUT, 4, generator=g)).to(dtype)
     one: Factors = (lora_A, lora_B, 16 / 4**0.5)
     merged = weighted_sum([one] * n_copies, [1 / n_copies] * n_copies, (OUT, IN))
-    written = write_module(thin(spectrum(merged)), 8, 1.0, torch.float32)
+    written = write_module(factored(svd(merged)), 8, 1.0, torch.float32)
     assert written is not None
     assert relative(multiplied(Product(written.lora_B, written.lora_A)), dense(one)) <= 1e-6
 
@@ -230,7 +230,7 @@ def test_merging_copies_in_other_gauges_gives_the_copy_back() -> None:
     one = cohort()[0][3]
     copies = [one, *(regauged(one, 1e3, g) for _ in range(4))]
     merged = weighted_sum(copies, [0.2] * 5, (OUT, IN))
-    written = write_module(thin(spectrum(merged)), 4, 1.0, torch.float32)
+    written = write_module(factored(svd(merged)), 4, 1.0, torch.float32)
     assert written is not None
     assert relative(multiplied(Product(written.lora_B, written.lora_A)), dense(one)) <= 1e-6
 

@@ -8,7 +8,7 @@ import torch
 
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import stack_factors
-from clair_cli.maths.merge.from_grams import merged_cores
+from clair_cli.maths.merge.from_grams import core_svds
 
 OUT, IN, RANKS = 60, 44, (3, 5, 8)
 
@@ -28,7 +28,7 @@ def clients(seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
 def core_of(factors: list, weights: list[float]):  # type: ignore[no-untyped-def]
     stack = stack_factors([factors], (OUT, IN))
     pair = grams(stack)
-    return stack, merged_cores(pair, weights)[0]
+    return stack, core_svds(pair, weights)[0]
 
 
 @pytest.mark.parametrize("weights", [[0.2, 0.5, 0.3], [1.0, 0.0, 1e-3]])
@@ -95,11 +95,11 @@ def test_small_singular_values_are_exact_too(smallest: float) -> None:
 
 def test_factors_of_odd_sizes_are_not_multiplied_in_float32() -> None:
     factors = clients()
-    assert core_of(factors, [0.2, 0.5, 0.3])[1].growth_to(16) < 100  # type: ignore[union-attr]
+    assert core_of(factors, [0.2, 0.5, 0.3])[1].amplification_to(16) < 100  # type: ignore[union-attr]
     factors = [(A.float(), B.float(), s) for A, B, s in factors]
     A, B, s = factors[0]
     odd = [(A * 1e-30, B * 1e30, s), *factors[1:]]
-    assert core_of(odd, [0.2, 0.5, 0.3])[1].growth_to(1) == float("inf")  # type: ignore[union-attr]
+    assert core_of(odd, [0.2, 0.5, 0.3])[1].amplification_to(1) == float("inf")  # type: ignore[union-attr]
 
 
 def graded(on_B: float, on_A: float) -> tuple[list, np.ndarray]:  # type: ignore[type-arg]
@@ -136,13 +136,13 @@ def test_whether_it_can_be_relied_on_is_no_matter_of_how_much_is_wanted(
     factors, dense = graded(*sides)
     stack = stack_factors([factors], (OUT, IN))
     pair = grams(stack)
-    whole, core = (merged_cores(pair, [1.0, 1.0], n)[0] for n in (None, 8))
+    whole, core = (core_svds(pair, [1.0, 1.0], n)[0] for n in (None, 8))
     if min(sides) < 3e-5:
-        assert whole is None and core is None and merged_cores(pair, [1.0, 1.0], 0)[0] is None
+        assert whole is None and core is None and core_svds(pair, [1.0, 1.0], 0)[0] is None
         return
     assert whole is not None and core is not None
     assert core.n_vectors == 8 and torch.equal(core.values, whole.values)
-    assert core.growth_to(8) < 10 < 5e3 < whole.growth_to(16)
+    assert core.amplification_to(8) < 10 < 5e3 < whole.amplification_to(16)
     left, right = (stack.lora_B[0] @ core.left).numpy(), (core.right @ stack.lora_A[0]).numpy()
     np.testing.assert_allclose(left.T @ left, np.eye(8), atol=1e-9)
     np.testing.assert_allclose(right @ right.T, np.eye(8), atol=1e-9)
@@ -169,7 +169,7 @@ def test_terms_that_cancel_beside_large_ones(n: int | None, d: float) -> None:
         (near, 0.3 * B[:, 9:10] - B[:, 8:9] * 0.2 / d, 1.0),
     ]
     pair = grams(stack_factors([factors], (OUT, IN)))
-    core = merged_cores(pair, [1 / 3] * 3, n)[0]
+    core = core_svds(pair, [1 / 3] * 3, n)[0]
     dense = sum(lora_B @ lora_A for lora_A, lora_B, _ in factors).numpy() / 3
     if core is None:
         assert d < 1e-4

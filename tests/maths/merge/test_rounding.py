@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from clair_cli.maths.factors.factored_svd import FactoredSVD, factored
 from clair_cli.maths.factors.grams import add_symmetric
-from clair_cli.maths.factors.lowrank import Product, Spectrum, spectrum, tail_norm
-from clair_cli.maths.factors.thin import Thin, thin
+from clair_cli.maths.factors.lowrank import SVD, Product, svd, tail_norm
 from clair_cli.maths.merge.rounding import write_modules
 from tests.maths.factors.test_lowrank_merge import multiplied, product, write_module
 from tests.maths.factors.test_stack import IN, OUT
@@ -22,9 +22,9 @@ from tests.maths.factors.test_stack import IN, OUT
 def test_the_error_of_what_is_written_is_measured(
     dtype: torch.dtype, rounding: float, scaling: float, rank: int
 ) -> None:
-    exact = spectrum(product(4))
+    exact = svd(product(4))
     whole = (exact.left * exact.values @ exact.right).numpy()
-    got = write_module(thin(exact), rank, scaling, dtype)
+    got = write_module(factored(exact), rank, scaling, dtype)
     assert got is not None
     assert got.lora_A.dtype == got.lora_B.dtype == dtype
     assert got.lora_A.shape == (rank, IN)
@@ -36,33 +36,33 @@ def test_the_error_of_what_is_written_is_measured(
 
 
 def test_overflow_in_the_output_dtype_gives_none() -> None:
-    big = spectrum(product(4).scaled(1e10))
-    assert write_module(thin(big), 4, 1.0, torch.float16) is None
-    assert write_module(thin(big), 4, 1.0, torch.float32) is not None
-    assert write_module(thin(big), 4, 1e10, torch.float16) is not None  # the scaling takes it
+    big = svd(product(4).scaled(1e10))
+    assert write_module(factored(big), 4, 1.0, torch.float16) is None
+    assert write_module(factored(big), 4, 1.0, torch.float32) is not None
+    assert write_module(factored(big), 4, 1e10, torch.float16) is not None  # the scaling takes it
     huge = Product(product(4).lora_B * 1e40, product(4).lora_A * 1e40)
-    assert write_module(thin(spectrum(huge)), 4, 1.0, torch.float32) is None
+    assert write_module(factored(svd(huge)), 4, 1.0, torch.float32) is None
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_in_either_factor_gives_none(side: str, value: float) -> None:
-    exact = spectrum(product(4))
+    exact = svd(product(4))
     getattr(exact, side)[0, 0] = value
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert write_module(thin(exact), 4, 1.0, dtype) is None
+        assert write_module(factored(exact), 4, 1.0, dtype) is None
 
 
-def turned(out: int, in_: int, terms: int, dtype: torch.dtype) -> tuple[Thin, np.ndarray]:
+def turned(out: int, in_: int, terms: int, dtype: torch.dtype) -> tuple[FactoredSVD, np.ndarray]:
     """Singular vectors as coordinates on factors of 16 bits; and the dense product."""
     g = torch.Generator().manual_seed(out)
     lora_B = torch.randn(out, terms, generator=g).bfloat16()
     lora_A = torch.randn(terms, in_, generator=g).bfloat16()
     dense = (lora_B.double() @ lora_A.double()).numpy()
-    exact = spectrum(Product(lora_B.double(), lora_A.double()))
+    exact = svd(Product(lora_B.double(), lora_A.double()))
     left = torch.linalg.lstsq(lora_B.double(), exact.left).solution
     right = torch.linalg.lstsq(lora_A.double().mT, exact.right.mT).solution.mT
-    return Thin(
+    return FactoredSVD(
         lora_B[None], lora_A[None], exact.values[None], left[None], right[None], dtype
     ), dense
 
@@ -89,7 +89,7 @@ def test_roundings_that_do_not_cancel(tail: float) -> None:
     left = torch.linalg.qr(torch.cat([torch.ones(out, 1), torch.randn(out, 1)], 1).double()).Q
     right = torch.linalg.qr(torch.cat([torch.ones(in_, 1), torch.randn(in_, 1)], 1).double()).Q
     values = torch.tensor([1.7, 1.7 * tail], dtype=torch.float64)
-    exact = Thin(left[None], right.mT[None], values[None], None, None)
+    exact = FactoredSVD(left[None], right.mT[None], values[None], None, None)
     got = write_module(exact, 1, 1.0, torch.bfloat16)
     assert got is not None
     wrong = (left * values @ right.mT).numpy() - multiplied(Product(got.lora_B, got.lora_A))
@@ -98,17 +98,19 @@ def test_roundings_that_do_not_cancel(tail: float) -> None:
 
 def test_more_singular_vectors_than_are_known_are_refused() -> None:
     exact, _ = turned(30, 30, 12, torch.float64)
-    fewer = Thin(exact.lora_B, exact.lora_A, exact.values, exact.left[:, :, :4], exact.right[:, :4])
+    fewer = FactoredSVD(
+        exact.lora_B, exact.lora_A, exact.values, exact.left[:, :, :4], exact.right[:, :4]
+    )
     assert write_module(fewer, 4, 1.0, torch.float32) is not None
     with pytest.raises(ValueError, match="4 singular vectors, 5 needed"):
         write_module(fewer, 5, 1.0, torch.float32)
 
 
 def test_the_largest_entry_of_each_left_vector_is_positive() -> None:
-    exact = spectrum(product(4))
-    flipped = thin(exact)
-    flipped = Thin(-flipped.lora_B, -flipped.lora_A, flipped.values, None, None)
-    one, other = (write_module(e, 4, 1.0, torch.float32) for e in (thin(exact), flipped))
+    exact = svd(product(4))
+    flipped = factored(exact)
+    flipped = FactoredSVD(-flipped.lora_B, -flipped.lora_A, flipped.values, None, None)
+    one, other = (write_module(e, 4, 1.0, torch.float32) for e in (factored(exact), flipped))
     assert one is not None and other is not None
     assert torch.equal(one.lora_B, other.lora_B) and torch.equal(one.lora_A, other.lora_A)
     assert (one.lora_B.gather(0, one.lora_B.abs().argmax(0, keepdim=True)) > 0).all()
@@ -128,11 +130,11 @@ def test_some_modules_at_once_are_as_each_of_them_alone(
     sizes: tuple[float, ...], rank: int
 ) -> None:
     """Of any size, and among them one of zeros and one that is not finite."""
-    each = [thin(spectrum(product(12, seed=i).scaled(s))) for i, s in enumerate(map(finite, sizes))]
+    each = [factored(svd(product(12, seed=i).scaled(s))) for i, s in enumerate(map(finite, sizes))]
     for one, size in zip(each, sizes, strict=True):
         if size != size:
             one.values[0, 0] = size
-    together = Thin(
+    together = FactoredSVD(
         torch.cat([e.lora_B for e in each]), torch.cat([e.lora_A for e in each]),
         torch.cat([e.values for e in each]), None, None,
     )  # fmt: skip
@@ -156,7 +158,7 @@ def test_vectors_that_are_not_those_of_the_values_are_a_fault() -> None:
     right = torch.linalg.qr(torch.randn(15, 3, generator=g, dtype=torch.float64)).Q.mT
     values = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
     for by in (1.0, 1.004):  # squares count
-        assert write_modules(thin(Spectrum(by * left, values, right)), 3, 1.0, torch.float32)
-    for wrong in (Spectrum(1.006 * left, values, right), Spectrum(left, values, 0.9 * right)):
+        assert write_modules(factored(SVD(by * left, values, right)), 3, 1.0, torch.float32)
+    for wrong in (SVD(1.006 * left, values, right), SVD(left, values, 0.9 * right)):
         with pytest.raises(ArithmeticError, match="off by"):
-            write_modules(thin(wrong), 3, 1.0, torch.float32)
+            write_modules(factored(wrong), 3, 1.0, torch.float32)

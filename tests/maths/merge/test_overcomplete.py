@@ -1,4 +1,4 @@
-"""The merge on the smaller side of a layer against dense float64 numpy."""
+"""The merge of over-complete stacks against dense float64 numpy."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from clair_cli.maths.factors.factored_svd import FactoredSVD
 from clair_cli.maths.factors.stack import FactorStack, stack_factors
-from clair_cli.maths.factors.thin import Thin
-from clair_cli.maths.merge.wide import wide_core, wide_thin
+from clair_cli.maths.merge.from_grams import leading_svd
+from clair_cli.maths.merge.overcomplete import overcomplete_svd
 
 Sum = tuple[FactorStack, list[float]]
 
@@ -26,7 +27,13 @@ def weighted(out: int, in_: int, terms: int, rank: int | None = None) -> tuple[S
     return (stack_factors([clients], (out, in_)), weights), np.asarray(dense)
 
 
-def sides(found: Thin) -> tuple[np.ndarray, np.ndarray]:
+def whole(stack: FactorStack, weights: list[float], rank: int = 10_000) -> FactoredSVD:
+    """The decomposition as it is written."""
+    core = overcomplete_svd(stack, weights, rank)
+    return leading_svd(stack, [core], rank, torch.float64)
+
+
+def sides(found: FactoredSVD) -> tuple[np.ndarray, np.ndarray]:
     """The singular vectors that are known, multiplied out."""
     lora_B, lora_A = found.lora_B.double(), found.lora_A.double()
     left = lora_B if found.left is None else lora_B @ found.left
@@ -38,10 +45,10 @@ def sides(found: Thin) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("rank", [1, 8, 40])
 def test_it_is_the_best_approximation(out: int, in_: int, rank: int) -> None:
     given, dense = weighted(out, in_, 500)
-    core = wide_core(*given)
+    core = overcomplete_svd(*given)
     exact = np.linalg.svd(dense, compute_uv=False)
     np.testing.assert_allclose(core.values.numpy(), exact, atol=1e-7 * exact[0])
-    left, right = sides(wide_thin(*given, core.leading(rank)))
+    left, right = sides(whole(*given, rank))
     error = np.linalg.norm(dense - left * core.values[:rank].numpy() @ right)
     assert error == pytest.approx(np.linalg.norm(exact[rank:]), rel=1e-9, abs=1e-11 * exact[0])
 
@@ -49,7 +56,7 @@ def test_it_is_the_best_approximation(out: int, in_: int, rank: int) -> None:
 @pytest.mark.parametrize(("out", "in_"), [(90, 40), (40, 90)])
 def test_at_full_rank_it_is_exact_also_where_few_directions_are_used(out: int, in_: int) -> None:
     given, dense = weighted(out, in_, 200, rank=7)
-    found = wide_thin(*given, wide_core(*given))
+    found = whole(*given)
     left, right = sides(found)
     got = left * found.values[0].numpy() @ right
     assert np.linalg.norm(got - dense) <= 1e-12 * np.linalg.norm(dense)
@@ -57,7 +64,7 @@ def test_at_full_rank_it_is_exact_also_where_few_directions_are_used(out: int, i
 
 def test_a_zero_update() -> None:
     given = stack_factors([[(torch.ones(50, 40), torch.zeros(30, 50), 1.0), None]], (30, 40))
-    found = wide_thin(given, [0.5, 0.5], wide_core(given, [0.5, 0.5]))
+    found = whole(given, [0.5, 0.5])
     assert not found.values.any() and all(np.isfinite(side).all() for side in sides(found))
 
 
@@ -67,7 +74,7 @@ def test_factors_of_any_size(size: float) -> None:
     A, B = torch.randn(90, 40, generator=g), torch.randn(60, 90, generator=g)
     dense = (B.double() @ A.double()).numpy()
     given = stack_factors([[(A * size, B / size, 1.0), None]], (60, 40))
-    found = wide_thin(given, [1.0, 0.0], wide_core(given, [1.0, 0.0]))
+    found = whole(given, [1.0, 0.0])
     left, right = sides(found)
     got = left * found.values[0].numpy() @ right
     assert np.linalg.norm(got - dense) <= 1e-5 * np.linalg.norm(dense)
@@ -81,6 +88,6 @@ def test_components_that_cancel_leave_the_rest_as_exact(size: float) -> None:
     A = torch.randn(200, 40, generator=g, dtype=torch.float64)
     loud = size * torch.randn(48, 20, generator=g, dtype=torch.float64)
     B, A = torch.cat([B, loud, -loud], dim=1), torch.cat([A, A[:20], A[:20]])
-    core = wide_core(stack_factors([[(A, B, 1.0)]], (48, 40)), [1.0])
+    core = overcomplete_svd(stack_factors([[(A, B, 1.0)]], (48, 40)), [1.0])
     exact = np.linalg.svd((B @ A).numpy(), compute_uv=False)
     np.testing.assert_allclose(core.values.numpy(), exact, atol=2e-7 * exact[0])

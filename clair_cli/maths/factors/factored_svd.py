@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.factors.lowrank import Spectrum
+from clair_cli.maths.factors.lowrank import SVD
 
 # Columns of one module's side that are made at once on a CPU, and fewer of each of several: they
 # stay in its cache.
@@ -16,9 +16,9 @@ _PIECE = 1024
 
 
 @dataclass(frozen=True)
-class Thin:
-    """D = (lora_B @ left) diag(values) (right @ lora_A) of some modules of one shape; the leading
-    vectors of it at least.
+class FactoredSVD:
+    """Singular value decompositions D = (lora_B @ left) diag(values) (right @ lora_A) of some
+    modules of one shape, as far as their vectors are known.
 
     Attributes:
         lora_B: shape (n_modules, out_features, n), any float dtype.
@@ -47,12 +47,12 @@ class Thin:
         known = self.lora_B if self.left is None else self.left
         return known.shape[2]
 
-    def each(self) -> list[Thin]:
+    def each(self) -> list[FactoredSVD]:
         """One by one."""
         if len(self.values) == 1:
             return [self]
         return [
-            Thin(
+            FactoredSVD(
                 self.lora_B[i : i + 1], self.lora_A[i : i + 1], self.values[i : i + 1],
                 None if self.left is None else self.left[i : i + 1],
                 None if self.right is None else self.right[i : i + 1],
@@ -91,8 +91,8 @@ class Thin:
                 yield factor @ piece.to(self.dtype)
 
 
-def thin(exact: Spectrum) -> Thin:
-    """The spectrum of one module, whose sides are there already."""
-    return Thin(
+def factored(exact: SVD) -> FactoredSVD:
+    """The decomposition of one module whose singular vectors are computed already."""
+    return FactoredSVD(
         exact.left[None], exact.right[None], exact.values[None], None, None, exact.left.dtype
     )

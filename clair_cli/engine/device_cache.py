@@ -1,21 +1,22 @@
-"""The clients' files on a GPU, where they fit: read and sent once, whole, and looked at often.
+"""The clients' files in a GPU's memory, where they fit: each is read and copied once, whole.
 
-Clients whose files have one arrangement lie below each other, so that what all of them have in a
-module is one view: nothing on the way to a product is done client by client.
+Files with the same layout are rows of one matrix, so that one module of all these clients is one
+view: a stack of factors is made without a loop over clients.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.cohort.round import Round, losing
-from clair_cli.engine.device import Device, Engine
+from clair_cli.engine.device import Device
 from clair_cli.formats.safetensors.reader import TORCH_DTYPES, SafetensorsFile
 from clair_cli.maths.factors.stack import FactorStack, common_dtype
 
@@ -58,8 +59,8 @@ class _Group:
         return (taken if rows is None else taken.index_select(0, rows)).view(dtype)
 
 
-class Resident:
-    """All clients' tensors on a device."""
+class DeviceCache:
+    """All clients' tensors in a device's memory."""
 
     def __init__(self, round_: Round, device: Device, groups: Sequence[_Group]) -> None:
         self._round, self._device, self._groups = round_, device, groups
@@ -91,8 +92,8 @@ class Resident:
         )
 
     def check(self) -> None:
-        """Refuse what is no longer what was sent, although that is what counts: as where files are
-        read again.
+        """Make sure that no file has changed since it was copied: a client whose file is changed
+        during a run is left out, as it is where files are read again.
 
         Raises:
             ClientLost: a file changed.
@@ -166,15 +167,23 @@ class _Part:
         return self._columns[rank]
 
 
-def make_resident(round_: Round, engine: Engine) -> Resident | None:
-    """Read, check and send all files; None where they are to stay where they are: on a CPU, from
-    memory, with a previous adapter to subtract, or more than fits.
+def cache_on_device(
+    round_: Round,
+    device: Device,
+    each: Callable[
+        [Callable[[tuple[Adapter, Tensor]], None], Sequence[tuple[Adapter, Tensor]]], Iterable[None]
+    ],
+) -> DeviceCache | None:
+    """Read, check and copy all files; None where they do not fit, the clients are in memory, or
+    there is a previous adapter to subtract.
+
+    Args:
+        each: calls a function with every item, on threads.
 
     Raises:
         ClientLost: a file changed.
     """
-    device = engine.device
-    if device.name == "cpu" or device.dtype != torch.float64 or round_.previous is not None:
+    if device.dtype != torch.float64 or round_.previous is not None:
         return None
     found: dict[tuple[object, ...], tuple[dict[str, _Place], list[int]]] = {}
     total = 0
@@ -194,9 +203,9 @@ def make_resident(round_: Round, engine: Engine) -> Resident | None:
         groups.append(_Group(places, clients, data))
     rows = [(round_.adapters[k], g.data[i]) for g in groups for i, k in enumerate(g.clients)]
     device.wait()  # what is filled on other streams was made on this one
-    for _ in engine.each("loading", lambda row: _send(row[0], row[1], device), rows):
+    for _ in each(partial(_copy, device), rows):
         pass
-    return Resident(round_, device, groups)
+    return DeviceCache(round_, device, groups)
 
 
 def _places(adapter: Adapter) -> dict[str, _Place] | None:
@@ -234,8 +243,9 @@ def _losing(adapter: Adapter) -> Iterator[SafetensorsFile]:
         yield file
 
 
-def _send(adapter: Adapter, row: Tensor, device: Device) -> None:
-    """Read one file, check what was read, and put it on the device."""
+def _copy(device: Device, item: tuple[Adapter, Tensor]) -> None:
+    """Read one file, check its bytes, and copy them into its row on the device."""
+    adapter, row = item
     size = _data_bytes(adapter)
     pieces = [(begin, min(begin + _PIECE_BYTES, size)) for begin in range(0, size, _PIECE_BYTES)]
     with _losing(adapter) as file:

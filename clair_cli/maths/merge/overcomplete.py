@@ -1,0 +1,95 @@
+"""The merge of over-complete stacks: more rank-one components than the layer is wide.
+
+With D = B W A and its smaller side of `width` columns (or rows), D'D (or DD') is accumulated from
+a few rows of D at a time: the cost grows linearly with the clients, and D never stands in memory.
+That is the Gram of a stack recompressed to `width` components, D = D I, whose other factor is
+orthonormal. For its leading eigenvectors V, D_r = (D V) V' is the best approximation of D of that
+rank, and at full rank it is D, whatever the error of V. Singular values have an absolute error of
+1e-7 of the largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.factors.grams import add_symmetric, mirror
+from clair_cli.maths.factors.stack import FactorStack
+from clair_cli.maths.merge.from_grams import CoreSVD
+
+# Rows of D that are computed at once.
+_ROWS = 256
+# Norm of D over the components' size above which float32 products are good to 1e-6 of D.
+_KEPT = 0.1
+
+
+def overcomplete_svd(
+    stack: FactorStack, weights: Sequence[float], n_vectors: int | None = None
+) -> CoreSVD:
+    """Decompose the weighted sum of one module's delta weights; computed on the CPU.
+
+    Args:
+        stack: of one module.
+        weights: one finite number per client.
+        n_vectors: how many singular vectors are wanted; all of them if None.
+
+    Returns:
+        The decomposition; the singular vectors of the narrower side are there themselves.
+    """
+    lora_B, lora_A = stack.lora_B[0].cpu(), stack.lora_A[0].cpu()
+    norm_B = torch.linalg.vector_norm(lora_B, dim=0, dtype=torch.float64)
+    norm_A = torch.linalg.vector_norm(lora_A, dim=1, dtype=torch.float64)
+    scaled = torch.tensor(list(weights), dtype=torch.float64) * stack.scaling[0]
+    by = torch.repeat_interleave(scaled, torch.tensor(list(stack.ranks)))
+    by = torch.where((norm_A > 0) & (norm_B > 0), by, 0.0)
+    if lora_B.shape[0] >= lora_A.shape[1]:
+        vectors, values, others, errors = _decomposed(lora_B, lora_A, norm_B, norm_A, by, n_vectors)
+        return CoreSVD(others, values, vectors.mT, errors, "right")
+    vectors, values, others, errors = _decomposed(
+        lora_A.mT, lora_B.mT, norm_A, norm_B, by, n_vectors
+    )
+    return CoreSVD(vectors, values, others.mT, errors, "left")
+
+
+def _decomposed(
+    tall: Tensor, flat: Tensor, norm_tall: Tensor, norm_flat: Tensor, by: Tensor, n: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of X = tall diag(by) flat, (height, width): the leading n right singular vectors
+    (width, n), all singular values, the left vectors in coordinates of `tall`, (n_components, n),
+    and by how much those amplify rounding errors, (n,).
+
+    Args:
+        norm_tall, norm_flat: of the columns of `tall` and the rows of `flat`, (n_components,).
+    """
+    balance = torch.where(by != 0.0, norm_flat / norm_tall, 0.0).sqrt()
+    by_tall, by_flat = balance * by, torch.where(balance > 0, 1.0 / balance, 0.0)
+    flat = flat.double() * by_flat[:, None]
+    largest = float(flat.abs().max()) if flat.numel() else 1.0
+    square = None
+    if 1e-12 < largest < 1e12:  # float32 holds the factors (both are of one size)
+        square = _square(tall, by_tall, flat.float())
+        # its error is 1e-7 of the components, which may cancel
+        components = (norm_tall * norm_flat * by).square().sum()
+        if not float(square.trace()) > _KEPT**2 * float(components):
+            square = None
+    if square is None:
+        square = _square(tall, by_tall, flat)
+    squares, vectors = torch.linalg.eigh(square)
+    values = squares.flip(0).clamp_min(0.0).sqrt()
+    vectors = vectors.flip(1)[:, :n].clone()
+    size = values[: vectors.shape[1]].clamp_min(1e-12 * float(values[0]) or 1.0)
+    others = by_tall[:, None] * (flat @ vectors) / size
+    errors = torch.linalg.vector_norm(norm_tall[:, None] * others, dim=0).clamp_min(1.0)
+    return vectors, values, others, errors
+
+
+def _square(tall: Tensor, by_tall: Tensor, flat: Tensor) -> Tensor:
+    """X'X of X = tall diag(by_tall) flat, float64; products in the dtype of `flat`."""
+    square = torch.zeros(1, flat.shape[1], flat.shape[1], dtype=torch.float64)
+    for start in range(0, len(tall), _ROWS):
+        rows = (tall[start : start + _ROWS].double() * by_tall).to(flat.dtype) @ flat
+        add_symmetric(square, rows.mT[None].double())
+    mirror(square)
+    return square[0]

@@ -1,0 +1,109 @@
+"""First pass over the modules: read the clients' factors, compare them, let them go.
+
+At no time are all clients' factors of all modules in memory. The work on a batch of modules is a
+pure function of its tensors, in `maths`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from clair_cli.engine.engine import Engine
+from clair_cli.engine.factors import RoundFactors, naming_module, previous_of
+from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
+from clair_cli.maths.evidence.own_sizes import OwnSizes, concatenate_sizes, own_sizes, size_alone
+from clair_cli.maths.evidence.side_cores import SideCores, joint_cores, side_cores
+from clair_cli.maths.evidence.wide import wide_evidence
+from clair_cli.maths.factors.grams import grams, packed
+from clair_cli.workflow.batches import batches, kept_grams, largest_ranks, overcomplete
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Numbers about the clients in some modules.
+
+    Attributes:
+        modules: names, in the order of the rows.
+        evidence: on the compared delta weights.
+        sizes: of the clients' own delta weights.
+    """
+
+    modules: tuple[str, ...]
+    evidence: Evidence
+    sizes: OwnSizes
+
+
+def compare(factors: RoundFactors, engine: Engine) -> Comparison:
+    """Norms, pairwise numbers and small cores of every module, in order of name."""
+    round_ = factors.round
+    keep = frozenset(kept_grams(round_)) if factors.cache is None else frozenset()
+    work = partial(compare_batch, keep)
+    parts = list(engine.map("comparing", work, batches(round_, engine.device), factors))
+    found = _joined(parts)
+    for i, module in enumerate(found.modules):
+        if not any(module in adapter.modules for adapter in round_.adapters):
+            alone = previous_of(round_, module)
+            if alone is not None:
+                sizes = found.sizes
+                sizes.previous_norms[i], sizes.previous_components[i] = size_alone(*alone)
+    return found
+
+
+def compare_batch(keep: frozenset[str], factors: RoundFactors, modules: list[str]) -> Comparison:
+    """Compare the clients in some modules of one shape.
+
+    Args:
+        keep: modules whose Grams are kept in `factors.grams`.
+    """
+    round_ = factors.round
+    with naming_module(modules[0]):
+        stack = factors.stack(modules)
+        if overcomplete(round_, modules[0]):
+            found = wide_evidence(stack)
+            return Comparison(tuple(modules), found.evidence, found.sizes)
+        pair = grams(stack)
+        for i, module in enumerate(modules):
+            # not with a batch's zeros beside a client of smaller rank: a merge's stack has none
+            if module in keep and tuple(round_.module_ranks[module]) == pair.ranks:
+                factors.grams[module] = packed(pair.module(i))
+        sizes = own_sizes(pair, round_.previous_rank(modules[0]))
+        return Comparison(tuple(modules), gather(pair), sizes)
+
+
+def _joined(parts: Iterable[Comparison]) -> Comparison:
+    """All batches together, the modules in order of name."""
+    every = list(parts)
+    names = [module for part in every for module in part.modules]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return Comparison(
+        tuple(sorted(names)),
+        concatenate([part.evidence for part in every], order),
+        concatenate_sizes([part.sizes for part in every], order),
+    )
+
+
+def gather_cores(factors: RoundFactors, side: str, engine: Engine) -> SideCores:
+    """Joint cores of all modules on the side whose sharing is decomposed: "output" or "input"."""
+    work, items = partial(cores_of_batch, side), batches(factors.round, engine.device)
+    found: dict[str, SideCores] = {}
+    for cores in engine.map("decomposing", work, items, factors):
+        found.update(cores)
+    return joint_cores([found[module] for module in sorted(found)])
+
+
+def cores_of_batch(side: str, factors: RoundFactors, modules: list[str]) -> dict[str, SideCores]:
+    """One side's cores in some modules of one shape."""
+    round_ = factors.round
+    ranks = largest_ranks(round_, list(round_.module_shapes))
+    with naming_module(modules[0]):
+        kept = [factors.grams[m] for m in modules if m in factors.grams]
+        if len(kept) == len(modules):
+            found = [side_cores(pair.of_clients(), side) for pair in kept]
+        elif overcomplete(round_, modules[0]):
+            found = [wide_evidence(factors.stack(modules)).cores(side)]
+        else:
+            pair = grams(factors.stack(modules))
+            found = [side_cores(pair.module(i), side) for i in range(len(modules))]
+        return {m: one.widened(ranks) for m, one in zip(modules, found, strict=True)}

@@ -1,0 +1,134 @@
+"""One module of the benign clients, refined: the noise off the shared subspace averaged away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clair_cli.engine.factors import RoundFactors, differences_of, naming_module, previous_of
+from clair_cli.maths.factors.coordinates import coordinates
+from clair_cli.maths.factors.lowrank import Product, norm, singular_values, sum_of, svd
+from clair_cli.maths.merge.mean import weighted_sum
+from clair_cli.maths.merge.rounding import WrittenModule
+from clair_cli.maths.refine.refine import OffSubspace, off_subspace, refine_module, shared_subspace
+from clair_cli.workflow.plan import Cut
+from clair_cli.workflow.write import cut_modules
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What is refined, and how.
+
+    Attributes:
+        clients: indices in the round, ascending. weights: one positive number each, summing to 1.
+        side: which side of the delta weights the subspace is taken on: output, input or both.
+        dims: shared dimensions by module, where the judgement found them; else those that hold 90 %
+            of the energy of the mean.
+        local: by client, whether its local delta weights are written as they are.
+    """
+
+    clients: tuple[int, ...]
+    weights: tuple[float, ...]
+    side: str
+    dims: Mapping[str, int] | None
+    local: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """One client's delta weight in one module, refined.
+
+    Attributes:
+        values: singular values of the result, the previous adapter included.
+        distance: norm of (refined - local). local: norm of the local delta weight less the previous
+            adapter's.
+    """
+
+    values: Tensor
+    distance: float
+    local: float
+
+
+class _Module:
+    """One module of the benign clients in coordinates that they share: the differences to the
+    previous adapter, their weighted mean, and the shared subspace."""
+
+    def __init__(
+        self, task: Refinement, factors: RoundFactors, module: str, *, bases: bool = False
+    ) -> None:
+        round_ = factors.round
+        shape, previous = round_.module_shapes[module], previous_of(round_, module)
+        differences = differences_of(round_, module, previous)
+        chosen = [differences[k] for k in task.clients]
+        on_top = [] if previous is None else [previous]
+        self.weights = task.weights
+        self.space = coordinates(
+            [weighted_sum([f], [1.0], shape) for f in (*chosen, *on_top)], bases=bases
+        )
+        self.local, self.previous = self.space.products[: len(chosen)], None
+        if on_top:
+            self.previous = self.space.products[-1]
+        self.mean = sum_of(self.local, self.weights)
+        sizes = [norm(p) for p in self.local]
+        alive = [i for i, s in enumerate(sizes) if s > 0]
+        if alive:
+            dim = _effective_rank(self.mean) if task.dims is None else task.dims[module]
+            members, scales = [self.local[i] for i in alive], [1.0 / sizes[i] for i in alive]
+            self.subspace = shared_subspace(members, scales, task.side, dim)
+        else:
+            self.subspace = shared_subspace([self.mean], [0.0], task.side, 0)
+
+    def result(self, i: int, local: bool) -> Product:
+        """The i-th client's difference, refined or as it is."""
+        return self.local[i] if local else refine_module(self.local[i], self.mean, self.subspace)
+
+    def on_top(self, difference: Product) -> Product:
+        return difference if self.previous is None else difference + self.previous
+
+
+def _effective_rank(mean: Product) -> int:
+    """How many singular values hold 90 % of the energy; 0 for a zero matrix."""
+    values = singular_values(mean)
+    energy = values.square().cumsum(0)
+    if not len(values) or float(energy[-1]) == 0.0:
+        return 0
+    return int((energy < 0.9 * energy[-1]).sum()) + 1
+
+
+def measure(task: Refinement, factors: RoundFactors, module: str) -> OffSubspace:
+    """First look at a module: the clients' noise and differences off the shared subspace."""
+    with naming_module(module):
+        state = _Module(task, factors, module)
+        return off_subspace(
+            state.local, task.weights, state.mean, state.subspace, state.space.shape
+        )
+
+
+def refined_values(task: Refinement, factors: RoundFactors, module: str) -> list[Change]:
+    """Second look at a module: every client's singular values, and how far it is moved."""
+    with naming_module(module):
+        state, found = _Module(task, factors, module), []
+        for i, local in enumerate(task.local):
+            result = state.result(i, local)
+            distance = 0.0 if local else norm(result - state.local[i])
+            values = singular_values(state.on_top(result))
+            found.append(Change(values, distance, norm(state.local[i])))
+        return found
+
+
+def cut_refined(
+    task: Refinement, cuts: Sequence[Cut], factors: RoundFactors, module: str
+) -> list[WrittenModule]:
+    """Third look at a module: every client's factors as they will be written."""
+    with naming_module(module):
+        state = _Module(task, factors, module, bases=True)
+        sixteen = all(cut.torch_dtype.itemsize == 2 for cut in cuts)
+        space = state.space.rounded(torch.float32 if sixteen else torch.float64)
+        written: list[WrittenModule] = []
+        for i, cut in enumerate(cuts):
+            small = svd(state.on_top(state.result(i, task.local[i])))
+            written += cut_modules(cut, [module], space.factored(small)).values()
+        return written

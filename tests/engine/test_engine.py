@@ -1,0 +1,91 @@
+"""Work is described by small values that can be pickled, to run on another machine."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+import clair_cli
+from clair_cli.engine.engine import CpuEngine
+from clair_cli.engine.factors import RoundFactors
+from clair_cli.workflow import run
+from tests.workflow.test_paths import CASES, clients, save
+
+SAMPLE = Path(__file__).parents[2] / "sample_adapters" / "clients"
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class PickledEngine(CpuEngine):
+    """Pickles all work, items and results, as an engine of several machines would."""
+
+    stages: set[str]
+
+    def map(
+        self,
+        stage: str,
+        work: Callable[[RoundFactors, T], R],
+        items: Iterable[T],
+        factors: RoundFactors,
+        *,
+        on_device: bool = True,
+    ) -> Iterator[R]:
+        every = list(items)
+        for described in (work, *every):
+            assert len(pickle.dumps(described)) < 4000
+        work, every = pickle.loads(pickle.dumps((work, every)))
+        self.stages.add(stage)
+        for result in super().map(stage, work, every, factors, on_device=on_device):
+            yield pickle.loads(pickle.dumps(result))
+
+
+@pytest.fixture
+def pickled(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Call a function with such an engine; every stage must have run on it."""
+
+    def call(function: Callable[..., Any], stages: str, *args: Any, **options: Any) -> Any:
+        engine = PickledEngine(2, lambda *_: None)
+        engine.stages = set()
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "make_engine", lambda _: engine)
+            result = function(*args, **options)
+        assert engine.stages >= set(stages.split())
+        return result
+
+    return call
+
+
+def equal(one: Any, other: Any) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert tensor.numpy().tobytes() == other[name].numpy().tobytes()
+
+
+def test_a_merge(pickled: Callable[..., Any]) -> None:
+    options = {"dtype": "float32"}
+    found = pickled(clair_cli.merge, "comparing merging writing", SAMPLE, **options)
+    equal(clair_cli.merge(SAMPLE, **options).tensors, found.tensors)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_way_to_merge(pickled: Callable[..., Any], case: str) -> None:
+    options = {"allow_undetermined": True, "rank": 16, "dtype": "float32"}
+    stages = "comparing merging writing"
+    found = pickled(clair_cli.merge, stages, clients(case), **options)
+    equal(clair_cli.merge(clients(case), **options).tensors, found.tensors)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_refinement(pickled: Callable[..., Any], tmp_path: Path, later: bool) -> None:
+    folder, options = save(tmp_path / "clients", 32), dict[str, Any]()
+    if later:
+        clair_cli.merge(folder, tmp_path / "before")
+        options = {"previous": tmp_path / "before", "allow_undetermined": True}
+    stages = "comparing measuring refining writing"
+    found = pickled(clair_cli.refine, stages, folder, **options)
+    for name, (tensors, _) in clair_cli.refine(folder, **options).adapters.items():
+        equal(tensors, found.adapters[name][0])
