@@ -15,7 +15,7 @@ MAY_IMPORT: dict[str, str] = {
     "errors": "",
     "version": "",
     "text": "errors",
-    # maths: torch only
+    # maths: torch, numpy and scipy only
     "maths": "",
     "maths.factors": "",
     "maths.evidence": "maths.factors",
@@ -136,6 +136,14 @@ def test_no_row_of_the_table_looks_down() -> None:
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_imports_point_one_way(path: Path) -> None:
     assert breaches(path.read_text(encoding="utf-8"), module_of(path)) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_scipy_is_imported_only_inside_functions(path: Path) -> None:
+    """It takes a third of a second: `import clair_cli.maths` and `--help` do without it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    at_once = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert not any("scipy" in ast.unparse(node) for node in at_once)
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:

@@ -187,7 +187,7 @@ def _internal_text(error: Exception) -> str:
     elif isinstance(error, ImportError):
         name = printable((error.name or "a library").partition(".")[0])
         text = f"clair: can't import {name}: {printable(str(error))}\n"
-        known = ("torch", "numpy", "safetensors", "rich")
+        known = ("torch", "numpy", "scipy", "safetensors", "rich")
         text += f"  fix       pip install {name}\n" if name in known else ""
     else:
         text = f"clair: internal error: {type(error).__name__}: {printable(str(error))}\n"

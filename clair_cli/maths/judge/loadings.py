@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clair_cli.maths.evidence.pair_levels import PairLevels
-from clair_cli.maths.judge.groups import components
 from clair_cli.maths.judge.thresholds import (
     COPY_DISTANCE,
     COPY_QUANTILE,
@@ -110,6 +109,8 @@ def near_copies(levels: PairLevels, clients: Sequence[int]) -> dict[int, int]:
     members = list(clients)
     if len(members) < MIN_WITH_COPIES:
         return {}
+    from scipy.sparse.csgraph import connected_components  # a fifth of a second
+
     table = levels.mean[np.ix_(members, members)]
     known = [row[~np.isnan(row)] for row in table]  # neither itself nor without a common module
     typical = np.array([np.quantile(row, COPY_QUANTILE) if len(row) else 0.0 for row in known])
@@ -118,7 +119,9 @@ def near_copies(levels: PairLevels, clients: Sequence[int]) -> dict[int, int]:
     if middle > 0:
         expected = np.clip(np.outer(typical, typical) / middle, 0.0, 1.0)
     alike = 1.0 - table <= COPY_DISTANCE * (1.0 - expected)  # never where NaN
-    first = components(alike | alike.T)
+    _, label = connected_components(alike, directed=False)
+    _, first_of = np.unique(label, return_index=True)
+    first = first_of[label]
     return {k: members[first[i]] for i, k in enumerate(members) if first[i] != i}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.pair_levels import MIN_MODULES, PairLevels
 from clair_cli.maths.judge.client_scores import CLIENT_SCORES, median_ratio
-from clair_cli.maths.judge.groups import Alignment, alignment, student_cdf
+from clair_cli.maths.judge.groups import Alignment, alignment
 from clair_cli.maths.judge.thresholds import MIN_MEMBERS, ODD_RATIO
 
 
@@ -100,9 +100,11 @@ def member_probability(ratios: Sequence[float], client: int, members: Sequence[i
     others = torch.tensor([ratios[j] for j in members if j != client], dtype=torch.float64)
     if len(others) < 3 or ratios[client] != ratios[client]:
         return 1.0
+    from scipy.special import stdtr  # Student's t; a fifth of a second
+
     spread = float(others.std()) * (1.0 + 1.0 / len(others)) ** 0.5
     depth = (float(others.mean()) - ratios[client]) / max(spread, 1e-12)
-    return student_cdf(-depth, len(others) - 1)
+    return float(stdtr(len(others) - 1, -depth))
 
 
 def odd_modules(similarities: Tensor, client: int, members: Sequence[int]) -> tuple[int, ...]:
