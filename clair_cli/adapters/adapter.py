@@ -5,36 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from clair_cli.adapters.config import AdapterConfig
 from clair_cli.adapters.layout import Layout
 from clair_cli.adapters.names.parts import Format
+from clair_cli.formats.safetensors.source import TensorSource, tensor_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class TensorSource(Protocol):
-    """Where an adapter's tensors come from: a file on disk or memory.
-
-    `read` gives the very bytes that were judged first, or raises `RejectedClient`
-    ("changed while reading"): a digest per tensor is taken when the source is opened.
-    """
-
-    def read(self, key: str) -> Tensor: ...
-
-    def number(self, key: str) -> float:
-        """The value of a tensor with one element."""
-        ...
-
-    def looks_unchanged(self) -> bool:
-        """Whether what was read before can be used without another look at the bytes."""
-        ...
-
-    def digest(self, key: str) -> bytes:
-        """Of the tensor's bytes as first read: the same for the same values in any file."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -109,10 +88,10 @@ class Adapter:
         """A digest of what the adapter says: modules, scales and values, in hex. Names of clients,
         files and tensors, the layout of a file and what else is in its header play no part.
         """
-        whole = hashlib.sha256()
+        whole, tensors = hashlib.sha256(), self.source.tensors
         for name, m in sorted(self.modules.items()):
             whole.update(repr((name, m.rank, m.layout, m.dtype, m.scaling)).encode("utf-8"))
-            whole.update(self.source.digest(m.key_A) + self.source.digest(m.key_B))
+            whole.update(tensors[m.key_A].digest + tensors[m.key_B].digest)
         return whole.hexdigest()
 
     def factors(self, module: str) -> tuple[Tensor, Tensor]:
@@ -133,7 +112,8 @@ class Adapter:
             KeyError, RejectedClient: as `factors`.
         """
         entry = self.modules[module]
-        return entry.layout.flat(self.source.read(entry.key_A), self.source.read(entry.key_B))
+        lora_A, lora_B = (tensor_of(self.source, key) for key in (entry.key_A, entry.key_B))
+        return entry.layout.flat(lora_A, lora_B)
 
 
 def _recompressed(lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:

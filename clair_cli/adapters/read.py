@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
-from clair_cli.adapters.adapter import Adapter, LoraModule, TensorSource
+from clair_cli.adapters.adapter import Adapter, LoraModule
 from clair_cli.adapters.config import AdapterConfig
 from clair_cli.adapters.layout import layout_of
-from clair_cli.adapters.names.pair import pair_keys
 from clair_cli.adapters.names.parts import KeyMap, KeyPair
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.limits import Limits, remedy
-from clair_cli.formats.safetensors.check import open_safetensors
-from clair_cli.formats.safetensors.reader import INTEGER_DTYPES, TORCH_DTYPES, TensorEntry
+from clair_cli.formats.safetensors.source import (
+    INTEGER_DTYPES,
+    TORCH_DTYPES,
+    TensorEntry,
+    TensorSource,
+    number_of,
+)
 from clair_cli.text import quoted
 
 _WIDER = {  # of two dtypes that differ, one that holds the values of both
@@ -30,71 +33,40 @@ _EXPONENTS_F32, _NORMAL_F64 = (-149, 128), -1022
 ALPHA_TOLERANCE = 0.01  # an alpha in bfloat16 has three digits
 
 
-def read_adapter(
-    name: str,
-    weights_path: Path,
-    config: AdapterConfig,
-    limits: Limits | None = None,
-    *,
-    notes: Iterable[str] = (),
-) -> Adapter:
-    """Open one weights file and check it against its config.
-
-    Args:
-        name: the client's name.
-        weights_path: a `.safetensors` file; its last component may not be a link.
-        config: from `parse_config` or `assumed_config`.
-        limits: default `Limits()`.
-        notes: put before the reader's own.
-
-    Raises:
-        RejectedClient: with client, module and path where known.
-    """
-    limits = limits or Limits()
-    shown = weights_path.as_posix()
-    try:
-        file = open_safetensors(weights_path, limits)
-        return build_adapter(
-            name, shown, file.sha256, file.tensors, file, config, limits, notes=notes
-        )
-    except RejectedClient as error:
-        error.client = error.client or name
-        error.path = error.path or shown
-        raise
-
-
 def build_adapter(
     name: str,
     path: str,
     sha256: str,
-    tensors: Mapping[str, TensorEntry],
     source: TensorSource,
+    keys: KeyMap,
     config: AdapterConfig,
     limits: Limits,
     *,
-    keys: KeyMap | None = None,
     notes: Iterable[str] = (),
 ) -> Adapter:
     """Turn checked tensors, from a file or from memory, into an adapter.
 
     Args:
-        keys: from `pair_keys`, if it was asked before.
+        name, path, sha256: as in `Adapter`.
+        source: of the tensors that `keys` names, and of no others.
+        keys: from `pair_keys`.
+        config: from `parse_config`, `assumed_config` or `inside_config`.
+        limits: of them, the rank.
+        notes: put before the config's and the pairs'.
 
     Raises:
         RejectedClient: tensors that are not LoRA pairs, of a wrong dtype, shape or rank, not
             finite, or at odds with the config. Sets `module` where one is to blame.
     """
-    if keys is None:
-        keys = pair_keys({key: entry.shape for key, entry in tensors.items()})
     alphas = {pair.key_alpha for pair in keys.pairs}
-    for entry in tensors.values():
+    for entry in source.tensors.values():
         _check_values(entry, may_be_integer=entry.name in alphas)
     config.check_patterns(pair.module for pair in keys.pairs)
     modules = {}
     for pair in keys.pairs:
         try:
-            modules[pair.module] = _module(pair, keys, tensors, source, config, limits)
-            _check_magnitude(modules[pair.module], tensors)
+            modules[pair.module] = _module(pair, keys, source, config, limits)
+            _check_magnitude(modules[pair.module], source.tensors)
         except RejectedClient as error:
             error.module = error.module or pair.module
             raise
@@ -153,12 +125,11 @@ def _check_exponent(entry: TensorEntry) -> None:
 def _module(
     pair: KeyPair,
     keys: KeyMap,
-    tensors: Mapping[str, TensorEntry],
     source: TensorSource,
     config: AdapterConfig,
     limits: Limits,
 ) -> LoraModule:
-    entry_A, entry_B = tensors[pair.key_A], tensors[pair.key_B]
+    entry_A, entry_B = source.tensors[pair.key_A], source.tensors[pair.key_B]
     names = (f"tensor {quoted(pair.key_A)}", f"tensor {quoted(pair.key_B)}")
     layout, rank = layout_of(entry_A.shape, entry_B.shape, embedding=pair.embedding, names=names)
     if rank > limits.max_rank:
@@ -175,7 +146,7 @@ def _module(
             found=f"rank {rank} in the tensors",
             expected=f"rank {expected} from the config",
         )
-    alpha, scaling = _scale(pair, keys, tensors, source, config, rank)
+    alpha, scaling = _scale(pair, keys, source, config, rank)
     if not math.isfinite(scaling):
         raise RejectedClient(f"scaling is {scaling}", expected="a finite number")
     return LoraModule(
@@ -194,7 +165,6 @@ def _module(
 def _scale(
     pair: KeyPair,
     keys: KeyMap,
-    tensors: Mapping[str, TensorEntry],
     source: TensorSource,
     config: AdapterConfig,
     rank: int,
@@ -205,7 +175,7 @@ def _scale(
     """
     alpha, scaling = config.alpha_for(pair.module, rank), config.scaling(pair.module, rank)
     if pair.key_alpha is not None:
-        inside = _alpha_value(tensors[pair.key_alpha], source)
+        inside = _alpha_value(pair.key_alpha, source)
         where = f"alpha {inside:g}"
     elif keys.format == "kohya":
         inside, where = float(rank), f"no alpha, which means {rank},"
@@ -222,11 +192,11 @@ def _scale(
     return inside, inside / rank
 
 
-def _alpha_value(entry: TensorEntry, source: TensorSource) -> float:
-    where = f"alpha tensor {quoted(entry.name)}"
-    if math.prod(entry.shape) != 1:
-        raise RejectedClient(f"{where} has shape {entry.shape}", expected="one number")
-    value = source.number(entry.name)
+def _alpha_value(key: str, source: TensorSource) -> float:
+    where, shape = f"alpha tensor {quoted(key)}", source.tensors[key].shape
+    if math.prod(shape) != 1:
+        raise RejectedClient(f"{where} has shape {shape}", expected="one number")
+    value = number_of(source, key)
     if value == 0:
         raise RejectedClient(
             f"{where} is 0, which some loaders take for a zero update and others for alpha = rank",

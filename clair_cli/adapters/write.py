@@ -8,15 +8,10 @@ from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clair_cli.adapters.adapter import Adapter
-from clair_cli.formats.safetensors.writer import SafetensorsParts, memory_of
+from clair_cli.formats.safetensors.writer import SafetensorsParts
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """The elements in C order, little-endian; any shape, any device."""
-    return bytes(memory_of(tensor))
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

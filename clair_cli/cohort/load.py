@@ -203,11 +203,10 @@ def _load_one(
             name,
             shown,
             sha256,
-            file.tensors,
             file,
+            keys,
             config,
             limits,
-            keys=keys,
             notes=(*candidate.notes, *notes),
         )
     except FAILURES as error:

@@ -14,15 +14,15 @@ from clair_cli.adapters.config import parse_config
 from clair_cli.adapters.config_source import inside_config
 from clair_cli.adapters.names.pair import pair_keys
 from clair_cli.adapters.read import build_adapter
-from clair_cli.adapters.write import config_json, safetensors_bytes, tensor_bytes
+from clair_cli.adapters.write import config_json, safetensors_bytes
 from clair_cli.cohort.load import similar_names
 from clair_cli.cohort.model import Cohort, Rejection, rejection
 from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.formats.files import FAILURES, as_rejection
 from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.safetensors.elements import look_at
-from clair_cli.formats.safetensors.reader import TensorEntry, digest_of
-from clair_cli.formats.safetensors.writer import DTYPE_NAMES
+from clair_cli.formats.safetensors.source import TensorEntry, digest_of
+from clair_cli.formats.safetensors.writer import DTYPE_NAMES, memory_of
 from clair_cli.formats.strict_json import check_depth
 from clair_cli.text import quoted
 
@@ -31,35 +31,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MemorySource:
-    """Tensors of a state dict; not copied, so each read checks that they are still the same."""
+class TensorsInMemory:
+    """A state dict as a `TensorSource`. The caller's tensors are not copied.
 
-    tensors: Mapping[str, Tensor]
-    digests: Mapping[str, bytes]
+    Attributes:
+        state: name to a dense tensor with values, on any device.
+        tensors: see `TensorSource`.
+    """
 
-    def read(self, key: str) -> Tensor:
-        """The caller's tensor, detached, on the CPU.
+    state: Mapping[str, Tensor]
+    tensors: Mapping[str, TensorEntry]
 
-        Raises:
-            KeyError: no such tensor.
-            RejectedClient: its values changed since they were checked.
-        """
-        tensor = self.tensors[key].detach().cpu()
-        if digest_of(tensor_bytes(tensor)) != self.digests[key]:
-            raise RejectedClient(f"tensor {quoted(key)} changed while reading")
-        return tensor
-
-    def number(self, key: str) -> float:
-        """The value of a tensor with one element."""
-        return float(self.read(key))
-
-    def looks_unchanged(self) -> bool:
-        """Never known: somebody else holds the tensors."""
-        return False
-
-    def digest(self, key: str) -> bytes:
-        """Of one tensor's bytes when it was checked."""
-        return self.digests[key]
+    def raw(self, *keys: str) -> memoryview:
+        """See `TensorSource.raw`; the caller may have written to a tensor, so each read compares
+        its digest."""
+        parts = [memory_of(self.state[key]) for key in keys]
+        for key, part in zip(keys, parts, strict=True):
+            if digest_of(part) != self.tensors[key].digest:
+                raise RejectedClient(f"tensor {quoted(key)} changed while reading")
+        return parts[0] if len(parts) == 1 else memoryview(bytearray().join(parts))
 
 
 def adapters_from_memory(
@@ -134,9 +124,9 @@ def _adapter(name: str, state: Any, config: Any, limits: Limits) -> Adapter:
         except (TypeError, ValueError) as error:
             raise RejectedClient(f"adapter config can't be written as JSON: {error}") from None
     data = safetensors_bytes(tensors, {}) + text.encode("utf-8")
-    source = MemorySource(tensors, {key: entry.digest for key, entry in entries.items()})
+    source = TensorsInMemory(tensors, entries)
     sha256 = hashlib.sha256(data).hexdigest()
-    return build_adapter(name, "", sha256, entries, source, parsed, limits, keys=keys, notes=notes)
+    return build_adapter(name, "", sha256, source, keys, parsed, limits, notes=notes)
 
 
 def _as_tensor(value: Any) -> Any:
@@ -171,7 +161,7 @@ def _entry(key: str, tensor: Tensor, limits: Limits) -> TensorEntry:
         )
     if 0 in shape:
         raise RejectedClient(f"tensor {quoted(key)}: shape {shape} has an axis of length 0")
-    data = tensor_bytes(tensor)
+    data = memory_of(tensor)
     count, first, exponent = look_at(data, dtype)
     return TensorEntry(key, dtype, shape, 0, len(data), digest_of(data), count, first, exponent)
 

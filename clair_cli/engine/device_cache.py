@@ -17,12 +17,13 @@ from torch import Tensor
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.cohort.round import Round, losing
 from clair_cli.engine.device import Device
-from clair_cli.formats.safetensors.reader import TORCH_DTYPES, SafetensorsFile
+from clair_cli.formats.safetensors.reader import SafetensorsFile
+from clair_cli.formats.safetensors.source import TORCH_DTYPES, runs
 from clair_cli.maths.factors.stack import FactorStack, common_dtype
 
 # Share of a device's memory that the files may take.
 _SHARE = 0.25
-# Bytes that are read, checked and sent at once.
+# Bytes that are read, checked and sent at once, if no tensor is larger.
 _PIECE_BYTES = 4 * 2**20
 # A row of a matrix of files begins at a multiple of this many bytes.
 _ALIGNED = 16
@@ -246,16 +247,10 @@ def _losing(adapter: Adapter) -> Iterator[SafetensorsFile]:
 def _copy(device: Device, item: tuple[Adapter, Tensor]) -> None:
     """Read one file, check its bytes, and copy them into its row on the device."""
     adapter, row = item
-    size = _data_bytes(adapter)
-    pieces = [(begin, min(begin + _PIECE_BYTES, size)) for begin in range(0, size, _PIECE_BYTES)]
     with _losing(adapter) as file:
-        held = file.held(0, size)
-        with contextlib.nullcontext(None) if held is not None else file.read_again() as fill:
-            for begin, end in pieces:
-                buffer = torch.empty(end - begin, dtype=torch.uint8, pin_memory=device.pinned)
-                if fill is not None:
-                    fill(buffer.numpy().data)
-                elif held is not None:  # torch copies it beside what other threads do
-                    buffer.copy_(torch.frombuffer(held[begin:end], dtype=torch.uint8))
-                row[begin:end].copy_(buffer, non_blocking=True)
+        for run in runs(file.tensors.values(), _PIECE_BYTES):
+            data = torch.frombuffer(file.raw(*(e.name for e in run)), dtype=torch.uint8)
+            buffer = torch.empty(len(data), dtype=torch.uint8, pin_memory=device.pinned)
+            buffer.copy_(data)  # by torch, which lets other threads run meanwhile
+            row[run[0].begin : run[-1].end].copy_(buffer, non_blocking=True)
     device.wait()

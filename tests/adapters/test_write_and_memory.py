@@ -244,6 +244,9 @@ def test_memory_is_checked_like_files() -> None:
     expected = safetensors_bytes(good, {}) + config_json(config()).encode()
     assert adapter.sha256 == hashlib.sha256(expected).hexdigest()
     assert adapter.factors("layers.0.q_proj")[0].data_ptr() == good[key].data_ptr()
+    other = list(good)[1]
+    both = adapter.source.raw(key, other)
+    assert bytes(both) == good[key].numpy().tobytes() + good[other].numpy().tobytes()
     good[key][0, 0] += 1
     with pytest.raises(RejectedClient, match="changed while reading"):
         adapter.factors("layers.0.q_proj")

@@ -172,7 +172,7 @@ def test_during_the_first_pass(
     changed = 0
     for key in file.tensors:
         try:
-            file.read(key)
+            file.raw(key)
         except RejectedClient as error:
             assert "changed while reading" in error.message
             changed += 1

@@ -14,6 +14,7 @@ from clair_cli.errors import RejectedClient
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.safetensors.check import open_safetensors
 from clair_cli.formats.safetensors.reader import KeptBytes, SafetensorsFile
+from clair_cli.formats.safetensors.source import tensor_of
 
 ROOM = 2**20
 
@@ -48,7 +49,7 @@ def test_what_was_checked_arrives_without_the_file(tmp_path: Path, kept: KeptByt
         os.utime(file.path, ns=(1, 1))
     for name in ("c", "a", "b", "a"):
         for k, file in enumerate(files):
-            assert torch.equal(file.read(name), tensors(k)[name])
+            assert torch.equal(tensor_of(file, name), tensors(k)[name])
 
 
 def test_tensors_in_odd_places_are_read_as_well(tmp_path: Path, kept: KeptBytes) -> None:
@@ -61,7 +62,7 @@ def test_tensors_in_odd_places_are_read_as_well(tmp_path: Path, kept: KeptBytes)
     text = json.dumps(header).encode()
     data = len(text).to_bytes(8, "little") + text + b"abc" + values.numpy().tobytes()
     path.write_bytes(data)
-    found = open_safetensors(path, Limits(), memory=kept).read("y")
+    found = tensor_of(open_safetensors(path, Limits(), memory=kept), "y")
     assert torch.equal(found, values)
     assert found.data_ptr() % 4 == 0
 
@@ -71,15 +72,15 @@ def test_a_file_that_changed_is_read_again_and_told(tmp_path: Path, kept: KeptBy
     file = opened(path, tensors(1), kept)
     path.write_bytes(safetensors_bytes(tensors(2), {}))
     with pytest.raises(RejectedClient, match="changed while reading tensor"):
-        file.read("a")
+        file.raw("a")
 
 
 def test_without_room_the_file_is_read(tmp_path: Path, kept: KeptBytes) -> None:
     large = opened(tmp_path / "a.safetensors", tensors(1, ROOM // 8), kept)
     small = opened(tmp_path / "b.safetensors", tensors(2), kept)
     assert large.kept is None and small.kept is not None
-    assert torch.equal(large.read("c"), tensors(1, ROOM // 8)["c"])
-    assert torch.equal(small.read("c"), tensors(2)["c"])
+    assert torch.equal(tensor_of(large, "c"), tensors(1, ROOM // 8)["c"])
+    assert torch.equal(tensor_of(small, "c"), tensors(2)["c"])
 
 
 def test_a_rejected_file_keeps_nothing(tmp_path: Path, kept: KeptBytes) -> None:

@@ -19,6 +19,8 @@ from clair_cli.adapters.write import safetensors_bytes
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.safetensors.check import CHUNK_BYTES, open_safetensors
+from clair_cli.formats.safetensors.reader import KeptBytes
+from clair_cli.formats.safetensors.source import number_of, runs, tensor_of
 from tests.hostile import entry, pair, raw_file
 
 E8 = bytes(8)
@@ -148,15 +150,14 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
     assert file.metadata == {"format": "pt"}
     assert file.tensors.keys() == tensors.keys()
     for name in "abcd":
-        read = file.read(name)
+        read = tensor_of(file, name)
         assert read.dtype == tensors[name].dtype
         assert torch.equal(read, tensors[name])
-    assert file.read("f").item() == 8
+    assert tensor_of(file, "f").item() == 8
     assert file.tensors["e"].dtype == "I8"
-    with pytest.raises(RejectedClient, match="dtype I8"):
-        file.read("e")
-    with pytest.raises(KeyError):
-        file.read("z")
+    for key in ("e", "z"):
+        with pytest.raises(KeyError):
+            tensor_of(file, key)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_a_change_after_opening_is_noticed(tmp_path: Path, change: str) -> None:
     path.write_bytes(data)
     file = open_safetensors(path, Limits())
     key = list(file.tensors)[-1]
-    assert torch.equal(file.read(key), pair()[key])
+    assert torch.equal(tensor_of(file, key), pair()[key])
     if change == "remove":
         path.unlink()
         words = "unreadable"
@@ -192,7 +193,7 @@ def test_a_change_after_opening_is_noticed(tmp_path: Path, change: str) -> None:
         path.write_bytes(data[:-1] if change == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
         words = "changed while reading"
     with pytest.raises(RejectedClient, match=words):
-        file.read(key)
+        file.raw(key)
 
 
 @settings(
@@ -246,21 +247,21 @@ def test_a_number_is_read_without_torch(tmp_path: Path, dtype: torch.dtype) -> N
     other = torch.tensor([3.0])
     safetensors.torch.save_file({"alpha": torch.tensor(-24, dtype=dtype), "b": other}, path)
     opened = open_safetensors(path, Limits())
-    assert (opened.number("alpha"), opened.number("b")) == (-24.0, 3.0)
+    assert (number_of(opened, "alpha"), number_of(opened, "b")) == (-24.0, 3.0)
     data = bytearray(path.read_bytes())
     data[opened.data_start + opened.tensors["alpha"].begin] ^= 1
     path.write_bytes(data)
     with pytest.raises(RejectedClient, match="changed while reading"):
-        opened.number("alpha")
+        number_of(opened, "alpha")
 
 
 @pytest.mark.parametrize("change", ["bytes", "size", "another file", "gone", "a link"])
-def test_a_file_that_changed_does_not_look_unchanged(tmp_path: Path, change: str) -> None:
+def test_another_file_or_another_time_is_a_change(tmp_path: Path, change: str) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(safetensors_bytes({"a": torch.zeros(3)}, {}))
     os.utime(path, ns=(1, 1))
     opened = open_safetensors(path, Limits())
-    assert opened.looks_unchanged()
+    opened.check_unchanged()
     if change == "bytes":
         path.write_bytes(safetensors_bytes({"a": torch.ones(3)}, {}))
     elif change == "size":
@@ -277,4 +278,27 @@ def test_a_file_that_changed_does_not_look_unchanged(tmp_path: Path, change: str
         else:
             path.unlink()
             path.symlink_to(other)
-    assert not opened.looks_unchanged()
+    with pytest.raises(RejectedClient, match="changed while reading"):
+        opened.check_unchanged()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_neighbours_are_read_at_once(tmp_path: Path, kept: bool) -> None:
+    """And each of them is compared: the error names the one that changed."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors_bytes({k: torch.full((3,), float(ord(k))) for k in "abc"}, {}))
+    file = open_safetensors(path, Limits(), memory=KeptBytes(1000) if kept else None)
+    entries = list(file.tensors.values())
+    assert [[e.name for e in run] for run in runs(entries, 24)] == [["a", "b"], ["c"]]
+    assert [[e.name for e in run] for run in runs(entries, 23)] == [["a"], ["b"], ["c"]]
+    assert bytes(file.raw("a", "b", "c")) == path.read_bytes()[file.data_start :]
+    assert bytes(file.raw("b", "c")) == bytes(file.raw("b")) + bytes(file.raw("c"))
+    with pytest.raises(AssertionError, match="apart"):
+        file.raw("a", "c")
+    data = bytearray(path.read_bytes())
+    data[file.data_start + 12] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(RejectedClient, match="changed while reading tensor 'b'"):
+        file.raw("a", "b", "c")
+    assert len(file.raw("c")) == 12

@@ -13,13 +13,8 @@ from clair_cli.errors import RejectedClient
 from clair_cli.formats.files import open_regular, read_exactly, read_into, sniff
 from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.safetensors.header import DTYPE_BITS, HeaderEntry, parse_header
-from clair_cli.formats.safetensors.reader import (
-    DIGEST_BYTES,
-    KeptBytes,
-    SafetensorsFile,
-    TensorEntry,
-    stamp_of,
-)
+from clair_cli.formats.safetensors.reader import KeptBytes, SafetensorsFile, stamp_of
+from clair_cli.formats.safetensors.source import DIGEST_BYTES, TensorEntry, runs
 
 CHUNK_BYTES = 2 * 1024 * 1024
 
@@ -83,7 +78,7 @@ def _scan(
     start = 8 + len(header)
     kept = None if memory is None else memory.take(size - start)
     tensors = {}
-    for run in _runs(entries):
+    for run in runs(entries, CHUNK_BYTES):
         begin, end = run[0].begin, run[-1].end
         chunks = _chunks(fd, end - begin, None if kept is None else kept[begin:end])
         for entry, pieces in _pieces(run, _hashed(chunks, whole)):
@@ -143,18 +138,6 @@ def _chunks(fd: int, count: int, into: memoryview | None) -> Iterator[bytes | me
         yield chunk
 
 
-def _runs(entries: Sequence[HeaderEntry]) -> Iterator[list[HeaderEntry]]:
-    """Tensors that are read at once: those of a chunk, or a larger one alone."""
-    run: list[HeaderEntry] = []
-    for entry in entries:
-        if run and entry.end - run[0].begin > CHUNK_BYTES:
-            yield run
-            run = []
-        run.append(entry)
-    if run:
-        yield run
-
-
 def _hashed(chunks: Iterator[bytes | memoryview], whole: hashlib._Hash) -> Iterator[memoryview]:
     for chunk in chunks:
         whole.update(chunk)
@@ -174,7 +157,7 @@ def _pieces(
 
 
 def _looked_at(entry: HeaderEntry, chunks: Iterable[memoryview]) -> TensorEntry:
-    # imported after a fork, if there is one: numpy starts threads
+    # imported where numpy is needed: it starts threads
     from clair_cli.formats.safetensors.elements import NO_EXPONENT, look_at
 
     digest = hashlib.sha256()

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from clair_cli.formats.safetensors.header import METADATA
+from clair_cli.formats.safetensors.source import INTEGER_DTYPES, TORCH_DTYPES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,15 +21,8 @@ if TYPE_CHECKING:
 Parts = Sequence[bytes | memoryview]
 """A file's bytes, to be put one after the other."""
 
-DTYPE_NAMES = {
-    "torch.float64": "F64",
-    "torch.float32": "F32",
-    "torch.float16": "F16",
-    "torch.bfloat16": "BF16",
-    "torch.int64": "I64",
-    "torch.int32": "I32",
-    "torch.int16": "I16",
-}
+DTYPE_NAMES = {f"torch.{name}": code for code, name in (TORCH_DTYPES | INTEGER_DTYPES).items()}
+"""The header's name of a torch dtype, by its `str`."""
 
 
 def memory_of(tensor: Tensor) -> memoryview:
