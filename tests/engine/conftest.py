@@ -9,11 +9,13 @@ import torch
 
 from clair_cli.engine import engine
 from clair_cli.engine.device import Device
-from tests.pretend import device as pretend
+from tests.engine import pretend
 
 
-@pytest.fixture(autouse=True, scope="session")
-def registered() -> None:
+@pytest.fixture(scope="session")
+def pretend_device() -> None:
+    """Known to torch from now on, since torch can't be told to forget a device: it is no harm to
+    the tests that do not ask for it."""
     try:
         pretend.register()
     except ImportError:
@@ -21,7 +23,7 @@ def registered() -> None:
 
 
 @pytest.fixture
-def far(monkeypatch: pytest.MonkeyPatch) -> Any:
+def far(pretend_device: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Call something with everything on the device; it must have done some work."""
 
     def call(

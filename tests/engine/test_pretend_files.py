@@ -23,9 +23,11 @@ from clair_cli.maths.factors.stack import stack_factors
 from clair_cli.settings import make_settings
 from clair_cli.workflow import read as reading
 from clair_cli.workflow.read import read_cohort
-from tests.pretend import device as pretend
-from tests.pretend.alike import same
+from tests.engine import pretend
+from tests.engine.pretend import same
 from tests.workflow.test_paths import losing_c1, save
+
+pytestmark = pytest.mark.usefixtures("pretend_device")
 
 
 def mixed(folder: Path) -> Path:
