@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from clair_cli.adapters.write import safetensors_bytes
-from clair_cli.cohort.load import load_cohort
+from clair_cli.cohort.find import find_clients
+from clair_cli.cohort.load import cohort_of, load_client
 from clair_cli.cohort.model import Cohort
+from clair_cli.formats.limits import Limits
 
 PREFIX = "base_model.model."
 
@@ -72,6 +76,19 @@ def client(
     (path / "adapter_model.safetensors").write_bytes(data)
     (path / "adapter_config.json").write_text(json.dumps(config() if fields is None else fields))
     return path
+
+
+def load_cohort(
+    folder: Path,
+    *,
+    assume_alpha: float | str | None = None,
+    exclude: Sequence[str] = (),
+    limits: Limits | None = None,
+) -> Cohort:
+    """A folder's clients, as a run reads them, but on one thread."""
+    listing = find_clients(folder, exclude=exclude, limits=limits)
+    load = partial(load_client, assume_alpha=assume_alpha, limits=limits)
+    return cohort_of(listing, map(load, listing.candidates))
 
 
 def rejected(cohort: Cohort) -> dict[str, str]:

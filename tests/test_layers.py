@@ -181,7 +181,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         ("clair_cli.cli.render", "import torch"),
         ("clair_cli.workflow.run", "from clair_cli.cli.render import render"),
         ("clair_cli.cli.app", "from clair_cli.maths.judge import prox"),
-        ("clair_cli.cli.app", "from clair_cli.cohort.load import load_cohort"),
+        ("clair_cli.cli.app", "from clair_cli.cohort.load import load_client"),
         ("clair_cli.cli.app", "def f():\n    import numpy as np"),
         ("clair_cli.report.model", "from clair_cli import __version__"),
     ],

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
-from clair_cli.cohort.load import load_cohort
+from clair_cli.adapters.adapter import Adapter
+from clair_cli.cohort.find import find_clients
+from clair_cli.cohort.load import load_client
 from clair_cli.maths.evidence.gather import gather
 from clair_cli.maths.evidence.similarity import STACKINGS
 from clair_cli.maths.evidence.wide import wide_evidence
@@ -30,7 +32,8 @@ def main() -> None:
     parser.add_argument("--modules", type=int, default=7, help="the first so many")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    adapters = load_cohort(given.cohort).adapters
+    read = map(load_client, find_clients(given.cohort).candidates)
+    adapters = [adapter for adapter in read if isinstance(adapter, Adapter)]
     apart = ~torch.eye(len(adapters), dtype=torch.bool)
     print(f"{len(adapters)} clients; differences of similarities: largest, mean, root mean square")
     print(f"{'module':32}{'out x in':>14}{'wide s':>8}{'Grams s':>8}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from clair_cli.adapters import patterns
 from clair_cli.adapters.variants import guarded_init, init_effect, refuse_variants
-from clair_cli.errors import RejectedClient
+from clair_cli.errors import RejectedClient, UsageError
 from clair_cli.text import first_few, quoted
 
 
@@ -169,12 +169,12 @@ def assumed_config(assume_alpha: float | str) -> AdapterConfig:
         assume_alpha: finite alpha of every module, or "rank" for alpha = rank (scaling 1).
 
     Raises:
-        ValueError: neither a finite number nor "rank".
+        UsageError: neither a finite number nor "rank".
     """
     if assume_alpha == "rank":
         return AdapterConfig(peft_type="LORA", r=None, lora_alpha=None)
     if isinstance(assume_alpha, (bool, str)) or not math.isfinite(assume_alpha):
-        raise ValueError(f"assumed alpha must be a finite number or 'rank', got {assume_alpha!r}")
+        raise UsageError(f"assumed alpha must be a finite number or 'rank', got {assume_alpha!r}")
     return AdapterConfig(peft_type="LORA", r=None, lora_alpha=float(assume_alpha))
 
 

@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import stat
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from clair_cli.errors import RejectedClient
-from clair_cli.formats.filenames import CONFIG, PIPELINE_WEIGHTS, SUFFIX, WEIGHTS, is_weights
-from clair_cli.formats.files import FAILURES, as_rejection, kind_of, open_path
+from clair_cli.cohort.adapter_folder import (
+    archive_refused,
+    check_no_weights,
+    entries_of,
+    is_archive,
+    is_pickle,
+    nested_adapter,
+    not_a_file,
+    pickle_refused,
+    weights_name,
+)
+from clair_cli.cohort.client_names import distinct_names, excluded_names, similar_names
+from clair_cli.cohort.model import Candidate, Listing
+from clair_cli.cohort.size import check_cohort_size
+from clair_cli.errors import InputRefused, RejectedClient, UsageError, is_out_of_files
+from clair_cli.formats.filenames import CONFIG, SUFFIX, WEIGHTS, is_weights
+from clair_cli.formats.files import FAILURES, as_rejection, open_path
+from clair_cli.formats.limits import Limits
 from clair_cli.text import first_few, quoted
 
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npz")
 _BACKUPS = ("~", ".bak", ".orig", ".tmp", ".swp", ".part", ".crdownload", ".old")
-# What trainers leave beside an adapter; never a client.
-_TRAINER_FILES = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One client to be, in the order of `entry`'s bytes.
-
-    Attributes:
-        entry: its name in the folder.
-        name: the client's name.
-        shown: path of the weights file (or of the entry) as the user would write it.
-        weights: the file to open; unused when `refusal` is set.
-        root: real path of the cohort's folder, which no file of the client may be outside of; None
-            for an adapter that is read alone.
-        configs: where its own config may be, first choice first.
-        shared: the cohort's config, for files that don't say their scale themselves, or None.
-        notes: remarks for the report.
-        refusal: why it can't be read at all.
-    """
-
-    entry: str
-    name: str
-    shown: str
-    weights: Path
-    configs: tuple[Path, ...] = ()
-    shared: Path | None = None
-    notes: tuple[str, ...] = ()
-    refusal: RejectedClient | None = None
-    root: Path | None = None
-
 
 # Remarks on one entry, and on several.
 _EMPTY = (
@@ -64,66 +48,122 @@ _NO_CONFIG = (
 
 
 @dataclass
-class Found:
-    """Everything in a cohort's folder.
+class _Remarks:
+    """On entries of a cohort's folder.
 
     Attributes:
-        remarked: by remark, the entries that it is on; they become notes.
+        ignored: entries that are no clients.
+        by_text: a remark (on one entry, on several) to the entries that it is on.
     """
 
-    candidates: list[Candidate] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    remarked: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+    by_text: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def notes(self) -> list[str]:
+        """One note for each remark."""
+        return [
+            text[len(entries) > 1].format(first_few(entries))
+            for text, entries in self.by_text.items()
+        ]
 
 
-def find_clients(folder: Path) -> Found:
-    """List the clients of an existing folder, sorted by the bytes of their entry names.
+def find_clients(
+    folder: Path, *, exclude: Sequence[str] = (), limits: Limits | None = None
+) -> Listing:
+    """List the clients of a folder.
+
+    Args:
+        folder: holds one sub-folder or one `.safetensors` file per client, or both; or is itself
+            the folder of one adapter.
+        exclude: clients to leave out; see `excluded_names`.
+        limits: default `Limits()`; of them, the clients' number and the files' bytes in all.
+
+    Returns:
+        The listing; at least one candidate or excluded client.
+
+    Raises:
+        UsageError: no such folder, not a folder, or an unknown name in `exclude`.
+        InputRefused: no client in the folder at all, or more than the limits allow.
+    """
+    _check_folder(folder)
+    try:
+        candidates, remarks = _clients_in(folder)
+        notes = remarks.notes()
+        alone = len(candidates) == 1 and candidates[0].entry == WEIGHTS
+        if alone and os.path.isfile(folder / CONFIG):
+            only = _the_folder_itself(folder, candidates[0])
+            candidates = [only]
+            notes.append(
+                f"the folder is itself one adapter: read as the one client {quoted(only.name)}"
+            )
+    except OSError as error:
+        if is_out_of_files(error):
+            raise
+        raise UsageError(f"{quoted(folder.as_posix())} can't be listed: {error.strerror}") from None
+    if not candidates:
+        raise _nothing_found(folder, remarks.ignored)
+    candidates = distinct_names(candidates)
+    names = [candidate.name for candidate in candidates]
+    excluded = excluded_names(exclude, names)
+    wanted = [c for c in candidates if c.name not in excluded]
+    return Listing(
+        tuple(check_cohort_size(folder.as_posix(), wanted, limits or Limits())),
+        excluded=excluded,
+        ignored=tuple(remarks.ignored),
+        notes=(*notes, *similar_names(names)),
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    shown = quoted(folder.as_posix())
+    if not os.path.lexists(folder):
+        raise UsageError(f"folder {shown} does not exist", hint=did_you_mean(folder))
+    if not folder.is_dir():
+        raise UsageError(
+            f"{shown} is not a folder", hint="give the folder that holds the clients' adapters"
+        )
+
+
+def did_you_mean(folder: Path) -> str:
+    """A hint at the folder next to it whose name is most alike, or ""."""
+    try:
+        siblings = [entry.name for entry in os.scandir(folder.parent) if entry.is_dir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(folder.name, sorted(siblings), n=1)
+    return f"did you mean {quoted((folder.parent / close[0]).as_posix())}?" if close else ""
+
+
+def _nothing_found(folder: Path, ignored: Sequence[str]) -> InputRefused:
+    count = len(ignored)
+    others = f"{count:,} other {'entry' if count == 1 else 'entries'} ignored"
+    if not count:
+        others = "the folder is empty"
+    return InputRefused(
+        f"no client in {quoted(folder.as_posix())} ({others})",
+        hint=f"clients are looked for as */{WEIGHTS} with {CONFIG}, and as *{SUFFIX}",
+    )
+
+
+def _clients_in(folder: Path) -> tuple[list[Candidate], _Remarks]:
+    """The clients of an existing folder, in the order of their entries' bytes.
 
     Raises:
         OSError: the folder itself can't be listed.
     """
-    found = Found()
+    candidates, remarks = [], _Remarks()
     root = Path(os.path.realpath(folder))
-    entries = _listing(folder)
+    entries = entries_of(folder)
     stems = {_stem(entry) for entry in entries if is_weights(entry)}
     for entry in entries:
         try:
-            candidate = _candidate(folder, root, entry, stems, found)
+            candidate = _candidate(folder, root, entry, stems, remarks)
         except FAILURES as error:
             path = (folder / entry).as_posix()
             candidate = _refused(folder, entry, as_rejection(error, path))
         if candidate is not None:
-            found.candidates.append(candidate)
-    for remark, those in found.remarked.items():
-        found.notes.append(remark[len(those) > 1].format(first_few(those)))
-    alone = len(found.candidates) == 1 and found.candidates[0].entry == WEIGHTS
-    if alone and os.path.isfile(folder / CONFIG):
-        found.candidates[0] = _single(folder, root, found)
-    found.candidates = _distinct_names(found.candidates)
-    return found
-
-
-def adapter_in(folder: Path) -> Path:
-    """The weights file of a folder that is one adapter, or of its one sub-folder that is.
-
-    Raises:
-        RejectedClient: none, or several.
-        OSError: the folder can't be listed.
-    """
-    if not any(map(is_weights, _listing(folder))):
-        folder = _nested(folder, _listing(folder), Path(os.path.realpath(folder))) or folder
-    return folder / _weights_name(folder.name, _listing(folder))
-
-
-def weights_in(folder: Path) -> Path:
-    """The weights file of a folder that clair wrote."""
-    pipeline = folder / PIPELINE_WEIGHTS
-    return pipeline if pipeline.exists() and not (folder / WEIGHTS).exists() else folder / WEIGHTS
-
-
-def _listing(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder), key=os.fsencode)
+            candidates.append(candidate)
+    return candidates, remarks
 
 
 def _refused(folder: Path, entry: str, refusal: RejectedClient) -> Candidate:
@@ -138,42 +178,41 @@ def _stem(entry: str) -> str:
 
 
 def _candidate(
-    folder: Path, root: Path, entry: str, stems: set[str], found: Found
+    folder: Path, root: Path, entry: str, stems: set[str], remarks: _Remarks
 ) -> Candidate | None:
     path = folder / entry
-    lower = entry.lower()
-    if entry.startswith((".", "#")) or lower.endswith(_BACKUPS):
-        found.ignored.append(entry)
+    if entry.startswith((".", "#")) or entry.lower().endswith(_BACKUPS):
+        remarks.ignored.append(entry)
         return None
     is_config = entry == CONFIG or (entry.endswith(".json") and _without_suffix(entry) in stems)
-    there, mode = path, 0
+    weights, mode = path, 0
     if _may_be_client(path):
-        there = open_path(path, root) if path.is_symlink() else root / entry
-        mode = os.stat(there).st_mode
+        weights = open_path(path, root) if path.is_symlink() else root / entry
+        mode = os.stat(weights).st_mode
     if is_config and not path.is_file() and not path.is_symlink():
-        found.remarked[_NO_CONFIG].append(entry)
+        remarks.by_text[_NO_CONFIG].append(entry)
     if stat.S_ISDIR(mode):
-        return _in_folder(folder, root, entry, found)
+        return _in_folder(folder, root, entry, remarks)
     if is_weights(entry):
         if not stat.S_ISREG(mode):
-            raise _not_a_file(entry, mode)
+            raise not_a_file(entry, mode)
         return Candidate(
             entry,
             _stem(entry),
             path.as_posix(),
-            there,
+            weights,
             (folder / f"{_stem(entry)}.json",),
             folder / CONFIG,
             root=root,
         )
-    if lower.endswith(_PICKLES) and not lower.startswith(_TRAINER_FILES):
+    if is_pickle(entry):
         if _without_suffix(entry) not in stems:
-            raise _pickle(entry)
-        found.remarked[_BESIDE].append(entry)
-    elif lower.endswith(_ARCHIVES):
-        raise _archive(entry)
+            raise pickle_refused(entry)
+        remarks.by_text[_BESIDE].append(entry)
+    elif is_archive(entry):
+        raise archive_refused(entry)
     if not is_config:
-        found.ignored.append(entry)
+        remarks.ignored.append(entry)
     return None
 
 
@@ -186,35 +225,33 @@ def _may_be_client(path: Path) -> bool:
     return path.is_dir()
 
 
-def _in_folder(folder: Path, root: Path, entry: str, found: Found) -> Candidate | None:
+def _in_folder(folder: Path, root: Path, entry: str, remarks: _Remarks) -> Candidate | None:
     here = folder / entry
-    names = _listing(here)
+    names = entries_of(here)
     base, notes = here, []
     if not any(is_weights(name) and not name.startswith(".") for name in names):
-        nested = _nested(here, names, root)
+        nested = nested_adapter(here, names, root)
         if nested is None:
-            _check_no_weights(names)
-            found.ignored.append(f"{entry}/")
-            found.remarked[_EMPTY].append(entry)
+            check_no_weights(names)
+            remarks.ignored.append(f"{entry}/")
+            remarks.by_text[_EMPTY].append(entry)
             return None
-        base, names = nested, _listing(nested)
+        base, names = nested, entries_of(nested)
         notes.append(f"read from the sub-folder {quoted(nested.name)}")
     others = [name for name in names if os.path.lexists(base / name / WEIGHTS)]
     if others:
         listed = first_few(others)
         notes.append(f"ignored, as the folder has an adapter itself: sub-folders {listed}")
-    file = _weights_name(entry, names)
+    file = weights_name(names)
     if file != WEIGHTS:
         notes.append(f"read {quoted(file)}")
-    pickles = [n for n in names if n.lower().endswith(_PICKLES)]
-    pickles = [n for n in pickles if not n.lower().startswith(_TRAINER_FILES)]
-    if pickles:
+    if pickles := list(filter(is_pickle, names)):
         notes.append(f"{first_few(pickles)} ignored")
     path = base / file
-    there = open_path(path, root)
-    mode = os.lstat(there).st_mode
+    weights = open_path(path, root)
+    mode = os.lstat(weights).st_mode
     if not stat.S_ISREG(mode):
-        raise _not_a_file(file, mode)
+        raise not_a_file(file, mode)
     configs = [base / f"{_stem(file)}.json", base / CONFIG, here / CONFIG]
     if file == WEIGHTS:
         del configs[0]
@@ -222,7 +259,7 @@ def _in_folder(folder: Path, root: Path, entry: str, found: Found) -> Candidate 
         entry,
         entry,
         path.as_posix(),
-        there,
+        weights,
         tuple(dict.fromkeys(configs)),
         folder / CONFIG,
         tuple(notes),
@@ -230,100 +267,13 @@ def _in_folder(folder: Path, root: Path, entry: str, found: Found) -> Candidate 
     )
 
 
-def _nested(here: Path, names: list[str], root: Path) -> Path | None:
-    """The one sub-folder that holds an adapter, or None."""
-    holders = []
-    for name in names:
-        path = here / name
-        if not name.startswith(".") and path.is_dir() and os.path.lexists(path / WEIGHTS):
-            open_path(path, root)  # a link may not leave
-            holders.append(path)
-    if len(holders) > 1:
-        listed = first_few(path.name for path in holders)
-        raise RejectedClient(
-            f"folder holds {len(holders):,} adapters, expected one: {listed}",
-            found=f"{len(holders):,} adapter folders",
-            expected="one adapter",
-        )
-    return holders[0] if holders else None
-
-
-def _weights_name(entry: str, names: list[str]) -> str:
-    if WEIGHTS in names:
-        return WEIGHTS
-    files = [name for name in names if is_weights(name) and not name.startswith(".")]
-    index = next((name for name in names if name.endswith(f"{SUFFIX}.index.json")), "")
-    if len(files) == 1 and not index:
-        return files[0]
-    what = f"{len(files)} {SUFFIX} files"
-    if index:
-        what = f"a sharded adapter (index {quoted(index)}, not followed)"
-    raise RejectedClient(
-        f"folder holds {what}, none called {WEIGHTS}",
-        found=first_few(files),
-        expected=WEIGHTS,
-    )
-
-
-def _check_no_weights(names: list[str]) -> None:
-    """Raise if a folder without a .safetensors file is a client that can't be read."""
-    for name in names:
-        lower = name.lower()
-        if lower.endswith(_PICKLES) and not lower.startswith(_TRAINER_FILES):
-            raise _pickle(name)
-    for name in names:
-        if name.lower().endswith(_ARCHIVES):
-            raise _archive(name)
-    if CONFIG in names:
-        raise RejectedClient(
-            f"folder holds {CONFIG}, but no {WEIGHTS}", found=CONFIG, expected=WEIGHTS
-        )
-
-
 def _without_suffix(entry: str) -> str:
     return os.path.splitext(entry)[0]
 
 
-def _not_a_file(name: str, mode: int) -> RejectedClient:
-    kind = kind_of(mode)
-    return RejectedClient(
-        f"{quoted(name)} is {kind}, not a regular file", found=kind, expected="a regular file"
+def _the_folder_itself(folder: Path, only: Candidate) -> Candidate:
+    """The client of a folder that is one adapter, called as the folder is."""
+    name = (
+        folder.name if folder.name not in ("", "..") else os.path.basename(os.path.realpath(folder))
     )
-
-
-def _pickle(name: str) -> RejectedClient:
-    return RejectedClient(
-        f"{quoted(name)} is a pickle-based file, not opened",
-        found="a pickle-based file",
-        expected=f"a {SUFFIX} file",
-        hint="ask the client to re-save with safe_serialization",
-    )
-
-
-def _archive(name: str) -> RejectedClient:
-    return RejectedClient(
-        f"{quoted(name)} is an archive, not unpacked",
-        found="an archive",
-        expected=f"a folder or a {SUFFIX} file",
-        hint="unpack it yourself, if you trust its sender",
-    )
-
-
-def _single(folder: Path, root: Path, found: Found) -> Candidate:
-    name = folder.name if folder.name not in ("", "..") else root.name
-    found.notes.append(f"the folder is itself one adapter: read as the one client {quoted(name)}")
-    (only,) = found.candidates
     return replace(only, name=name, configs=(*only.configs, folder / CONFIG), shared=None)
-
-
-def _distinct_names(candidates: list[Candidate]) -> list[Candidate]:
-    """Give clients of equal name their full entry names (unique within a folder)."""
-    while True:
-        counts = Counter(candidate.name for candidate in candidates)
-        clashing = [c.name != c.entry and counts[c.name] > 1 for c in candidates]
-        if not any(clashing):
-            return sorted(candidates, key=lambda c: os.fsencode(c.name))
-        candidates = [
-            replace(c, name=c.entry) if clash else c
-            for c, clash in zip(candidates, clashing, strict=True)
-        ]

@@ -15,7 +15,7 @@ from clair_cli.adapters.config_source import inside_config
 from clair_cli.adapters.names.pair import pair_keys
 from clair_cli.adapters.read import build_adapter
 from clair_cli.adapters.write import config_json, safetensors_bytes
-from clair_cli.cohort.load import similar_names
+from clair_cli.cohort.client_names import similar_names
 from clair_cli.cohort.model import Cohort, Rejection, rejection
 from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.formats.files import FAILURES, as_rejection
@@ -55,7 +55,7 @@ class TensorsInMemory:
 def adapters_from_memory(
     clients: Mapping[str, tuple[Mapping[str, Tensor], Any]], *, limits: Limits | None = None
 ) -> Cohort:
-    """Check state dicts as `load_cohort` checks files.
+    """Check state dicts as `load_client` checks files.
 
     Args:
         clients: name to `(state dict, config)`. The state dict has LoRA tensors only, of torch or

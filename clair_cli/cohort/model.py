@@ -1,12 +1,58 @@
-"""A cohort: the adapters that can be read, and who was rejected and why."""
+"""A cohort: the clients found in a folder, those that can be read, and who was rejected and why."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.errors import RejectedClient, shortened
 from clair_cli.text import quoted
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The files of one client, not opened yet.
+
+    Attributes:
+        entry: name of the client's file or folder in the cohort's folder.
+        name: the client's name.
+        shown: path of the weights file (or of the entry) as the user would write it.
+        weights: the file to open; unused when `refusal` is set.
+        root: real path of the cohort's folder, which no file of the client may be outside of; None
+            for an adapter that is read alone.
+        configs: where its own config may be, first choice first.
+        shared: the cohort's config, for files that don't say their scale themselves, or None.
+        notes: remarks for the report.
+        refusal: why the client can't be read at all, or None.
+    """
+
+    entry: str
+    name: str
+    shown: str
+    weights: Path
+    configs: tuple[Path, ...] = ()
+    shared: Path | None = None
+    notes: tuple[str, ...] = ()
+    refusal: RejectedClient | None = None
+    root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a cohort's folder holds.
+
+    Attributes:
+        candidates: the clients to read, sorted by the bytes of their names.
+        excluded: names of clients left out on request, sorted likewise.
+        ignored: entries of the folder that are no clients ("README.md", "logs/").
+        notes: remarks on the folder as a whole.
+    """
+
+    candidates: tuple[Candidate, ...]
+    excluded: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

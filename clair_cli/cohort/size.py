@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median_low
 
-from clair_cli.cohort.find import Candidate
+from clair_cli.cohort.model import Candidate
 from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.formats.limits import Limits, remedy
 from clair_cli.text import quoted

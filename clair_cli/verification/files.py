@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clair_cli.adapters.adapter import Adapter
-from clair_cli.cohort.find import weights_in
+from clair_cli.cohort.adapter_folder import weights_in
 from clair_cli.cohort.load import load_result
 from clair_cli.cohort.model import Rejection
 from clair_cli.errors import RejectedClient

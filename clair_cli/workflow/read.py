@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 
-from clair_cli.adapters.adapter import Adapter
-from clair_cli.cohort.find import Candidate
-from clair_cli.cohort.load import Loader, load_cohort
-from clair_cli.cohort.model import Cohort, Rejection
+from clair_cli.adapters.config import assumed_config
+from clair_cli.cohort.find import find_clients
+from clair_cli.cohort.load import cohort_of, load_client
+from clair_cli.cohort.model import Cohort
 from clair_cli.engine.threads import Workers, available_threads, reported
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.safetensors.reader import KeptBytes
@@ -27,7 +28,7 @@ def read_cohort(
         meanwhile: called while the files are being read.
 
     Raises:
-        UsageError: as `load_cohort`; or a client to exclude is not there.
+        UsageError: as `find_clients` and `assumed_config`; or a client to exclude is not there.
     """
     try:
         return _from_memory(settings) if settings.in_memory else _from_files(settings, meanwhile)
@@ -36,24 +37,22 @@ def read_cohort(
 
 
 def _from_files(settings: Settings, meanwhile: Callable[[], object] | None) -> Cohort:
+    if settings.assume_alpha is not None:
+        assumed_config(settings.assume_alpha)  # a wrong one is refused, whether needed or not
+    listing = find_clients(settings.clients, exclude=settings.exclude, limits=settings.limit)
+    load = partial(
+        load_client,
+        assume_alpha=settings.assume_alpha,
+        limits=settings.limit,
+        memory=KeptBytes(KEPT_BYTES),
+    )
     workers = Workers(settings.threads or available_threads())
-
-    def each(load: Loader, found: Sequence[Candidate]) -> Iterator[Adapter | Rejection]:
-        begun = workers.start(load, found)
+    with contextlib.closing(workers):
+        begun = workers.start(load, listing.candidates)
         if meanwhile is not None:
             meanwhile()
         results = (future.result() for future in begun)
-        return reported(results, len(found), "reading", settings.tell)
-
-    with contextlib.closing(workers):
-        return load_cohort(
-            settings.clients,
-            assume_alpha=settings.assume_alpha,
-            exclude=settings.exclude,
-            limits=settings.limit,
-            each=each,
-            memory=KeptBytes(KEPT_BYTES),
-        )
+        return cohort_of(listing, reported(results, len(begun), "reading", settings.tell))
 
 
 def _from_memory(settings: Settings) -> Cohort:

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from clair_cli.adapters.config import assumed_config, parse_config
-from clair_cli.cohort.load import load_cohort
-from clair_cli.errors import RejectedClient
+from clair_cli.errors import RejectedClient, UsageError
 from clair_cli.formats.strict_json import parse_strict
-from tests.hostile import config
+from tests.hostile import config, load_cohort
 
 REFUSED = [
     ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
@@ -77,7 +76,7 @@ def test_assumed_configs() -> None:
     assert assumed_config(14).scaling("q", 7) == 2.0
     assert assumed_config("rank").rank_for("q") is None
     for bad in (math.nan, math.inf, "ranks", True):
-        with pytest.raises(ValueError, match="assumed alpha"):
+        with pytest.raises(UsageError, match="assumed alpha"):
             assumed_config(bad)
 
 

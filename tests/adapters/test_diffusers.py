@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 
 import clair_cli
-from clair_cli.cohort.load import load_cohort
 from tests.adapters.test_peft_grid import EPS, Deltas, ours, worst
+from tests.hostile import load_cohort
 
 peft = pytest.importorskip("peft")
 diffusers = pytest.importorskip("diffusers")

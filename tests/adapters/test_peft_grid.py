@@ -15,7 +15,7 @@ import torch
 
 import clair_cli
 from clair_cli.adapters.adapter import Adapter
-from clair_cli.cohort.load import load_cohort
+from tests.hostile import load_cohort
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

@@ -12,11 +12,10 @@ import safetensors.torch
 import torch
 
 from clair_cli.adapters.write import _targeted, config_json, merged_config, safetensors_bytes
-from clair_cli.cohort.load import load_cohort
 from clair_cli.cohort.memory import adapters_from_memory
 from clair_cli.cohort.weights import read_weights
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
-from tests.hostile import PREFIX, client, config, pair
+from tests.hostile import PREFIX, client, config, load_cohort, pair
 
 
 def test_bytes_are_canonical_and_readable() -> None:

@@ -13,8 +13,8 @@ import torch
 
 import clair_cli
 from clair_cli.adapters.write import safetensors_bytes
+from clair_cli.cohort.client_names import similar_names
 from clair_cli.cohort.comparable import check_comparable
-from clair_cli.cohort.load import load_cohort, similar_names
 from clair_cli.cohort.memory import adapters_from_memory
 from clair_cli.cohort.weights import read_weights
 from clair_cli.errors import MAX_MESSAGE, InputRefused, RejectedClient, UsageError
@@ -22,7 +22,7 @@ from clair_cli.text import MAX_NOTES
 from tests import cohorts
 from tests.bad_input.clients import CONFIG, WEIGHTS
 from tests.bad_input.running import OUT, merge
-from tests.hostile import client, config, only_rejection, pair
+from tests.hostile import client, config, load_cohort, only_rejection, pair
 
 CLIENTS = Path("clients")
 BAD = b"caf\xe9\xff"

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clair_cli
-from clair_cli.cohort.load import load_cohort
 from clair_cli.cohort.model import Cohort
 from tests import cohorts
 from tests.bad_input.clients import DATA, parts
 from tests.cohorts import Client
+from tests.hostile import load_cohort
 
 EXAMPLES = settings.default.max_examples  # type: ignore[attr-defined]
 

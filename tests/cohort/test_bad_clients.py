@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from clair_cli.cohort.load import load_cohort
 from clair_cli.formats.limits import Limits
-from tests.hostile import PREFIX, client, config, only_rejection, pair, rejected
+from tests.hostile import PREFIX, client, config, load_cohort, only_rejection, pair, rejected
 
 CONFIGS = {
     "not json": (b"{", "adapter_config.json is not JSON"),

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from clair_cli.cohort import load as cohort
-from clair_cli.cohort.load import load_cohort
 from clair_cli.errors import RejectedClient
 from clair_cli.formats import files as regular_file
 from tests import cohorts
+from tests.hostile import load_cohort
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 CLIENT = cohorts.honest(1)["c0"]

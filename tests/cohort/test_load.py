@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from clair_cli.adapters.write import safetensors_bytes
-from clair_cli.cohort.load import load_cohort, load_one
+from clair_cli.cohort.load import load_one
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.limits import Limits
-from tests.hostile import client, config, only_rejection, pair, rejected
+from tests.hostile import client, config, load_cohort, only_rejection, pair, rejected
 
 
 def test_folders_and_files_are_clients_sorted_by_bytes(folder: Path) -> None:
@@ -192,8 +192,6 @@ def test_calls_that_are_wrong(folder: Path) -> None:
     assert "clients" in caught.value.hint
     with pytest.raises(UsageError, match="is not a folder"):
         load_cohort(folder / "good" / "adapter_config.json")
-    with pytest.raises(UsageError, match="assumed alpha"):
-        load_cohort(folder, assume_alpha="x")
     with pytest.raises(InputRefused, match="2 clients, above the limit of 1"):
         client(folder, "second")
         load_cohort(folder, limits=Limits(max_clients=1))
@@ -209,11 +207,11 @@ def test_nothing_found(tmp_path: Path) -> None:
 
 def test_loading_imports_neither_torch_nor_peft(folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from clair_cli.cohort import load as cohort;"
+        "import sys; from pathlib import Path; from clair_cli.cohort import find, load;"
         "from clair_cli.output import publish;"
         "from clair_cli.cohort import comparable, memory, weights;"
         "from clair_cli.adapters import write;"
-        "c = cohort.load_cohort(Path(sys.argv[1])); assert len(c.adapters) == 1;"
+        "(c,) = find.find_clients(Path(sys.argv[1])).candidates; load.load_client(c).modules;"
         "bad = {'torch', 'peft', 'transformers', 'safetensors', 'pickle'} & set(sys.modules);"
         "assert bad <= {'pickle'}, bad"
     )

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from clair_cli.cli import options as cli_options
-from clair_cli.cohort.load import load_cohort
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.limits import NAMES, Limits, changed_limits, parse_limits
-from tests.hostile import client, rejected
+from tests.hostile import client, load_cohort, rejected
 
 
 def test_the_help_has_every_name_and_default() -> None:

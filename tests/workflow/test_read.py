@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from clair_cli.cohort import load
 from clair_cli.cohort.model import Cohort
+from clair_cli.errors import UsageError
 from clair_cli.settings import make_settings
+from clair_cli.workflow import read
 from clair_cli.workflow.read import read_cohort
 from tests import cohorts
 
@@ -25,19 +27,19 @@ def test_files_are_read_while_other_work_is_done(
 ) -> None:
     """The first file is not through before the other work has begun, which waits for it."""
     begun, first, names = threading.Event(), threading.Event(), []
-    real = load._load_one
+    real = read.load_client
 
-    def loading(*args: object) -> object:
+    def loading(*args: Any, **options: Any) -> object:
         names.append(threading.current_thread())
         assert begun.wait(20)
         first.set()
-        return real(*args)  # type: ignore[arg-type]
+        return real(*args, **options)
 
     def work() -> None:
         begun.set()
         assert first.wait(20)
 
-    monkeypatch.setattr(load, "_load_one", loading)
+    monkeypatch.setattr(read, "load_client", loading)
     settings = make_settings("inspect", folder, None, {"threads": threads})
     found = read_cohort(settings, work)
     assert isinstance(found, Cohort)
@@ -58,3 +60,9 @@ def test_what_is_told_comes_in_order(folder: Path) -> None:
     options = {"progress": lambda *args: told.append(args)}
     read_cohort(make_settings("inspect", folder, None, options))
     assert told == [("reading", done, 5) for done in range(6)]
+
+
+@pytest.mark.parametrize("alpha", ["x", float("inf")])
+def test_a_wrong_alpha_is_refused_although_nobody_needs_it(folder: Path, alpha: Any) -> None:
+    with pytest.raises(UsageError, match="assumed alpha"):
+        read_cohort(make_settings("inspect", folder, None, {"assume_alpha": alpha}))
