@@ -32,7 +32,6 @@ class AdapterConfig:
             a file that holds several; each looks its modules up without that name.
     """
 
-    peft_type: str
     r: int | None
     lora_alpha: float | None
     use_rslora: bool = False
@@ -146,7 +145,6 @@ def parse_config(raw: Mapping[str, Any]) -> AdapterConfig:
     if not (init is None or isinstance(init, (bool, str))):
         raise _wrong("init_lora_weights", init, "true, false or a name")
     return AdapterConfig(
-        peft_type="LORA",
         r=_rank("r", raw["r"]),
         lora_alpha=_finite("lora_alpha", raw["lora_alpha"]),
         use_rslora=_flag(raw, "use_rslora"),
@@ -172,10 +170,10 @@ def assumed_config(assume_alpha: float | str) -> AdapterConfig:
         UsageError: neither a finite number nor "rank".
     """
     if assume_alpha == "rank":
-        return AdapterConfig(peft_type="LORA", r=None, lora_alpha=None)
+        return AdapterConfig(r=None, lora_alpha=None)
     if isinstance(assume_alpha, (bool, str)) or not math.isfinite(assume_alpha):
         raise UsageError(f"assumed alpha must be a finite number or 'rank', got {assume_alpha!r}")
-    return AdapterConfig(peft_type="LORA", r=None, lora_alpha=float(assume_alpha))
+    return AdapterConfig(r=None, lora_alpha=float(assume_alpha))
 
 
 def _wrong(name: str, value: Any, expected: str) -> RejectedClient:

@@ -149,7 +149,6 @@ def _of_parts(parts: Mapping[str, Mapping[str, Any]]) -> AdapterConfig:
         raise RejectedClient(f"header's {HEADER_FIELD}: fan_in_fan_out differs between its parts")
     first = next(iter(configs.values()))
     return AdapterConfig(
-        peft_type="LORA",
         r=None,
         lora_alpha=None,
         fan_in_fan_out=first.fan_in_fan_out,

@@ -100,9 +100,6 @@ class Lookup:
             texts = groups.setdefault((plain[1] == "^", mask), {})
             texts.setdefault(_number("".join(c[-1] for c in characters)) & mask, place)
 
-    def __reduce__(self) -> tuple[type[Lookup], tuple[tuple[str, ...]]]:
-        return Lookup, (self._keys,)  # to another process go the keys only
-
     def __len__(self) -> int:
         return len(self._keys)
 

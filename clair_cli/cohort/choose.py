@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.layout import Layout
-from clair_cli.adapters.output_format import OutputFormat, Unnamed, choose_output
+from clair_cli.adapters.output_format import OutputFormat, choose_output
+from clair_cli.adapters.output_paths import NamelessModules
 from clair_cli.adapters.same_modules import unify_names
 from clair_cli.cohort.comparable import check_comparable
 from clair_cli.cohort.model import Cohort, Rejection, rejection
 from clair_cli.errors import RejectedClient, UsageError
 from clair_cli.settings import Settings
+from clair_cli.text import quoted
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | No
         sources = [*adapters] if previous is None else [*adapters, previous]
         try:
             output, notes = choose_output(sources, layouts, settings.tensor_names)
-        except Unnamed as error:
+        except NamelessModules as error:
             few = error.minority(sources)
             if not few or any(a is previous for holders in few.values() for a in holders):
                 raise
@@ -97,7 +99,7 @@ def _unlike(adapters: Sequence[Adapter], previous: Adapter) -> list[Rejection]:
     return list(found.values())
 
 
-def _unwritable(error: Unnamed, few: Mapping[str, tuple[Adapter, ...]]) -> list[Rejection]:
+def _unwritable(error: NamelessModules, few: Mapping[str, tuple[Adapter, ...]]) -> list[Rejection]:
     """One rejection for each client with a module that the result's format can't name."""
     found: dict[str, Rejection] = {}
     for module, holders in sorted(few.items()):
@@ -105,7 +107,7 @@ def _unwritable(error: Unnamed, few: Mapping[str, tuple[Adapter, ...]]) -> list[
             reason = RejectedClient(
                 f"few clients have it, and the result could not hold it: {error.message}",
                 module=module,
-                found=f"module {module!r}",
+                found=f"module {quoted(module)}",
                 hint=error.hint,
             )
             found.setdefault(
@@ -131,7 +133,7 @@ def _with_previous(layouts: Mapping[str, Layout], previous: Adapter) -> dict[str
     for name, module in previous.modules.items():
         if joined.setdefault(name, module.layout) != module.layout:
             raise UsageError(
-                f"--previous: module {name!r} has shape {module.layout}, the clients have "
+                f"--previous: module {quoted(name)} has shape {module.layout}, the clients have "
                 f"{joined[name]}"
             )
     return dict(sorted(joined.items()))

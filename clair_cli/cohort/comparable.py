@@ -22,8 +22,8 @@ from clair_cli.text import first_few, quoted
 
 
 @dataclass(frozen=True)
-class Comparable:
-    """The clients that go on.
+class ComparableClients:
+    """The clients that can be merged with the majority, and the modules they are compared in.
 
     Attributes:
         adapters: in the cohort's order, at least one.
@@ -38,15 +38,10 @@ class Comparable:
     layouts: dict[str, Layout]
     notes: tuple[str, ...]
 
-    @property
-    def module_shapes(self) -> dict[str, tuple[int, int]]:
-        """(rows, columns) of every module's matrix, sorted by name."""
-        return {name: layout.matrix for name, layout in self.layouts.items()}
-
 
 def check_comparable(
     cohort: Cohort, modules: Modules = "common", limits: Limits | None = None
-) -> Comparable:
+) -> ComparableClients:
     """Reject the clients that can't be merged with the majority.
 
     Compared are the base model's name (as text; local paths and missing names never reject),
@@ -85,7 +80,7 @@ def check_comparable(
         rejection(errors[name], name, paths[name].path, paths[name].sha256)
         for name in sorted(errors, key=os.fsencode)
     ]
-    return Comparable(tuple(adapters), tuple(rejected), layouts, tuple(notes))
+    return ComparableClients(tuple(adapters), tuple(rejected), layouts, tuple(notes))
 
 
 def _by_module(

@@ -9,9 +9,8 @@ from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.layout import Layout
 from clair_cli.cohort.majority import holders_of, majority_modules
 from clair_cli.errors import InputRefused, RejectedClient
-from clair_cli.text import first_few
+from clair_cli.text import at_most, first_few
 
-MAX_NOTED_MODULES = 20
 # So many clients make a module common, however many there are: from three on each can be held
 # against others.
 ENOUGH_HOLDERS = 3
@@ -85,13 +84,11 @@ def _note_absent(
     effect = "left out where such a client is merged"
     if modules != "intersection":
         effect = "a zero update there"
-    for absent, names in list(lacking.items())[:MAX_NOTED_MODULES]:
-        notes.append(
-            f"{_counted(names, 'module')} absent from {_counted(absent, 'client')}: {effect}"
-        )
-    if len(lacking) > MAX_NOTED_MODULES:
-        more = sum(len(names) for names in list(lacking.values())[MAX_NOTED_MODULES:])
-        notes.append(f"{more:,} more modules absent from some clients: {effect}")
+    absences = [
+        f"{_counted(names, 'module')} absent from {_counted(absent, 'client')}: {effect}"
+        for absent, names in lacking.items()
+    ]
+    notes += at_most(absences, "notes on modules absent from some clients")
 
 
 def _counted(names: Sequence[str], noun: str) -> str:

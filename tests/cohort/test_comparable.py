@@ -41,7 +41,8 @@ def names(found: Any) -> list[str]:
 def test_equal_clients_pass_without_a_word() -> None:
     found = check_comparable(cohort(a=(QK, BASE), b=(QK, BASE), c=(QK, BASE)))
     assert names(found) == ["a", "b", "c"]
-    assert list(found.module_shapes.items()) == [("k", (4, 8)), ("q", (6, 8))]
+    shapes = [(name, layout.matrix) for name, layout in found.layouts.items()]
+    assert shapes == [("k", (4, 8)), ("q", (6, 8))]
     assert (found.rejected, found.notes) == ((), ())
 
 
@@ -67,7 +68,7 @@ def test_a_tie_in_a_module_of_few_clients_leaves_it_out() -> None:
     found = check_comparable(
         cohort(a=(Q, {}), b=(Q, {}), c=(Q, {}), d=({**Q, **odd}, {}), e=({**Q, **other}, {}))
     )
-    assert list(found.module_shapes) == ["q"]
+    assert list(found.layouts) == ["q"]
     assert len(found.adapters) == 5
     assert any("module 'x' left out" in note for note in found.notes)
 
@@ -100,7 +101,7 @@ def test_a_common_module_is_one_that_enough_clients_have(n_clients: int, fewest:
     for holders in (fewest, fewest - 1):
         clients = {f"c{k}": (QK if k < holders else Q, BASE) for k in range(n_clients)}
         found = check_comparable(cohort(**clients))
-        assert list(found.module_shapes) == (["k", "q"] if holders == fewest else ["q"])
+        assert list(found.layouts) == (["k", "q"] if holders == fewest else ["q"])
         assert names(found) == list(clients)
 
 
@@ -110,23 +111,23 @@ def test_modules_that_few_have_are_left_out_in_one_note() -> None:
     found = check_comparable(
         cohort(a=(many, BASE), b=(many, BASE), **dict.fromkeys("cdefg", (Q, BASE)))
     )
-    assert list(found.module_shapes) == ["q"] and len(found.adapters) == 7
+    assert list(found.layouts) == ["q"] and len(found.adapters) == 7
     assert found.notes == (
         "20 modules ('x00', 'x01', 'x02' and 17 more) left out: fewer than 3 of 7 clients have "
         "each (2 clients ('a', 'b'))",
     )
     every = check_comparable(cohort(a=(many, BASE), **dict.fromkeys("bcdefg", (Q, BASE))), "union")
-    assert len(every.module_shapes) == 21
+    assert len(every.layouts) == 21
 
 
 def test_module_sets() -> None:
     clients = cohort(a=(QK, BASE), b=(QK, BASE), c=(Q, BASE))
     for modules in ("common", "union"):
         found = check_comparable(clients, modules)  # type: ignore[arg-type]
-        assert list(found.module_shapes) == ["k", "q"]
+        assert list(found.layouts) == ["k", "q"]
         assert found.notes == ("1 module ('k') absent from 1 client ('c'): a zero update there",)
     shared = check_comparable(clients, "intersection")
-    assert list(shared.module_shapes) == ["k", "q"] and names(shared) == ["a", "b", "c"]
+    assert list(shared.layouts) == ["k", "q"] and names(shared) == ["a", "b", "c"]
     assert shared.notes == (
         "1 module ('k') absent from 1 client ('c'): left out where such a client is merged",
     )
@@ -137,6 +138,19 @@ def test_module_sets() -> None:
         check_comparable(clients, "all")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("count", [20, 21])
+def test_at_most_twenty_notes_say_who_lacks_what(count: int) -> None:
+    whole: Shapes = {f"m{k:02}": (6, 8) for k in range(count)}
+    clients = {
+        f"c{k:02}": ({m: shape for m, shape in whole.items() if m != f"m{k:02}"}, BASE)
+        for k in range(count)
+    }
+    notes = check_comparable(cohort(**clients)).notes
+    assert notes[0] == "1 module ('m00') absent from 1 client ('c00'): a zero update there"
+    more = ("and 1 more notes on modules absent from some clients",)
+    assert notes[20:] == (() if count == 20 else more)
+
+
 def test_intersection_rejects_who_lacks_most_of_the_majoritys_modules() -> None:
     """One who lacks half of them still counts."""
     whole: Shapes = dict.fromkeys("klmq", (6, 8))
@@ -145,7 +159,7 @@ def test_intersection_rejects_who_lacks_most_of_the_majoritys_modules() -> None:
         cohort(a=(whole, BASE), b=(whole, BASE), c=(whole, BASE), d=(half, BASE), e=(less, BASE)),
         "intersection",
     )
-    assert names(found) == ["a", "b", "c", "d"] and list(found.module_shapes) == list("klmq")
+    assert names(found) == ["a", "b", "c", "d"] and list(found.layouts) == list("klmq")
     assert [entry.message for entry in found.rejected] == [
         "client 'e': lacks 3 modules ('l', 'm', 'q') that most clients have, more than half of "
         "those 4"
@@ -165,7 +179,7 @@ def test_far_more_modules_than_the_majority_has(modules: Any) -> None:
         "client 'odd': has 25 modules beyond the 2 that most clients have, at most 24 may be "
         "('x00', 'x01', 'x02' and 22 more)"
     ]
-    assert found.rejected[0].hint == "" and len(found.module_shapes) == 2
+    assert found.rejected[0].hint == "" and len(found.layouts) == 2
 
 
 @pytest.mark.parametrize(

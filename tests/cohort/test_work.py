@@ -61,7 +61,7 @@ def test_only_what_is_compared_is_work(monkeypatch: pytest.MonkeyPatch) -> None:
     large = pair("lm_head", 2, (40, 2000))
     assert len(kept(check_comparable(cohort(2, 2, 2, 2, extra=large)))) == 4
     found = check_comparable(cohort(2, 2, 2, 2, extra=large), "union")
-    assert kept(found) == ["c0", "c1", "c2"] and list(found.module_shapes) == ["q"]
+    assert kept(found) == ["c0", "c1", "c2"] and list(found.layouts) == ["q"]
     assert len(kept(check_comparable(cohort(8, 8, 8, 1000)))) == 4
 
 
@@ -72,7 +72,7 @@ def test_who_goes_makes_no_module_common(monkeypatch: pytest.MonkeyPatch) -> Non
         clients[f"c{k}"][0].update(pair("k", 2, SHAPE))
     clients["odd"] = ({**pair("q", 35, SHAPE), **pair("k", 35, SHAPE)}, config(35))
     found = check_comparable(adapters_from_memory(clients))
-    assert kept(found) == ["c0", "c1", "c2", "c3", "c4"] and list(found.module_shapes) == ["q"]
+    assert kept(found) == ["c0", "c1", "c2", "c3", "c4"] and list(found.layouts) == ["q"]
     assert len(found.notes) == 2 and "1 module ('k') left out: fewer than 3 of 5" in found.notes[1]
 
 

@@ -12,7 +12,7 @@ from clair_cli.adapters.names.refused import refuse
 from clair_cli.errors import RejectedClient
 from clair_cli.text import first_few, quoted, some_of
 
-FORMATS: tuple[Callable[[str], TensorPart | None], ...] = (peft_name, diffusers_name, kohya_name)
+READERS: tuple[Callable[[str], TensorPart | None], ...] = (peft_name, diffusers_name, kohya_name)
 """Readers of one tensor name, asked in this order; None is "not mine". A new format is one
 file and one line here."""
 
@@ -59,7 +59,7 @@ def pair_keys(shapes: Mapping[str, tuple[int, ...]]) -> KeyMap:
 
 
 def _part(key: str) -> TensorPart | None:
-    for read in FORMATS:
+    for read in READERS:
         part = read(key)
         if part is not None:
             return part
