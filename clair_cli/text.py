@@ -106,6 +106,15 @@ def quoted(name: object, limit: int = 120) -> str:
     return text if len(text) <= limit else text[: limit - 4] + "..." + text[-1]
 
 
+def escaped(name: str) -> str:
+    r"""The name in quotes, all but ASCII escaped: names that look the same to people differ.
+
+    >>> print(escaped("e\u0301"), escaped("\u00e9"))
+    'e\u0301' '\xe9'
+    """
+    return ascii(name)
+
+
 def first_few(names: Iterable[str], limit: int = 3) -> str:
     """Names for a message: the first few in sorted order, and how many more.
 

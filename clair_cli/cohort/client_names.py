@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from clair_cli.cohort.model import Candidate
 from clair_cli.errors import UsageError
-from clair_cli.text import at_most, by_spelling, quoted, some_of
+from clair_cli.text import at_most, by_spelling, escaped, quoted, some_of
 
 
 def excluded_names(given: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
@@ -58,6 +58,6 @@ def similar_names(names: Iterable[str]) -> list[str]:
     notes = []
     for group in groups.values():
         if len(group) > 1:
-            listed = some_of([ascii(name) for name in sorted(group)])
+            listed = some_of([escaped(name) for name in sorted(group)])
             notes.append(f"clients {listed}: names differ only in case or Unicode form")
     return at_most(sorted(notes), "groups of clients whose names differ only in this")

@@ -176,7 +176,7 @@ def _foldable(cohort: Cohort, *, in_memory: bool) -> Cohort:
         name = adapter.name
         bad = not name or name in (".", "..") or set(name) & set("/\\\0")
         if bad and in_memory:
-            raise UsageError(f"client name {name!r} can't be the name of a folder")
+            raise UsageError(f"client name {quoted(name)} can't be the name of a folder")
         if bad or name.casefold() == RESERVED:
             why = "in a folder of that name" if bad else "called what the report is called"
             error = RejectedClient(f"its refined adapter can't be {why}")
@@ -227,13 +227,13 @@ def _read_weights(settings: Settings, cohort: Cohort) -> dict[str, float] | None
         return read_weights(settings.weights, names, optional=excluded)
     given: dict[str, Any] = dict(settings.weights)
     if missing := sorted(set(names) - set(given)):
-        raise UsageError(f"weights: no weight for client {missing[0]!r}")
+        raise UsageError(f"weights: no weight for client {quoted(missing[0])}")
     if unknown := sorted(set(given) - set(names) - set(excluded)):
-        raise UsageError(f"weights: unknown client {unknown[0]!r}")
+        raise UsageError(f"weights: unknown client {quoted(unknown[0])}")
     for name, value in given.items():
         number = isinstance(value, Real) and not isinstance(value, bool)
         if not (number and value > 0 and math.isfinite(value)):
-            raise UsageError(f"weights: {value} for {name!r} is not a positive number")
+            raise UsageError(f"weights: {value} for {quoted(name)} is not a positive number")
     return given
 
 

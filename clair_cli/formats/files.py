@@ -99,7 +99,7 @@ def open_beneath(root: Path, parts: Sequence[str]) -> int:
                 inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=here)
             except OSError as error:
                 if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENOENT):
-                    raise RejectedClient(f"folder {part!r} changed while reading") from None
+                    raise RejectedClient(f"folder {quoted(part)} changed while reading") from None
                 raise
             os.close(here)
             here = inner
@@ -111,7 +111,10 @@ def open_beneath(root: Path, parts: Sequence[str]) -> int:
 def _not_regular(mode: int, name: str, shown: str) -> RejectedClient:
     kind = kind_of(mode)
     return RejectedClient(
-        f"{name!r} is {kind}, not a regular file", path=shown, found=kind, expected="a regular file"
+        f"{quoted(name)} is {kind}, not a regular file",
+        path=shown,
+        found=kind,
+        expected="a regular file",
     )
 
 
@@ -197,14 +200,14 @@ def read_small(path: Path, shown: str, max_bytes: int, root: Path | None = None)
     with open_regular(path, shown, root) as (fd, status):
         if status.st_size > max_bytes:
             raise RejectedClient(
-                f"{name!r} has {status.st_size:,} bytes, above the limit of {max_bytes:,}",
+                f"{quoted(name)} has {status.st_size:,} bytes, above the limit of {max_bytes:,}",
                 path=shown,
                 found=f"{status.st_size:,} bytes",
                 expected=f"at most {max_bytes:,} bytes",
             )
         data = read_exactly(fd, max_bytes + 1)
     if len(data) != status.st_size:
-        raise RejectedClient(f"{name!r} changed while reading", path=shown)
+        raise RejectedClient(f"{quoted(name)} changed while reading", path=shown)
     return data
 
 

@@ -14,6 +14,7 @@ from clair_cli.engine.threads import Workers, available_threads, reported
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.safetensors.reader import KeptBytes
 from clair_cli.settings import Settings
+from clair_cli.text import quoted
 
 # Bytes of the clients' files that are kept from the check on; those of the others are read again.
 KEPT_BYTES = 384 * 2**20
@@ -62,6 +63,6 @@ def _from_memory(settings: Settings) -> Cohort:
     exclude = settings.exclude
     unknown = [name for name in exclude if name not in clients]
     if unknown:
-        raise UsageError(f"no client is called {unknown[0]!r}, so it can't be excluded")
+        raise UsageError(f"no client is called {quoted(unknown[0])}, so it can't be excluded")
     kept = {name: pair for name, pair in clients.items() if name not in exclude}
     return adapters_from_memory(kept, limits=settings.limit)  # type: ignore[arg-type]
