@@ -6,21 +6,32 @@ written `OutputError`; everything else is in the report, its exit code included.
 
 from __future__ import annotations
 
+import inspect as inspect_module
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict, TypeVar
 
 from clair_cli.cohort.model import Cohort
 from clair_cli.engine.own_process import importing
 from clair_cli.errors import InputRefused
 from clair_cli.report.model import Report
-from clair_cli.settings import Progress, Settings, make_settings
+from clair_cli.settings import (
+    Device,
+    Dtype,
+    FailOn,
+    Modules,
+    Progress,
+    Settings,
+    TensorNames,
+    make_settings,
+    options_of,
+)
 from clair_cli.workflow.outputs import (
     check_outputs,
     destination_of,
@@ -33,6 +44,7 @@ from clair_cli.workflow.read import read_cohort
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
+    from typing_extensions import Unpack
 
 Clients = str | Path | Mapping[str, tuple[Mapping[str, "Tensor | NDArray[Any]"], Any]]
 PathLike = str | Path
@@ -92,31 +104,65 @@ def _summary(report: Report) -> str:
     return f"exit_code={report.exit_code}, {counts or 'no client'}"
 
 
+class InspectOptions(TypedDict, total=False):
+    """The options of `inspect`, as in `merge`."""
+
+    weights: PathLike | Mapping[str, float] | None
+    previous: PathLike | tuple[Mapping[str, Tensor], Any] | None
+    exclude: Sequence[str]
+    min_clients: int
+    device: Device
+    threads: int | None
+    fail_on: FailOn
+    force: bool
+    modules: Modules
+    assume_alpha: float | Literal["rank"] | None
+    limit: Mapping[str, int | str] | Sequence[str]
+    strict: bool
+    progress: Progress | None
+
+
+class MergeOptions(InspectOptions, total=False):
+    """The options of `merge`, which has what each means."""
+
+    report: PathLike | None
+    rank: int | Literal["auto", "same", "full"]
+    error_target: float
+    keep_alpha: bool
+    dtype: Dtype
+    tensor_names: TensorNames
+    allow_undetermined: bool
+    output_format: TensorNames | None
+
+
+class RefineOptions(MergeOptions, total=False):
+    """The options of `refine`, as in `merge`, and the noise."""
+
+    noise: float | None
+
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def _with_options(function: Function) -> Function:
+    """Show the options and their defaults in the function's signature, for `help` and prompts."""
+    signature = inspect_module.signature(function)
+    command = function.__name__
+    given = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+    defaults = {n: o.default_and_help(command)[0] for n, o in options_of(command).items()}
+    named = [
+        inspect_module.Parameter(name, inspect_module.Parameter.KEYWORD_ONLY, default=default)
+        for name, default in {**defaults, "progress": None}.items()
+    ]
+    vars(function)["__signature__"] = signature.replace(parameters=[*given, *named])
+    return function
+
+
+@_with_options
 def merge(
     clients: Clients,
     output: PathLike | BinaryIO | None = None,
-    *,
-    report: PathLike | None = None,
-    rank: str | int = "auto",
-    error_target: float = 0.1,
-    keep_alpha: bool = False,
-    dtype: str = "auto",
-    tensor_names: str = "auto",
-    weights: PathLike | Mapping[str, float] | None = None,
-    previous: PathLike | tuple[Mapping[str, Tensor], Any] | None = None,
-    exclude: Sequence[str] = (),
-    min_clients: int = 3,
-    allow_undetermined: bool = False,
-    device: str = "auto",
-    threads: int | None = None,
-    fail_on: str = "never",
-    force: bool = False,
-    modules: str = "common",
-    assume_alpha: float | str | None = None,
-    limit: Mapping[str, int | str] | Sequence[str] = (),
-    strict: bool = False,
-    progress: Progress | None = None,
-    output_format: str | None = None,
+    **options: Unpack[MergeOptions],
 ) -> MergeResult:
     """Judge the clients and merge the benign ones into one adapter.
 
@@ -157,8 +203,39 @@ def merge(
     Raises:
         UsageError, OutputError: nothing was written.
     """
-    options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
-    settings = make_settings("merge", clients, output, options)
+    return run_merge(make_settings("merge", clients, output, options))
+
+
+@_with_options
+def inspect(
+    clients: Clients, output: PathLike | None = None, **options: Unpack[InspectOptions]
+) -> InspectResult:
+    """Judge the clients and merge nothing; options as in `merge`, but for `fail_on`.
+
+    Args:
+        output: where the JSON report goes, or None.
+        fail_on: "contaminated" unless given.
+    """
+    return run_inspect(make_settings("inspect", clients, output, options))
+
+
+@_with_options
+def refine(
+    clients: Clients, output: PathLike | None = None, **options: Unpack[RefineOptions]
+) -> RefineResult:
+    """Judge the clients and refine each benign one; options as in `merge`.
+
+    Args:
+        output: a folder to be, or None to write nothing.
+        noise: standard deviation per entry of a delta weight, where it is known: then the gain
+            is estimated, and a client that is not sure to gain keeps its local adapter.
+        weights: as in `merge`; unequal ones are read as sample counts and identify the noise.
+    """
+    return run_refine(make_settings("refine", clients, output, options))
+
+
+def run_merge(settings: Settings) -> MergeResult:
+    """See `merge`."""
     check_outputs(settings)
     cohort, rounds = _begin(settings)
     with closing(destination_of(settings)) as destination:
@@ -170,74 +247,16 @@ def merge(
     return MergeResult(result, merged.tensors, merged.config, _text(path))
 
 
-def inspect(
-    clients: Clients,
-    output: PathLike | None = None,
-    *,
-    weights: PathLike | Mapping[str, float] | None = None,
-    previous: PathLike | tuple[Mapping[str, Tensor], Any] | None = None,
-    exclude: Sequence[str] = (),
-    min_clients: int = 3,
-    device: str = "auto",
-    threads: int | None = None,
-    fail_on: str = "contaminated",
-    force: bool = False,
-    modules: str = "common",
-    assume_alpha: float | str | None = None,
-    limit: Mapping[str, int | str] | Sequence[str] = (),
-    strict: bool = False,
-    progress: Progress | None = None,
-) -> InspectResult:
-    """Judge the clients and merge nothing; parameters as in `merge`.
-
-    Args:
-        output: where the JSON report goes, or None.
-    """
-    options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
-    settings = make_settings("inspect", clients, output, options)
+def run_inspect(settings: Settings) -> InspectResult:
+    """See `inspect`."""
     check_outputs(settings)
     cohort, rounds = _begin(settings)
     report = rounds.inspect(settings, cohort)
     return InspectResult(report, _text(write_report_only(report, settings)))
 
 
-def refine(
-    clients: Clients,
-    output: PathLike | None = None,
-    *,
-    noise: float | None = None,
-    report: PathLike | None = None,
-    rank: str | int = "auto",
-    error_target: float = 0.1,
-    keep_alpha: bool = False,
-    dtype: str = "auto",
-    tensor_names: str = "auto",
-    weights: PathLike | Mapping[str, float] | None = None,
-    previous: PathLike | tuple[Mapping[str, Tensor], Any] | None = None,
-    exclude: Sequence[str] = (),
-    min_clients: int = 3,
-    allow_undetermined: bool = False,
-    device: str = "auto",
-    threads: int | None = None,
-    fail_on: str = "never",
-    force: bool = False,
-    modules: str = "common",
-    assume_alpha: float | str | None = None,
-    limit: Mapping[str, int | str] | Sequence[str] = (),
-    strict: bool = False,
-    progress: Progress | None = None,
-    output_format: str | None = None,
-) -> RefineResult:
-    """Judge the clients and refine each benign one; parameters as in `merge`.
-
-    Args:
-        output: a folder to be, or None to write nothing.
-        noise: standard deviation per entry of a delta weight, where it is known: then the gain
-            is estimated, and a client that is not sure to gain keeps its local adapter.
-        weights: as in `merge`; unequal ones are read as sample counts and identify the noise.
-    """
-    options = {k: v for k, v in locals().items() if k not in ("clients", "output")}
-    settings = make_settings("refine", clients, output, options)
+def run_refine(settings: Settings) -> RefineResult:
+    """See `refine`."""
     check_outputs(settings)
     cohort, rounds = _begin(settings)
     with closing(destination_of(settings)) as destination:
@@ -263,7 +282,7 @@ def _rounds(settings: Settings) -> ModuleType:
         UsageError: the device asked for is not there.
     """
     if "torch" not in sys.modules:
-        settings.tell("importing torch", 0, 1)
+        settings.progress("importing torch", 0, 1)
     try:
         with importing():
             import numpy  # noqa: F401  # torch goes on without it

@@ -1,45 +1,57 @@
-"""What a run was asked to do: one frozen record, checked once, shown in the report."""
+"""What a run was asked to do: one frozen record, checked once, shown in the report.
+
+Each option is declared here once, as a field of `Settings`: the command line, the Python functions
+and the report follow from it.
+"""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from numbers import Real
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from clair_cli.adapters.names.parts import FORMATS
+from clair_cli import option as kinds
 from clair_cli.errors import UsageError
 from clair_cli.formats.filenames import is_one_file
-from clair_cli.formats.limits import Limits, changed_limits, parse_limits
+from clair_cli.formats.limits import Limits
+from clair_cli.option import JUDGING, OUTPUT, READING, RUNNING, Option, one_of, option, whole
 from clair_cli.text import quoted
 
 Progress = Callable[[str, int, int], None]
-FAIL_ON = ("never", "suspicious", "contaminated")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-TENSOR_NAMES = ("auto", *FORMATS)
-DEVICES = ("auto", "cpu", "cuda")
+"""Called as `progress(stage, done, total)`."""
 
-
+# Values of options. Older reports have some other spellings.
+FailOn = Literal["never", "suspicious", "contaminated"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
+TensorNames = Literal["auto", "peft", "diffusers", "kohya"]
+Device = Literal["auto", "cpu", "cuda"]
 Modules = Literal["common", "union", "intersection", "same"]
 MODULES: tuple[Modules, ...] = get_args(Modules)
-SPELLINGS = {
-    "dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"},
-    "modules": {"strict": "same"},
-}
-"""Other spellings of values, by option: short ones, and what older reports have."""
+
+_SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_DTYPES = [name for name in get_args(Dtype) if name not in _SHORT_DTYPES]
+
+# Which commands have an option
+_WRITING = ("merge", "refine")
+_JUDGING = ("merge", "inspect", "refine")
+_ALL = (*_JUDGING, "verify")
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """The progress callback of a run that nobody watches."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of one run; the same names as the command line's.
+    """Options of one run; the same names as the command line's, in the order of its help.
 
     Attributes:
         clients: a folder, or adapters in memory: name to (state dict, config).
         output: where the result goes, or None for nowhere.
         stream: an open binary file that the merged adapter is written to instead, or None.
+        progress: called as the run goes on.
         report: where the JSON report goes, or None for its usual place.
         limit: the limits on the input, defaults filled in.
         threads: how many modules are worked on at once; None for as many as there are cores.
@@ -49,27 +61,108 @@ class Settings:
     clients: Any
     output: Path | None = None
     stream: Any = None
-    report: Path | None = None
-    rank: str | int = "auto"
-    error_target: float = 0.1
-    keep_alpha: bool = False
-    dtype: str = "auto"
-    tensor_names: str = "auto"
-    weights: Path | Mapping[str, float] | None = None
-    previous: Any = None
-    exclude: tuple[str, ...] = ()
-    min_clients: int = 3
-    allow_undetermined: bool = False
-    device: str = "auto"
-    fail_on: str = "never"
-    force: bool = False
-    modules: str = "common"
-    assume_alpha: float | str | None = None
-    limit: Limits = field(default_factory=Limits)
-    strict: bool = False
-    noise: float | None = None
-    threads: int | None = None
-    progress: Progress | None = None
+    progress: Progress = no_progress
+
+    # fmt: off
+    report: Path | None = option(
+        kinds.PATH, "Where the JSON report goes, if not beside the output.",
+        OUTPUT, _WRITING, recorded=False,
+    )
+    rank: str | int = option(
+        kinds.RANK,
+        "Rank to write: the smallest serving rank (8, 16, 32 and so on) that meets --error-target,"
+        " the clients' most common one, one that loses nothing, or N.",
+        OUTPUT, _WRITING, default="auto",
+    )
+    error_target: float = option(
+        kinds.SHARE, "Largest relative error that --rank auto accepts.",
+        OUTPUT, _WRITING, default=0.1,
+    )
+    keep_alpha: bool = option(
+        kinds.FLAG, "Write the clients' alpha instead of alpha = rank.",
+        OUTPUT, _WRITING, default=False,
+    )
+    dtype: str = option(
+        one_of(_DTYPES, _SHORT_DTYPES), "Type of the numbers written.",
+        OUTPUT, _WRITING, default="auto",
+    )
+    tensor_names: str = option(
+        one_of(get_args(TensorNames)),
+        "Tensor names to write: what most clients have, or one of these.",
+        OUTPUT, _WRITING, default="auto", older="output_format",
+    )
+    force: bool = option(
+        kinds.FLAG, "Replace an output that already exists.",
+        OUTPUT, _JUDGING, default=False, short="-f", recorded=False,
+    )
+    noise: float | None = option(
+        kinds.POSITIVE,
+        "Standard deviation of the noise per entry of a delta weight, if known. Default: estimated"
+        " where the data allow it.",
+        JUDGING, ("refine",),
+    )
+    fail_on: str = option(
+        one_of(get_args(FailOn)), "Exit 3, and write no adapter, from this verdict on.",
+        JUDGING, _JUDGING, default="never",
+        in_inspect=(
+            "contaminated",
+            "Exit 3 from this verdict on; a rejected client trips it too.",
+        ),
+    )
+    strict: bool = option(
+        kinds.FLAG, "Exit 4 if any client is rejected.",
+        JUDGING, _JUDGING, default=False,
+    )
+    min_clients: int = option(
+        whole(1), "Fewest comparable clients to judge.",
+        JUDGING, _JUDGING, default=3,
+    )
+    allow_undetermined: bool = option(
+        kinds.FLAG,
+        "Without a verdict, go on with everybody not rejected (exit 0 instead of 5).",
+        JUDGING, _WRITING, default=False,
+    )
+    weights: Path | Mapping[str, float] | None = option(
+        kinds.WEIGHTS,
+        "JSON object or two-column CSV of client name to positive number, such as sample counts."
+        " Default: all equal.",
+        JUDGING, _ALL,
+    )
+    previous: Any = option(
+        kinds.ADAPTER, "The adapter that all clients started this round from.",
+        READING, _ALL,
+    )
+    exclude: tuple[str, ...] = option(
+        kinds.NAMES, "Leave a client out; repeatable.",
+        READING, _JUDGING, default=(),
+    )
+    modules: str = option(
+        one_of(MODULES, {"strict": "same"}),
+        "Which modules: those that three clients have, or half of a few; all; those that all merged"
+        " clients have; or all, and reject who lacks one of the majority's. Absent counts as no"
+        " update.",
+        READING, _JUDGING, default="common",
+    )
+    assume_alpha: float | str | None = option(
+        kinds.ALPHA, "lora_alpha for clients without a config; without it they are rejected.",
+        READING, _JUDGING,
+    )
+    limit: Limits = option(
+        kinds.LIMITS,
+        "Raise or lower a limit on the input; repeatable. Defaults: clients=1000, file=4G,"
+        " total=64G, header=8M, tensors=20000, rank=1024, work=8 (x the median client's).",
+        READING, _JUDGING, default=(),
+    )
+    device: str = option(
+        one_of(get_args(Device)), "Where to compute.",
+        RUNNING, _JUDGING, default="auto",
+    )
+    threads: int | None = option(
+        whole(1), "Modules worked on at once; default: one per core. The results are the same.",
+        RUNNING, _ALL, recorded=False,
+    )
+
+    # fmt: on
 
     @property
     def in_memory(self) -> bool:
@@ -85,74 +178,102 @@ class Settings:
     @property
     def shown_output(self) -> str | None:
         """The output as given, "-" for a stream."""
-        return _path(self.output) if self.stream is None else "-"
-
-    def tell(self, stage: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(stage, done, total)
+        if self.stream is not None:
+            return "-"
+        return None if self.output is None else self.output.as_posix()
 
     def shown(self) -> dict[str, object]:
         """The options as the report holds them: plain values, paths as given, no clock."""
-        given: dict[str, object] = {
-            "clients": "(in memory)" if self.in_memory else _path(self.clients),
+        values = vars(self)
+        return {
+            "clients": "(in memory)" if self.in_memory else self.clients.as_posix(),
             "output": self.shown_output,
-            "weights": "(in memory)" if isinstance(self.weights, Mapping) else _path(self.weights),
-            "previous": _path(self.previous)
-            if isinstance(self.previous, (str, os.PathLike, type(None)))
-            else "(in memory)",
+            **{
+                name: declared.kind.record(values[name])
+                for name, declared in options_of(self.command).items()
+                if declared.recorded
+            },
         }
-        names = (
-            "rank error_target keep_alpha dtype tensor_names min_clients allow_undetermined "
-            "fail_on modules assume_alpha strict noise device"
-        )
-        given.update({name: getattr(self, name) for name in names.split()})
-        given["exclude"] = sorted(self.exclude)
-        given["limit"] = changed_limits(self.limit)
-        if self.command == "inspect":
-            writing = "rank error_target keep_alpha dtype tensor_names allow_undetermined"
-            for name in writing.split():
-                del given[name]
-        if self.command != "refine":
-            del given["noise"]
-        return given
 
 
-def _path(value: Any) -> str | None:
-    return None if value is None else Path(value).as_posix()
+OPTIONS: Mapping[str, Option] = {
+    field.name: field.metadata["option"] for field in fields(Settings) if field.metadata
+}
+"""All options by name, in the order of the help."""
 
 
-def _limits(given: Any) -> Limits:
-    return given if isinstance(given, Limits) else parse_limits(given)
+def options_of(command: str) -> dict[str, Option]:
+    """The options of one command ("verify" too), in the order of its help."""
+    return {name: declared for name, declared in OPTIONS.items() if command in declared.commands}
 
 
-def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
-    if value not in allowed:
-        listed = ", ".join(str(a) for a in allowed)
-        raise UsageError(f"{name} is {value!r}, expected one of {listed}")
+def make_settings(command: str, clients: Any, output: Any, options: Mapping[str, Any]) -> Settings:
+    """Check the options of a call and freeze them.
 
+    Args:
+        command: "merge", "inspect" or "refine".
+        options: by name, older names included, and "progress". A value is a Python value or the
+            text that stands for it on the command line; what is absent gets its default.
 
-def _check_types(clients: Any, given: Mapping[str, Any]) -> None:
-    """The types a wrong call gets wrong, before anything trips over them."""
+    Raises:
+        UsageError: naming the option, what was given and what is expected.
+        TypeError: the command has no option of that name.
+    """
+    known = options_of(command)
+    given = _by_current_names(options, known)
+    progress = given.pop("progress", None) or no_progress
+    if unknown := sorted(given.keys() - known.keys()):
+        raise TypeError(f"{command}() got an unexpected keyword argument {unknown[0]!r}")
+    stream = output if hasattr(output, "write") else None
+    if stream is not None and command != "merge":
+        raise UsageError(f"output is a stream, but {command} does not write one adapter")
+    for name, value in [("clients", clients), ("output", output), *given.items()]:
+        if value == "" and name in ("clients", "output", "report", "weights", "previous"):
+            raise UsageError(f"{name} is an empty path")
     if not isinstance(clients, (str, os.PathLike, Mapping)):
         raise UsageError(f"clients is a {type(clients).__name__}, expected a path or a mapping")
     if isinstance(clients, Mapping):
         _check_in_memory(clients)
-    weights = given.get("weights")
-    if weights is not None and not isinstance(weights, (Path, Mapping)):
-        raise UsageError(f"weights is a {type(weights).__name__}, expected a path or a mapping")
-    if wrong := [name for name in given["exclude"] if not isinstance(name, str)]:
-        raise UsageError(f"exclude has {wrong[0]!r}, expected names of clients")
-    alpha = given.get("assume_alpha")
-    if not (alpha is None or isinstance(alpha, (str, Real))):
-        raise UsageError(f"assume_alpha is {alpha!r}, expected a number or 'rank'")
-    for name in ("min_clients", "error_target", "noise"):
-        value = given.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise UsageError(f"{name} is {value!r}, expected a number")
+    values = {}
+    for name, declared in known.items():
+        default, _ = declared.default_and_help(command)
+        values[name] = declared.value(name, given.get(name, default))
+    settings = Settings(
+        command,
+        clients if isinstance(clients, Mapping) else Path(clients),
+        None if output is None or stream is not None else Path(output),
+        stream,
+        progress,
+        **values,
+    )
+    if isinstance(settings.rank, int) and settings.rank > settings.limit.max_rank:
+        raise UsageError(
+            f"rank is {settings.rank}, above the limit of {settings.limit.max_rank}",
+            hint="raise it with --limit rank=VALUE",
+        )
+    return settings
+
+
+def _by_current_names(options: Mapping[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
+    """The options with older names replaced.
+
+    Raises:
+        UsageError: an option is given by both names, with different values.
+    """
+    given = dict(options)
+    for name, declared in known.items():
+        older = given.pop(declared.older, None)
+        if older is None:
+            continue
+        if given.get(name, declared.default) not in (declared.default, older):
+            raise UsageError(f"{name} is {given[name]!r}, and {declared.older}, its older name, is "
+                             f"{older!r}")  # fmt: skip
+        given[name] = older
+    return given
 
 
 def _check_in_memory(clients: Mapping[Any, Any]) -> None:
-    """What is the caller's mistake and no client's: no pairs, or nobody's config."""
+    """Refuse clients that no single client is to blame for: no pairs, or no config at all."""
     for name, client in clients.items():
         if not isinstance(client, (tuple, list)) or len(client) != 2:
             kind = type(client).__name__
@@ -166,75 +287,3 @@ def _check_in_memory(clients: Mapping[Any, Any]) -> None:
             "every client's config is empty, so no client's scale is known",
             hint="give the fields of adapter_config.json, or None where the tensors say the scale",
         )
-
-
-def _current_words(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with older names and other spellings replaced."""
-    given = dict(options)
-    older = given.pop("output_format", None)
-    if older is not None:
-        if given.get("tensor_names", "auto") not in ("auto", older):
-            raise UsageError(f"tensor_names is {given['tensor_names']!r}, and output_format, its "
-                             f"older name, is {older!r}")  # fmt: skip
-        given["tensor_names"] = older
-    for name, spellings in SPELLINGS.items():
-        if isinstance(given.get(name), str):
-            given[name] = spellings.get(given[name], given[name])
-    return given
-
-
-def make_settings(command: str, clients: Any, output: Any, options: Mapping[str, Any]) -> Settings:
-    """Check the options of a call and freeze them.
-
-    Raises:
-        UsageError: naming the option, what was given and what is expected.
-    """
-    given = _current_words(options)
-    stream = output if hasattr(output, "write") else None
-    if stream is not None and command != "merge":
-        raise UsageError(f"output is a stream, but {command} does not write one adapter")
-    for name, value in [("clients", clients), ("output", output), *given.items()]:
-        if value == "" and name in ("clients", "output", "report", "weights", "previous"):
-            raise UsageError(f"{name} is an empty path")
-    for name in ("report", "weights", "previous"):
-        if isinstance(given.get(name), (str, os.PathLike)):
-            given[name] = Path(given[name])
-    exclude = given.get("exclude") or ()
-    given["exclude"] = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    given["limit"] = _limits(given.get("limit") or ())
-    _check_types(clients, given)
-    settings = Settings(
-        command,
-        clients if isinstance(clients, Mapping) else Path(clients),
-        None if output is None or stream is not None else Path(output),
-        stream,
-        **given,
-    )
-    _one_of("fail_on", settings.fail_on, FAIL_ON)
-    _one_of("dtype", settings.dtype, DTYPES)
-    _one_of("tensor_names", settings.tensor_names, TENSOR_NAMES)
-    _one_of("device", settings.device, DEVICES)
-    _one_of("modules", settings.modules, MODULES)
-    threads = settings.threads
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool)):
-        raise UsageError(f"threads is {threads!r}, expected a whole number")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}, expected at least 1")
-    rank = settings.rank
-    if rank not in ("auto", "same", "full") and not (
-        isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
-    ):
-        raise UsageError(f"rank is {rank!r}, expected auto, same, full or a number of at least 1")
-    if isinstance(rank, int) and rank > settings.limit.max_rank:
-        raise UsageError(
-            f"rank is {rank}, above the limit of {settings.limit.max_rank}",
-            hint="raise it with --limit rank=VALUE",
-        )
-    if not 0 < settings.error_target < 1:
-        raise UsageError(f"error_target is {settings.error_target}, expected between 0 and 1")
-    if settings.min_clients < 1:
-        raise UsageError(f"min_clients is {settings.min_clients}, expected at least 1")
-    noise = settings.noise
-    if noise is not None and not (noise > 0 and math.isfinite(noise)):
-        raise UsageError(f"noise is {noise}, expected a positive number")
-    return settings

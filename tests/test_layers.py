@@ -26,7 +26,8 @@ MAY_IMPORT: dict[str, str] = {
     "formats": "errors text",
     "formats.safetensors": "errors text formats",
     "adapters.names": "errors text formats",
-    "settings": "errors text formats adapters.names",
+    "option": "errors text formats",
+    "settings": "errors text formats option",
     "adapters": "errors text formats formats.safetensors adapters.names",
     "cohort": "errors text formats formats.safetensors adapters.names adapters settings",
     # what comes of it
@@ -45,16 +46,16 @@ MAY_IMPORT: dict[str, str] = {
     " output engine workflow api",
     "__init__": "errors version report.model api verification",
     # what people see: imports no torch
-    "cli": "__init__ errors version text settings formats report.model report output engine api"
-    " verification",
+    "cli": "__init__ errors version text option settings formats report.model report output"
+    " engine api verification",
     "__main__": "cli",
 }
 
 # Maths is pure: no files, console, environment, clock or chance of its own.
 IMPURE = {"os", "sys", "json", "pathlib", "io", "logging", "time", "random", "subprocess"}
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
-MAY_NOT_IMPORT_TORCH = {"__init__", "__main__", "cli", "errors", "report", "settings", "text"}
-MAY_NOT_IMPORT_TORCH |= {"version", "report.model"}
+MAY_NOT_IMPORT_TORCH = {"__init__", "__main__", "cli", "errors", "option", "report", "settings"}
+MAY_NOT_IMPORT_TORCH |= {"text", "version", "report.model"}
 
 
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:

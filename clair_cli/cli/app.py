@@ -1,7 +1,7 @@
 """The command line: options in, exit code out. All work is in `clair_cli.api`.
 
-Nothing here imports torch or numpy: help, usage errors and wrong paths answer at once. The
-commands' parameters are those of the Python functions of the same names.
+Nothing here imports torch or numpy: help, usage errors and wrong paths answer at once. A command's
+`**options` are those that `clair_cli.settings` declares for it.
 """
 
 from __future__ import annotations
@@ -11,23 +11,22 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
 from clair_cli.cli import options as opt
-from clair_cli.cli import options as running
 from clair_cli.cli.exits import (
     EXIT_CODES,
     Stopped,
-    check_stopped,
     error_text,
     guarded,
     raise_on_signals,
     show_warning,
+    stoppable,
 )
 from clair_cli.cli.help import GroupedCommand, OurGroup
-from clair_cli.cli.paths import check_exists, check_inputs, check_outputs
+from clair_cli.cli.paths import check_exists, check_inputs, check_not_stdout, paths_read
 from clair_cli.cli.progress import watched
 from clair_cli.cli.streams import (
     BinaryOut,
@@ -41,13 +40,13 @@ from clair_cli.cli.streams import (
 )
 from clair_cli.engine.own_process import claim
 from clair_cli.errors import OutputError
-from clair_cli.formats.filenames import is_one_file
 from clair_cli.output.publish import leftovers
-from clair_cli.output.targets import check_folder_name
+from clair_cli.settings import make_settings
 from clair_cli.text import printable
 from clair_cli.version import __version__
 
 if TYPE_CHECKING:
+    from clair_cli.api import MergeResult, RefineResult
     from clair_cli.report.model import Report
 
 _EPILOG = "\n".join(
@@ -85,81 +84,67 @@ def _clair(
 
 
 @app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
+@opt.with_options
 def merge(
     clients: opt.Clients,
     output: opt.Output,
-    report: opt.ReportPath = None,
-    rank: opt.Rank = "auto",
-    error_target: opt.ErrorTarget = "0.1",
-    keep_alpha: opt.KeepAlpha = False,
-    dtype: opt.Dtype = "auto",
-    tensor_names: opt.TensorNames = "auto",
-    force: opt.Force = False,
+    *,
     quiet: opt.Quiet = False,
-    fail_on: opt.FailOn = "never",
-    strict: opt.Strict = False,
-    min_clients: opt.MinClients = 3,
-    allow_undetermined: opt.AllowUndetermined = False,
-    weights: opt.Weights = None,
-    previous: opt.Previous = None,
-    exclude: opt.Exclude = None,
-    modules: opt.Modules = "common",
-    assume_alpha: opt.AssumeAlpha = None,
-    limit: opt.LimitOption = None,
-    device: running.Device = "auto",
-    threads: running.Threads = None,
-    timings: running.Timings = False,
-    color: running.Color = "auto",
+    timings: opt.Timings = False,
+    color: opt.Color = "auto",
+    **options: Any,
 ) -> None:
     """Judge the clients and merge the benign ones into one adapter.
 
     Writes the adapter and a JSON report. The table and the verdict go to stderr.
     """
-    settings = dict(locals())
-    kind = "file" if is_one_file(output) else "folder"
-    _write_and_tell("merge", settings, "stream" if _is_stdout(output) else kind)
+    ask_for_colour(color)
+    with guarded() as run:
+        check_inputs(clients, options)
+        check_not_stdout("--report", options["report"])
+        target: Path | BinaryOut = output
+        if _is_stdout(output):
+            check_binary_stdout(paths_read(clients, options), options["report"])
+            target = BinaryOut(run.begin_stream)
+        with watched(quiet=quiet, timings=timings) as progress:
+            from clair_cli.api import run_merge
+
+            given = {**options, "progress": stoppable(progress)}
+            result = run_merge(make_settings("merge", clients, target, given))
+        run.finished = True
+        _tell_result(result, output, quiet=quiet)
 
 
 @app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
+@opt.with_options
 def inspect(
     clients: opt.Clients,
     output: opt.OutputReport = None,
     json: opt.Json = False,
     format_: opt.Format = "table",
-    force: opt.Force = False,
+    *,
     quiet: opt.Quiet = False,
-    fail_on: opt.FailOnInspect = "contaminated",
-    strict: opt.Strict = False,
-    min_clients: opt.MinClients = 3,
-    weights: opt.Weights = None,
-    previous: opt.Previous = None,
-    exclude: opt.Exclude = None,
-    modules: opt.Modules = "common",
-    assume_alpha: opt.AssumeAlpha = None,
-    limit: opt.LimitOption = None,
-    device: running.Device = "auto",
-    threads: running.Threads = None,
-    timings: running.Timings = False,
-    color: running.Color = "auto",
+    timings: opt.Timings = False,
+    color: opt.Color = "auto",
+    **options: Any,
 ) -> None:
     """Judge the clients and show who is contaminated; merge nothing.
 
     The table, or the report as JSON, goes to stdout.
     """
-    settings = dict(locals())
-    ask_for_colour(settings.pop("color"))
-    for name in ("json", "format_", "quiet"):
-        del settings[name]
-    as_json = json or format_ == "json"
+    ask_for_colour(color)
     to_stdout = output is not None and _is_stdout(output)
-    if to_stdout:
-        settings["output"] = output = None
+    as_json = json or format_ == "json"
+    target = None if to_stdout else output
     with guarded() as run:
-        check_inputs(clients, weights=weights, previous=previous)
-        check_outputs({"-o": (output, "file")}, force=force, inputs=[clients, weights, previous])
-        result = _work("inspect", settings, quiet=quiet)
+        check_inputs(clients, options)
+        with watched(quiet=quiet, timings=timings) as progress:
+            from clair_cli.api import run_inspect
+
+            given = {**options, "progress": stoppable(progress)}
+            report = run_inspect(make_settings("inspect", clients, target, given)).report
         run.finished = True
-        report, path = result.report, "" if output is None else str(output)
+        path = "" if target is None else str(target)
         if as_json or to_stdout:
             from clair_cli.report.encode import report_json
 
@@ -171,51 +156,44 @@ def inspect(
 
 
 @app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
+@opt.with_options
 def refine(
     clients: opt.Clients,
     output: opt.OutputFolder,
-    noise: opt.Noise = None,
-    report: opt.ReportPath = None,
-    rank: opt.Rank = "auto",
-    error_target: opt.ErrorTarget = "0.1",
-    keep_alpha: opt.KeepAlpha = False,
-    dtype: opt.Dtype = "auto",
-    tensor_names: opt.TensorNames = "auto",
-    force: opt.Force = False,
+    *,
     quiet: opt.Quiet = False,
-    fail_on: opt.FailOn = "never",
-    strict: opt.Strict = False,
-    min_clients: opt.MinClients = 3,
-    allow_undetermined: opt.AllowUndetermined = False,
-    weights: opt.Weights = None,
-    previous: opt.Previous = None,
-    exclude: opt.Exclude = None,
-    modules: opt.Modules = "common",
-    assume_alpha: opt.AssumeAlpha = None,
-    limit: opt.LimitOption = None,
-    device: running.Device = "auto",
-    threads: running.Threads = None,
-    timings: running.Timings = False,
-    color: running.Color = "auto",
+    timings: opt.Timings = False,
+    color: opt.Color = "auto",
+    **options: Any,
 ) -> None:
     """Judge the clients and denoise each benign one.
 
     Writes one adapter per benign client, its noise reduced with what the clients
     share, and a JSON report with the estimated gain.
     """
-    settings = dict(locals())
-    _write_and_tell("refine", settings, "folder")
+    ask_for_colour(color)
+    with guarded() as run:
+        check_inputs(clients, options)
+        check_not_stdout("-o", output)
+        check_not_stdout("--report", options["report"])
+        with watched(quiet=quiet, timings=timings) as progress:
+            from clair_cli.api import run_refine
+
+            given = {**options, "progress": stoppable(progress)}
+            result = run_refine(make_settings("refine", clients, output, given))
+        run.finished = True
+        _tell_result(result, output, quiet=quiet)
 
 
 @app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
+@opt.with_options
 def verify(
     output: opt.Verified,
     clients: opt.VerifiedClients = None,
     report: opt.VerifiedReport = None,
-    weights: opt.Weights = None,
-    previous: opt.Previous = None,
-    threads: running.Threads = None,
+    *,
     quiet: opt.Quiet = False,
+    **options: Any,
 ) -> None:
     """Compare an adapter with its report, and with the clients if given.
 
@@ -225,16 +203,15 @@ def verify(
     with guarded() as run:
         check_exists(output, "OUT")
         if clients is not None:
-            check_inputs(clients, weights=weights, previous=previous)
+            check_inputs(clients, options)
         if report is not None:
             check_exists(report, "--report")
         with watched(quiet=quiet or clients is None) as progress:
             from clair_cli.verification import verify as verification
 
             result = verification.verify(
-                output, clients, report=report, weights=weights, previous=previous,
-                threads=threads, progress=progress,
-            )  # fmt: skip
+                output, clients, report=report, progress=progress, **options
+            )
         run.finished = True
         lines = [f"note: {text}" for text in result.notes]
         lines += [f"differs: {text}" for text in result.differences]
@@ -248,32 +225,17 @@ def verify(
         raise typer.Exit(result.exit_code)
 
 
-def _write_and_tell(command: str, settings: dict[str, Any], kind: str) -> None:
-    """Run a command that writes adapters: its words go to stderr, its stdout stays free."""
-    quiet = settings.pop("quiet")
-    ask_for_colour(settings.pop("color"))
-    clients, weights, previous = (settings[key] for key in ("clients", "weights", "previous"))
-    output = None if kind == "stream" else settings["output"]
-    with guarded() as run:
-        check_inputs(clients, weights=weights, previous=previous)
-        if kind == "folder":
-            check_folder_name(settings["output"], or_file=command == "merge")
-        check_outputs(
-            {"-o": (output, kind), "--report": (settings["report"], "file")},
-            force=settings["force"],
-            inputs=[clients, weights, previous],
-        )
-        if kind == "stream":
-            inputs = [p for p in (clients, weights, previous) if p is not None]
-            check_binary_stdout(inputs, settings["report"])
-            settings["output"] = BinaryOut(run.begin_stream)
-        result = _work(command, settings, quiet=quiet)
-        run.finished = True
-        report, path = result.report, str(getattr(result, "report_path", None) or "")
-        if not quiet:
-            _mention_leftovers(*(Path(p) for p in (output, path) if p))
-        write_err(_words(report, sys.stderr, path, short=quiet))
-        raise typer.Exit(report.exit_code)
+def _tell_result(result: MergeResult | RefineResult, output: Path, *, quiet: bool) -> NoReturn:
+    """Say on stderr what a run that writes adapters found and made, and exit with its code.
+
+    Raises:
+        typer.Exit: always.
+    """
+    path = result.report_path or ""
+    if not quiet:
+        _mention_leftovers(*(Path(p) for p in (output, path) if p and str(p) != "-"))
+    write_err(_words(result.report, sys.stderr, path, short=quiet))
+    raise typer.Exit(result.report.exit_code)
 
 
 def _words(report: Report, stream: TextIO | None, path: str, *, short: bool) -> str:
@@ -297,22 +259,6 @@ def _mention_leftovers(*paths: Path) -> None:
         for name in leftovers(path):
             shown = printable(str(path.parent / name))
             write_err(f"note: {shown} was left by a run that was killed; it may be deleted\n")
-
-
-def _work(command: str, settings: dict[str, Any], *, quiet: bool) -> Any:
-    """Call the workflow's function of that name; torch is imported here."""
-    for name in ("exclude", "limit"):
-        settings[name] = tuple(settings[name] or ())
-    clients: Path = settings.pop("clients")
-    output: Path | BinaryOut | None = settings.pop("output")
-    with watched(quiet=quiet, timings=settings.pop("timings")) as progress:
-        from clair_cli import api
-
-        def tell(stage: str, done: int, total: int) -> None:
-            check_stopped()
-            progress(stage, done, total)
-
-        return getattr(api, command)(clients, output, **settings, progress=tell)
 
 
 def console() -> None:

@@ -28,6 +28,7 @@ from clair_cli.errors import (
     is_out_of_files,
     is_out_of_memory,
 )
+from clair_cli.settings import Progress
 from clair_cli.text import printable
 
 EXIT_CODES = (
@@ -95,11 +96,16 @@ _arrived: list[Stopped] = []
 """The signal that was answered, if any."""
 
 
-def check_stopped() -> None:
-    """Raise `Stopped` again, if a signal arrived and something swallowed what it raised: torch does
-    so with all that goes wrong while it imports numpy."""
-    if _arrived:
-        raise _arrived[0]
+def stoppable(progress: Progress) -> Progress:
+    """The callback, which also raises `Stopped` again if a signal arrived and something swallowed
+    what it raised: torch does so with all that goes wrong while it imports numpy."""
+
+    def call(stage: str, done: int, total: int) -> None:
+        if _arrived:
+            raise _arrived[0]
+        progress(stage, done, total)
+
+    return call
 
 
 def raise_on_signals() -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any
 
-from clair_cli.errors import OutputError, UsageError
-from clair_cli.output.targets import check_distinct, check_target
-from clair_cli.report.encode import records_nothing
+from clair_cli.errors import UsageError
 from clair_cli.text import printable
 
 
@@ -28,7 +26,12 @@ def check_working_folder() -> None:
         ) from None
 
 
-def check_inputs(clients: Path, *, weights: Path | None, previous: Path | None) -> None:
+def paths_read(clients: Path, options: Mapping[str, Any]) -> list[Path]:
+    """All that a command reads: the clients, --weights and --previous if they are given."""
+    return [p for p in (clients, options["weights"], options["previous"]) if p is not None]
+
+
+def check_inputs(clients: Path, options: Mapping[str, Any]) -> None:
     """Refuse inputs that aren't there.
 
     Raises:
@@ -40,48 +43,19 @@ def check_inputs(clients: Path, *, weights: Path | None, previous: Path | None) 
             f"CLIENTS {_shown(clients)} is a file, not a folder",
             hint="put the clients' adapters into one folder and give that folder",
         )
-    if weights is not None:
-        check_exists(weights, "--weights")
-    if previous is not None:
-        check_exists(previous, "--previous")
+    for name in ("weights", "previous"):
+        if options[name] is not None:
+            check_exists(options[name], f"--{name}")
 
 
-def check_outputs(
-    targets: Mapping[str, tuple[Path | None, str]],
-    *,
-    force: bool,
-    inputs: Sequence[Path | None],
-) -> None:
-    """Refuse outputs that can't or shouldn't be written.
-
-    Args:
-        targets: option to (path or None, "file" or "folder").
-        force: whether an existing output may be replaced.
-        inputs: what is read; None is passed over.
+def check_not_stdout(option: str, path: Path | None) -> None:
+    """Refuse "-" where a command can't write to standard output.
 
     Raises:
-        UsageError, OutputError: as `check_target`; or two options name one path. Wrong use of
-            any of them counts before an output that can't be written.
+        UsageError: naming the option.
     """
-    seen: dict[str, Path] = {}
-    refused: OutputError | None = None
-    given = [path for path in inputs if path is not None]
-    for option, (path, kind) in targets.items():
-        if path is None:
-            continue
-        if str(path) == "-":
-            raise UsageError(f"{option} - : standard output takes one file", hint="give a path")
-        for other, there in seen.items():
-            check_distinct(other, there, option, path)
-        seen[option] = path
-        literal = cast(Literal["file", "folder"], kind)
-        may_replace = force or (option == "--report" and records_nothing(path))
-        try:
-            check_target(path, force=may_replace, kind=literal, inputs=given)
-        except OutputError as error:
-            refused = refused or error
-    if refused is not None:
-        raise refused
+    if str(path) == "-":
+        raise UsageError(f"{option} - : standard output takes one file", hint="give a path")
 
 
 def check_exists(path: Path, what: str) -> None:

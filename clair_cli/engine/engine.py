@@ -147,5 +147,5 @@ def make_engine(settings: Settings) -> Engine:
     device = choose_device(settings.device)
     threads = settings.threads or available_threads()
     if device.name == "cpu":
-        return CpuEngine(threads, settings.tell)
-    return GpuEngine(device, threads, settings.tell)
+        return CpuEngine(threads, settings.progress)
+    return GpuEngine(device, threads, settings.progress)

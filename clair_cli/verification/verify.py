@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from clair_cli.formats.filenames import CONFIG, PIPELINE_WEIGHTS, SUFFIX, WEIGHT
 from clair_cli.formats.files import kind_of
 from clair_cli.report.encode import report_json
 from clair_cli.report.read import OldReport, read_report
-from clair_cli.settings import Progress, make_settings
+from clair_cli.settings import Progress, make_settings, options_of
 from clair_cli.text import quoted
 from clair_cli.verification.files import check_adapter, check_entries
 from clair_cli.verification.reports import compare_reports
@@ -167,9 +166,8 @@ def _compare_files(target: Path, old: OldReport) -> Iterator[str]:
 
 def _options(old: OldReport, weights: Any, previous: Any) -> dict[str, Any]:
     """The recorded options, with the inputs that are given anew."""
-    from clair_cli import api
-
-    known = set(inspect.signature(getattr(api, old.command)).parameters)
+    declared = options_of(old.command)
+    known = declared.keys() | {option.older for option in declared.values()}
     options = {name: value for name, value in old.options.items() if name not in _GIVEN}
     if unknown := sorted(set(options) - known):
         raise UsageError(f"the report records the option {quoted(unknown[0])}, unknown to this "

@@ -5,9 +5,9 @@ Each is written whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clair_cli.engine.own_process import is_ours
 from clair_cli.errors import OutputError
@@ -46,27 +46,43 @@ def default_report(settings: Settings, *, adapter: bool) -> Path | None:
 
 
 def check_outputs(settings: Settings) -> None:
-    """Refuse every unusable target before any work is done.
+    """Refuse outputs that can't or shouldn't be written, before any work is done.
 
     Raises:
-        UsageError, OutputError: see `check_target`.
+        UsageError, OutputError: as `check_target`; or the output and the report are one place, or
+            a folder's name ends like a file's. Wrong use of either counts before an output that
+            can't be written.
     """
     inputs = [p for p in (settings.clients, settings.weights, settings.previous)
               if isinstance(p, Path)]  # fmt: skip
     output, report = settings.output, settings.report
-    if output is not None:
-        file = settings.one_file or settings.command == "inspect"
-        kind = "file" if file else "folder"
-        if not file:
-            check_folder_name(output, or_file=settings.command == "merge")
-        check_target(output, force=settings.force, kind=kind, inputs=inputs)  # type: ignore[arg-type]
+    is_file = settings.one_file or settings.command == "inspect"
+    if output is not None and not is_file:
+        check_folder_name(output, or_file=settings.command == "merge")
     if output is not None and report is not None:
-        check_distinct("output", output, "report", report)
+        check_distinct("-o", output, "--report", report)
+    refused: list[OutputError | None] = []
+    if output is not None:
+        kind: Literal["file", "folder"] = "file" if is_file else "folder"
+        refused.append(_refusal(output, kind, settings.force, inputs))
     if report is None and settings.command != "inspect":
         # a folder's own report lies inside it; without an adapter it goes beside
         report = default_report(settings, adapter=settings.one_file)
     if report is not None:
-        check_target(report, force=_may_replace(report, settings), kind="file", inputs=inputs)
+        refused.append(_refusal(report, "file", _may_replace(report, settings), inputs))
+    for error in filter(None, refused):
+        raise error
+
+
+def _refusal(
+    path: Path, kind: Literal["file", "folder"], force: bool, inputs: Sequence[Path]
+) -> OutputError | None:
+    """Why an output can't be written, or None. Raises UsageError as `check_target`."""
+    try:
+        check_target(path, force=force, kind=kind, inputs=inputs)
+    except OutputError as error:
+        return error
+    return None
 
 
 def check_least_room(settings: Settings, shapes: Iterable[tuple[int, int]]) -> None:

@@ -53,7 +53,7 @@ def _from_files(settings: Settings, meanwhile: Callable[[], object] | None) -> C
         if meanwhile is not None:
             meanwhile()
         results = (future.result() for future in begun)
-        return cohort_of(listing, reported(results, len(begun), "reading", settings.tell))
+        return cohort_of(listing, reported(results, len(begun), "reading", settings.progress))
 
 
 def _from_memory(settings: Settings) -> Cohort:

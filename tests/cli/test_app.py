@@ -11,18 +11,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 import typer.testing
 
 import clair_cli
-from clair_cli import verification
+from clair_cli import api
+from clair_cli.adapters.names.parts import FORMATS
 from clair_cli.cli import app as cli
 from clair_cli.errors import InputRefused, OutputError, RejectedClient, UsageError
+from clair_cli.formats.limits import Limits
 from clair_cli.report.encode import load_schema
-from clair_cli.settings import make_settings
+from clair_cli.settings import OPTIONS, Settings, TensorNames, make_settings, options_of
 from clair_cli.workflow.outputs import check_outputs
 from tests.fake_report import fake_report, undetermined
 
@@ -44,29 +46,32 @@ def clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-    """Replaces the workflow; what it was called with."""
-    made: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """Replaces the work of `merge`, `inspect` and `refine`; what it was asked to do."""
+    made: list[Settings] = []
 
-    def stand_in(command: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            assert callable(kwargs.pop("progress"))
-            made.append((command, args, kwargs))
-            path = "merged.report.json" if command == "merge" else None
-            return SimpleNamespace(report=fake_report(command=command), report_path=path)
+    def run_command(settings: Settings) -> Any:
+        check_outputs(settings)
+        made.append(settings)
+        path = "merged.report.json" if settings.command == "merge" else None
+        return SimpleNamespace(report=fake_report(command=settings.command), report_path=path)
 
-        return call
-
-    use_workflow(monkeypatch, **{command: stand_in(command) for command in COMMANDS})
+    use_workflow(
+        monkeypatch, run_merge=run_command, run_inspect=run_command, run_refine=run_command
+    )
     return made
 
 
 def use_workflow(monkeypatch: pytest.MonkeyPatch, **functions: Callable[..., Any]) -> None:
     module = ModuleType("clair_cli.api")
     vars(module).update(functions)
-    for home, name in ((clair_cli, "api"), (verification, "verify")):
-        monkeypatch.setitem(sys.modules, f"{home.__name__}.{name}", module)
-        monkeypatch.setattr(home, name, module, raising=False)
+    monkeypatch.setitem(sys.modules, "clair_cli.api", module)
+    monkeypatch.setattr(clair_cli, "api", module, raising=False)
+
+
+def options(settings: Settings) -> dict[str, Any]:
+    """The options alone."""
+    return {name: value for name, value in vars(settings).items() if name in OPTIONS}
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
@@ -79,46 +84,44 @@ def raising(error: BaseException) -> Callable[..., Any]:
 # What the commands hand on
 
 
-def test_merge_with_defaults(clients: Path, calls: list[Any]) -> None:
+def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
     result = run("merge", clients, "-o", "merged.safetensors")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert calls == [
-        (
-            "merge",
-            (Path("clients"), Path("merged.safetensors")),
-            {
-                "report": None,
-                "rank": "auto",
-                "error_target": 0.1,
-                "keep_alpha": False,
-                "dtype": "auto",
-                "tensor_names": "auto",
-                "weights": None,
-                "previous": None,
-                "exclude": (),
-                "min_clients": 3,
-                "allow_undetermined": False,
-                "device": "auto",
-                "fail_on": "never",
-                "force": False,
-                "modules": "common",
-                "assume_alpha": None,
-                "limit": (),
-                "strict": False,
-                "threads": None,
-            },
-        )
-    ]
+    (settings,) = calls
+    assert settings.command == "merge"
+    assert (settings.clients, settings.output) == (Path("clients"), Path("merged.safetensors"))
+    assert options(settings) == {
+        "report": None,
+        "rank": "auto",
+        "error_target": 0.1,
+        "keep_alpha": False,
+        "dtype": "auto",
+        "tensor_names": "auto",
+        "weights": None,
+        "previous": None,
+        "exclude": (),
+        "min_clients": 3,
+        "allow_undetermined": False,
+        "device": "auto",
+        "fail_on": "never",
+        "force": False,
+        "modules": "common",
+        "assume_alpha": None,
+        "limit": Limits(),
+        "noise": None,
+        "strict": False,
+        "threads": None,
+    }
     last = result.stderr.splitlines()[-1]
     assert last.startswith("3 of 12 clients contaminated: amber, mallory, zoe; ")
     assert last.endswith("(rank 16, error 0.071); report in merged.report.json")
     assert os.listdir() == ["clients"]  # all writing is the workflow's
 
 
-def test_merge_with_every_option(clients: Path, calls: list[Any]) -> None:
+def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
     Path("w.csv").touch()
     Path("before.safetensors").touch()
-    options = (
+    given = (
         "--report r.json --rank 16 --error-target 0.2 --keep-alpha --dtype bfloat16 "
         "--tensor-names kohya "
         "--weights w.csv --previous before.safetensors --exclude a --exclude b --min-clients 5 "
@@ -126,12 +129,12 @@ def test_merge_with_every_option(clients: Path, calls: list[Any]) -> None:
         "--threads 2 --timings --modules same --assume-alpha 32 "
         "--limit clients=20 --limit file=1G --strict"
     )
-    result = run("merge", clients, "-o", "out", *options.split())
+    result = run("merge", clients, "-o", "out", *given.split())
     assert (result.exit_code, result.stdout) == (0, "")
     where, *stages, last = result.stderr.splitlines()  # -q
     assert where == "where the time went:"
     assert stages[-1].startswith("  memory: ") and "clients contaminated" in last
-    assert calls[0][2] == {
+    assert options(calls[0]) == {
         "report": Path("r.json"),
         "rank": 16,
         "error_target": 0.2,
@@ -148,7 +151,8 @@ def test_merge_with_every_option(clients: Path, calls: list[Any]) -> None:
         "force": True,
         "modules": "same",
         "assume_alpha": 32.0,
-        "limit": ("clients=20", "file=1G"),
+        "limit": Limits(max_clients=20, max_file_bytes=2**30),
+        "noise": None,
         "strict": True,
         "threads": 2,
     }
@@ -167,11 +171,11 @@ def test_merge_with_every_option(clients: Path, calls: list[Any]) -> None:
     ],
 )
 def test_older_and_shorter_spellings(
-    clients: Path, calls: list[Any], args: str, name: str, value: object
+    clients: Path, calls: list[Settings], args: str, name: str, value: object
 ) -> None:
     for command in ("merge", "refine"):
         assert run(command, clients, "-o", "out", *args.split()).exit_code == 0
-        assert calls[-1][2][name] == value
+        assert options(calls[-1])[name] == value
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -181,25 +185,26 @@ def test_help_has_no_older_spelling(command: str) -> None:
         assert older not in text
 
 
-def test_refine_hands_on_the_noise(clients: Path, calls: list[Any]) -> None:
+def test_refine_hands_on_the_noise(clients: Path, calls: list[Settings]) -> None:
     result = run("refine", clients, "-o", "refined", "--noise", "0.01", "--assume-alpha", "rank")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert calls[0][0] == "refine"
-    assert calls[0][1] == (Path("clients"), Path("refined"))
-    assert calls[0][2]["noise"] == 0.01
-    assert calls[0][2]["assume_alpha"] == "rank"
+    assert calls[0].command == "refine"
+    assert (calls[0].clients, calls[0].output) == (Path("clients"), Path("refined"))
+    assert (calls[0].noise, calls[0].assume_alpha) == (0.01, "rank")
     assert "refined 6 into refined" in result.stderr.splitlines()[-1]
 
 
-def test_inspect_shows_a_table_on_stdout(clients: Path, calls: list[Any]) -> None:
+def test_inspect_shows_a_table_on_stdout(clients: Path, calls: list[Settings]) -> None:
     result = run("inspect", clients)
     assert (result.exit_code, result.stderr) == (3, "")
     assert result.stdout.splitlines()[-1].startswith("3 of 12 clients contaminated: amber")
-    assert calls[0][1] == (Path("clients"), None)
-    assert calls[0][2]["fail_on"] == "contaminated"
+    assert (calls[0].clients, calls[0].output) == (Path("clients"), None)
+    assert calls[0].fail_on == "contaminated"
 
 
-def test_inspect_json_is_one_document_and_nothing_else(clients: Path, calls: list[Any]) -> None:
+def test_inspect_json_is_one_document_and_nothing_else(
+    clients: Path, calls: list[Settings]
+) -> None:
     result = run("inspect", clients, "--json", "-o", "r.json")
     assert result.exit_code == 3
     document = json.loads(result.stdout)
@@ -207,10 +212,10 @@ def test_inspect_json_is_one_document_and_nothing_else(clients: Path, calls: lis
     assert document["exit_code"] == 3
     assert result.stderr.startswith("3 of 12 clients contaminated: ")
     assert result.stderr.endswith("; report in r.json\n")
-    assert calls[0][1] == (Path("clients"), Path("r.json"))
+    assert (calls[0].clients, calls[0].output) == (Path("clients"), Path("r.json"))
 
 
-def test_inspect_takes_the_older_format(clients: Path, calls: list[Any]) -> None:
+def test_inspect_takes_the_older_format(clients: Path, calls: list[Settings]) -> None:
     wanted = run("inspect", clients, "--json")
     found = run("inspect", clients, "--format", "json")
     assert (found.stdout, found.stderr) == (wanted.stdout, wanted.stderr)
@@ -234,7 +239,7 @@ def test_inspect_takes_the_older_format(clients: Path, calls: list[Any]) -> None
 )
 def test_colour_off_a_terminal(
     clients: Path,
-    calls: list[Any],
+    calls: list[Settings],
     monkeypatch: pytest.MonkeyPatch,
     env: dict[str, str],
     args: str,
@@ -251,7 +256,7 @@ def test_colour_off_a_terminal(
         assert re.sub(r"\x1b\[[\d;]*m", "", found) == wanted
 
 
-def test_quiet_inspect_says_the_verdict_only(clients: Path, calls: list[Any]) -> None:
+def test_quiet_inspect_says_the_verdict_only(clients: Path, calls: list[Settings]) -> None:
     found = run("inspect", clients, "-q")
     assert (found.exit_code, found.stderr) == (3, "")
     assert found.stdout.startswith("3 of 12 clients contaminated: ")
@@ -261,33 +266,59 @@ def test_quiet_inspect_says_the_verdict_only(clients: Path, calls: list[Any]) ->
     assert found.stderr.count("\n") == 1
 
 
+TYPED = {
+    "merge": api.MergeOptions,
+    "inspect": api.InspectOptions,
+    "refine": api.RefineOptions,
+}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_python_functions_have_the_same_parameters(command: str) -> None:
-    theirs = set(inspect.signature(getattr(clair_cli, command)).parameters) - {"progress"}
-    ours = set(inspect.signature(getattr(cli, command)).parameters)
-    own = {"quiet", "timings", "color"} | ({"json", "format_"} if command == "inspect" else set())
-    assert ours - own == theirs - {"output_format"}  # tensor_names' older name
+def test_the_python_functions_have_the_same_options(command: str) -> None:
+    """Declared once in settings.py, and typed once in api.py."""
+    theirs = inspect.signature(getattr(clair_cli, command)).parameters
+    ours = inspect.signature(getattr(cli, command)).parameters
+    own = {"quiet", "timings", "color", "json", "format_"}
+    assert ours.keys() - own == theirs.keys() - {"progress"}
+    declared = options_of(command)
+    assert declared.keys() <= ours.keys()
+    if command in TYPED:
+        older = {option.older for option in declared.values()} - {""}
+        assert TYPED[command].__annotations__.keys() == {*declared, *older, "progress"}
+        for name, option in declared.items():
+            assert theirs[name].default == option.default_and_help(command)[0]
+
+
+def test_an_option_that_a_command_lacks_is_no_argument_of_its_function(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'rank'"):
+        clair_cli.inspect(tmp_path, rank=8)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'noise'"):
+        clair_cli.merge(tmp_path, noise=0.1)  # type: ignore[call-arg]
+
+
+def test_all_tensor_name_formats_can_be_asked_for() -> None:
+    assert get_args(TensorNames) == ("auto", *FORMATS)
 
 
 def test_inspect_to_stdout_is_the_report_and_the_table_goes_to_stderr(
-    clients: Path, calls: list[Any]
+    clients: Path, calls: list[Settings]
 ) -> None:
     result = run("inspect", clients, "-o", "-")
     assert result.exit_code == 3
     assert json.loads(result.stdout)["exit_code"] == 3
     assert result.stderr.splitlines()[-1].startswith("3 of 12 clients contaminated: ")
     assert len(result.stderr.splitlines()) > 5
-    assert calls[0][1] == (Path("clients"), None)
+    assert (calls[0].clients, calls[0].output) == (Path("clients"), None)
     assert os.listdir() == ["clients"]
 
 
-def test_refine_to_stdout_is_refused(clients: Path, calls: list[Any]) -> None:
+def test_refine_to_stdout_is_refused(clients: Path, calls: list[Settings]) -> None:
     result = run("refine", clients, "-o", "-")
     assert (result.exit_code, result.stdout, calls) == (2, "", [])
     assert "-o - : standard output takes one file" in result.stderr
 
 
-def test_a_killed_runs_leftovers_are_mentioned(clients: Path, calls: list[Any]) -> None:
+def test_a_killed_runs_leftovers_are_mentioned(clients: Path, calls: list[Settings]) -> None:
     Path(".merged.safetensors.clair-99999999-0123abcd.tmp").touch()
     Path(".merged.report.json.clair-99999999-0123abcd.tmp").touch()
     result = run("merge", clients, "-o", "merged.safetensors")
@@ -308,12 +339,17 @@ def test_the_report_decides_the_code(
     clients: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     report = replace(fake_report(), exit_code=code)
-    use_workflow(monkeypatch, merge=lambda *a, **k: SimpleNamespace(report=report))
+    use_workflow(
+        monkeypatch, run_merge=lambda *a, **k: SimpleNamespace(report=report, report_path=None)
+    )
     assert run("merge", clients, "-o", "out").exit_code == code
 
 
 def test_undetermined_says_what_to_do(clients: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_workflow(monkeypatch, merge=lambda *a, **k: SimpleNamespace(report=undetermined()))
+    use_workflow(
+        monkeypatch,
+        run_merge=lambda *a, **k: SimpleNamespace(report=undetermined(), report_path=None),
+    )
     result = run("merge", clients, "-o", "out")
     assert result.exit_code == 5
     assert "what to do: collect more clients" in result.stderr
@@ -347,7 +383,7 @@ def test_errors(
     words: str,
 ) -> None:
     monkeypatch.delenv("CLAIR_DEBUG", raising=False)
-    use_workflow(monkeypatch, merge=raising(error))
+    use_workflow(monkeypatch, run_merge=raising(error))
     result = run("merge", clients, "-o", "out")
     assert (result.exit_code, result.stdout) == (code, "")
     assert words in result.stderr
@@ -358,7 +394,7 @@ def test_errors(
 
 def test_a_traceback_on_request(clients: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLAIR_DEBUG", "1")
-    use_workflow(monkeypatch, merge=raising(RuntimeError("bug")))
+    use_workflow(monkeypatch, run_merge=raising(RuntimeError("bug")))
     result = run("merge", clients, "-o", "out")
     assert result.exit_code == 1
     assert result.stderr.startswith("Traceback (most recent call last):\n")
@@ -368,7 +404,7 @@ def test_a_traceback_on_request(clients: Path, monkeypatch: pytest.MonkeyPatch) 
 # Usage
 
 
-def test_a_folder_that_is_not_there(clients: Path, calls: list[Any]) -> None:
+def test_a_folder_that_is_not_there(clients: Path, calls: list[Settings]) -> None:
     result = run("inspect", "client")
     assert (result.exit_code, result.stdout, calls) == (2, "", [])
     assert result.stderr == (
@@ -411,7 +447,7 @@ def test_a_folder_that_is_not_there(clients: Path, calls: list[Any]) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_usage_errors(clients: Path, calls: list[Any], args: list[str], words: str) -> None:
+def test_usage_errors(clients: Path, calls: list[Settings], args: list[str], words: str) -> None:
     Path("a.safetensors").touch()
     before = sorted(os.listdir())
     result = run("merge", *args)
@@ -420,7 +456,7 @@ def test_usage_errors(clients: Path, calls: list[Any], args: list[str], words: s
     assert sorted(os.listdir()) == before
 
 
-def test_an_output_that_exists(clients: Path, calls: list[Any]) -> None:
+def test_an_output_that_exists(clients: Path, calls: list[Settings]) -> None:
     Path("m.safetensors").write_text("old")
     result = run("merge", clients, "-o", "m.safetensors")
     assert (result.exit_code, result.stdout, calls) == (6, "", [])
@@ -443,7 +479,7 @@ def test_an_output_that_exists(clients: Path, calls: list[Any]) -> None:
     ],
 )  # fmt: skip
 def test_a_folder_is_not_called_like_a_file(
-    clients: Path, calls: list[Any], command: str, name: str, meant: str
+    clients: Path, calls: list[Settings], command: str, name: str, meant: str
 ) -> None:
     result = run(command, clients, "-o", name)
     assert (result.exit_code, calls) == (2, [])
@@ -453,7 +489,7 @@ def test_a_folder_is_not_called_like_a_file(
 
 
 @pytest.mark.parametrize("name", ["out", "v1.2", "out.tensor", "out.d", ".bin", "x.safe"])
-def test_a_folder_of_any_other_name(clients: Path, calls: list[Any], name: str) -> None:
+def test_a_folder_of_any_other_name(clients: Path, calls: list[Settings], name: str) -> None:
     assert run("merge", clients, "-o", name).exit_code == 0
 
 
@@ -502,7 +538,7 @@ SEVERAL = "CLIENTS is one folder, and {} paths are given: {}"
     ],
 )
 def test_usage_errors_have_one_style(
-    clients: Path, calls: list[Any], args: str, words: str, fix: str
+    clients: Path, calls: list[Settings], args: str, words: str, fix: str
 ) -> None:
     result = run(*args.split())
     assert (result.exit_code, result.stdout, calls) == (2, "", [])
@@ -514,9 +550,11 @@ def test_help_counts_before_slips() -> None:
 
 
 @pytest.mark.parametrize("args", [("--exclude", "-rank"), ("--exclude=-rank",)])
-def test_a_value_may_look_like_a_slip(clients: Path, calls: list[Any], args: tuple[str]) -> None:
+def test_a_value_may_look_like_a_slip(
+    clients: Path, calls: list[Settings], args: tuple[str]
+) -> None:
     assert run("merge", clients, "-o", "out", *args).exit_code == 0
-    assert calls[0][2]["exclude"] == ("-rank",)
+    assert calls[0].exclude == ("-rank",)
 
 
 @pytest.mark.parametrize("flag", ["-V", "--version"])

@@ -33,7 +33,7 @@ NO_NETWORK = str(ROOT / "tests" / "no_network")
 )
 def test_cheap_answers_import_no_torch(tmp_path: Path, args: list[str], code: int) -> None:
     found = process(
-        "inspect = merge = refine = lambda *a, **k: __import__('sys').modules.update(torch=1)",
+        "run_inspect = lambda settings: __import__('sys').modules.update(torch=1)",
         *args,
         after="heavy = {'torch', 'numpy', 'scipy', 'safetensors', 'rich', 'peft'}\n"
         "sys.stderr.write(f'heavy={sorted(heavy & set(sys.modules))}')",
@@ -45,7 +45,7 @@ def test_cheap_answers_import_no_torch(tmp_path: Path, args: list[str], code: in
 
 
 STOPPED = """
-def merge(*args, **kwargs):
+def run_merge(settings):
     import time
     from pathlib import Path
     Path("temporary").touch()
@@ -103,7 +103,7 @@ def test_a_signal_before_the_command_line_is_there_shows_no_traceback(tmp_path: 
 BUSY = """
 import time
 from concurrent.futures import ThreadPoolExecutor
-def merge(*args, **kwargs):
+def run_merge(settings):
     waiting = ThreadPoolExecutor(2).submit(time.sleep, 60)  # as the workflow's pool does
     print("ready", flush=True)
     waiting.result()
@@ -124,14 +124,14 @@ def test_a_signal_does_not_wait_for_the_threads(tmp_path: Path) -> None:
 
 SWALLOWING = """
 import os, signal
-def merge(*args, progress, **kwargs):
+def run_merge(settings):
     try:
         os.kill(os.getpid(), signal.SIGINT)
         for _ in range(10**9): pass
     except BaseException as error:  # as torch does, while it imports numpy
         if TURNED:
             raise RuntimeError("something else") from None
-    progress("reading", 0, 3)
+    settings.progress("reading", 0, 3)
     print("went on", flush=True)
 """
 
@@ -150,11 +150,11 @@ def test_a_signal_is_answered_although_somebody_swallows_it(tmp_path: Path, turn
 FAKE = """
 from types import SimpleNamespace
 from tests.fake_report import fake_report, renamed
-def inspect(*args, **kwargs):
+def run_inspect(settings):
     report = renamed(fake_report(command="inspect"), {"amber": "caf\\u00e9\\udcff\\x1b[31m"})
     return SimpleNamespace(report=report)
-def merge(*args, **kwargs):
-    return SimpleNamespace(report=fake_report())
+def run_merge(settings):
+    return SimpleNamespace(report=fake_report(), report_path=None)
 """
 
 
@@ -216,13 +216,13 @@ OPENS = """
 import os
 from types import SimpleNamespace
 from tests.fake_report import fake_report
-def merge(*args, **kwargs):
+def run_merge(settings):
     from clair_cli.output.publish import publish_file
-    publish_file(args[1], b"adapter", force=False)
+    publish_file(settings.output, b"adapter", force=False)
     with open("numbers", "w") as file:
         os.write(2, b"a library's warning")
         print(file.fileno(), file=file)
-    return SimpleNamespace(report=fake_report())
+    return SimpleNamespace(report=fake_report(), report_path=None)
 """
 
 
@@ -240,7 +240,7 @@ CLOSED = ["2>&-", ">&- 2>&-", "<&- >&- 2>&-", "<&-", ">&-", "<&- 2>&-"]
 def test_closed_streams_leave_the_verdicts_code(tmp_path: Path, which: str, code: int) -> None:
     """With torch in the process it ends by a way of its own; words that go nowhere are dropped."""
     (tmp_path / "clients").mkdir()
-    workflow = HAS_TORCH.replace("fake_report())", f"replace(fake_report(), exit_code={code}))")
+    workflow = HAS_TORCH.replace("fake_report(),", f"replace(fake_report(), exit_code={code}),")
     found = closed(arguments(workflow, "merge", "clients", "-o", "m"), which, tmp_path)
     assert (found.returncode, found.stdout) == (code, "")
     assert ("contaminated" in found.stderr) == ("2>&-" not in which)
@@ -268,9 +268,9 @@ def test_closed_streams_do_not_get_into_a_file(tmp_path: Path, which: str) -> No
 STREAM = """
 from types import SimpleNamespace
 from tests.fake_report import fake_report
-def merge(clients, output, **kwargs):
-    output.write(b"\\x00\\xff" * 500_000)
-    return SimpleNamespace(report=fake_report())
+def run_merge(settings):
+    settings.stream.write(b"\\x00\\xff" * 500_000)
+    return SimpleNamespace(report=fake_report(), report_path=None)
 """
 
 
@@ -329,8 +329,8 @@ def test_no_adapter_to_a_terminal_a_closed_stdout_or_an_input(tmp_path: Path) ->
 
 
 STOPPED_STREAM = """
-def merge(clients, output, **kwargs):
-    output.write(b"begun")
+def run_merge(settings):
+    settings.stream.write(b"begun")
     import time
     time.sleep(60)
 """
@@ -353,7 +353,7 @@ import os, signal
 from pathlib import Path
 from clair_cli.output import publish
 from clair_cli.output.publish import Output
-def merge(clients, output, **kwargs):
+def run_merge(settings):
     moment, number = Path("moment").read_text().split()
     owner = publish if hasattr(publish, moment) else publish.os
     real, calls = getattr(owner, moment), []
@@ -365,7 +365,7 @@ def merge(clients, output, **kwargs):
     setattr(owner, moment, step)
     publish.publish([
         Output(Path("m.report.json"), b"new", True),
-        Output(output, b"new" * 1_000_000, True),
+        Output(settings.output, b"new" * 1_000_000, True),
     ])
     raise RuntimeError("the signal came to nothing")
 """
@@ -393,12 +393,12 @@ UNSYNCED = (
     FAKE
     + """
 import os
-def merge(clients, output, **kwargs):
+def run_merge(settings):
     from clair_cli.output import publish
     def fails(folder): raise OSError(5, "Input/output error")
     publish._sync_folder = fails
-    publish.publish_file(output, b"adapter", force=False)
-    return SimpleNamespace(report=fake_report())
+    publish.publish_file(settings.output, b"adapter", force=False)
+    return SimpleNamespace(report=fake_report(), report_path=None)
 """
 )
 
@@ -449,12 +449,12 @@ LONG_NAME = "hospital-of-the-w7"
 SHOWING = f"""
 from types import SimpleNamespace
 from tests.fake_report import fake_report, renamed
-def inspect(*args, **kwargs):
+def run_inspect(settings):
     report = renamed(fake_report(command="inspect"), {{"amber": {LONG_NAME!r}}})
     return SimpleNamespace(report=report)
-def merge(*args, progress, **kwargs):
-    progress("reading", 1, 3)
-    return SimpleNamespace(report=inspect().report)
+def run_merge(settings):
+    settings.progress("reading", 1, 3)
+    return SimpleNamespace(report=run_inspect(settings).report, report_path=None)
 """
 
 

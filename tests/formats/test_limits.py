@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
-from clair_cli.cli import options as cli_options
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.limits import NAMES, Limits, changed_limits, parse_limits
+from clair_cli.settings import OPTIONS
 from tests.hostile import client, load_cohort, rejected
 
 
 def test_the_help_has_every_name_and_default() -> None:
-    (option,) = (m for m in cli_options.LimitOption.__metadata__)
-    given = re.findall(r"[a-z]+=\w+", option.help)
+    given = re.findall(r"[a-z]+=\w+", OPTIONS["limit"].help)
     assert parse_limits(given) == Limits()
     assert [text.partition("=")[0] for text in given] == list(NAMES)
 

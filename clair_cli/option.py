@@ -1,0 +1,212 @@
+"""One option of a command: its values, their check, its words of help. Opens nothing, no torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from clair_cli.errors import UsageError
+from clair_cli.formats.limits import Limits, changed_limits, parse_limits
+from clair_cli.text import quoted
+
+OUTPUT, JUDGING, READING, RUNNING = "Output", "Judging", "Reading", "Running"
+"""The headings of the help that options stand under."""
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The values that an option takes.
+
+    Attributes:
+        expected: the values in words, as in "expected a positive number".
+        parse: makes the value of a text from the command line or of a Python value; of a
+            repeatable option it gets all of them. Raises ValueError where it is no such value, or
+            `UsageError` with the whole message.
+        metavar: how help shows a value; "" for a flag, which takes none.
+        minimum: of a whole number; None for other values.
+        repeatable: whether the option may be given several times.
+        record: makes the plain value that stands in the report.
+    """
+
+    expected: str
+    parse: Callable[[Any], Any]
+    metavar: str = ""
+    minimum: int | None = None
+    repeatable: bool = False
+    record: Callable[[Any], object] = _unchanged
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option.
+
+    Attributes:
+        panel: the heading in the help.
+        commands: the commands that have it.
+        default: the value where it is not given.
+        in_inspect: default and help of `inspect`, where these are others.
+        short: another name on the command line, such as "-f".
+        older: its name in earlier versions, which is still taken.
+        recorded: whether it stands in the report.
+    """
+
+    kind: Kind
+    help: str
+    panel: str
+    commands: tuple[str, ...]
+    default: Any = None
+    in_inspect: tuple[Any, str] | None = None
+    short: str = ""
+    older: str = ""
+    recorded: bool = True
+
+    def default_and_help(self, command: str) -> tuple[Any, str]:
+        if command == "inspect" and self.in_inspect is not None:
+            return self.in_inspect
+        return self.default, self.help
+
+    def value(self, name: str, given: object) -> Any:
+        """The checked value of what was given; None stays None where that is the default.
+
+        Raises:
+            UsageError: naming the option, what was given and what is expected.
+        """
+        if given is None and self.default is None:
+            return None
+        try:
+            return self.kind.parse(given)
+        except ValueError:
+            raise UsageError(f"{name} is {quoted(given)}, expected {self.kind.expected}") from None
+
+
+def option(kind: Kind, help_: str, panel: str, commands: tuple[str, ...], **more: Any) -> Any:
+    """A field of `Settings` that is an option; parameters as in `Option`."""
+    declared = Option(kind, help_, panel, commands, **more)
+    default = declared.default
+    if default is not None:
+        default = kind.parse(default)
+    return field(default=default, metadata={"option": declared})
+
+
+# Kinds of values
+
+
+def _flag(given: object) -> bool:
+    if not isinstance(given, bool):
+        raise ValueError
+    return given
+
+
+def _path(given: Any) -> Path:
+    if not isinstance(given, (str, os.PathLike)) or given == "":
+        raise ValueError
+    return Path(given)
+
+
+def _path_or(kind: Callable[[object], bool]) -> Callable[[Any], Any]:
+    return lambda given: given if kind(given) else _path(given)
+
+
+def _number(given: Any) -> Any:
+    """A number as it is, or the one that a text says."""
+    if isinstance(given, bool) or not isinstance(given, (str, Real)):
+        raise ValueError
+    return float(given) if isinstance(given, str) else given
+
+
+def _positive(given: object) -> Any:
+    value = _number(given)
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError
+    return value
+
+
+def _share(given: object) -> Any:
+    value = _number(given)
+    if not 0 < value < 1:
+        raise ValueError
+    return value
+
+
+def _whole(given: Any, minimum: int) -> int:
+    if isinstance(given, str) and given.isascii() and given.isdigit():
+        given = int(given)
+    if isinstance(given, bool) or not isinstance(given, int) or given < minimum:
+        raise ValueError
+    return given
+
+
+def _rank(given: Any) -> str | int:
+    return str(given) if given in ("auto", "same", "full") else _whole(given, 1)
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, str) else tuple(given or ())
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise UsageError(f"exclude has {quoted(wrong[0])}, expected names of clients")
+    return names
+
+
+def _limits(given: Any) -> Limits:
+    return given if isinstance(given, Limits) else parse_limits(given or ())
+
+
+def _recorded_path(value: Any) -> str | None:
+    if value is None or isinstance(value, Path):
+        return None if value is None else value.as_posix()
+    return "(in memory)"
+
+
+def one_of(values: Sequence[str], spellings: Mapping[str, str] | None = None) -> Kind:
+    """One of some words, or another spelling of one, which no help shows."""
+    known = spellings or {}
+
+    def parse(given: Any) -> str:
+        value = known.get(given, given) if isinstance(given, str) else given
+        if value not in values:
+            raise ValueError
+        return str(value)
+
+    expected = f"one of {', '.join(map(repr, values))}"
+    return Kind(expected, parse, metavar=f"<{'|'.join(values)}>")
+
+
+def whole(minimum: int) -> Kind:
+    """A whole number."""
+    expected = f"a whole number of at least {minimum}"
+    return Kind(expected, lambda given: _whole(given, minimum), "N", minimum)
+
+
+FLAG = Kind("True or False", _flag)
+PATH = Kind("a path", _path, "PATH", record=_recorded_path)
+WEIGHTS = Kind(
+    "a path or a mapping",
+    _path_or(lambda given: isinstance(given, Mapping)),
+    "FILE",
+    record=_recorded_path,
+)
+ADAPTER = Kind(
+    "a path, or a state dict and a config",
+    _path_or(lambda given: not isinstance(given, (str, os.PathLike))),
+    "ADAPTER",
+    record=_recorded_path,
+)
+RANK = Kind("auto, same, full or a number of at least 1", _rank, "auto|same|full|N")
+SHARE = Kind("a number between 0 and 1", _share, "X")
+POSITIVE = Kind("a positive number", _positive, "SIGMA")
+ALPHA = Kind(
+    "rank or a positive number",
+    lambda given: given if given == "rank" else _positive(given),
+    "N|rank",
+)
+NAMES = Kind("names of clients", _names, "NAME", repeatable=True, record=sorted)
+LIMITS = Kind("NAME=VALUE", _limits, "NAME=VALUE", repeatable=True, record=changed_limits)
