@@ -1,4 +1,4 @@
-"""One client's adapter, whatever file it came from: names, shapes and scales, tensors on demand."""
+"""One client's adapter, of any format: its modules' names, shapes and scales; factors on demand."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ class LoraModule:
 
     @property
     def components(self) -> int:
-        """Rank-one components that `Adapter.factors` gives: the rank, or what is enough."""
+        """Rank-one components that `Adapter.factors` gives: at most the shorter side of `shape`."""
         return min(self.rank, *self.shape)
 
     @property
     def is_double(self) -> bool:
-        """Whether `Adapter.factors` gives a factor in float64."""
+        """Whether a factor that `Adapter.factors` gives is in float64."""
         return self.dtype == "float64" or self.components < self.rank
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One client's adapter. Holds no tensor; `factors` reads one module's pair.
+    """One client's adapter. Holds no tensor; `factors` reads the pair of one module.
 
     Attributes:
         name: the client's name.
@@ -69,8 +69,9 @@ class Adapter:
         sha256: of the whole weights file (in memory: of its canonical bytes), hex.
         config: the parsed adapter config.
         prefix: what stands before the module path in tensor names: "base_model.model." or "".
-        format: whose tensor names the file has.
+        format: of the tensor names in the file.
         modules: by name, sorted.
+        source: of the tensors' bytes.
         notes: remarks worth a line in the report ("adapter_model.bin ignored"), in order.
     """
 
@@ -85,9 +86,8 @@ class Adapter:
     format: Format = "peft"
 
     def content(self) -> str:
-        """A digest of what the adapter says: modules, scales and values, in hex. Names of clients,
-        files and tensors, the layout of a file and what else is in its header play no part.
-        """
+        """A digest (SHA-256, hex) of modules, ranks, dtypes, scales and values: equal for adapters
+        that differ only in names of client, file and tensors, or in the rest of the file."""
         whole, tensors = hashlib.sha256(), self.source.tensors
         for name, m in sorted(self.modules.items()):
             whole.update(repr((name, m.rank, m.layout, m.dtype, m.scaling)).encode("utf-8"))
@@ -95,12 +95,16 @@ class Adapter:
         return whole.hexdigest()
 
     def factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """`(lora_A, lora_B)` of one module as matrices, (components, columns) and
-        (rows, components): those of the file, or fewer with the same product, in float64.
+        """Matrices whose product is one module's B A.
+
+        Returns:
+            `(lora_A, lora_B)`, (components, columns) and (rows, components): those of the file; or,
+            where the rank is above the shorter side of the matrix, that product and the identity,
+            in float64.
 
         Raises:
-            KeyError: the adapter has no such module (its update there is zero).
-            RejectedClient: the tensor changed since the adapter was opened.
+            KeyError: the adapter has no such module (its delta weight there is zero).
+            RejectedClient: a tensor changed since the adapter was opened.
         """
         entry, pair = self.modules[module], self.stored_factors(module)
         return pair if entry.components == entry.rank else _recompressed(*pair)
@@ -117,7 +121,7 @@ class Adapter:
 
 
 def _recompressed(lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of the same product with as many components as its shorter side is long."""
+    """The product of two factors and the identity, as factors of that product in float64."""
     product = lora_B.double() @ lora_A.double()
     unit = product.new_ones(min(product.shape)).diag()
     return (product, unit) if product.shape[0] <= product.shape[1] else (unit, product)

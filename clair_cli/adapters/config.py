@@ -1,4 +1,4 @@
-"""`adapter_config.json`: what sets an adapter's scale, and the variants refused by name."""
+"""`adapter_config.json`: its fields checked, and the rank and scale that they give each module."""
 
 from __future__ import annotations
 
@@ -65,7 +65,12 @@ class AdapterConfig:
         return float(rank) if self.lora_alpha is None else self.lora_alpha
 
     def scaling(self, module: str, rank: int) -> float:
-        """What `B @ A` is multiplied by: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
+        """The factor before `B @ A`: alpha / rank, or alpha / sqrt(rank) with rsLoRA.
+
+        Args:
+            module: its path, without the prefix.
+            rank: at least 1.
+        """
         if self.parts:
             part, rest = self._part(module)
             return part.scaling(rest, rank)
@@ -105,7 +110,7 @@ class AdapterConfig:
 
     @property
     def guarded_init(self) -> str:
-        """The init that all clients must share ("pissa", "eva"...), or "" if it is none."""
+        """The init if all clients must share it ("pissa", "eva"...), else ""."""
         parts = [part.guarded_init for part in self.parts.values()]
         return max([guarded_init(self.init_lora_weights), *parts])
 

@@ -1,4 +1,4 @@
-"""Where a client's config comes from: a file beside it, the cohort's own, or the file's header."""
+"""A client's config: from a file of its own, from the weights file's header, or the cohort's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from clair_cli.adapters.config import AdapterConfig, assumed_config, parse_config
 from clair_cli.adapters.names.parts import KeyMap
 from clair_cli.errors import RejectedClient
-from clair_cli.formats.files import kind_of, open_path, read_small
+from clair_cli.formats.files import kind_of, read_small, real_path
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.strict_json import parse_strict
 from clair_cli.text import first_few, quoted, some_of
@@ -30,7 +30,7 @@ def find_config(
     assume_alpha: float | str | None,
     limits: Limits,
 ) -> tuple[AdapterConfig, tuple[str, ...]]:
-    """The config of one client, and a note if it had to be assumed.
+    """The config of one client, and notes if it had to be assumed.
 
     Args:
         paths: files to try, in order; the first that exists is the one. A folder, or anything else
@@ -41,7 +41,7 @@ def find_config(
             scale: by that metadata, by an alpha for every module, or because it is kohya's.
         root: real path of the cohort's folder, which no link may leave; None if the files are the
             caller's own, and no links.
-        assume_alpha: alpha to assume if there is none at all, or "rank"; None refuses.
+        assume_alpha: alpha to assume where no config is found, or "rank"; None refuses.
 
     Raises:
         RejectedClient: none found, or the one found is bad; `path` is the config file.
@@ -82,18 +82,20 @@ def inside_config(keys: KeyMap) -> tuple[AdapterConfig, tuple[str, ...]]:
 
 
 def _is_config(path: Path, no_files: list[str]) -> bool:
-    """Whether there is a file, or a link that leads to one or nowhere; what else there is goes to
-    `no_files`. `os.path.lexists` says no wherever the system fails: another config would count.
+    """Whether a path is a regular file, or a link to one or to nothing.
+
+    Args:
+        no_files: gets a sentence about a folder or another kind of entry at the path.
 
     Raises:
-        OSError: the system can't look.
+        OSError: the system fails. (`os.path.lexists` would say no, and another config be used.)
     """
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return False
     if stat.S_ISLNK(mode):
-        with contextlib.suppress(OSError):  # `open_path` says where such a link leads
+        with contextlib.suppress(OSError):  # `real_path` says where such a link leads
             mode = os.stat(path).st_mode
     if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
         return True
@@ -104,8 +106,8 @@ def _is_config(path: Path, no_files: list[str]) -> bool:
 def _from_file(path: Path, root: Path | None, limits: Limits) -> AdapterConfig:
     shown = path.as_posix()
     try:
-        there = path if root is None else open_path(path, root)
-        data = read_small(there, shown, limits.max_config_bytes, root)
+        real = path if root is None else real_path(path, root)
+        data = read_small(real, shown, limits.max_config_bytes, root)
         return parse_config(_object(data, path.name, limits))
     except RejectedClient as error:
         error.path = error.path or shown
@@ -123,7 +125,7 @@ def _object(data: bytes, what: str, limits: Limits) -> dict[str, Any]:
 
 
 def _from_header(text: str, keys: KeyMap, limits: Limits) -> AdapterConfig:
-    """Plain fields, or fields that carry the name of a pipeline's part ("unet.r")."""
+    """The config in a header: plain fields, or fields behind the name of a part ("unet.r")."""
     raw = _object(text.encode("utf-8"), f"header's {HEADER_FIELD}", limits)
     parts: dict[str, dict[str, Any]] = {}
     for key, value in raw.items():
@@ -143,7 +145,7 @@ def _from_header(text: str, keys: KeyMap, limits: Limits) -> AdapterConfig:
 
 
 def _of_parts(parts: Mapping[str, Mapping[str, Any]]) -> AdapterConfig:
-    """One config of the parts' configs; what concerns the whole adapter must be the same."""
+    """One config of a pipeline's parts; `fan_in_fan_out` must be the same in all of them."""
     configs = {name: parse_config(raw) for name, raw in sorted(parts.items())}
     if len({config.fan_in_fan_out for config in configs.values()}) > 1:
         raise RejectedClient(f"header's {HEADER_FIELD}: fan_in_fan_out differs between its parts")

@@ -1,4 +1,4 @@
-"""What kind of layer a pair of factors adapts, and the matrix that its update is."""
+"""The kind of layer that a pair of factors adapts, and the shape of the delta weight."""
 
 from __future__ import annotations
 
@@ -46,19 +46,17 @@ class Layout:
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """Of a convolution; () for others."""
+        """Lengths of a convolution's kernel; () for other layers."""
         return self.weight[2:]
 
     def flat(self, lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
         """Stored factors as matrices (rank, columns) and (rows, rank); views where possible."""
-        if (
-            lora_A.ndim == lora_B.ndim == 2
-        ):  # nearly always, and threads wait at each of torch's calls
+        if lora_A.ndim == lora_B.ndim == 2:  # nearly always; each call of torch holds up threads
             return lora_A, lora_B
         return lora_A.reshape(lora_A.shape[0], -1), lora_B.reshape(lora_B.shape[0], -1)
 
     def stored(self, lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The inverse of `flat`: the shapes that a file holds."""
+        """The inverse of `flat`: matrices in the shapes of the table."""
         if self.kind != "convolution":
             return lora_A, lora_B
         rank = lora_A.shape[0]
@@ -84,7 +82,10 @@ def layout_of(
     Args:
         shape_A, shape_B: of the stored tensors, every axis at least 1.
         embedding: whether the names say `lora_embedding`.
-        names: what the error calls the tensors.
+        names: of the two tensors, for the error.
+
+    Returns:
+        `(layout, rank)`, the rank at least 1.
 
     Raises:
         RejectedClient: no product of these shapes, or a grouped convolution.

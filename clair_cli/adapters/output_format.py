@@ -1,4 +1,4 @@
-"""The tensor names and header that an adapter is written with: the clients' own, or asked for."""
+"""The format that an adapter is written in, most clients' or the one asked for: tensors, header."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """How one run's adapters are written.
+    """How the adapters of one run are written.
 
     Attributes:
         prefix: what stands before every module path: "base_model.model." or "".
@@ -48,11 +48,11 @@ class OutputFormat:
     def tensors(
         self, factors: Mapping[str, tuple[Tensor, Tensor]], scaling: float
     ) -> dict[str, Tensor]:
-        """What the file holds.
+        """The tensors of a file, by name; in kohya's format with an alpha for each module.
 
         Args:
             factors: module to matrices (rank, columns) and (rows, rank).
-            scaling: what `B @ A` is multiplied by; finite, not 0.
+            scaling: the factor before `B @ A`, the same for all modules; finite, not 0.
         """
         import torch
 
@@ -74,7 +74,13 @@ class OutputFormat:
     def header(
         self, config: Mapping[str, object], modules: Sequence[str], scaling: float
     ) -> dict[str, str]:
-        """The header's metadata when the config of these modules is to be in the file itself."""
+        """The header's metadata of a file that holds its own config.
+
+        Args:
+            config: of the adapter, JSON-ready.
+            modules: those in the file.
+            scaling: as in `tensors`.
+        """
         if self.format == "kohya":
             rank = int(str(config["r"]))
             return {"format": "pt", **header_of(rank, scaling * rank)}
@@ -88,7 +94,7 @@ class OutputFormat:
 def choose_output(
     adapters: Sequence[Adapter], layouts: Mapping[str, Layout], wanted: str
 ) -> tuple[OutputFormat, tuple[str, ...]]:
-    """The format to write, and remarks.
+    """The format that adapters are written in, and remarks for the report.
 
     Args:
         adapters: of the clients, and the previous round's if there is one; at least one.
@@ -130,7 +136,7 @@ def _in_format(
 
 
 def _by_part(config: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
-    """A config for each part of the pipeline, its fields behind the part's name."""
+    """The config once for each part of a pipeline, the part's name before each field."""
     fields: dict[str, object] = {}
     for part in sorted({split_part(name)[0] for name in names}):
         targets = sorted(path for first, path in map(split_part, names) if first == part)

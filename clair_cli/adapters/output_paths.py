@@ -19,7 +19,7 @@ class NamelessModules(UsageError):
     """Modules that have no name in a format.
 
     Attributes:
-        modules: all that are to blame; some clients may be the only ones that have them.
+        modules: all such modules; perhaps only a few clients have them.
     """
 
     def __init__(self, message: str, modules: Sequence[str], hint: str) -> None:
@@ -27,7 +27,7 @@ class NamelessModules(UsageError):
         self.modules = tuple(modules)
 
     def minority(self, adapters: Sequence[Adapter]) -> dict[str, tuple[Adapter, ...]]:
-        """Those of the modules that less than half of the adapters have, with these."""
+        """The modules that fewer than half of the adapters have, each with those adapters."""
         held = {m: tuple(a for a in adapters if m in a.modules) for m in self.modules}
         return {m: few for m, few in held.items() if few and 2 * len(few) < len(adapters)}
 
@@ -60,8 +60,8 @@ def module_paths(
 
 
 def adapters_of(adapters: Sequence[Adapter], format_: Format) -> list[Adapter]:
-    """The adapters whose names are written as they are: those of the format, unless more have
-    another one (then a format was asked for, and few clients' names do not decide)."""
+    """The adapters of a format, whose paths are written as they are; none if another format is more
+    common, so that few clients' paths do not decide."""
     counts = Counter(adapter.format for adapter in adapters)
     if counts[format_] < max(counts.values()):
         return []
@@ -69,7 +69,7 @@ def adapters_of(adapters: Sequence[Adapter], format_: Format) -> list[Adapter]:
 
 
 def _written(adapters: Sequence[Adapter], module: str) -> str | None:
-    """The path that most of the adapters have for a module in their files, or None."""
+    """The most common path of a module in the adapters' files; None if no adapter has it."""
     counts = Counter(a.modules[module].written for a in adapters if module in a.modules)
     return min(counts, key=lambda name: (-counts[name], name)) if counts else None
 
@@ -103,8 +103,8 @@ def _kohya_paths(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> 
 
 
 def _several_encoders(adapters: Sequence[Adapter]) -> bool:
-    """Whether kohya's names tell a first text encoder from a second one: at least half of the
-    adapters of an encoder's modules have some of the second's, or a `transformer` beside them."""
+    """Whether kohya's names number the text encoders: at least half of the adapters with modules of
+    an encoder have modules of a second one, or of a `transformer`, too."""
     first, second = ("text_encoder.", "lora_te_", "lora_te1_"), ("text_encoder_2.", "lora_te2_")
     more = (*second, "transformer.", "lora_transformer_")
     two = sum(any(m.startswith(more) for m in a.modules) for a in adapters)
@@ -171,8 +171,8 @@ def _peft_paths(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> d
 
 
 def _home(adapters: Sequence[Adapter], names: Mapping[str, str | None]) -> set[str]:
-    """The part of a pipeline whose modules PEFT's files name without it, as the other clients
-    have them; of several the most common one."""
+    """The part of a pipeline that PEFT's files leave out of their paths, by other clients' paths of
+    the same modules (the most common part), and ""; empty if it is not known."""
     counts: Counter[str] = Counter()
     for adapter in adapters:
         for module, entry in adapter.modules.items():

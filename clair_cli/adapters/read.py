@@ -104,8 +104,8 @@ def _check_values(entry: TensorEntry, *, may_be_integer: bool) -> None:
 
 
 def _check_exponent(entry: TensorEntry) -> None:
-    """Refuse values that float32 can't hold, of which squares do not fit float64 either: then
-    what is measured would depend on how a client splits its delta weight between two factors.
+    """Refuse values outside the range of float32. Their squares may not fit float64, so that norms
+    would depend on how a client splits its delta weight between two factors.
 
     Zeros pass, and so do subnormal numbers: with any factor that passes they make a delta weight
     that counts as zero (`maths.grams.LEAST_NORM`).
@@ -206,13 +206,13 @@ def _alpha_value(key: str, source: TensorSource) -> float:
     return value
 
 
-# An update's entries may reach 1e100: squares of norms still fit float64, and the product of the
-# largest float32 numbers is far below.
+# A delta weight's entries may reach 1e100: squares of norms still fit float64, and the product of
+# the largest float32 numbers is far below.
 _MAX_EXPONENT = math.log2(1e100)
 
 
 def _check_magnitude(module: LoraModule, tensors: Mapping[str, TensorEntry]) -> None:
-    """Refuse what float64 can't be trusted with: nobody else's verdict may depend on it."""
+    """Refuse a delta weight whose entries may be too large for sums of squares in float64."""
     if module.scaling == 0:
         return
     product = tensors[module.key_A].exponent + tensors[module.key_B].exponent

@@ -51,8 +51,8 @@ Place = tuple[str, str]  # part of the pipeline or "", and the path in it
 def unify_names(adapters: Sequence[Adapter]) -> tuple[tuple[Adapter, ...], tuple[str, ...]]:
     """The same adapters with one name for each module, and remarks.
 
-    It is the one that most clients use, of equally common ones the dotted one: what one client
-    calls a module never decides.
+    It is the name that most clients use; of equally common names the dotted one. One client never
+    decides a name.
 
     Returns:
         `(adapters, notes)`, in the given order; an adapter whose names stay is the same object.
@@ -155,8 +155,8 @@ def _place(name: str) -> Place:
 def _places(adapters: Sequence[Adapter]) -> list[dict[str, Place]]:
     """Every adapter's names with their places; a client without parts gets the one it fits best.
 
-    Parts that equally many clients call the same paths by are taken for one, unless some client
-    has a path in two of them: what one client calls a part parts nobody from the others.
+    Parts in which equally many clients have the same paths are taken for one, unless some client
+    has a path in two of them: one client's name for a part does not separate the others.
     """
     found = [{name: _place(name) for name in adapter.modules} for adapter in adapters]
     bare = [own for own in found if own and not any(part for part, _ in own.values())]
@@ -210,7 +210,7 @@ def _apart(found: Iterable[Mapping[str, Place]], parts: Sequence[str]) -> bool:
 
 
 def _most(counts: Counter[Any]) -> list[Any]:
-    """What is counted most, all of it in order; nothing if all counts are 0."""
+    """The items of the highest count, sorted; none if all counts are 0."""
     most = max(counts.values(), default=0)
     return sorted(item for item, count in counts.items() if count == most > 0)
 
@@ -220,9 +220,9 @@ def _flat(path: str) -> str:
 
 
 def _spellings(places: Sequence[Mapping[str, Place]]) -> Mapping[Place, Place]:
-    """kohya's place to the dotted one that most clients have. Equally common ones are taken for
-    one, unless some client has two of them: one client's spelling parts nobody from the others.
-    """
+    """kohya's place to the dotted place that most clients have. Equally common dotted places are
+    taken for one, unless some client has two of them: one client's spelling does not separate the
+    others."""
     clients = [set(own.values()) for own in places]
     by_flat: dict[Place, Counter[Place]] = defaultdict(Counter)
     for own in clients:

@@ -1,7 +1,7 @@
 """`init_lora_weights`: the inits that only clients of the same one may be merged under.
 
-Most of them moved the base weights, so that an update refers to the moved base and not to the
-published one (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA); EVA leaves the base and starts from the
+Most of them changed the base weights, so that a delta weight refers to the changed base and not to
+the published one (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA); EVA leaves the base and starts from the
 client's own data. An unknown name is taken for one of them.
 """
 
@@ -18,7 +18,7 @@ _HARMLESS = frozenset(("gaussian", "orthogonal", "mica"))
 _FROM_DATA = frozenset(("eva",))
 
 
-# A field of these says, when it is not empty, that the update is not scaling * B @ A alone.
+# Where one of these fields is not empty, the delta weight is not scaling * B @ A alone.
 _REFUSED_FIELDS = {
     "use_dora": "DoRA",
     "lora_bias": "LoRA with a bias (lora_bias)",
@@ -37,7 +37,7 @@ _REFUSED_FIELDS = {
     "enable_lora": "merged linear LoRA (enable_lora)",
 }
 
-# Fields that change training, memory or loading, never the update; plus those read below.
+# Fields that change training, memory or loading, never the delta weight; and fields read here.
 # fmt: off
 _HARMLESS_FIELDS = frozenset((
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
@@ -60,13 +60,19 @@ def guarded_init(init: object) -> str:
 
 
 def init_effect(init: str) -> str:
-    """What such an init does, to go on "init_lora_weights 'pissa' "."""
+    """The effect of a guarded init, as the end of a sentence: "init_lora_weights 'pissa' ..."."""
     if init in _FROM_DATA:
         return "starts the factors from the client's own data"
     return "changes the base weights: the update refers to the changed base"
 
 
 def refuse_variants(raw: Mapping[str, Any]) -> None:
+    """Refuse a config whose delta weights may be more than scaling * B @ A.
+
+    Raises:
+        RejectedClient: another `peft_type` than LORA, a field of a variant, trained biases, or an
+            unknown field that is not empty. Names the field.
+    """
     kind = raw.get("peft_type")
     if kind is not None and kind != "LORA":
         raise RejectedClient(

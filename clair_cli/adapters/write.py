@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file of tensors that are all there; see `SafetensorsParts`."""
+    """A whole safetensors file; see `SafetensorsParts`."""
     made = SafetensorsParts(tensors, metadata)
     for name, tensor in tensors.items():
         made.add(name, tensor)
@@ -36,9 +36,9 @@ def merged_config(
 ) -> dict[str, object]:
     """The `adapter_config.json` of a merge, in the form all loaders read alike.
 
-    One rank and one alpha for all modules, no patterns, no rsLoRA. Another field has the value that
-    more than half of the clients have, where having none counts too; else it is null, false or 0,
-    so that no client names the base model that a loader takes.
+    One rank and one alpha for all modules, no patterns, no rsLoRA. Each other field has the value
+    that more than half of the clients have (a missing one counts as null), else null, false or 0:
+    no single client decides which base model a loader takes.
 
     Args:
         adapters: the clients merged, at least one.

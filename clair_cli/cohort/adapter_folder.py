@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.filenames import CONFIG, PIPELINE_WEIGHTS, SUFFIX, WEIGHTS, is_weights
-from clair_cli.formats.files import kind_of, open_path
+from clair_cli.formats.files import kind_of, real_path
 from clair_cli.text import first_few, quoted
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -56,7 +56,7 @@ def nested_adapter(here: Path, names: Sequence[str], root: Path) -> Path | None:
     for name in names:
         path = here / name
         if not name.startswith(".") and path.is_dir() and os.path.lexists(path / WEIGHTS):
-            open_path(path, root)  # a link may not leave
+            real_path(path, root)  # a link may not leave
             holders.append(path)
     if len(holders) > 1:
         listed = first_few(path.name for path in holders)

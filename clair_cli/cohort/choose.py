@@ -1,4 +1,4 @@
-"""Which of the clients go on: one name per module, comparable, and writable in one format."""
+"""The clients that are judged: one name per module, comparable, and writable in one format."""
 
 from __future__ import annotations
 
@@ -18,8 +18,16 @@ from clair_cli.text import quoted
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The clients that go on, and how their result is written."""
+class Choice:
+    """The clients that are judged, and how their result is written.
+
+    Attributes:
+        adapters: in the cohort's order; without modules that are not compared.
+        rejected: the other clients, without those rejected before.
+        layouts: of every module that may be written, sorted by name.
+        output: the format of the result; None where none is written.
+        notes: remarks for the report.
+    """
 
     adapters: tuple[Adapter, ...]
     rejected: tuple[Rejection, ...]
@@ -28,14 +36,19 @@ class Chosen:
     notes: tuple[str, ...]
 
 
-def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | None) -> Chosen:
-    """The clients that can be merged with the majority, and written in its format.
+def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | None) -> Choice:
+    """Choose the clients that can be merged with the majority, and written in its format.
 
-    A client that alone has a module which the format can't name is rejected: it must not
-    decide how the others' result is written, nor that it isn't.
+    Few clients with a module that has no name in the format are rejected: they must not decide the
+    format of the others' result, nor prevent it.
+
+    Args:
+        cohort: with one name per module; see `one_name_each`.
+        previous: the adapter that all clients started from, or None.
 
     Raises:
-        InputRefused, UsageError: nothing comparable; nothing that can be written.
+        InputRefused: nothing comparable.
+        UsageError: no format for the result, or the previous adapter has other shapes.
     """
     unnamed: list[Rejection] = []
     while cohort.adapters:
@@ -50,7 +63,7 @@ def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | No
             layouts = _with_previous(layouts, previous)
         rejected = (*unnamed, *found.rejected)
         if settings.command == "inspect":
-            return Chosen(adapters, rejected, layouts, None, found.notes)
+            return Choice(adapters, rejected, layouts, None, found.notes)
         sources = [*adapters] if previous is None else [*adapters, previous]
         try:
             output, notes = choose_output(sources, layouts, settings.tensor_names)
@@ -61,8 +74,8 @@ def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | No
             unnamed += _unwritable(error, few)
             cohort = _without(cohort, unnamed)
             continue
-        return Chosen(adapters, rejected, layouts, output, (*found.notes, *notes))
-    return Chosen((), tuple(unnamed), {}, None, ())
+        return Choice(adapters, rejected, layouts, output, (*found.notes, *notes))
+    return Choice((), tuple(unnamed), {}, None, ())
 
 
 def _without(cohort: Cohort, gone: Sequence[Rejection]) -> Cohort:
@@ -71,14 +84,14 @@ def _without(cohort: Cohort, gone: Sequence[Rejection]) -> Cohort:
 
 
 def only_modules(adapter: Adapter, kept: Container[str]) -> Adapter:
-    """The adapter without the modules that are left out: nobody looks at those again."""
+    """The adapter with only those of its modules that are in `kept`."""
     modules = {name: module for name, module in adapter.modules.items() if name in kept}
     return adapter if len(modules) == len(adapter.modules) else replace(adapter, modules=modules)
 
 
 def _unlike(adapters: Sequence[Adapter], previous: Adapter) -> list[Rejection]:
-    """Clients with a module of another shape than the previous adapter's, if few have it so:
-    then they are wrong, and not the previous adapter."""
+    """Rejections of clients with a module of another shape than the previous adapter's. Where more
+    than half of the clients have another shape, the previous adapter is wrong, and none of them."""
     found: dict[str, Rejection] = {}
     for name, module in sorted(previous.modules.items()):
         having = [a for a in adapters if name in a.modules]
@@ -128,7 +141,7 @@ def one_name_each(
 
 
 def _with_previous(layouts: Mapping[str, Layout], previous: Adapter) -> dict[str, Layout]:
-    """Modules of the clients and of the previous adapter, which must agree in shape."""
+    """Layouts of the modules of the clients and of the previous adapter; shapes must agree."""
     joined = dict(layouts)
     for name, module in previous.modules.items():
         if joined.setdefault(name, module.layout) != module.layout:

@@ -1,4 +1,4 @@
-"""Which clients of a cohort can be compared and merged: the majority decides, minorities go."""
+"""The clients of a cohort that can be compared and merged: minorities are rejected."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def check_comparable(
     """Reject the clients that can't be merged with the majority.
 
     Compared are the base model's name (as text; local paths and missing names never reject),
-    `fan_in_fan_out`, an init that changes the base or starts from
-    data, the modules' shapes and number, and the work that they make.
+    `fan_in_fan_out`, an init that changes the base or starts from data, the modules' shapes and
+    number, and the number of elements to compute with.
 
     Args:
         cohort: as loaded.
-        modules: "common": only modules that enough clients have (`fewest_holders`), and one that
-            a client lacks is a zero update there; "union": every module; "intersection": as
-            "common", but a client without most of the majority's modules goes; "same": one
-            without any of the majority's modules goes.
+        modules: "common": only modules that enough clients have (`fewest_holders`); a client that
+            lacks one has a zero delta weight. "union": every module. "intersection": as "common",
+            but a client that lacks more than half of the majority's modules is rejected. "same": a
+            client that lacks one of the majority's modules is rejected.
         limits: default `Limits()`.
 
     Raises:
-        InputRefused: no adapter, no majority where most clients disagree, or nothing shared.
+        InputRefused: no adapter, no majority among most of the clients, or no shared module.
         ValueError: `modules` is another word.
     """
     if modules not in MODULES:
@@ -86,8 +86,8 @@ def check_comparable(
 def _by_module(
     adapters: list[Adapter], modules: str, limits: Limits, errors: dict[str, RejectedClient]
 ) -> tuple[list[Adapter], dict[str, Layout], list[str]]:
-    """The clients whose modules can be compared, those modules, and remarks. What is common is
-    looked for again without a client that goes for its work."""
+    """The clients whose modules can be compared, the layouts of those modules, and remarks. The
+    common modules are determined again without a client that is rejected for its work."""
     while True:
         notes: list[str] = []
         adapters, left_out = reject_by_module(adapters, errors, notes)
@@ -100,7 +100,7 @@ def _by_module(
 
 
 def is_local_path(name: str) -> bool:
-    """True for what is a path on somebody's machine and no hub name ("org/name").
+    """Whether a base model's name is a path on somebody's machine and no hub name ("org/name").
 
     >>> [is_local_path(n) for n in ("org/name", "gpt2", "/data/llama", "./m", "C:\\\\m")]
     [False, False, True, True, True]
@@ -124,9 +124,8 @@ def _init(adapter: Adapter) -> str:
 def _same_init(
     adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[str]
 ) -> list[Adapter]:
-    """One init for all. A client without a config counts as one of an ordinary init, so that few
-    configs never part with most clients; where the others share an init that all must share, it
-    goes."""
+    """The clients of one init. A client without a config counts as one of an ordinary init, so that
+    few configs never reject most clients; where the others share a guarded init, it is rejected."""
     ordinary = [adapter for adapter in adapters if not adapter.config.guarded_init]
     voters = [adapter for adapter in adapters if adapter.config.raw]
     if 2 * len(ordinary) > len(adapters):
@@ -207,7 +206,7 @@ def describe_groups(groups: Mapping[str, Sequence[str]]) -> str:
 def _same_base(
     adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[str]
 ) -> list[Adapter]:
-    """Hub names vote; a local path or a missing name is a note at most."""
+    """The clients of one base model. Hub names vote; local paths and missing names are noted."""
     voters = [a for a in adapters if _base_name(a) and not is_local_path(_base_name(a))]
     named = {adapter.name for adapter in voters}
     kept = _majority(

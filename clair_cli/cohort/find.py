@@ -1,4 +1,4 @@
-"""Which entries of a cohort's folder are clients, and where each one's files are. Opens nothing."""
+"""The clients in a cohort's folder, and where the files of each are. Opens nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from clair_cli.cohort.model import Candidate, Listing
 from clair_cli.cohort.size import check_cohort_size
 from clair_cli.errors import InputRefused, RejectedClient, UsageError, is_out_of_files
 from clair_cli.formats.filenames import CONFIG, SUFFIX, WEIGHTS, is_weights
-from clair_cli.formats.files import FAILURES, as_rejection, open_path
+from clair_cli.formats.files import FAILURES, as_rejection, real_path
 from clair_cli.formats.limits import Limits
 from clair_cli.text import first_few, quoted
 
@@ -49,7 +49,7 @@ _NO_CONFIG = (
 
 @dataclass
 class _Remarks:
-    """On entries of a cohort's folder.
+    """Remarks on entries of a cohort's folder.
 
     Attributes:
         ignored: entries that are no clients.
@@ -187,7 +187,7 @@ def _candidate(
     is_config = entry == CONFIG or (entry.endswith(".json") and _without_suffix(entry) in stems)
     weights, mode = path, 0
     if _may_be_client(path):
-        weights = open_path(path, root) if path.is_symlink() else root / entry
+        weights = real_path(path, root) if path.is_symlink() else root / entry
         mode = os.stat(weights).st_mode
     if is_config and not path.is_file() and not path.is_symlink():
         remarks.by_text[_NO_CONFIG].append(entry)
@@ -217,7 +217,7 @@ def _candidate(
 
 
 def _may_be_client(path: Path) -> bool:
-    """Folders, weights files, and links whose name is not that of some other file."""
+    """Whether a path is a folder, a weights file, or a link that has no other suffix."""
     if is_weights(path.name):
         return True
     if path.is_symlink():
@@ -248,7 +248,7 @@ def _in_folder(folder: Path, root: Path, entry: str, remarks: _Remarks) -> Candi
     if pickles := list(filter(is_pickle, names)):
         notes.append(f"{first_few(pickles)} ignored")
     path = base / file
-    weights = open_path(path, root)
+    weights = real_path(path, root)
     mode = os.lstat(weights).st_mode
     if not stat.S_ISREG(mode):
         raise not_a_file(file, mode)

@@ -105,14 +105,14 @@ def cohort_of(listing: Listing, results: Iterable[Adapter | Rejection]) -> Cohor
 
 
 def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
-    """Read one adapter: its folder, or a `.safetensors` file with its config beside it. Its files
-    may be links, as they are in a download cache: it is the caller's own choice, not a client's.
+    """Read one adapter: its folder, or a `.safetensors` file with its config next to it. Its files
+    may be links, as in a download cache: the caller chose them, and not a client.
 
     Returns:
         A cohort of one adapter, or of one rejection.
 
     Raises:
-        UsageError: nothing there, or neither of the two.
+        UsageError: nothing at the path, or neither of the two.
     """
     shown = quoted(path.as_posix())
     if not os.path.lexists(path):
@@ -143,8 +143,8 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
 
 
 def load_result(path: Path, *, limits: Limits | None = None) -> Adapter | Rejection:
-    """Read an adapter that clair wrote: a folder with its config in it, or a single file with its
-    config in the header and nowhere else."""
+    """Read an adapter that clair wrote: a folder with its config, or a single file with its config
+    in the header; no other config is looked for."""
     folder = path.is_dir()
     candidate = Candidate(
         entry=path.name,
@@ -161,7 +161,8 @@ def _followed(path: Path) -> Path:
 
 
 def _keys(candidate: Candidate, file: SafetensorsFile, limits: Limits) -> KeyMap:
-    """The file's pairs; where it has others too, the config may say better what they are."""
+    """The pairs of a file. Where it has other tensors too, an error in the config is raised first,
+    as it may name the variant."""
     try:
         return pair_keys({key: entry.shape for key, entry in file.tensors.items()})
     except RejectedClient:

@@ -1,4 +1,4 @@
-"""The majority's modules and their shapes: clients that are at odds with them are rejected."""
+"""The majority's modules and shapes: clients that differ from them are rejected."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.text import at_most, first_few, quoted
 
 Holders = Mapping[str, Mapping[Layout, Sequence[str]]]
-# Modules that a client may have beyond the majority's: so many times as many, and some more. Every
-# one costs memory and time, and room in the report.
+# A client may have FACTOR x the majority's modules + MORE beyond them. Each of them costs memory,
+# time, and room in the report.
 BEYOND_FACTOR, BEYOND_MORE = 4, 16
 
 
 def reject_by_module(
     adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[str]
 ) -> tuple[list[Adapter], set[str]]:
-    """Drop clients whose shapes are a minority's, that share no module with the majority, or that
+    """Reject clients whose shapes are a minority's, that share no module with the majority, or that
     have far more modules than it.
 
+    Args:
+        errors: gets one error for each rejected client, by name.
+        notes: get a remark on each module left out.
+
     Returns:
-        `(adapters, left_out)`: the clients kept, and modules on whose shape the few clients
-        that have them do not agree.
+        `(adapters, left_out)`: the other clients, and modules of few clients that have no majority
+        for a shape.
 
     Raises:
         InputRefused: no majority for the shape of a module that most clients have, or no
@@ -53,7 +57,7 @@ def holders_of(adapters: Sequence[Adapter]) -> dict[str, dict[Layout, list[str]]
 
 
 def _minorities(adapters: Sequence[Adapter], holders: Holders) -> dict[str, RejectedClient]:
-    """One error for each client with a module of other shape than the strict majority has."""
+    """An error for each client with a module in another shape than a strict majority's, by name."""
     found: dict[str, RejectedClient] = {}
     for module in sorted(holders):
         by_shape = holders[module]
@@ -79,7 +83,7 @@ def _minorities(adapters: Sequence[Adapter], holders: Holders) -> dict[str, Reje
 
 
 def _ties(holders: Holders, n_clients: int, notes: list[str]) -> set[str]:
-    """Modules without a majority shape: left out if few clients have them, else the end."""
+    """Modules without a majority shape; InputRefused if more than half of the clients have one."""
     left_out, found = set(), []
     for module in sorted(holders):
         by_shape = holders[module]

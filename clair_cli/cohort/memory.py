@@ -1,4 +1,4 @@
-"""Adapters that are already in memory, under the same checks as files."""
+"""Adapters in memory, under the same checks as files."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _adapter(name: str, state: Any, config: Any, limits: Limits) -> Adapter:
 
 
 def _as_tensor(value: Any) -> Any:
-    """A numpy array as a tensor, of the same memory where torch can have it; all else as it is."""
+    """A numpy array as a tensor, which shares its memory if possible; another value as it is."""
     import numpy
     import torch
 

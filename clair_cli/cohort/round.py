@@ -1,4 +1,4 @@
-"""Everything read before the first tensor: clients, their weights, the previous adapter."""
+"""A round: the comparable clients, their weights, the previous adapter. No factor is read yet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.output_format import OutputFormat
-from clair_cli.cohort.choose import Chosen, choose_comparable, one_name_each
+from clair_cli.cohort.choose import Choice, choose_comparable, one_name_each
 from clair_cli.cohort.load import load_one
 from clair_cli.cohort.majority import majority_modules
 from clair_cli.cohort.memory import adapters_from_memory
@@ -25,11 +25,16 @@ from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.settings import Settings
 from clair_cli.text import MAX_NOTES, at_most, first_few, quoted
 
-RESERVED = "report.json"  # in the folder of refined adapters
+RESERVED = "report.json"  # no client may be called so: its folder would stand next to the report
 
 
 class ClientLost(Exception):
-    """A client's tensors turned out unreadable in the middle of a pass."""
+    """A client's tensors changed, or can't be read, in the middle of a pass.
+
+    Attributes:
+        adapter: the client's, or the previous one.
+        error: why.
+    """
 
     def __init__(self, adapter: Adapter, error: RejectedClient) -> None:
         super().__init__(error.message)
@@ -39,7 +44,7 @@ class ClientLost(Exception):
 
 @contextlib.contextmanager
 def losing(adapter: Adapter) -> Iterator[None]:
-    """What is wrong with an adapter's file inside is the client's loss."""
+    """Raise `ClientLost` where reading the adapter inside raises `RejectedClient`."""
     try:
         yield
     except RejectedClient as error:
@@ -47,7 +52,7 @@ def losing(adapter: Adapter) -> Iterator[None]:
 
 
 class ClientsUnfit(Exception):
-    """The first pass showed that some clients can't be merged: the round is begun without them."""
+    """Some clients can't be merged, as the first pass shows: the round restarts without them."""
 
     def __init__(self, rejections: Sequence[Rejection]) -> None:
         super().__init__(*(r.message for r in rejections))
@@ -63,10 +68,10 @@ class Round:
 
     Attributes:
         adapters: comparable clients.
-        rejected: everybody else, sorted by name.
+        rejected: the other clients, sorted by name.
         module_shapes: (out, in) of every module, sorted by name.
         weights: one positive number per adapter, or None for equal ones.
-        previous: the adapter all started from, or None.
+        previous: the adapter that all clients started from, or None.
         output: how adapters are written, or None when none will be.
         refusal: why no judgement is possible at all, or None.
         warnings: remarks for the report.
@@ -90,7 +95,7 @@ class Round:
     @property
     def usual_shapes(self) -> tuple[tuple[int, int], ...]:
         """(out, in) of the modules that more than half of the clients have, and of the previous
-        adapter's: what the result will have whoever is left out."""
+        adapter's: a lower bound of the result, whichever clients are left out."""
         usual = majority_modules(self.adapters)
         if self.previous is not None:
             usual |= self.previous.modules.keys()
@@ -98,8 +103,8 @@ class Round:
 
     @cached_property
     def module_ranks(self) -> Mapping[str, tuple[int, ...]]:
-        """Rank-one components of every client's update in each module, 0 where it has none: its
-        own, and those of the previous adapter that is subtracted."""
+        """Rank-one components of every client's delta weight, by module: those of its factors and
+        of the previous adapter, which is subtracted; 0 where the client lacks the module."""
         each = {}
         for m in self.module_shapes:
             more = self.previous_rank(m)
@@ -109,7 +114,7 @@ class Round:
         return each
 
     def previous_rank(self, module: str) -> int:
-        """Components of the previous adapter in one module."""
+        """Rank-one components of the previous adapter in one module, at least 0."""
         before = {} if self.previous is None else self.previous.modules
         return before[module].components if module in before else 0
 
@@ -121,7 +126,7 @@ def load_round(
 
     Args:
         cohort: from `read_cohort`.
-        dropped: clients found unreadable later ("changed while reading"), left out here.
+        dropped: clients that a pass found to have changed or to be unfit; they are left out.
 
     Raises:
         UsageError: a wrong path or option value.
@@ -147,7 +152,7 @@ def load_round(
         refusal = None
     except InputRefused as error:
         error.hint = error.hint or "look at the groups, then leave one out with --exclude"
-        chosen, refusal = Chosen(adapters, (), {}, None, ()), error
+        chosen, refusal = Choice(adapters, (), {}, None, ()), error
     rejected = [*cohort.rejected, *chosen.rejected]
     warnings += chosen.notes
     adapters = tuple(sorted(chosen.adapters, key=lambda a: _content(a, weights)))
@@ -166,10 +171,10 @@ def load_round(
 
 
 def _foldable(cohort: Cohort, *, in_memory: bool) -> Cohort:
-    """Refinement makes a folder of each client's name, beside the report.
+    """Reject clients whose name can't be that of a folder next to the report, as refinement writes.
 
     Raises:
-        UsageError: a name, given from memory, that is no folder's. (A stranger's rejects him.)
+        UsageError: such a name of a client in memory, which is the caller's mistake.
     """
     kept, refused = [], []
     for adapter in cohort.adapters:
@@ -187,7 +192,7 @@ def _foldable(cohort: Cohort, *, in_memory: bool) -> Cohort:
 
 
 def _ignored(cohort: Cohort, settings: Settings) -> list[str]:
-    """That the folder holds entries which were not read as clients."""
+    """A note on entries of the folder that were not read as clients."""
     if not cohort.ignored:
         return []
     entries = "entry" if len(cohort.ignored) == 1 else "entries"
@@ -198,7 +203,7 @@ def _ignored(cohort: Cohort, settings: Settings) -> list[str]:
 
 
 def _on_clients(adapters: Sequence[Adapter]) -> list[str]:
-    """The notes on clients; those that are the same on several are one."""
+    """The notes on clients; equal notes on several clients are one."""
     by_text: dict[str, list[str]] = defaultdict(list)
     for adapter in adapters:
         for note in adapter.notes:
@@ -211,7 +216,8 @@ def _on_clients(adapters: Sequence[Adapter]) -> list[str]:
 
 
 def _content(adapter: Adapter, weights: Mapping[str, float] | None) -> tuple[str, float, str, str]:
-    """Copies may differ in weight or config, so these count before the name does."""
+    """The key that clients are sorted by. Copies may differ in weight or config, so these precede
+    the name."""
     config = json.dumps(adapter.config.raw, sort_keys=True, default=str)
     return adapter.content(), (weights or {}).get(adapter.name, 1.0), config, adapter.name
 
@@ -270,7 +276,7 @@ def _too_few(settings: Settings, usable: int, rejected: int) -> InputRefused | N
 
 
 def rejection_of(error: RejectedClient, adapter: Adapter) -> Rejection:
-    """The listing of a client whose tensors turned out unreadable."""
+    """The rejection of a client whose tensors changed, or can't be read, in a pass."""
     if "changed while reading" not in error.message:  # vanished, say: it was there before
         error.message = f"changed while reading: {error.message}"
     return rejection(error, adapter.name, adapter.path, adapter.sha256)

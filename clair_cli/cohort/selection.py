@@ -1,4 +1,4 @@
-"""Which modules of a cohort are compared and merged, by what `--modules` asks for."""
+"""The modules of a cohort that are compared and merged, by the option `--modules`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from clair_cli.cohort.majority import holders_of, majority_modules
 from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.text import at_most, first_few
 
-# So many clients make a module common, however many there are: from three on each can be held
-# against others.
+# So many clients make a module common, in a cohort of any size: each of three can be compared with
+# two others.
 ENOUGH_HOLDERS = 3
 
 
 def fewest_holders(n_clients: int) -> int:
-    """How many of so many clients must have a module that is common: three, or half of them.
+    """How many of `n_clients` clients must have a module for it to be common: three, or half.
 
     >>> [fewest_holders(n) for n in (1, 2, 3, 4, 5, 100)]
     [1, 1, 2, 2, 3, 3]
@@ -32,13 +32,16 @@ def select_modules(
     errors: dict[str, RejectedClient],
     notes: list[str],
 ) -> tuple[list[Adapter], dict[str, Layout]]:
-    """Choose the modules that are compared; layouts come sorted by module.
-
-    Which of them the result has is decided once it is known who is merged: see `modules_to_merge`.
+    """Choose the modules that are compared; `modules_to_merge` chooses from them later.
 
     Args:
         modules: "common", "union", "intersection" or "same".
-        left_out: modules that are not compared whoever has them.
+        left_out: modules that are not compared in any case.
+        errors: gets one error for each client rejected here, by name.
+        notes: get remarks on modules that some clients lack.
+
+    Returns:
+        The other clients, and the layouts of the modules, sorted by name.
 
     Raises:
         InputRefused: no module is left, or under "same" no client.
@@ -68,7 +71,7 @@ def modules_to_merge(holders: Mapping[str, int], n_merged: int, modules: str) ->
     Args:
         holders: how many of the merged clients have each module that was compared.
         n_merged: how many clients are merged.
-        modules: what `select_modules` was asked for.
+        modules: as in `select_modules`.
     """
     least = {"common": fewest_holders(n_merged), "intersection": n_merged}.get(modules, 1)
     return tuple(m for m, n in holders.items() if n >= max(1, least))
@@ -77,7 +80,7 @@ def modules_to_merge(holders: Mapping[str, int], n_merged: int, modules: str) ->
 def _note_absent(
     adapters: Sequence[Adapter], some_lack: Sequence[str], modules: str, notes: list[str]
 ) -> None:
-    """Say which clients lack which modules."""
+    """Note which clients lack which modules."""
     lacking: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for module in some_lack:
         lacking[tuple(a.name for a in adapters if module not in a.modules)].append(module)

@@ -1,4 +1,4 @@
-"""How much a cohort may hold in all: clients, and bytes of weights. Opens nothing."""
+"""Limits on a whole cohort: number of clients, bytes of all weights files. Opens nothing."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ def read_weights(
             may be a heading). A file that begins with `{` is JSON. A name that is not UTF-8 is
             given by its bytes (in JSON also as `\udcNN` each, as Python writes what `os.listdir`
             gives), or as the report spells it, `\xNN` for each, where nobody else is called so.
-        names: the clients; each must be there.
-        optional: clients that may be there as well (excluded ones). No other name may.
+        names: of the clients; each must have a weight.
+        optional: of further clients that may have one (excluded clients). No others may.
 
     Returns:
         Name to finite weight above 0, in the order of `names`.

@@ -1,4 +1,4 @@
-"""How much work one client makes, beside the others."""
+"""The elements of one client's factors, compared with the other clients'."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from clair_cli.adapters.adapter import Adapter
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.limits import Limits, remedy
 
-# Nobody is rejected for fewer numbers than this: they are compared in a second or so.
+# No client is rejected for fewer elements than this: they are compared in about a second.
 LEAST_NUMBERS = 2**24
 
 
 def numbers_of(adapter: Adapter, modules: Container[str]) -> int:
-    """Numbers in the factors of some modules, as they are computed with."""
+    """Elements of the factors (`Adapter.factors`) of some modules."""
     return sum(m.components * sum(m.shape) for n, m in adapter.modules.items() if n in modules)
 
 
 def reject_by_work(
     adapters: Sequence[Adapter], modules: Container[str], limits: Limits
 ) -> dict[str, RejectedClient]:
-    """One error for each client with far more numbers to compute with than the median one.
+    """An error for each client with far more elements than the median client, by name.
 
     Args:
-        modules: those that are compared.
+        modules: that are compared.
+        limits: of them, `max_work`.
     """
     numbers = {adapter.name: numbers_of(adapter, modules) for adapter in adapters}
     typical = max(1, median_low(numbers.values()))

@@ -11,15 +11,15 @@ PIPELINE_WEIGHTS = "pytorch_lora_weights.safetensors"  # where diffusers looks i
 
 
 FILE_SUFFIXES = frozenset((".bin", ".ckpt", ".gguf", ".json", ".npz", ".onnx", ".pt", ".pth"))
-"""Of files in which others keep weights or configs: no folder's name ends so."""
+"""Suffixes of weights files and configs in other formats; no output folder's name may have one."""
 
 OWN_FILES = frozenset(("adapter_model.safetensors", "adapter_config.json", "report.json"))
 OWN_FILES |= {"pytorch_lora_weights.safetensors", "README.md"}
-"""What a run of clair may write into a folder; `--force` replaces folders of these only."""
+"""Files that clair may write into a folder; `--force` replaces only folders that hold no others."""
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file of that name is a weights file; letters of either case."""
+    """Whether a file's name is that of a safetensors file, in letters of either case."""
     return name.lower().endswith(SUFFIX)
 
 

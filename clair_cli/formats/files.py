@@ -1,7 +1,7 @@
 """Opening a stranger's file: no link followed, no waiting on a pipe, a size cap before reading.
 
 A folder may become a link while it is read. So a client's files are opened beneath the cohort's
-folder: from each folder's descriptor to the next, none of which may be a link.
+folder: each folder on the way is opened from its parent's descriptor, and none may be a link.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FLAGS = (
 )
 
 _BENEATH = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
-# A folder on the way; it need not be readable where the system can do without.
+# How a folder on the way is opened: without the right to read it, where the system allows that.
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
 _FOLDER |= getattr(os, "O_CLOEXEC", 0)
 
@@ -41,7 +41,7 @@ _KINDS = (
 
 
 def kind_of(mode: int) -> str:
-    """What `st_mode` says the entry is, for messages: "a FIFO (named pipe)", "a regular file"."""
+    """The kind of file that `st_mode` gives, for messages: "a FIFO (named pipe)"."""
     for is_kind, text in _KINDS:
         if is_kind(mode):
             return text
@@ -60,8 +60,8 @@ def open_regular(
         root: a real path that `path` lies in; then no component below it may be a link.
 
     Raises:
-        RejectedClient: absent, a link, or not a regular file; or the system refuses to open it, or
-            to do what is done with the descriptor.
+        RejectedClient: the file is absent, a link, or not a regular file; or the system fails to
+            open it, or fails while the descriptor is in use.
         OSError: no more files can be opened; see `is_out_of_files`.
     """
     name = os.path.basename(shown)
@@ -86,11 +86,18 @@ def open_regular(
 
 
 def open_beneath(root: Path, parts: Sequence[str]) -> int:
-    """A descriptor of the file at `parts` below a folder, to read from.
+    """Open a file below a folder for reading.
+
+    Args:
+        root: the folder.
+        parts: names of the folders on the way, and of the file.
+
+    Returns:
+        A descriptor, for the caller to close.
 
     Raises:
-        RejectedClient: something on the way is not, or no longer, a folder.
-        OSError: absent, a link, or not to be opened.
+        RejectedClient: a part on the way is not, or no longer, a folder.
+        OSError: the file is absent or a link, or can't be opened.
     """
     here = os.open(root, _FOLDER)
     try:
@@ -134,13 +141,14 @@ def _unreadable(error: OSError, name: str, shown: str) -> RejectedClient:
 
 
 FAILURES = (RejectedClient, OSError, RecursionError, MemoryError)
-"""What may be raised while one client is read, and never ends the others' round."""
+"""Errors that reject the client being read, and never end the round of the others."""
 
 
 def as_rejection(error: Exception, shown: str) -> RejectedClient:
-    """One of `FAILURES` as that client's rejection.
+    """One of `FAILURES` as a rejection.
 
     Args:
+        error: raised while the client was read.
         shown: the client's path as error objects carry it, "" in memory.
 
     Raises:
@@ -178,10 +186,10 @@ def read_exactly(fd: int, count: int) -> bytes:
 
 
 def read_into(fd: int, memory: memoryview) -> int:
-    """Fill memory from the current position; fewer bytes than it has only at the file's end.
+    """Fill memory from a descriptor's current position.
 
     Returns:
-        How many there were.
+        Bytes read: fewer than `len(memory)` only at the end of the file.
     """
     found = 0
     with io.FileIO(fd, closefd=False) as file:
@@ -212,7 +220,11 @@ def read_small(path: Path, shown: str, max_bytes: int, root: Path | None = None)
 
 
 def sniff(start: bytes) -> str:
-    """What a file that is no safetensors file really is, from its first bytes, or ""."""
+    """The kind of a file that is no safetensors file, for messages; "" if it is not known.
+
+    Args:
+        start: the first 512 bytes, or fewer if there are no more.
+    """
     text = start.lstrip().lower()
     if text.startswith(b"version https://git-lfs"):
         return "a git-lfs pointer; run git lfs pull"
@@ -231,18 +243,22 @@ def sniff(start: bytes) -> str:
     return ""
 
 
-def open_path(path: Path, root: Path) -> Path:
-    """Where `path`, or what it links to, really is: somewhere inside `root` (a real path).
+def real_path(path: Path, root: Path) -> Path:
+    """The path of a file or folder with every link followed.
+
+    Args:
+        path: a file or folder, or a link to one.
+        root: a real path, which the result must lie in.
 
     Raises:
-        RejectedClient: a dangling link, a loop, or a link out of `root`; names link and target.
-            Or a folder of the path leads out of `root` by now.
+        RejectedClient: a dangling link, a loop, or a link out of `root` (with link and target), or
+            a folder on the way that has become such a link.
     """
     if not os.path.islink(path):
-        there = Path(os.path.realpath(path.parent), path.name)
-        if root not in there.parents:
+        real = Path(os.path.realpath(path.parent), path.name)
+        if root not in real.parents:
             raise RejectedClient(f"folder {quoted(path.parent.name)} changed while reading")
-        return there
+        return real
     target = os.readlink(path)
     link = f"link {quoted(path.name)} to {quoted(target)}"
     try:

@@ -12,19 +12,19 @@ from clair_cli.text import quoted
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds, each at least 1. Whatever is above is one client's rejection.
+    """Upper bounds on a client's files, each at least 1. A client above one of them is rejected.
 
     Attributes:
         max_file_bytes: size of one weights file.
-        max_total_bytes: size of all clients' weights files; more refuse the whole input, once
-            files out of all proportion are rejected.
+        max_total_bytes: size of all clients' weights files together. Above it, clients with files
+            out of all proportion are rejected; where that is not enough, the whole input is.
         max_header_bytes: size of a weights file's JSON header.
         max_tensors: tensors in one file.
         max_name_chars: length of a tensor name.
         max_rank: LoRA rank of one module.
         max_config_bytes: size of one config file.
         max_clients: clients in one cohort; more refuse the whole input.
-        max_work: numbers that one client's modules are compared by, over the median client's.
+        max_work: elements of one client's factors, as a multiple of the median client's.
     """
 
     max_file_bytes: int = 4 * 1024**3
@@ -38,7 +38,7 @@ class Limits:
     max_work: int = 8
 
 
-# What `--limit NAME=VALUE` calls them. Not among them: what no honest file comes near.
+# Limits by their names in `--limit NAME=VALUE`. No honest file comes near the others.
 NAMES = {
     "clients": "max_clients",
     "file": "max_file_bytes",
@@ -50,7 +50,7 @@ NAMES = {
 }
 _SIZES = ("file", "total", "header")
 _TRUSTED = 8
-LARGEST = 2**63 - 1  # what every reader of a report takes
+LARGEST = 2**63 - 1  # every JSON reader of a report takes integers up to it
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
@@ -84,14 +84,14 @@ def parse_limits(given: Mapping[str, object] | Iterable[object]) -> Limits:
 
 
 def capped_limits(limits: Limits) -> Limits:
-    """The limits, none of them more than a few times its default: those that a report records may
-    be a stranger's."""
+    """The limits, each at most 8 times its default. `verify` reads them from a report, which may be
+    a stranger's."""
     default = vars(Limits())
     return Limits(**{k: min(v, _TRUSTED * default[k]) for k, v in vars(limits).items()})
 
 
 def changed_limits(limits: Limits) -> dict[str, int]:
-    """The limits that are not the default ones, by the names of `--limit`, for the report."""
+    """The limits that differ from the default, by their names in `--limit`."""
     default = Limits()
     values = {name: getattr(limits, field) for name, field in sorted(NAMES.items())}
     return {name: v for name, v in values.items() if v != getattr(default, NAMES[name])}

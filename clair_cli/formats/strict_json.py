@@ -62,10 +62,10 @@ def parse_strict(data: bytes, what: str, max_bytes: int, *, errors: str = "stric
             parse_float=numbers.finite_float,
         )
         if numbers.refused:
-            raise _RefusedError(numbers.refused[0].why)
+            raise _DocumentError(numbers.refused[0].why)
         if b"\\ud" in data.lower():  # a surrogate escape: both halves must be there
             _check_characters(value, errors)
-    except _RefusedError as error:
+    except _DocumentError as error:
         raise ValueError(f"{what} {error}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{what} is not JSON: {error.msg} (position {error.pos})") from None
@@ -75,7 +75,7 @@ def parse_strict(data: bytes, what: str, max_bytes: int, *, errors: str = "stric
 
 
 def check_depth(value: object) -> None:
-    """Refuse a value from memory that is deeper than a document may be, or holds itself.
+    """Refuse a Python value that is nested more deeply than a document may be, or holds itself.
 
     Raises:
         ValueError: lists, tuples, sets and mappings more than `MAX_DEPTH` deep.
@@ -97,7 +97,7 @@ def _items(container: Any) -> Iterable[object]:
 
 
 def _check_depth(text: str) -> None:
-    """The same for a document, before anything is made of it."""
+    """Refuse the text of a document that is nested too deeply, before it is parsed."""
     depth = 0
     for match in _BRACKET.finditer(text):
         if match[0] in "[{":
@@ -108,8 +108,8 @@ def _check_depth(text: str) -> None:
             depth -= 1
 
 
-def _too_deep() -> _RefusedError:
-    return _RefusedError(f"is nested too deeply (more than {MAX_DEPTH} levels)")
+def _too_deep() -> _DocumentError:
+    return _DocumentError(f"is nested too deeply (more than {MAX_DEPTH} levels)")
 
 
 def _check_characters(value: Any, errors: str) -> None:
@@ -126,22 +126,30 @@ def _check_characters(value: Any, errors: str) -> None:
             items += item
 
 
-class _RefusedError(ValueError):
-    """What is wrong, without the document's name."""
+class _DocumentError(ValueError):
+    """The end of a sentence that begins with the document's name."""
 
 
 @dataclass(frozen=True)
-class _Refused:
-    """Stands for a refused number until the field that holds it is known."""
+class _RefusedNumber:
+    """Stands for a number until the field that holds it is known, which the error names.
+
+    Attributes:
+        why: the number is refused, as the end of a sentence.
+    """
 
     why: str
 
 
 class _Numbers:
-    """The hooks of one parse. The numbers it refused are in `refused`."""
+    """The hooks of one `json.loads`.
+
+    Attributes:
+        refused: numbers found so far that are not accepted.
+    """
 
     def __init__(self) -> None:
-        self.refused: list[_Refused] = []
+        self.refused: list[_RefusedNumber] = []
 
     def unique_keys(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -149,7 +157,7 @@ class _Numbers:
             seen: set[str] = set()
             for key, _ in pairs:
                 if key in seen:
-                    raise _RefusedError(f"gives the key {quoted(key)} twice")
+                    raise _DocumentError(f"gives the key {quoted(key)} twice")
                 seen.add(key)
         if self.refused:
             for key, value in pairs:
@@ -161,13 +169,13 @@ class _Numbers:
         items = [value]
         while items:
             item = items.pop()
-            if isinstance(item, _Refused):
-                raise _RefusedError(f"field {quoted(key)} {item.why}")
+            if isinstance(item, _RefusedNumber):
+                raise _DocumentError(f"field {quoted(key)} {item.why}")
             if isinstance(item, list):
                 items += item
 
-    def _refuse(self, why: str) -> _Refused:
-        self.refused.append(_Refused(why))
+    def _refuse(self, why: str) -> _RefusedNumber:
+        self.refused.append(_RefusedNumber(why))
         return self.refused[-1]
 
     def constant(self, text: str) -> Any:

@@ -77,7 +77,7 @@ CALLS = [
     pytest.param(os, "fstat", marks=pytest.mark.skipif(sys.platform != "linux", reason="/proc")),
     pytest.param(os, "read", marks=pytest.mark.skipif(sys.platform != "linux", reason="/proc")),
     (cohort, "open_safetensors"),
-    (config_source, "open_path"),
+    (config_source, "real_path"),
     (config_source, "read_small"),
 ]
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from clair_cli.cohort import load as cohort
+from clair_cli.cohort import load
 from clair_cli.errors import RejectedClient
-from clair_cli.formats import files as regular_file
+from clair_cli.formats import files
 from tests import cohorts
 from tests.hostile import load_cohort
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 CLIENT = cohorts.honest(1)["c0"]
 
-pytestmark = pytest.mark.skipif(not regular_file._BENEATH, reason="no opening beneath a folder")
+pytestmark = pytest.mark.skipif(not files._BENEATH, reason="no opening beneath a folder")
 
 
 @pytest.fixture(params=["plain", "linked"])
@@ -41,7 +41,7 @@ def swapped_before(
     monkeypatch: pytest.MonkeyPatch, name: str, folder: Path, secret: Path
 ) -> list[int]:
     """Swap the folder when the reader is about to call a function."""
-    real, calls = getattr(cohort, name), []
+    real, calls = getattr(load, name), []
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if not calls:
@@ -49,7 +49,7 @@ def swapped_before(
         calls.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(cohort, name, call)
+    monkeypatch.setattr(load, name, call)
     return calls
 
 
@@ -91,13 +91,13 @@ def test_swapped_between_two_readings(clients: Path, tmp_path: Path) -> None:
 def test_a_folder_that_is_gone(
     clients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = cohort.open_safetensors
+    real = load.open_safetensors
 
     def call(*args: Any, **kwargs: Any) -> Any:
         shutil.rmtree(clients / "c0")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(cohort, "open_safetensors", call)
+    monkeypatch.setattr(load, "open_safetensors", call)
     (lost,) = load_cohort(clients).rejected
     assert "changed while reading" in lost.message
 
@@ -106,7 +106,7 @@ def test_a_folder_that_is_gone(
 def test_links_inside_the_cohort_are_followed(
     clients: Path, monkeypatch: pytest.MonkeyPatch, beneath: bool
 ) -> None:
-    monkeypatch.setattr(regular_file, "_BENEATH", beneath)
+    monkeypatch.setattr(files, "_BENEATH", beneath)
     store = clients / ".store"
     cohorts.save_peft(store / "deep" / "a", CLIENT)
     (clients / "whole").symlink_to(".store/deep/a")
@@ -128,12 +128,12 @@ def test_links_inside_the_cohort_are_followed(
 def test_no_descriptor_is_left(clients: Path, tmp_path: Path) -> None:
     root = Path(os.path.realpath(clients))
     before = os.listdir("/proc/self/fd")
-    os.close(regular_file.open_beneath(root, ["c0", WEIGHTS]))
+    os.close(files.open_beneath(root, ["c0", WEIGHTS]))
     (clients / "out").symlink_to(tmp_path / "secret")
     with pytest.raises(RejectedClient, match="'out' changed"):
-        regular_file.open_beneath(root, ["out", WEIGHTS])
+        files.open_beneath(root, ["out", WEIGHTS])
     (clients / "file").symlink_to(tmp_path / "secret" / WEIGHTS)
     for name in ("file", "absent"):
         with pytest.raises(OSError):  # ELOOP and ENOENT
-            regular_file.open_beneath(root, [name])
+            files.open_beneath(root, [name])
     assert os.listdir("/proc/self/fd") == before

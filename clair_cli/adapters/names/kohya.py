@@ -87,7 +87,7 @@ def check_header(
 
 
 def header_of(rank: int, alpha: float) -> dict[str, str]:
-    """The header of a file to write."""
+    """The header's metadata for a file to write: rank of all modules, at least 1, and alpha."""
     return {MODULE: "networks.lora", DIM: str(rank), ALPHA: repr(alpha)}
 
 

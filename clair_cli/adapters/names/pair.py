@@ -13,19 +13,18 @@ from clair_cli.errors import RejectedClient
 from clair_cli.text import first_few, quoted, some_of
 
 READERS: tuple[Callable[[str], TensorPart | None], ...] = (peft_name, diffusers_name, kohya_name)
-"""Readers of one tensor name, asked in this order; None is "not mine". A new format is one
-file and one line here."""
+"""Readers of a tensor name, in the order in which they are asked; None means another format."""
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3")
 """Parts of a diffusers pipeline that begin a module's path in its files."""
 
 TRANSFORMER = "transformer"
-"""A further one, which is a module of some language models too: what is in it tells, or a config
-in the header that has parts."""
+"""A further part, and a module of some language models: it is a part where it holds transformer
+blocks, or where the config in the header has parts."""
 
 _TRANSFORMER_BLOCKS = ("transformer.transformer_blocks.", "transformer.single_transformer_blocks.")
 
-Found = dict[tuple[str, str], tuple[str, TensorPart]]  # (module, part) to (tensor name, part)
+PartTable = dict[tuple[str, str], tuple[str, TensorPart]]  # (module, part) to (tensor name, part)
 
 
 def pair_keys(shapes: Mapping[str, tuple[int, ...]]) -> KeyMap:
@@ -66,8 +65,8 @@ def _part(key: str) -> TensorPart | None:
     return None
 
 
-def _by_module(parts: Mapping[str, TensorPart]) -> Found:
-    found: Found = {}
+def _by_module(parts: Mapping[str, TensorPart]) -> PartTable:
+    found: PartTable = {}
     for key, part in parts.items():
         place = (part.module, part.part)
         if place in found:
@@ -80,8 +79,8 @@ def _by_module(parts: Mapping[str, TensorPart]) -> Found:
     return found
 
 
-def _check_alone(found: Found) -> None:
-    """A base layer's weight, or an alpha, of a module without factors is something else."""
+def _check_alone(found: PartTable) -> None:
+    """Refuse a base layer's weight, or an alpha, of a module without factors."""
     alone = {
         key: part.part
         for (module, _), (key, part) in found.items()
@@ -105,7 +104,7 @@ def _check_one(found: Mapping[str, str], what: str) -> None:
         raise RejectedClient(f"{what}: {names}", found=names, expected="one")
 
 
-def _pairs(found: Found) -> tuple[KeyPair, ...]:
+def _pairs(found: PartTable) -> tuple[KeyPair, ...]:
     pairs = []
     for module in sorted({module for module, part in found if part in "AB"}):
         for side, other in (("A", "B"), ("B", "A")):
@@ -144,7 +143,7 @@ def _format(factors: Mapping[str, TensorPart]) -> Format:
     return "diffusers" if blocks or firsts != {TRANSFORMER} else "peft"
 
 
-def _notes(found: Found) -> tuple[str, ...]:
+def _notes(found: PartTable) -> tuple[str, ...]:
     base = [module for module, part in found if part == "base"]
     if not base:
         return ()

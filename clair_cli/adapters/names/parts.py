@@ -1,4 +1,4 @@
-"""What the readers of tensor names return: the part each tensor has, and the modules' pairs."""
+"""Tensor names, parsed: the part of a LoRA pair that a tensor is, and the pairs of a file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 @dataclass(frozen=True)
 class TensorPart:
-    """What one tensor's name says.
+    """One tensor's name, parsed.
 
     Attributes:
-        format: whose names these are.
+        format: of the name.
         part: "A" or "B", "alpha" (a scalar, the module's alpha), or "base" (the base layer's
             own weight, which PEFT saves beside the LoRA of an embedding).
         module: module path as the file has it, without `prefix` and the adapter's name.
         prefix: "base_model.model." or "".
         adapter: PEFT's name of the adapter, or "".
-        embedding: whether it says `lora_embedding`.
+        embedding: whether the name has `lora_embedding`.
     """
 
     format: Format
@@ -52,7 +52,7 @@ class KeyMap:
     Attributes:
         prefix: what stands before every module path: "base_model.model." or "".
         pairs: sorted by module, one each, at least one.
-        format: whose names these are.
+        format: of the names.
         scale_inside: the file needs no config: a module's alpha is in the file, or is its rank
             by the rule of the format's own loader.
         notes: remarks for the report.

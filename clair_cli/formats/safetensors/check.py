@@ -34,10 +34,10 @@ def open_safetensors(
         limits: sizes to refuse; checked before anything of that size is read.
         shown: the path for error objects, when it is not `path`.
         root: as in `open_regular`, for later reads too.
-        memory: for the tensors' bytes, if it has room.
+        memory: keeps the tensors' bytes, if it has room.
 
     Returns:
-        Header, digests and counts of non-finite values; no tensor is kept here.
+        The file with its header, a digest of every tensor, and counts of non-finite values.
 
     Raises:
         RejectedClient: unreadable, not a regular file, not exactly a safetensors file, too
@@ -124,7 +124,7 @@ def _read_header(fd: int, size: int, limits: Limits) -> bytes:
 
 
 def _chunks(fd: int, count: int, into: memoryview | None) -> Iterator[bytes | memoryview]:
-    """Read piece by piece, into memory that is given or new."""
+    """Read `count` bytes in chunks, into the given memory or into new memory."""
     while count:
         size = min(count, CHUNK_BYTES)
         if into is None:
@@ -147,7 +147,7 @@ def _hashed(chunks: Iterator[bytes | memoryview], whole: hashlib._Hash) -> Itera
 def _pieces(
     run: Sequence[HeaderEntry], chunks: Iterator[memoryview]
 ) -> Iterator[tuple[HeaderEntry, Iterable[memoryview]]]:
-    """Each tensor of a run with its bytes."""
+    """Each tensor of a run with its bytes: a tensor that is alone may have several chunks."""
     if len(run) == 1:
         yield run[0], chunks
         return

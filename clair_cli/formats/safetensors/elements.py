@@ -1,4 +1,4 @@
-"""Elements of a tensor as they lie in a file: which are not finite, and how large they get."""
+"""The elements of a tensor in a file: which are not finite, and the largest exponent."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ _EXPONENT_MASKS = {  # all exponent bits set: NaN or Inf
 }
 
 NO_EXPONENT = -1100
-"""Below what any dtype holds."""
+"""Below the exponents of every dtype."""
 
 
 def look_at(data: bytes | memoryview, dtype: str) -> tuple[int, int, int]:
-    """What little-endian bytes of a tensor hold.
+    """Count the non-finite elements of a tensor, and bound the others.
 
     Args:
-        dtype: as in a header.
+        data: the elements, little-endian.
+        dtype: as in a safetensors header.
 
     Returns:
-        How many elements are NaN or Inf, the flat index of the first of them or -1, and the least
-        e with every finite magnitude below 2**e: for zeros and subnormals the least of the dtype.
-        For dtypes other than F16, BF16, F32 and F64 (0, -1, NO_EXPONENT).
+        `(non_finite, first, exponent)`: how many elements are NaN or Inf, the flat index of the
+        first of them or -1, and the least e with every finite magnitude below 2**e (for zeros and
+        subnormal numbers the least e of the dtype). For dtypes other than F16, BF16, F32 and F64
+        (0, -1, NO_EXPONENT).
     """
     if dtype not in _EXPONENT_MASKS:
         return 0, -1, NO_EXPONENT

@@ -21,7 +21,7 @@ from clair_cli.text import quoted
 
 
 class KeptBytes:
-    """Memory for the bytes of files that were checked: they are not read and hashed again.
+    """A budget of memory for the bytes of checked files, which need not be read and hashed again.
 
     Args:
         room: in bytes, for all files together.
@@ -31,7 +31,7 @@ class KeptBytes:
         self._left, self._lock = room, threading.Lock()
 
     def take(self, size: int) -> memoryview | None:
-        """Memory for one file's data; None if there is too little left."""
+        """Memory of `size` bytes for the tensors of one file; None if too little is left."""
         with self._lock:
             if size > self._left:
                 return None

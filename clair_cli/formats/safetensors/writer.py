@@ -1,6 +1,6 @@
-"""A safetensors file that is made tensor by tensor, and hashed on the way.
+"""Write a safetensors file tensor by tensor, hashed on the way.
 
-The bytes stay where the tensors have them: a file is a sequence of parts.
+No bytes are copied: a file is a sequence of parts, which share memory with the tensors.
 """
 
 from __future__ import annotations
@@ -19,15 +19,21 @@ if TYPE_CHECKING:
 
 
 Parts = Sequence[bytes | memoryview]
-"""A file's bytes, to be put one after the other."""
+"""A file's bytes, in pieces that follow each other."""
 
 DTYPE_NAMES = {f"torch.{name}": code for code, name in (TORCH_DTYPES | INTEGER_DTYPES).items()}
 """The header's name of a torch dtype, by its `str`."""
 
 
 def memory_of(tensor: Tensor) -> memoryview:
-    """The elements in C order, little-endian: where they are, if the tensor is dense and on the
-    CPU."""
+    """A tensor's elements as bytes, in C order, little-endian.
+
+    Args:
+        tensor: dense; any shape, dtype and device.
+
+    Returns:
+        The tensor's own memory if it is contiguous and on the CPU, else a copy.
+    """
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -48,14 +54,14 @@ class Sink(Protocol):
 
 
 class SafetensorsParts:
-    """A file whose header is known before its tensors are: keys sorted, tensors by falling element
-    size and then by name.
+    """A file whose header is known before its tensors are. Header keys are sorted; tensors lie by
+    falling element size and then by name, so that each is aligned.
 
     Args:
-        tensors: name to a tensor of the shape and dtype to come (16, 32 or 64 bits, floating or
-            integer); their values play no part, and "meta" ones are enough.
+        tensors: name to a tensor of the final shape and dtype (16, 32 or 64 bits, floating or
+            integer); only these count, so the device may be "meta".
         metadata: string to string; left out of the header when empty.
-        draft: gets the bytes as they are made, and nothing of them is kept here.
+        draft: takes the bytes in order as tensors are added; without it they are kept for `parts`.
 
     Attributes:
         header_bytes: of the header's text. file_bytes: of the whole file.
@@ -100,10 +106,10 @@ class SafetensorsParts:
         self._take(self._head)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """One tensor, in any order.
+        """Add the values of one tensor. Tensors may come in any order.
 
         Raises:
-            ValueError: not of the size that the header has.
+            ValueError: the size is not that in the header.
         """
         data = memory_of(tensor)
         if len(data) != self._lengths[name]:
@@ -121,7 +127,7 @@ class SafetensorsParts:
             self.sink.add(part)
 
     def parts(self) -> Parts:
-        """The whole file, once every tensor was added; where there is no draft."""
+        """The whole file, once every tensor was added. Only without a draft."""
         return (self._head, *(self._found[name] for name in self._order))
 
     def sha256(self) -> str:
