@@ -64,5 +64,5 @@ def test_what_is_told_comes_in_order(folder: Path) -> None:
 
 @pytest.mark.parametrize("alpha", ["x", float("inf")])
 def test_a_wrong_alpha_is_refused_although_nobody_needs_it(folder: Path, alpha: Any) -> None:
-    with pytest.raises(UsageError, match="assumed alpha"):
+    with pytest.raises(UsageError, match="assume_alpha"):
         read_cohort(make_settings("inspect", folder, None, {"assume_alpha": alpha}))
