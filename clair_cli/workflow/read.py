@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from clair_cli.adapters.config import assumed_config
 from clair_cli.cohort.find import find_clients
 from clair_cli.cohort.load import cohort_of, load_client
 from clair_cli.cohort.model import Cohort
@@ -29,7 +28,7 @@ def read_cohort(
         meanwhile: called while the files are being read.
 
     Raises:
-        UsageError: as `find_clients` and `assumed_config`; or a client to exclude is not there.
+        UsageError: as `find_clients`; or a client to exclude is not there.
     """
     try:
         return _from_memory(settings) if settings.in_memory else _from_files(settings, meanwhile)
@@ -38,8 +37,6 @@ def read_cohort(
 
 
 def _from_files(settings: Settings, meanwhile: Callable[[], object] | None) -> Cohort:
-    if settings.assume_alpha is not None:
-        assumed_config(settings.assume_alpha)  # a wrong one is refused, whether needed or not
     listing = find_clients(settings.clients, exclude=settings.exclude, limits=settings.limit)
     load = partial(
         load_client,
