@@ -107,7 +107,9 @@ def _flag(given: object) -> bool:
 
 
 def _path(given: Any) -> Path:
-    if not isinstance(given, (str, os.PathLike)) or given == "":
+    if given == "":  # it would mean the folder one is in
+        raise UsageError("the path is empty")
+    if not isinstance(given, (str, os.PathLike)):
         raise ValueError
     return Path(given)
 

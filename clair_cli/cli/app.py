@@ -40,7 +40,7 @@ from clair_cli.cli.streams import (
 )
 from clair_cli.engine.own_process import claim
 from clair_cli.errors import OutputError
-from clair_cli.output.publish import leftovers
+from clair_cli.output.temporary import leftovers
 from clair_cli.settings import make_settings
 from clair_cli.text import printable
 from clair_cli.version import __version__

@@ -71,8 +71,6 @@ def _parser(kind: Kind) -> Callable[[Any], Any]:
     """The check of a text for typer, with a message that fits its others."""
 
     def parse(given: Any) -> Any:
-        if given == "":
-            path(given)
         try:
             return kind.parse(given)
         except ValueError:

@@ -34,7 +34,7 @@ def importing() -> Iterator[None]:
     signal waits."""
     global _raises
     if not _ours:
-        with held_signals(lambda: False):
+        with held_signals():
             yield
         return
     before, _raises = _raises, False

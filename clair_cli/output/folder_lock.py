@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 try:
@@ -18,14 +18,11 @@ _LOOK = 0.02  # seconds between two tries
 
 
 @contextlib.contextmanager
-def locked(folders: Iterable[Path], between: Callable[[], None]) -> Iterator[None]:
+def locked(folders: Iterable[Path]) -> Iterator[None]:
     """Hold the folders' locks. The system lets go of them when this process ends, however it does.
 
     A lock that can't be had is gone without: on a network disk without locks, in a folder that may
     not be read, and where somebody else holds it for half a minute.
-
-    Args:
-        between: called now and then while another process is waited for; may raise.
     """
     with contextlib.ExitStack() as open_until_then:
         opened = []
@@ -35,11 +32,11 @@ def locked(folders: Iterable[Path], between: Callable[[], None]) -> Iterator[Non
                 open_until_then.callback(os.close, fd)
                 opened.append((os.fstat(fd).st_dev, os.fstat(fd).st_ino, fd))
         for *_, fd in sorted(opened):  # all runs in one order, so that no two wait for each other
-            _lock(fd, between)
+            _lock(fd)
         yield
 
 
-def _lock(fd: int, between: Callable[[], None]) -> None:
+def _lock(fd: int) -> None:
     """Wait for the lock of an open folder; it ends with the descriptor."""
     deadline = time.monotonic() + _WAIT
     while fcntl is not None:
@@ -48,7 +45,6 @@ def _lock(fd: int, between: Callable[[], None]) -> None:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 return
-            between()
             time.sleep(_LOOK)
         except OSError:  # this disk has no locks
             return

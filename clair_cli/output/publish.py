@@ -1,7 +1,7 @@
 """The one way results reach the disk: whole, checked and synced, or not at all. No torch here.
 
-All of a run's outputs are first written beside their targets under temporary names, synced and
-read again. Only then are they renamed, in the order given: the report first, the adapter that it
+All of a run's outputs are first written beside their targets under temporary names, read
+again and synced. Only then are they renamed, in the order given: the report first, the adapter that it
 names by hash last. A kill in between leaves the old adapter, and an adapter that no report names
 is known to be half-done. Temporary names are `.NAME.clair-PID-HEX.tmp`; those of a killed run
 are never removed (one may hold the only copy of what it replaced) but found by `leftovers`.
@@ -16,20 +16,20 @@ import contextlib
 import errno
 import os
 import shutil
-import stat
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from clair_cli.errors import OutputError, UnsyncedWarning
 from clair_cli.formats.filenames import is_weights
 from clair_cli.formats.safetensors.writer import Parts
-from clair_cli.output.draft import Draft, check_written, create, temp_name, temp_names, write_all
+from clair_cli.output.draft import Draft, NewFile, os_errors
 from clair_cli.output.folder_lock import locked
 from clair_cli.output.rename import put_new, swap
-from clair_cli.output.signals import HeldSignals, held_signals
-from clair_cli.output.targets import check_existing, check_room, check_target, resolve
+from clair_cli.output.signals import held_signals
+from clair_cli.output.targets import check_existing, check_room, resolve
+from clair_cli.output.temporary import temp_name
 from clair_cli.text import quoted
 
 _ATTEMPTS = 100
@@ -64,11 +64,13 @@ def publish(outputs: Sequence[Output], *, between: Callable[[], None] | None = N
             what it raises undoes everything.
 
     Raises:
-        UsageError: as `check_target`.
+        UsageError: as `check_existing`.
         OutputError: exists without `force`, no room, or the system refuses. What was there is
             untouched. Or some of the outputs are in place, and others of another run, which
             wrote to the same place at the same time on a disk without locks.
         ValueError: a path in a folder's files is absolute, or has ".." or an empty part.
+        Whatever is raised, a signal's exception too, has an attribute `published`: whether the
+        outputs are in place.
 
     Warns:
         UnsyncedWarning: the outputs are in place, but the system could not sync a folder that they
@@ -76,43 +78,25 @@ def publish(outputs: Sequence[Output], *, between: Callable[[], None] | None = N
     """
     placed = False
     jobs = [_Job(output) for output in outputs]
-    with held_signals(lambda: placed) as held:
+    try:
         try:
             for job in jobs:
-                with _os_errors(job.output.path):
-                    job.prepare(held)
-            held.check()
+                with os_errors(job.output.path):
+                    job.prepare()
             if between is not None:
-                with held.released():
-                    between()
-            with locked({job.target.parent for job in jobs}, held.check):
+                between()
+            with locked({job.target.parent for job in jobs}), held_signals():
                 _put_in_place(jobs)
                 placed = True
                 _check_all_ours(jobs)
-            _sync_parents(jobs)
+                _sync_parents(jobs)
         finally:
-            for job in jobs:
-                job.clean_up(done=placed)
-
-
-def publish_file(path: Path, data: bytes, *, force: bool) -> None:
-    """Write one file; see `publish`."""
-    publish([Output(path, data, force)])
-
-
-def publish_folder(path: Path, files: Mapping[str, bytes], *, force: bool) -> None:
-    """Write a folder of files: built beside the target, then renamed as a whole."""
-    publish([Output(path, files, force)])
-
-
-def leftovers(path: Path) -> list[str]:
-    """Temporary names beside `path` that a killed run left there; those of a live one are not."""
-    target = resolve(path)
-    try:
-        names = sorted(os.listdir(target.parent))
-    except OSError:
-        return []
-    return [name for name, pid in temp_names(target, names) if not _runs_elsewhere(pid)]
+            with held_signals():
+                for job in jobs:
+                    job.clean_up(done=placed)
+    except BaseException as stop:  # a signal, perhaps, that came when all was in place
+        vars(stop)["published"] = placed
+        raise
 
 
 class _Job:
@@ -126,14 +110,13 @@ class _Job:
             if not name or PurePosixPath(name).is_absolute() or {"..", "", "."} & parts:
                 raise ValueError(f"not a path inside the output folder: {name!r}")
         self.kind = "folder" if self.folder else "file"
-        check_target(output.path, force=output.force, kind=self.kind, inputs=())  # type: ignore[arg-type]
         self.target = resolve(output.path)
         self.temp, self.aside = temp_name(self.target), temp_name(self.target)
         self.old: Path | None = None
         self.placed = False
         self._made: os.stat_result | None = None
 
-    def prepare(self, held: HeldSignals) -> None:
+    def prepare(self) -> None:
         """Write and sync everything under the temporary name."""
         content = self.output.content
         files = content if isinstance(content, Mapping) else {"": content}
@@ -141,15 +124,14 @@ class _Job:
         size = sum(len(part) for parts in missing for part in parts)
         check_room(self.target.parent, size, self.output.path)
         if not isinstance(content, Mapping):
-            mode = stat.S_IMODE(os.stat(self.target).st_mode) if self.target.exists() else None
-            _write(self.temp, content, mode, held)
+            _write(self.temp, content, self.target)
             _check_readable(self.temp, self.target.name, content)
             return
         os.mkdir(self.temp)
         for name, data in content.items():
             file = self.temp / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            _write(file, data, None, held)
+            _write(file, data, None)
             _check_readable(file, file.name, data)
         for folder, _, _ in os.walk(self.temp):
             _sync_folder(Path(folder))
@@ -205,7 +187,7 @@ def _put_in_place(jobs: Sequence[_Job]) -> None:
     """Rename all, in order, or none; signals wait."""
     try:
         for job in jobs:
-            with _os_errors(job.output.path):
+            with os_errors(job.output.path):
                 job.place()
     except BaseException:
         for job in reversed(jobs):
@@ -246,39 +228,22 @@ def _remove_folder(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _runs_elsewhere(pid: int) -> bool:
-    """Whether another process of that number runs on this machine. (In a container every run may
-    have the same one.)"""
-    if os.name != "posix" or pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
-
-
 def _parts(content: bytes | Parts) -> Parts:
     return [content] if isinstance(content, bytes) else content
 
 
-def _write(path: Path, content: Content, mode: int | None, held: HeldSignals) -> None:
-    """Create, fill, sync, read again and compare. `mode` None: 0666 less the umask."""
+def _write(path: Path, content: Content, target: Path | None) -> None:
+    """Write a file that will replace `target`, if there is one, and sync it."""
     if isinstance(content, Draft):
-        content.move_to(path, mode, held.check)
+        content.move_to(path)
         return
-    parts, fd = _parts(content), create(path)
+    file = NewFile(path, target)
     try:
-        if mode is not None:
-            os.chmod(fd if os.chmod in os.supports_fd else path, mode)
-        write_all(fd, parts, held.check)
-        os.fsync(fd)
-        held.check()
-        check_written(fd, parts, path.name)
+        for part in _parts(content):
+            file.add(part)
+        file.finish()
     finally:
-        os.close(fd)
+        file.close()
 
 
 def _check_readable(path: Path, name: str, content: Content) -> None:
@@ -316,14 +281,3 @@ def _sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise
-
-
-@contextlib.contextmanager
-def _os_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileExistsError as error:
-        raise OutputError(f"output {quoted(path.as_posix())} appeared during the run") from error
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise OutputError(f"output {quoted(path.as_posix())} not written: {reason}") from error

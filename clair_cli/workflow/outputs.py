@@ -200,8 +200,7 @@ def _text(report: Report) -> bytes:
     return text
 
 
-# Drafts at one time, each with a thread that writes it: what more adapters there are waits in
-# memory.
+# Drafts at one time, each an open file: what more adapters there are waits in memory.
 _MOST = 64
 
 

@@ -217,8 +217,8 @@ import os
 from types import SimpleNamespace
 from tests.fake_report import fake_report
 def run_merge(settings):
-    from clair_cli.output.publish import publish_file
-    publish_file(settings.output, b"adapter", force=False)
+    from clair_cli.output.publish import Output, publish
+    publish([Output(settings.output, b"adapter")])
     with open("numbers", "w") as file:
         os.write(2, b"a library's warning")
         print(file.fileno(), file=file)
@@ -351,11 +351,11 @@ def test_a_signal_in_the_middle_of_the_stream_says_so(tmp_path: Path) -> None:
 PUBLISHES = """
 import os, signal
 from pathlib import Path
-from clair_cli.output import publish
+from clair_cli.output import draft, publish
 from clair_cli.output.publish import Output
 def run_merge(settings):
     moment, number = Path("moment").read_text().split()
-    owner = publish if hasattr(publish, moment) else publish.os
+    owner = {"swap": publish, "read_into": draft}.get(moment, os)
     real, calls = getattr(owner, moment), []
     def step(*args, **kwargs):
         calls.append(1)
@@ -373,7 +373,7 @@ def run_merge(settings):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-@pytest.mark.parametrize("moment", ["open", "write", "fsync", "read", "swap"])
+@pytest.mark.parametrize("moment", ["open", "write", "fsync", "read_into", "swap"])
 def test_signals_while_publishing(tmp_path: Path, name: str, code: int, moment: str) -> None:
     (tmp_path / "clients").mkdir()
     for old in ("m.safetensors", "m.report.json"):
@@ -397,7 +397,7 @@ def run_merge(settings):
     from clair_cli.output import publish
     def fails(folder): raise OSError(5, "Input/output error")
     publish._sync_folder = fails
-    publish.publish_file(settings.output, b"adapter", force=False)
+    publish.publish([publish.Output(settings.output, b"adapter")])
     return SimpleNamespace(report=fake_report(), report_path=None)
 """
 )

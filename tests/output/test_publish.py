@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from clair_cli.errors import OutputError, UsageError
-from clair_cli.output import publish, rename
-from clair_cli.output.publish import publish_file, publish_folder
+from clair_cli.output import draft, publish, rename
+from clair_cli.output.publish import Output
 from clair_cli.output.targets import check_target
 
 
@@ -44,7 +44,7 @@ def mode(path: Path) -> int:
 
 def test_a_new_file_obeys_the_umask(tmp_path: Path, umask: int) -> None:
     path = tmp_path / "out.bin"
-    publish_file(path, b"new", force=False)
+    publish.publish([Output(path, b"new")])
     assert path.read_bytes() == b"new"
     assert mode(path) == 0o640
     assert os.listdir(tmp_path) == ["out.bin"]
@@ -55,15 +55,15 @@ def test_force_replaces_and_keeps_the_mode(tmp_path: Path, umask: int, renames: 
     path.write_bytes(b"old")
     path.chmod(0o664)
     with pytest.raises(OutputError, match="exists") as caught:
-        publish_file(path, b"new", force=False)
+        publish.publish([Output(path, b"new")])
     assert "--force" in caught.value.hint
     assert path.read_bytes() == b"old"
-    publish_file(path, b"new", force=True)
+    publish.publish([Output(path, b"new", force=True)])
     assert path.read_bytes() == b"new"
     assert mode(path) == 0o664
 
 
-@pytest.mark.parametrize("function", ["write", "fsync", "read", "swap"])
+@pytest.mark.parametrize("function", ["write", "fsync", "read_into", "swap"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_leaves_the_old_file_and_no_temp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: BaseException
@@ -74,10 +74,11 @@ def test_a_failure_leaves_the_old_file_and_no_temp(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(publish if function == "swap" else os, function, fail)
+    owner = {"swap": publish, "read_into": draft}.get(function, os)
+    monkeypatch.setattr(owner, function, fail)
     expected = OutputError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
-        publish_file(path, b"new", force=True)
+        publish.publish([Output(path, b"new", force=True)])
     monkeypatch.undo()
     if expected is OutputError:
         assert "out.bin" in str(caught.value)
@@ -92,22 +93,22 @@ def test_bytes_that_read_back_differently_are_not_published(
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(len(data))))
     with pytest.raises(OutputError, match="reads back differently"):
-        publish_file(tmp_path / "out.bin", b"new", force=False)
+        publish.publish([Output(tmp_path / "out.bin", b"new")])
     assert os.listdir(tmp_path) == []
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data[:3])))
-    publish_file(tmp_path / "out.bin", b"0123456789", force=False)
+    publish.publish([Output(tmp_path / "out.bin", b"0123456789")])
     assert (tmp_path / "out.bin").read_bytes() == b"0123456789"
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
     real, link = tmp_path / "real.bin", tmp_path / "link.bin"
     link.symlink_to("real.bin")
-    publish_file(link, b"1", force=False)
-    publish_file(link, b"2", force=True)
+    publish.publish([Output(link, b"1")])
+    publish.publish([Output(link, b"2", force=True)])
     assert link.is_symlink()
     assert real.read_bytes() == b"2"
     assert not real.is_symlink()
@@ -130,7 +131,7 @@ def test_other_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         check_target(tmp_path / "no" / "out", force=True, kind="file", inputs=())
     with pytest.raises(UsageError, match="a FIFO"):
-        publish_file(tmp_path / "fifo", b"x", force=True)
+        publish.publish([Output(tmp_path / "fifo", b"x", force=True)])
     assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
 
 
@@ -171,23 +172,23 @@ FILES = {"adapter_model.safetensors": b"1", "client/adapter_config.json": b"2"}
 
 def test_folders(tmp_path: Path, umask: int, renames: str) -> None:
     out = tmp_path / "out"
-    publish_folder(out, FILES, force=False)
+    publish.publish([Output(out, FILES)])
     assert (out / "client/adapter_config.json").read_bytes() == b"2"
     assert mode(out) == 0o750
     with pytest.raises(OutputError, match="exists"):
-        publish_folder(out, FILES, force=False)
-    publish_folder(out, {"adapter_model.safetensors": b"3"}, force=True)
+        publish.publish([Output(out, FILES)])
+    publish.publish([Output(out, {"adapter_model.safetensors": b"3"}, force=True)])
     assert os.listdir(out) == ["adapter_model.safetensors"]
     (out / "thesis.tex").write_text("dear")
     with pytest.raises(OutputError, match=r"holds 'thesis\.tex', which no run of clair wrote"):
-        publish_folder(out, FILES, force=True)
+        publish.publish([Output(out, FILES, force=True)])
     assert (out / "thesis.tex").read_text() == "dear"
     (tmp_path / "empty").mkdir()
-    publish_folder(tmp_path / "empty", FILES, force=False)
+    publish.publish([Output(tmp_path / "empty", FILES)])
     assert sorted(os.listdir(tmp_path)) == ["empty", "out"]
     for name in ("../x", "/x", "a//b", "", "a/./b"):
         with pytest.raises(ValueError, match="not a path inside"):
-            publish_folder(tmp_path / "new", {name: b""}, force=False)
+            publish.publish([Output(tmp_path / "new", {name: b""})])
 
 
 @pytest.mark.parametrize("nth", [1, 2])
@@ -195,7 +196,7 @@ def test_a_failing_rename_restores_the_old_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
     out = tmp_path / "out"
-    publish_folder(out, FILES, force=False)
+    publish.publish([Output(out, FILES)])
     real, calls = os.rename, []
 
     def fail(source: Any, target: Any) -> None:
@@ -207,7 +208,7 @@ def test_a_failing_rename_restores_the_old_folder(
     monkeypatch.setattr(rename, "_renameat2", lambda *_: False)
     monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(OutputError, match="Input/output error"):
-        publish_folder(out, {"report.json": b"new"}, force=True)
+        publish.publish([Output(out, {"report.json": b"new"}, force=True)])
     monkeypatch.undo()
     assert (out / "adapter_model.safetensors").read_bytes() == b"1"
     assert os.listdir(tmp_path) == ["out"]

@@ -125,14 +125,15 @@ def test_a_lock_that_a_stranger_holds_is_not_waited_for_for_ever(
 ) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    looks: list[int] = []
+    looks: list[float] = []
 
-    def stop() -> None:
-        looks.append(1)
+    def stop(seconds: float) -> None:
+        looks.append(seconds)
         if len(looks) == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), folder_lock.locked([tmp_path], stop):
+    monkeypatch.setattr(folder_lock.time, "sleep", stop)
+    with pytest.raises(KeyboardInterrupt), folder_lock.locked([tmp_path]):
         pytest.fail("it does not hold the lock")
     monkeypatch.setattr(folder_lock, "_WAIT", 0.0)
     publish.publish(pair(tmp_path, b"new"))

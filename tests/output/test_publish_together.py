@@ -17,8 +17,9 @@ import torch
 from clair_cli.adapters.write import safetensors_bytes
 from clair_cli.errors import OutputError, UsageError
 from clair_cli.output import publish, rename, targets
-from clair_cli.output.publish import Output, leftovers
+from clair_cli.output.publish import Output
 from clair_cli.output.targets import check_distinct, check_target, find_inside
+from clair_cli.output.temporary import leftovers
 from tests.cohorts import snapshot
 from tests.tools import kill_publisher
 
@@ -128,10 +129,10 @@ def test_another_run_puts_its_own_between_look_and_rename(
 
     monkeypatch.setattr(publish, "put_new", overtaken)
     if force:
-        publish.publish_file(out, b"ours", force=True)
+        publish.publish([Output(out, b"ours", force=True)])
     else:
         with pytest.raises(OutputError, match="exists"):
-            publish.publish_file(out, b"ours", force=False)
+            publish.publish([Output(out, b"ours")])
     assert out.read_bytes() == (b"ours" if force else b"theirs")
     assert os.listdir(tmp_path) == ["out.bin"]
 
@@ -145,7 +146,7 @@ def test_leftovers_of_a_killed_run_are_found_and_kept(tmp_path: Path) -> None:
     for name in (dead, live, ".m.safetensors.clair-x.tmp", f"x{dead}"):
         (tmp_path / name).write_bytes(b"half")
     assert leftovers(out) == [dead]
-    publish.publish_file(out, b"new", force=False)
+    publish.publish([Output(out, b"new")])
     assert leftovers(out) == [dead]
     # in a container every run may have the same number
     before = f".m.safetensors.clair-{os.getpid()}-0123abcd.tmp"
@@ -217,10 +218,10 @@ def test_a_full_disk_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(targets, "free_bytes", lambda _: 20_000)
     check_target(tmp_path / "m", force=False, kind="file", inputs=())
     with pytest.raises(OutputError, match=r"output '.*/m'.* 30,000 bytes, and 20,000 are free"):
-        publish.publish_file(tmp_path / "m", bytes(30_000), force=False)
+        publish.publish([Output(tmp_path / "m", bytes(30_000))])
     assert os.listdir(tmp_path) == []
     monkeypatch.setattr(targets, "free_bytes", lambda _: None)  # a file system that can't tell
-    publish.publish_file(tmp_path / "m", bytes(30_000), force=False)
+    publish.publish([Output(tmp_path / "m", bytes(30_000))])
 
 
 FILL = """

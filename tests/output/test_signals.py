@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from clair_cli.output import publish
+from clair_cli.output import draft, publish
 from clair_cli.output.publish import Output
 from clair_cli.output.signals import held_signals
 from tests.cohorts import snapshot
@@ -40,7 +40,7 @@ def outputs(folder: Path, text: bytes) -> list[Output]:
 
 
 STEPS = [
-    (os, "write"), (os, "fsync"), (os, "mkdir"), (os, "read"), (publish, "swap"),
+    (os, "write"), (os, "fsync"), (os, "mkdir"), (draft, "read_into"), (publish, "swap"),
     (publish._Job, "clean_up"), (publish.shutil, "rmtree"), (publish, "_sync_folder"),
 ]  # fmt: skip
 
@@ -85,22 +85,39 @@ def test_a_handler_that_returns_does_not_stop_it(tmp_path: Path) -> None:
         publish.publish(
             outputs(tmp_path, b"new"), between=lambda: signal.raise_signal(signal.SIGTERM)
         )
-        with held_signals(lambda: True) as held:
+        with held_signals():
+            signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)
             assert len(seen) == 1
-            held.check()
-            assert len(seen) == 2
-            signal.raise_signal(signal.SIGTERM)
         assert len(seen) == 3
     finally:
         signal.signal(signal.SIGTERM, before)
     assert set(snapshot(tmp_path).values()) == {b"new"}
 
 
+def test_all_handlers_are_put_back_although_one_raises(
+    monkeypatch: pytest.MonkeyPatch, raising: None
+) -> None:
+    """A signal may come while they are put back."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    real = signal.signal
+
+    def put(number: int, handler: Any) -> Any:
+        found = real(number, handler)
+        if number == signal.SIGTERM and handler is before[signal.SIGTERM]:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(signal, "signal", put)
+    with pytest.raises(Stop), held_signals():
+        pass
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
 def test_ignored_signals_stay_ignored_and_threads_hold_nothing(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with held_signals(lambda: True):
+        with held_signals():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

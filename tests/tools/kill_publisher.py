@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from clair_cli.cli.exits import Stopped, raise_on_signals
 from clair_cli.output import rename
-from clair_cli.output.publish import Output, leftovers, publish
+from clair_cli.output.publish import Output, publish
+from clair_cli.output.temporary import leftovers
 
 SIZE = 300_000
 FILES = ("adapter_model.safetensors", "adapter_config.json")
