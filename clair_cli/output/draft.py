@@ -90,9 +90,9 @@ class NewFile:
 
     def close(self) -> None:
         """Let go of the file; it stays where it is."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        fd, self._fd = self._fd, None  # forgotten first: a signal may come before the next line
+        if fd is not None:
+            os.close(fd)
 
     @property
     def _open(self) -> int:

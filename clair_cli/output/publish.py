@@ -1,9 +1,9 @@
 """The one way results reach the disk: whole, checked and synced, or not at all. No torch here.
 
-All of a run's outputs are first written beside their targets under temporary names, read
-again and synced. Only then are they renamed, in the order given: the report first, the adapter that it
-names by hash last. A kill in between leaves the old adapter, and an adapter that no report names
-is known to be half-done. Temporary names are `.NAME.clair-PID-HEX.tmp`; those of a killed run
+All of a run's outputs are first written beside their targets under temporary names, read again and
+synced. Only then are they renamed, in the order given: the report first, the adapter that it names
+by hash last. A kill in between leaves the old adapter, and an adapter that no report names is known
+to be half-done. Temporary names are `.NAME.clair-PID-HEX.tmp`; those of a killed run
 are never removed (one may hold the only copy of what it replaced) but found by `leftovers`.
 
 Of several runs that write to one place, each renames all of its outputs while the others wait, so
@@ -79,24 +79,29 @@ def publish(outputs: Sequence[Output], *, between: Callable[[], None] | None = N
     placed = False
     jobs = [_Job(output) for output in outputs]
     try:
-        try:
-            for job in jobs:
-                with os_errors(job.output.path):
-                    job.prepare()
-            if between is not None:
-                between()
-            with locked({job.target.parent for job in jobs}), held_signals():
-                _put_in_place(jobs)
-                placed = True
+        for job in jobs:
+            with os_errors(job.output.path):
+                job.prepare()
+        if between is not None:
+            between()
+        with locked({job.target.parent for job in jobs}), held_signals():
+            _put_in_place(jobs)
+            placed = True
+            try:
                 _check_all_ours(jobs)
                 _sync_parents(jobs)
-        finally:
-            with held_signals():
-                for job in jobs:
-                    job.clean_up(done=placed)
+            finally:
+                _clean_up(jobs, done=True)
     except BaseException as stop:  # a signal, perhaps, that came when all was in place
+        with held_signals():
+            _clean_up(jobs, done=placed)
         vars(stop)["published"] = placed
         raise
+
+
+def _clean_up(jobs: Sequence[_Job], *, done: bool) -> None:
+    for job in jobs:
+        job.clean_up(done=done)
 
 
 class _Job:
