@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clair_cli.api import InspectResult, MergeResult, RefineResult, inspect, merge, refine
     from clair_cli.errors import ClairError, InputRefused, OutputError, RejectedClient, UsageError
-    from clair_cli.report.model import ClientReport, CohortReport, MergedReport, Reason, Report
+    from clair_cli.report.model import ClientReport, CohortReport, Reason, Report
+    from clair_cli.report.results import MergedReport
     from clair_cli.verification.verify import VerifyResult, verify
 
 from clair_cli.version import __version__
@@ -51,7 +52,7 @@ _HOME = {
     "UsageError": "errors",
     "ClientReport": "report.model",
     "CohortReport": "report.model",
-    "MergedReport": "report.model",
+    "MergedReport": "report.results",
     "Reason": "report.model",
     "Report": "report.model",
     "InspectResult": "api",

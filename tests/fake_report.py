@@ -11,15 +11,13 @@ from clair_cli.report.model import (
     CohortReport,
     DecompositionReport,
     Group,
-    MergedReport,
     ModuleReport,
     ModuleScores,
     Reason,
-    RefinedClient,
-    RefinedReport,
     Report,
     Sharing,
 )
+from clair_cli.report.results import MergedReport, RefinedClient, RefinedReport
 
 MODULES = ("layers.0.q_proj", "layers.1.q_proj")
 

@@ -31,7 +31,8 @@ MAY_IMPORT: dict[str, str] = {
     "adapters": "errors text formats formats.safetensors adapters.names",
     "cohort": "errors text formats formats.safetensors adapters.names adapters settings",
     # what comes of it
-    "report.model": "",
+    "report.results": "",
+    "report.model": "report.results",
     "report": "errors text formats report.model",
     "output": "errors text formats formats.safetensors",
     # where work runs
@@ -39,15 +40,15 @@ MAY_IMPORT: dict[str, str] = {
     " maths.factors maths.evidence maths.merge",
     # from clients to a result
     "workflow": "errors version text settings formats formats.safetensors adapters cohort"
-    " maths.factors maths.evidence maths.judge maths.merge maths.refine report.model report"
-    " output engine",
+    " maths.factors maths.evidence maths.judge maths.merge maths.refine report.results report.model"
+    " report output engine",
     "api": "errors settings cohort report.model engine workflow",
     "verification": "errors version text settings formats adapters cohort report.model report"
     " output engine workflow api",
-    "__init__": "errors version report.model api verification",
+    "__init__": "errors version report.results report.model api verification",
     # what people see: imports no torch
-    "cli": "__init__ errors version text option settings formats report.model report output"
-    " engine api verification",
+    "cli": "__init__ errors version text option settings formats report.results report.model"
+    " report output engine api verification",
     "__main__": "cli",
 }
 
@@ -55,7 +56,7 @@ MAY_IMPORT: dict[str, str] = {
 IMPURE = {"os", "sys", "json", "pathlib", "io", "logging", "time", "random", "subprocess"}
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 MAY_NOT_IMPORT_TORCH = {"__init__", "__main__", "cli", "errors", "option", "report", "settings"}
-MAY_NOT_IMPORT_TORCH |= {"text", "version", "report.model"}
+MAY_NOT_IMPORT_TORCH |= {"text", "version", "report.model", "report.results"}
 
 
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:

@@ -112,7 +112,7 @@ def merge(
             given = {**options, "progress": stoppable(progress)}
             result = run_merge(make_settings("merge", clients, target, given))
         run.finished = True
-        _tell_result(result, output, quiet=quiet)
+        _show_result(result, output, quiet=quiet)
 
 
 @app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
@@ -182,7 +182,7 @@ def refine(
             given = {**options, "progress": stoppable(progress)}
             result = run_refine(make_settings("refine", clients, output, given))
         run.finished = True
-        _tell_result(result, output, quiet=quiet)
+        _show_result(result, output, quiet=quiet)
 
 
 @app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
@@ -225,8 +225,8 @@ def verify(
         raise typer.Exit(result.exit_code)
 
 
-def _tell_result(result: MergeResult | RefineResult, output: Path, *, quiet: bool) -> NoReturn:
-    """Say on stderr what a run that writes adapters found and made, and exit with its code.
+def _show_result(result: MergeResult | RefineResult, output: Path, *, quiet: bool) -> NoReturn:
+    """Show on stderr what a run that writes adapters found and made, and exit with its code.
 
     Raises:
         typer.Exit: always.

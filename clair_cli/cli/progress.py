@@ -28,8 +28,8 @@ class Watch:
     A stage lasts until the next one begins.
 
     Args:
-        bar: drawn here, when something was told; without a thread of its own.
-        lines: write a plain line every ten seconds, when something was told.
+        bar: drawn when progress is reported; it has no thread of its own.
+        lines: write a plain line when progress is reported, at most one every ten seconds.
     """
 
     def __init__(self, bar: Progress | None = None, *, lines: bool = False) -> None:

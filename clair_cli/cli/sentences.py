@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from clair_cli.report.model import MergedReport, RefinedReport, Report
+from clair_cli.report.model import Report
+from clair_cli.report.results import MergedReport, RefinedReport
 from clair_cli.text import printable
 
 MAX_NAMES = 20  # in one sentence, and of groups

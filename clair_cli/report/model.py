@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from clair_cli.report.results import MergedReport, RefinedReport
+
 SCHEMA = "clair.report/1"
 
 # In the order a reader wants them: who was left out first.
@@ -220,88 +222,6 @@ class ModuleReport:
     similarity_inside: float | None
     similarity_outside: float | None
     written: str | None = None
-
-
-@dataclass(frozen=True)
-class MergedReport:
-    """The merged adapter.
-
-    Attributes:
-        path: as given, "" when nothing was written, "-" for a stream.
-        sha256: of the file (in a folder, of the weights file).
-        config_sha256: of a folder's `adapter_config.json`; None where the weights file holds it.
-        format: whose tensor names it has: "peft", "diffusers" or "kohya".
-        rank, alpha, scaling, dtype: as written, one for all modules.
-        error: norm of (written - exact mean) over the norm of the exact mean, rank and dtype
-            both counted.
-        error_by_rank: the same for truncation alone, at every serving rank and at the full rank.
-        module_error_by_rank: the same per module (None where the mean is zero).
-        norm: of the exact mean.
-        plain_mean_distance: distance of the merged update to the plain mean of all comparable
-            clients, over the latter's norm.
-    """
-
-    path: str
-    sha256: str | None
-    rank: int
-    full_rank: int
-    alpha: float
-    scaling: float
-    dtype: str
-    error: float | None
-    error_by_rank: Mapping[str, float | None]
-    module_error_by_rank: Mapping[str, Mapping[str, float | None]]
-    norm: float
-    plain_mean_distance: float | None
-    config_sha256: str | None = None
-    format: str = "peft"
-
-
-@dataclass(frozen=True)
-class RefinedClient:
-    """One refined adapter.
-
-    Attributes:
-        changed: distance to the client's local adapter over the latter's norm.
-        local_error, refined_error: estimated squared error, weight units squared; None when
-            not identifiable. gain: 1 - refined_error / local_error.
-        kept_local: refinement is not sure to help, so the local adapter is written.
-    """
-
-    name: str
-    path: str
-    sha256: str | None
-    rank: int
-    error: float | None
-    changed: float | None
-    local_error: float | None
-    refined_error: float | None
-    gain: float | None
-    kept_local: bool
-    config_sha256: str | None = None
-
-
-@dataclass(frozen=True)
-class RefinedReport:
-    """All refined adapters.
-
-    Attributes:
-        side: "output", "input" or "both"; why: a sentence.
-        noise_from: "option", "weights" or "not identifiable".
-        noise: estimated or given standard deviation per entry of a delta weight, or None.
-        heterogeneity: estimated squared norm of the benign clients' true differences off the
-            subspace, per client, or None.
-        format: whose tensor names the adapters have: "peft", "diffusers" or "kohya".
-    """
-
-    path: str
-    side: str
-    why: str
-    noise_from: str
-    noise: float | None
-    heterogeneity: float | None
-    clients: tuple[RefinedClient, ...]
-    format: str = "peft"
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,13 @@ _TENSORS = 60_000
 def check_adapter(
     path: Path, named: NamedAdapter, shapes: Mapping[str, tuple[int, ...]], limits: Limits
 ) -> Iterator[str]:
-    """What differs, a sentence each.
+    """The differences between an adapter on disk and the report, one sentence each.
 
     Args:
         path: a file, or a folder with weights and config.
-        named: what the report says. shapes: of the modules' delta weights, likewise.
-        limits: that the clients were read with.
+        named: the adapter as the report has it.
+        shapes: module name to the shape (out, in) of its delta weight, as the report has them.
+        limits: those that the clients were read with.
     """
     try:
         yield from _check_adapter(path, named, shapes, limits)
@@ -68,7 +69,7 @@ def _check_adapter(
 
 
 def check_entries(folder: Path, old: OldReport) -> Iterator[str]:
-    """What a folder holds that its report does not name, and a report in it that is another."""
+    """Files in a folder that its report does not name, or another report, a sentence each."""
     adapters = {adapter.folder: _files_of(adapter) for adapter in old.adapters}
     for name in sorted(os.listdir(folder)):
         path = folder / name
@@ -89,7 +90,7 @@ def check_entries(folder: Path, old: OldReport) -> Iterator[str]:
 
 
 def _files_of(adapter: NamedAdapter) -> set[str]:
-    """What an adapter's folder holds: a loader that finds more may take the wrong one."""
+    """Names of an adapter folder's files: a loader that finds more may take the wrong one."""
     own = {PIPELINE_WEIGHTS} if adapter.config_sha256 is None else {WEIGHTS, CONFIG}
     return own | {"README.md"}
 

@@ -100,7 +100,7 @@ def verify(
     checked = [_what_was_compared(old)]
     notes: tuple[str, ...] = ()
     if clients is not None and old.adapters:
-        remarks = _mend_options(options)
+        remarks = _use_a_device_here(options)
         options |= {"threads": threads, "progress": progress}
         again = _again(clients, old, options, one_file=target.is_file())
         found, notes = compare_reports(old, again[0])
@@ -115,7 +115,7 @@ def verify(
 
 
 def report_of(output: Path) -> Path:
-    """Where a run puts the report of an output unless it is told otherwise."""
+    """The place of an output's report, where `--report` names no other."""
     if output.is_dir():
         return output / "report.json"
     name = output.name
@@ -185,8 +185,8 @@ def _options(old: OldReport, weights: Any, previous: Any) -> dict[str, Any]:
     return options
 
 
-def _mend_options(options: dict[str, Any]) -> list[str]:
-    """Recorded options as this machine needs them; remarks on what that changes."""
+def _use_a_device_here(options: dict[str, Any]) -> list[str]:
+    """Replace a recorded device that this machine lacks by "auto"; returns remarks about it."""
     with importing():
         from clair_cli.engine.device import choose_device
 

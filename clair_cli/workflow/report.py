@@ -7,7 +7,8 @@ import math
 import torch
 
 from clair_cli.maths.merge.mean import plain_distance
-from clair_cli.report.model import MergedReport, RefinedClient, RefinedReport, Report
+from clair_cli.report.model import Report
+from clair_cli.report.results import MergedReport, RefinedClient, RefinedReport
 from clair_cli.settings import Settings
 from clair_cli.version import __version__
 from clair_cli.workflow.describe import (

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from clair_cli.report import model as report_module
+from clair_cli.report import results
 from clair_cli.report.encode import _indented, load_schema, report_dict, report_json
 from clair_cli.report.model import VERDICTS, Report
 from tests.fake_report import all_benign, fake_report, renamed, undetermined, with_score
@@ -57,7 +58,7 @@ def test_reports_follow_the_schema(name: str) -> None:
 
 
 def dataclasses_of_the_report() -> list[type]:
-    found = vars(report_module).values()
+    found = {**vars(report_module), **vars(results)}.values()
     return [c for c in found if isinstance(c, type) and is_dataclass(c)]
 
 
