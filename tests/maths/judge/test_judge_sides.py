@@ -33,8 +33,7 @@ STACKINGS = ["matrix", "output"]
 # The paper's model: only the output subspace is shared
 
 
-@pytest.mark.parametrize("decaying", [False, True])
-@pytest.mark.parametrize("outlier_norm", [1.0, 10.0])
+@pytest.mark.parametrize(("outlier_norm", "decaying"), [(1.0, True), (10.0, False)])
 @pytest.mark.parametrize(("n_clients", "n_bad"), [(12, 0), (12, 3), (20, 8), (20, 12)])
 def test_a_shared_output_subspace_is_found(
     n_clients: int, n_bad: int, outlier_norm: float, decaying: bool
@@ -87,8 +86,8 @@ def single_module_outcomes(n_clients: int, n_bad: int, seeds: Sequence[int]) -> 
 def test_a_single_module_of_the_papers_model_is_exact_in_the_output_stacking(
     n_clients: int, n_bad: int
 ) -> None:
-    outcomes = single_module_outcomes(n_clients, n_bad, range(8))
-    assert outcomes == ["right"] * 8
+    outcomes = single_module_outcomes(n_clients, n_bad, range(4))
+    assert outcomes == ["right"] * 4
 
 
 def test_no_cohort_of_the_papers_model_is_judged_wrongly() -> None:
@@ -96,7 +95,7 @@ def test_no_cohort_of_the_papers_model_is_judged_wrongly() -> None:
     wrong = 0
     for n_bad in (0, 4, 8):
         for n_modules in (1, 2):
-            for seed in range(10):
+            for seed in range(3):
                 problems = [planted(20, n_bad, seed=100 * seed + m) for m in range(n_modules)]
                 result = judge_deltas([p.deltas for p in problems], 4, seed)
                 accused = {k for k, word in enumerate(words(result)) if word == "contaminated"}
