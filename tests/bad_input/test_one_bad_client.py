@@ -15,6 +15,7 @@ from tests.bad_input.clients import CONFIG, WEIGHTS, client, loop
 from tests.bad_input.running import GOOD, OUT, REPORT, merge, run
 from tests.bad_input.table import ROWS, Bad, cases, covers
 
+FIRST = {case.row: case for case in reversed(BAD)}
 SECONDS = 2.0  # of this process: the machine may be busy
 
 
@@ -43,6 +44,8 @@ def check(case: Bad, good_alone: bytes) -> None:
     for name in (OUT, REPORT):
         Path(name).unlink()
 
+    if case is not FIRST.get(case.row, case):
+        return  # what the other commands do depends on the row
     strict = ROWS[case.row].strict
     if case.verdict == "rejected":
         refused = merge("--strict")

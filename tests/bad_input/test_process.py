@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +118,14 @@ BROKEN = {
 
 
 @covers(88)
-@pytest.mark.parametrize("how", BROKEN)
-@pytest.mark.parametrize("args", [["--help"], ["merge", "--help"], ["merge", "clients", "-o", "m"]])
+@pytest.mark.parametrize(
+    ("how", "args"),
+    [
+        ("missing", ["--help"]),
+        ("broken", ["merge", "--help"]),
+        *((how, ["merge", "clients", "-o", "m"]) for how in BROKEN),
+    ],
+)
 def test_without_torch(work: Path, row: int, how: str, args: list[str]) -> None:
     CLIENTS.mkdir()
     code = (
@@ -199,12 +207,17 @@ def test_plain_outputs(
 
 @covers(95)
 def test_an_ascii_locale(work: Path, row: int) -> None:
-    """A whole run: names, reasons and report pass through ASCII streams."""
+    """A whole run: names, reasons and report pass through ASCII streams. In this other process, of
+    another hash seed and more threads in torch, results are the same bytes."""
     clients = dict(zip(("caf\u00e9", "\u533b\u9662", "c"), GOOD.values(), strict=True))
     cohorts.save(CLIENTS, clients)
+    assert merge().code == 0
+    before = {name: Path(name).read_bytes() for name in (OUT, REPORT)}
     env = {**environment(), "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-m", "clair_cli", "merge", "clients", "-o", OUT]
+    env |= {"PYTHONHASHSEED": "2", "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-m", "clair_cli", "merge", "clients", "-o", OUT, "--force"]
     done = subprocess.run(command, env=env, capture_output=True, timeout=120)
+    assert {name: Path(name).read_bytes() for name in before} == before
     assert done.returncode == ROWS[row].code, done.stderr
     assert done.stderr.isascii() and b"caf\\xe9" in done.stderr and b"\\u533b" in done.stderr
     assert sorted(cohorts.verdicts(cohorts.read_report(Path(REPORT)))) == sorted(clients)
@@ -225,26 +238,39 @@ def test_a_working_folder_that_was_removed(work: Path, absolute: bool) -> None:
     cohorts.save(CLIENTS, GOOD)
     clients = str(work / "clients") if absolute else "clients"
     out = str(work / OUT) if absolute else OUT
-    for args in (("merge", clients, "-o", out), ("inspect", clients), ("verify", out)):
+    commands = (("merge", clients, "-o", out), ("inspect", clients), ("verify", out))
+    for args in commands[: 1 if absolute else None]:
         done = in_shell("mkdir gone && cd gone && rmdir ../gone", *args)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("clair: the working folder can't be used: No such file")
         assert len(done.stderr.splitlines()) == 2
-    assert in_shell("mkdir gone && cd gone && rmdir ../gone", "--version").returncode == 0
+    if absolute:
+        assert in_shell("mkdir gone && cd gone && rmdir ../gone", "--version").returncode == 0
 
 
-@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+@contextlib.contextmanager
+def limited(name: str, value: int) -> Iterator[None]:
+    """A limit of the system on this process."""
+    resource = pytest.importorskip("resource")
+    which = getattr(resource, name)
+    soft, hard = resource.getrlimit(which)
+    resource.setrlimit(which, (value, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(which, (soft, hard))
+
+
 def test_no_more_files_can_be_opened(work: Path) -> None:
-    """Whether six are enough depends on how many threads read at one moment."""
     cohorts.save(CLIENTS, GOOD)
-    done = in_shell("ulimit -n 6", "merge", "clients", "-o", OUT)
-    assert done.stdout == ""
-    if done.returncode == 0:
-        assert sorted(os.listdir()) == sorted(["clients", OUT, "m.report.json"])
-        return
-    assert done.returncode == 1
-    assert done.stderr.startswith("clair: too many open files: the limit is 6\n  fix ")
-    assert os.listdir() == ["clients"]
+    assert merge().code == 0  # nothing is left to be imported
+    free = os.open(CLIENTS, os.O_RDONLY)
+    os.close(free)
+    with limited("RLIMIT_NOFILE", free + 1):
+        done = cohorts.clair("merge", "clients", "-o", "other.safetensors")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"clair: too many open files: the limit is {free + 1}\n  fix ")
+    assert sorted(os.listdir()) == sorted(["clients", OUT, REPORT])
 
 
 @pytest.mark.parametrize("what", ["open", "listdir"])
@@ -265,10 +291,10 @@ def test_no_client_is_rejected_where_files_run_out(
     assert "too many open files" in ran.words and "rejected" not in ran.words
 
 
-@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
 def test_a_limit_on_the_size_of_files(work: Path) -> None:
     cohorts.save(CLIENTS, GOOD)
-    done = in_shell("ulimit -f 2", "merge", "clients", "-o", OUT, "-q")
-    assert (done.returncode, done.stdout) == (6, "")
+    with limited("RLIMIT_FSIZE", 1024):
+        done = cohorts.clair("merge", "clients", "-o", OUT, "-q")
+    assert (done.exit_code, done.stdout) == (6, "")
     assert "not written: File too large" in done.stderr and len(done.stderr.splitlines()) == 1
     assert os.listdir() == ["clients"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import clair_cli
+from benchmarks.speed import speed
 from benchmarks.speed.cohorts import KINDS, MODELS, client_rank, make_cohort
 from benchmarks.speed.peers import exact_mean, mean_of_factors
 from benchmarks.speed.speed import PREVIOUS, command, cost, exponent, make_previous
+from tests.cohorts import clair
 
 
 def test_shapes_are_those_of_the_models() -> None:
@@ -58,8 +61,13 @@ def test_exponents_and_costs() -> None:
         cost([sys.executable, "-c", "raise SystemExit(3)"])
 
 
-def test_commands(tmp_path: Path) -> None:
+def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`later` is a merge with what the same clients gave before, at a rank of its own."""
+
+    def in_this_process(command: Sequence[str]) -> None:
+        assert clair(*command[3:]).exit_code == 0
+
+    monkeypatch.setattr(speed, "cost", in_this_process)
     assert command("clair", Path("c"), Path("o"), 2)[-2:] == ["--threads", "2"]
     assert command("inspect", Path("c"), Path("o"), None)[2:] == [
         "clair_cli", "inspect", "c", "--fail-on", "never",
@@ -71,5 +79,5 @@ def test_commands(tmp_path: Path) -> None:
     assert {t.shape[0] for name, t in previous.items() if ".lora_A." in name} == {16}
     later = command("later", folder, tmp_path, None)
     assert later[-2:] == ["--previous", str(tmp_path / PREVIOUS)]
-    cost(later)
+    speed.cost(later)
     assert (tmp_path / "later.safetensors").exists()

@@ -235,8 +235,7 @@ CLOSED = ["2>&-", ">&- 2>&-", "<&- >&- 2>&-", "<&-", ">&-", "<&- 2>&-"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="closing a descriptor by shell")
-@pytest.mark.parametrize("which", CLOSED)
-@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize(("which", "code"), [*((which, 3) for which in CLOSED), (">&- 2>&-", 0)])
 def test_closed_streams_leave_the_verdicts_code(tmp_path: Path, which: str, code: int) -> None:
     """With torch in the process it ends by a way of its own; words that go nowhere are dropped."""
     (tmp_path / "clients").mkdir()
@@ -372,9 +371,16 @@ def run_merge(settings):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-@pytest.mark.parametrize("moment", ["open", "write", "fsync", "read_into", "swap"])
+@pytest.mark.parametrize(
+    ("name", "code", "moment"),
+    [
+        *(("SIGTERM", 143, moment) for moment in ("open", "write", "fsync", "read_into", "swap")),
+        *(("SIGINT", 130, moment) for moment in ("write", "swap")),
+        *(("SIGHUP", 129, moment) for moment in ("write", "swap")),
+    ],
+)
 def test_signals_while_publishing(tmp_path: Path, name: str, code: int, moment: str) -> None:
+    """The handlers are one; `tests/output` has every moment."""
     (tmp_path / "clients").mkdir()
     for old in ("m.safetensors", "m.report.json"):
         (tmp_path / old).write_bytes(b"old")
@@ -459,15 +465,15 @@ def run_merge(settings):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals of POSIX")
-@pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize(
-    ("columns", "env", "width"),
+    ("stream", "columns", "env", "width"),
     [
-        *((n, {}, min(n, 120)) for n in (40, 60, 80, 120, 200)),
-        (80, {"COLUMNS": "60"}, 60),
-        (60, {"COLUMNS": "0"}, 60),
-        (60, {"COLUMNS": "wide"}, 60),
-        (0, {}, 80),
+        *(("stderr", n, {}, min(n, 120)) for n in (40, 60, 80, 120, 200)),
+        *(("stdout", n, {}, min(n, 120)) for n in (40, 200)),
+        ("stderr", 80, {"COLUMNS": "60"}, 60),
+        ("stdout", 60, {"COLUMNS": "0"}, 60),
+        ("stderr", 60, {"COLUMNS": "wide"}, 60),
+        ("stdout", 0, {}, 80),
     ],
 )
 def test_lines_are_as_wide_as_the_terminal(

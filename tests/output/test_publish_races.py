@@ -17,16 +17,9 @@ from clair_cli.errors import OutputError, UnsyncedWarning
 from clair_cli.output import folder_lock, publish
 from clair_cli.output.publish import Output
 from tests.cohorts import snapshot
+from tests.output.pairs import pair
 
 fcntl = pytest.importorskip("fcntl")
-
-
-def pair(folder: Path, text: bytes, kind: str = "file") -> list[Output]:
-    """A report and an adapter, as a merge publishes them."""
-    one = [Output(folder / "r.json", text, True)]
-    if kind == "file":
-        return [*one, Output(folder / "m.safetensors", text, True)]
-    return [*one, Output(folder / "m", {"adapter_model.safetensors": text}, True)]
 
 
 # The second run begins when the first has put its report in place, and the first goes on when the
@@ -35,7 +28,7 @@ RUN = """
 import os, sys, fcntl
 from pathlib import Path
 from clair_cli.output import publish
-from tests.output.test_publish_races import pair
+from tests.output.pairs import pair
 first, kind = sys.argv[1] == "first", sys.argv[2]
 place, flock = publish._Job.place, fcntl.flock
 def tell(what): os.write(1, what.encode() + b"\\n")
@@ -177,6 +170,31 @@ def test_a_folder_that_cant_be_synced_is_told(
     assert os.strerror(number) in str(seen[0].message)
     assert "results are in place" in str(seen[0].message)
     assert set(snapshot(tmp_path).values()) == {b"new"}
+
+
+def test_each_folder_is_synced_after_the_last_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut could undo the renames until then."""
+    events: list[object] = []
+    place, fsync = publish._Job.place, os.fsync
+
+    def placed(job: publish._Job) -> None:
+        place(job)
+        events.append("rename")
+
+    def synced(fd: int) -> None:
+        fsync(fd)
+        events.append(os.fstat(fd).st_ino)
+
+    monkeypatch.setattr(publish._Job, "place", placed)
+    monkeypatch.setattr(os, "fsync", synced)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    publish.publish([Output(folder / "x", b"new") for folder in folders])
+    assert events[-4:-2] == ["rename", "rename"]
+    assert events[-2:] == [os.stat(folder).st_ino for folder in folders]
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -362,15 +360,14 @@ def test_precedence(work: Path) -> None:
     assert clair("merge", "clients", "-o", OUT, *lower, "--allow-undetermined").exit_code == 0
 
 
-# The process itself
+# What is said
 
 
-def test_inspect_as_a_process(work: Path) -> None:
+def test_the_report_to_stdout_and_one_line(work: Path) -> None:
     cohorts.save(Path("clients"), {**MIXED, "broken": NAN["broken"]}, "mixed")
-    command = [sys.executable, "-m", "clair_cli", "inspect", "clients", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = clair("inspect", "clients", "--json")
     report = cohorts.check_report(done.stdout)
-    assert (done.returncode, report["exit_code"]) == (3, 3)
+    assert (done.exit_code, report["exit_code"]) == (3, 3)
     assert len(done.stderr.splitlines()) == 1 and "odd" in done.stderr
     assert outputs(work) == set()
 
