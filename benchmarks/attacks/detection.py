@@ -125,7 +125,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.wide:
-        batches.is_overcomplete = lambda n_terms, shape: True
+        batches.is_overcomplete = lambda n_components, shape: True
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     pools = options.pools or sorted(

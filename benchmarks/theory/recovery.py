@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.theory.noiseless import solve_noiseless
-from clair_cli.maths.factors.stack import block_norms, columns_of, spread
+from clair_cli.maths.factors.stack import block_norms, client_columns, spread
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ def refit(stack: Tensor, ranks: Sequence[int], clients: Sequence[int], tol: floa
     """
     if not clients:
         return stack[:, :0]
-    left, values, _ = torch.linalg.svd(stack[:, columns_of(ranks, clients)], full_matrices=False)
+    left, values, _ = torch.linalg.svd(
+        stack[:, client_columns(ranks, clients)], full_matrices=False
+    )
     return left[:, values > tol * values[0]]
 
 

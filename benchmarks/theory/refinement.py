@@ -40,7 +40,7 @@ from clair_cli.cohort.round import load_round
 from clair_cli.engine.engine import make_engine
 from clair_cli.engine.threads import one_thread_each
 from clair_cli.settings import make_settings
-from clair_cli.workflow.judge import Judged, judge_round
+from clair_cli.workflow.judge import JudgedRound, judge_round
 from clair_cli.workflow.outputs import Destination
 from clair_cli.workflow.read import read_cohort
 from clair_cli.workflow.refine import Refined, RefinedAdapter, refine_round
@@ -83,7 +83,9 @@ def make_round(case: Case, apart: float, draw: int) -> PlantedRound:
     )  # fmt: skip
 
 
-def refined_both_ways(round_: PlantedRound, kind: str) -> tuple[Judged, Refined, Refined] | None:
+def refined_both_ways(
+    round_: PlantedRound, kind: str
+) -> tuple[JudgedRound, Refined, Refined] | None:
     """The judged round, `clair refine` with the noise known, and the plain formula.
 
     The library's own steps, so that the round is judged once for both: the formula is what it

@@ -104,7 +104,7 @@ class DeviceCache:
                 file.check_unchanged()
 
     def _empty(
-        self, modules: Sequence[str], chosen: Sequence[int], n_terms: int, *, full: bool
+        self, modules: Sequence[str], chosen: Sequence[int], n_components: int, *, full: bool
     ) -> tuple[Tensor, Tensor]:
         """Room for both sides, with zeros where not all of it will be filled."""
         out, in_ = self._round.module_shapes[modules[0]]
@@ -119,8 +119,8 @@ class DeviceCache:
         dtype_B = common_dtype([p.dtype_B for p in places])
         name = self._device.name
         return (
-            make(len(modules), n_terms, in_, dtype=dtype_A, device=name),
-            make(len(modules), out, n_terms, dtype=dtype_B, device=name),
+            make(len(modules), n_components, in_, dtype=dtype_A, device=name),
+            make(len(modules), out, n_components, dtype=dtype_B, device=name),
         )
 
 
@@ -189,7 +189,7 @@ def cache_on_device(
     found: dict[tuple[object, ...], tuple[dict[str, _Place], list[int]]] = {}
     total = 0
     for k, adapter in enumerate(round_.adapters):
-        places = _places(adapter)
+        places = _places_in_file(adapter)
         if places is None:
             return None
         total += _data_bytes(adapter)
@@ -209,7 +209,7 @@ def cache_on_device(
     return DeviceCache(round_, device, groups)
 
 
-def _places(adapter: Adapter) -> dict[str, _Place] | None:
+def _places_in_file(adapter: Adapter) -> dict[str, _Place] | None:
     """Where its pairs lie in its file; None if they can't be looked at there."""
     file = adapter.source
     if not isinstance(file, SafetensorsFile):

@@ -17,8 +17,8 @@ from clair_cli.cohort.round import Round
 from clair_cli.engine.device import Device, choose_device, warm_up
 from clair_cli.engine.device_cache import cache_on_device
 from clair_cli.engine.factors import RoundFactors
-from clair_cli.engine.threads import Report, Workers, available_threads, reported
-from clair_cli.settings import Settings
+from clair_cli.engine.threads import Workers, available_threads, reported
+from clair_cli.settings import Progress, Settings
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,7 +38,7 @@ class Engine(Protocol):
 
     device: Device
     threads: int
-    progress: Report
+    progress: Progress
 
     def load(self, round_: Round) -> RoundFactors:
         """Make a round's factors available to the work.
@@ -70,7 +70,7 @@ class Engine(Protocol):
 class CpuEngine:
     """Threads, each of which works on one item."""
 
-    def __init__(self, threads: int, progress: Report) -> None:
+    def __init__(self, threads: int, progress: Progress) -> None:
         self.device = Device("cpu", torch.float64)
         self.threads, self.progress = threads, progress
         self._workers = Workers(threads)
@@ -99,7 +99,7 @@ class GpuEngine:
     """A GPU, given work by a few threads with a stream each; more threads work where the factors
     are still on the CPU."""
 
-    def __init__(self, device: Device, threads: int, progress: Report) -> None:
+    def __init__(self, device: Device, threads: int, progress: Progress) -> None:
         self.device, self.threads, self.progress = device, threads, progress
         self._workers, self._streams = Workers(threads), Workers(min(threads, _STREAMS))
         warm_up(device)

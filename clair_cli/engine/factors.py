@@ -14,7 +14,7 @@ from clair_cli.cohort.round import Round, losing
 from clair_cli.engine.device import Device
 from clair_cli.engine.device_cache import DeviceCache
 from clair_cli.errors import is_out_of_memory
-from clair_cli.maths.factors.common_terms import less_last
+from clair_cli.maths.factors.common_components import differences_to_last
 from clair_cli.maths.factors.grams import PackedGrams
 from clair_cli.maths.factors.stack import Factors, FactorStack, stack_factors
 from clair_cli.maths.merge.from_grams import CoreSVD
@@ -53,11 +53,11 @@ def differences_of(round_: Round, module: str, previous: Factors) -> list[Factor
     differences: list[Factors] = []
     for adapter in round_.adapters:
         factors = factors_of(adapter, module)
-        differences.append(factors if factors is None else less(factors, previous))
+        differences.append(factors if factors is None else difference(factors, previous))
     return differences
 
 
-def less(factors: Factors, previous: Factors) -> Factors:
+def difference(factors: Factors, previous: Factors) -> Factors:
     """`factors - previous` as one product of stacked factors, scaling 1."""
     if previous is None or factors is None:
         return factors
@@ -148,7 +148,7 @@ class RoundFactors:
             return self._stacked(each, modules)
         both = [[*own, last] for own, last in zip(each, before, strict=True)]
         present = [[factors is not None for factors in own] for own in each]
-        return less_last(self._stacked(both, modules), torch.tensor(present))
+        return differences_to_last(self._stacked(both, modules), torch.tensor(present))
 
     def _stacked(self, each: Sequence[Sequence[Factors]], modules: Sequence[str]) -> FactorStack:
         return stack_factors(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from clair_cli.output.signals import held_signals
 
-_ours = False
+_claimed = False
 _raises = True  # whether a signal's handler may raise
 
 
@@ -18,13 +18,13 @@ def claim() -> None:
     Numpy comes with an OpenBLAS whose threads, which nothing here uses, spin for a tenth of a
     second after they were started.
     """
-    global _ours
-    _ours = True
+    global _claimed
+    _claimed = True
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def is_ours() -> bool:
-    return _ours
+    return _claimed
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def importing() -> Iterator[None]:
     the process with SIGABRT: in a process of our own the handler ends it at once, elsewhere the
     signal waits."""
     global _raises
-    if not _ours:
+    if not _claimed:
         with held_signals():
             yield
         return

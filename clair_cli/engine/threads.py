@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from clair_cli.settings import Progress
+
 T = TypeVar("T")
 R = TypeVar("R")
-Report = Callable[[str, int, int], None]
 
 # Items per thread that have begun or wait with a result: so many are in memory at once.
 _AHEAD = 2
@@ -82,7 +83,7 @@ def _take_settings() -> None:
         ask()
 
 
-def reported(results: Iterable[R], total: int, stage: str, progress: Report) -> Iterator[R]:
+def reported(results: Iterable[R], total: int, stage: str, progress: Progress) -> Iterator[R]:
     """The results, with `progress(stage, done, total)` called before the first and after each."""
     progress(stage, 0, total)
     for done, result in enumerate(results, start=1):

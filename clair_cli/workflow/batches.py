@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from clair_cli.cohort.round import Round
 from clair_cli.engine.device import Device
-from clair_cli.maths.evidence.wide import is_overcomplete
 from clair_cli.maths.factors.grams import packed_bytes
+from clair_cli.maths.factors.stack import is_overcomplete
 
 # Bytes of stacked float64 factors and Grams that one batch of modules may take on a CPU; the share
 # of a GPU's memory for it, and the most that this may be.
@@ -17,7 +17,7 @@ _BATCH_SHARE, _MOST_BATCH_BYTES = 1 / 64, 2 * 2**30
 # is still a batch for every thread.
 CPU_BATCH = 4
 # Bytes of Grams that may be kept from the comparison for the merge; others are made again.
-KEPT_BYTES = 512 * 2**20
+KEPT_BETWEEN_PASSES = 512 * 2**20
 
 
 def batches(round_: Round, device: Device) -> list[list[str]]:
@@ -75,7 +75,7 @@ def kept_grams(round_: Round) -> dict[str, int]:
         return {}
     made = [m for m in round_.module_shapes if not overcomplete(round_, m)]
     made.sort(key=lambda m: (-sum(round_.module_shapes[m]), m))
-    found, room = {}, KEPT_BYTES
+    found, room = {}, KEPT_BETWEEN_PASSES
     for module in made:
         size = packed_bytes(sum(largest_ranks(round_, [module])))
         if size <= room:

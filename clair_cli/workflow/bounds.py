@@ -9,13 +9,13 @@ from torch import Tensor
 
 from clair_cli.maths.factors.grams import LEAST_NORM, VANISHING
 from clair_cli.maths.factors.lowrank import tail_norm
-from clair_cli.workflow.judge import Judged
+from clair_cli.workflow.judge import JudgedRound
 
 # By how much of itself a merged norm may be above the clients': of rounding in its singular values.
 TOLERANCE = 1e-6
 
 
-def largest_sums(judged: Judged) -> dict[str, float]:
+def largest_sums(judged: JudgedRound) -> dict[str, float]:
     """Largest norm that the merged delta weight can have in each module: the weighted sum of the
     norms that its clients were judged by, and what rounding may have taken from these."""
     sizes, summed = judged.sizes, judged.summed
@@ -30,7 +30,7 @@ def largest_sums(judged: Judged) -> dict[str, float]:
     return found
 
 
-def largest_refined(judged: Judged) -> dict[str, list[float]]:
+def largest_refined(judged: JudgedRound) -> dict[str, list[float]]:
     """Largest norms that the refined delta weights of the clients with a weight can have in each
     module: projections of the client's own and of the mean, which are orthogonal to each other, on
     top of the previous adapter's."""

@@ -13,9 +13,9 @@ from functools import partial
 from clair_cli.engine.engine import Engine
 from clair_cli.engine.factors import RoundFactors, naming_module, previous_of
 from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
+from clair_cli.maths.evidence.overcomplete import overcomplete_evidence
 from clair_cli.maths.evidence.own_sizes import OwnSizes, concatenate_sizes, own_sizes, size_alone
 from clair_cli.maths.evidence.side_cores import SideCores, joint_cores, side_cores
-from clair_cli.maths.evidence.wide import wide_evidence
 from clair_cli.maths.factors.grams import grams, packed
 from clair_cli.workflow.batches import batches, kept_grams, largest_ranks, overcomplete
 
@@ -41,7 +41,7 @@ def compare(factors: RoundFactors, engine: Engine) -> Comparison:
     keep = frozenset(kept_grams(round_)) if factors.cache is None else frozenset()
     work = partial(compare_batch, keep)
     parts = list(engine.map("comparing", work, batches(round_, engine.device), factors))
-    found = _joined(parts)
+    found = _concatenated(parts)
     for i, module in enumerate(found.modules):
         if not any(module in adapter.modules for adapter in round_.adapters):
             alone = previous_of(round_, module)
@@ -61,7 +61,7 @@ def compare_batch(keep: frozenset[str], factors: RoundFactors, modules: list[str
     with naming_module(modules[0]):
         stack = factors.stack(modules)
         if overcomplete(round_, modules[0]):
-            found = wide_evidence(stack)
+            found = overcomplete_evidence(stack)
             return Comparison(tuple(modules), found.evidence, found.sizes)
         pair = grams(stack)
         for i, module in enumerate(modules):
@@ -72,7 +72,7 @@ def compare_batch(keep: frozenset[str], factors: RoundFactors, modules: list[str
         return Comparison(tuple(modules), gather(pair), sizes)
 
 
-def _joined(parts: Iterable[Comparison]) -> Comparison:
+def _concatenated(parts: Iterable[Comparison]) -> Comparison:
     """All batches together, the modules in order of name."""
     every = list(parts)
     names = [module for part in every for module in part.modules]
@@ -102,7 +102,7 @@ def cores_of_batch(side: str, factors: RoundFactors, modules: list[str]) -> dict
         if len(kept) == len(modules):
             found = [side_cores(pair.of_clients(), side) for pair in kept]
         elif overcomplete(round_, modules[0]):
-            found = [wide_evidence(factors.stack(modules)).cores(side)]
+            found = [overcomplete_evidence(factors.stack(modules)).cores(side)]
         else:
             pair = grams(factors.stack(modules))
             found = [side_cores(pair.module(i), side) for i in range(len(modules))]

@@ -8,7 +8,7 @@ from clair_cli.cohort.model import Rejection, rejection
 from clair_cli.cohort.round import ClientsUnfit, Round
 from clair_cli.engine.factors import stored_factors_of
 from clair_cli.errors import RejectedClient, UsageError
-from clair_cli.maths.evidence.own_sizes import LEAST_SHARE, OwnSizes, size_alone
+from clair_cli.maths.evidence.own_sizes import CANCELLING_BELOW, OwnSizes, size_alone
 from clair_cli.text import quoted
 
 
@@ -29,8 +29,8 @@ def check_overcomplete(round_: Round) -> None:
             if k in found or module.components == module.rank or name not in round_.module_shapes:
                 continue
             norm, components = size_alone(*stored_factors_of(adapter, name), module.scaling)
-            if norm < LEAST_SHARE * components:
-                found[k] = _refused(round_, k, name, norm / components)
+            if norm < CANCELLING_BELOW * components:
+                found[k] = _cancelling_client(round_, k, name, norm / components)
     if found:
         raise ClientsUnfit(list(found.values()))
 
@@ -49,16 +49,16 @@ def check_components(round_: Round, sizes: OwnSizes, dtype: torch.dtype) -> None
     modules, found = list(round_.module_shapes), dict[int, Rejection]()
     for m, k in sizes.cancelling(dtype):
         if k not in found:
-            found[k] = _refused(round_, k, modules[m], sizes.share(m, k))
+            found[k] = _cancelling_client(round_, k, modules[m], sizes.share(m, k))
     if found:
         raise ClientsUnfit(list(found.values()))
 
 
-def _refused(round_: Round, k: int, module: str, share: float) -> Rejection:
+def _cancelling_client(round_: Round, k: int, module: str, share: float) -> Rejection:
     """One client's rejection; of the previous adapter, which is client -1, a `UsageError`."""
     text = (
         f"its rank-one components cancel: together they are {share:.1e} of their size, expected at "
-        f"least {LEAST_SHARE:g}"
+        f"least {CANCELLING_BELOW:g}"
     )
     if k < 0:
         raise UsageError(f"--previous: module {quoted(module)}: {text}")
@@ -67,7 +67,7 @@ def _refused(round_: Round, k: int, module: str, share: float) -> Rejection:
         text,
         module=module,
         found=f"{share:.1e} of the components' size",
-        expected=f"at least {LEAST_SHARE:g}",
+        expected=f"at least {CANCELLING_BELOW:g}",
         hint="ask the client for factors as they were trained",
     )
     return rejection(error, adapter.name, adapter.path, adapter.sha256)

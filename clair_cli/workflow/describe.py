@@ -14,7 +14,7 @@ from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.similarity import mean_similarity
 from clair_cli.maths.judge.judge import Judgement
 from clair_cli.maths.judge.scores import Scores
-from clair_cli.maths.judge.sharing import Sharing as FoundSharing
+from clair_cli.maths.judge.sharing import SharingTest
 from clair_cli.maths.judge.structure import Structure
 from clair_cli.report.model import (
     ClientReport,
@@ -28,7 +28,7 @@ from clair_cli.report.model import (
     Sharing,
 )
 from clair_cli.text import bytes_of, quoted
-from clair_cli.workflow.judge import Judged
+from clair_cli.workflow.judge import JudgedRound
 
 
 def number(value: float | None) -> float | None:
@@ -38,12 +38,12 @@ def number(value: float | None) -> float | None:
     return float(value)
 
 
-def _share(value: float) -> float | None:
+def _bounded_share(value: float) -> float | None:
     """A ratio of norms or energies, kept inside 0 to 1 against rounding."""
     return None if not math.isfinite(value) else min(1.0, max(0.0, float(value)))
 
 
-def describe_clients(judged: Judged) -> tuple[ClientReport, ...]:
+def describe_clients(judged: JudgedRound) -> tuple[ClientReport, ...]:
     """All clients, rejected ones too, sorted by name."""
     clients = [_client(judged, k) for k in range(len(judged.round.adapters))]
     clients += [_rejected(r) for r in judged.round.rejected]
@@ -59,7 +59,7 @@ def _rejected(rejection: Rejection) -> ClientReport:
     )  # fmt: skip
 
 
-def _client(judged: Judged, k: int) -> ClientReport:
+def _client(judged: JudgedRound, k: int) -> ClientReport:
     adapter, judgement = judged.round.adapters[k], judged.judgement
     verdict = "undetermined"
     reasons: tuple[Reason, ...] = (Reason("undetermined", "not judged"),)
@@ -82,7 +82,7 @@ def _client(judged: Judged, k: int) -> ClientReport:
     )  # fmt: skip
 
 
-def _scale_reason(judged: Judged, k: int, found: Sequence[Reason]) -> tuple[Reason, ...]:
+def _scale_reason(judged: JudgedRound, k: int, found: Sequence[Reason]) -> tuple[Reason, ...]:
     """Why a norm is far out, where the config's scale is."""
     if not {"norm", "module_norm"} & {reason.code for reason in found}:
         return ()
@@ -108,13 +108,13 @@ _NOT_JUDGED = {
 }
 
 
-def _own(judged: Judged, k: int) -> Scores | None:
+def _scores_of(judged: JudgedRound, k: int) -> Scores | None:
     judgement = judged.judgement
     return None if judgement is None or judgement.scores is None else judgement.scores[k]
 
 
-def _scores(judged: Judged, k: int) -> ClientScores:
-    scores, judgement = _own(judged, k), judged.judgement
+def _scores(judged: JudgedRound, k: int) -> ClientScores:
+    scores, judgement = _scores_of(judged, k), judged.judgement
     if scores is None or judgement is None:
         return ClientScores()
     block = None
@@ -125,7 +125,7 @@ def _scores(judged: Judged, k: int) -> ClientScores:
         alignment=number(scores.alignment.ratio),
         alignment_se=number(scores.alignment.se),
         similarity=number(scores.alignment.similarity),
-        off_subspace_ratio=_share(math.sqrt(max(0.0, 1.0 - scores.captured))),
+        off_subspace_ratio=_bounded_share(math.sqrt(max(0.0, 1.0 - scores.captured))),
         captured_ratio=number(scores.captured_ratio),
         separation=number(scores.separation),
         block_norm=number(block),
@@ -133,9 +133,9 @@ def _scores(judged: Judged, k: int) -> ClientScores:
     )
 
 
-def _module_scores(judged: Judged, k: int) -> dict[str, ModuleScores]:
+def _module_scores(judged: JudgedRound, k: int) -> dict[str, ModuleScores]:
     """One client's, by module."""
-    names, scores = list(judged.round.module_shapes), _own(judged, k)
+    names, scores = list(judged.round.module_shapes), _scores_of(judged, k)
     norms = [0.0] * len(names)
     if judged.evidence is not None:
         norms = judged.evidence.norms[:, k].tolist()
@@ -149,7 +149,7 @@ def _module_scores(judged: Judged, k: int) -> dict[str, ModuleScores]:
         entry = judged.round.adapters[k].modules.get(name)
         off = None
         if captured is not None and norm > 0:
-            off = _share(math.sqrt(max(0.0, 1.0 - captured[i])))
+            off = _bounded_share(math.sqrt(max(0.0, 1.0 - captured[i])))
         found[name] = ModuleScores(
             number(norm) or 0.0, None if alike is None else number(alike[i]), off,
             0 if entry is None else entry.rank, None if entry is None else entry.scaling,
@@ -157,7 +157,7 @@ def _module_scores(judged: Judged, k: int) -> dict[str, ModuleScores]:
     return found
 
 
-def describe_cohort(judged: Judged) -> CohortReport:
+def describe_cohort(judged: JudgedRound) -> CohortReport:
     """Outcome, sharing, groups, decomposition and the similarity matrix."""
     round_, judgement = judged.round, judged.judgement
     n_comparable = 0 if judgement is None else len(round_.adapters)
@@ -175,14 +175,14 @@ def describe_cohort(judged: Judged) -> CohortReport:
     similarity = mean_similarity(stacking, [judged.evidence.table(stacking)])
     judged_now = judgement.outcome == "judged"
     votes = [judgement.verdicts[k].verdict for k in structure.distinct] if judged_now else []
-    dims = _dims(judgement)
+    dims = _subspace_dims(judgement)
     return CohortReport(
         judgement.outcome, judgement.text, judgement.remedy, n_clients, n_comparable,
         structure.stacking,
-        tuple(_sharing(s, round_) for s in structure.sharings),
+        tuple(_describe_sharing(s, round_) for s in structure.sharings),
         max(dims, default=None) if dims else None,
         votes.count("contaminated") / len(votes) if votes else None,
-        _groups(judged.evidence, structure, round_),
+        _describe_groups(judged.evidence, structure, round_),
         _decomposition(judgement, round_),
         names, _matrix(similarity.excess, order), _matrix(similarity.se, order),
     )  # fmt: skip
@@ -202,7 +202,7 @@ def _named(group: Sequence[int], round_: Round) -> tuple[str, ...]:
     return tuple(sorted(round_.adapters[k].name for k in group))
 
 
-def _sharing(sharing: FoundSharing, round_: Round) -> Sharing:
+def _describe_sharing(sharing: SharingTest, round_: Round) -> Sharing:
     group = sharing.groups[0] if sharing.groups else ()
     return Sharing(
         sharing.stacking, number(sharing.level.mean), number(sharing.level.se),
@@ -210,7 +210,7 @@ def _sharing(sharing: FoundSharing, round_: Round) -> Sharing:
     )  # fmt: skip
 
 
-def _groups(evidence: Evidence, structure: Structure, round_: Round) -> tuple[Group, ...]:
+def _describe_groups(evidence: Evidence, structure: Structure, round_: Round) -> tuple[Group, ...]:
     if structure.stacking is None:
         return ()
     levels = evidence.levels(structure.stacking)
@@ -219,11 +219,11 @@ def _groups(evidence: Evidence, structure: Structure, round_: Round) -> tuple[Gr
     found += [
         Group(_named(g, round_), number(levels.level(g).mean), "other") for g in structure.others
     ]
-    loners = sorted(round_.adapters[k].name for k in structure.loners)
-    return (*found, *(Group((name,), None, "loner") for name in loners))
+    singletons = sorted(round_.adapters[k].name for k in structure.singletons)
+    return (*found, *(Group((name,), None, "loner") for name in singletons))
 
 
-def _dims(judgement: Judgement) -> tuple[int, ...]:
+def _subspace_dims(judgement: Judgement) -> tuple[int, ...]:
     if judgement.collaborative is None:
         return ()
     return judgement.collaborative.penalties.subspace_dims
@@ -243,24 +243,24 @@ def _decomposition(judgement: Judgement, round_: Round) -> DecompositionReport |
     )  # fmt: skip
 
 
-def describe_modules(judged: Judged) -> tuple[ModuleReport, ...]:
+def describe_modules(judged: JudgedRound) -> tuple[ModuleReport, ...]:
     """One entry per module, sorted by name."""
     round_, judgement, evidence = judged.round, judged.judgement, judged.evidence
     n = len(round_.module_shapes)
-    updates: list[int] = [0] * n
+    n_updates: list[int] = [0] * n
     inside: list[float | None] = [None] * n
     outside: list[float | None] = [None] * n
     dims: Sequence[int | None] = [None] * n
     names = {} if round_.output is None else round_.output.names
     written = set(judged.written if judged.merged else names)
     if judgement is not None and evidence is not None:
-        updates = (evidence.norms > 0).sum(1).tolist()
+        n_updates = (evidence.norms > 0).sum(1).tolist()
         inside, outside = _module_levels(evidence, judgement.structure)
-        found = _dims(judgement)
+        found = _subspace_dims(judgement)
         dims = found if len(found) == n and judgement.structure.stacking != "matrix" else dims
     return tuple(
         ModuleReport(
-            name, shape, updates[i],
+            name, shape, n_updates[i],
             tuple(sorted(a.name for a in round_.adapters if name not in a.modules)),
             dims[i], inside[i], outside[i],
             names.get(name) if name in written else None,

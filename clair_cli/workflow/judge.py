@@ -24,7 +24,7 @@ from clair_cli.workflow.previous_remarks import previous_remarks
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedRound:
     """A round with its judgement.
 
     Attributes:
@@ -96,13 +96,13 @@ class Judged:
         return tuple(m for m in self.round.module_shapes if m in found)
 
 
-def refused(round_: Round, warnings: tuple[str, ...] | None = None) -> Judged:
+def refused(round_: Round, warnings: tuple[str, ...] | None = None) -> JudgedRound:
     """A round in which nobody is judged."""
     zeros = tuple(0.0 for _ in round_.adapters)
-    return Judged(round_, None, None, zeros, zeros, warnings or round_.warnings)
+    return JudgedRound(round_, None, None, zeros, zeros, warnings or round_.warnings)
 
 
-def judge_round(factors: RoundFactors, engine: Engine, *, allow_undetermined: bool) -> Judged:
+def judge_round(factors: RoundFactors, engine: Engine, *, allow_undetermined: bool) -> JudgedRound:
     """First pass and judgement; nothing is merged yet.
 
     Raises:
@@ -120,14 +120,14 @@ def judge_round(factors: RoundFactors, engine: Engine, *, allow_undetermined: bo
     return _with_left_out(judged)
 
 
-def _with_left_out(judged: Judged) -> Judged:
+def _with_left_out(judged: JudgedRound) -> JudgedRound:
     """Say which modules of the merged clients are not merged."""
     having = {m for k in judged.merged for m in judged.round.adapters[k].modules}
     gone = sorted(having.difference(judged.merged_modules))
     return replace(judged, warnings=(*judged.warnings, _left_out(judged, gone))) if gone else judged
 
 
-def _left_out(judged: Judged, modules: Sequence[str]) -> str:
+def _left_out(judged: JudgedRound, modules: Sequence[str]) -> str:
     """A remark on modules that only some of the merged clients have, or are zero in."""
     n = len(judged.merged)
     few = {"common": f"fewer than {fewest_holders(n)}", "intersection": "not all"}
@@ -136,7 +136,7 @@ def _left_out(judged: Judged, modules: Sequence[str]) -> str:
     return f"{len(modules):,} {noun} ({first_few(modules)}) not merged: {why}"
 
 
-def refused_if_empty(judged: Judged) -> Judged:
+def refused_if_empty(judged: JudgedRound) -> JudgedRound:
     """A round in which somebody is merged but no module is: refused."""
     if not judged.merged or judged.written:
         return judged
@@ -149,7 +149,7 @@ def refused_if_empty(judged: Judged) -> Judged:
 
 def _judged(
     factors: RoundFactors, engine: Engine, found: Comparison, allow_undetermined: bool
-) -> Judged:
+) -> JudgedRound:
     round_, evidence = factors.round, found.evidence
     structure = find_structure(evidence)
     given = round_.weights or tuple(1.0 for _ in round_.adapters)
@@ -164,7 +164,7 @@ def _judged(
         raw = [w * v.influence for w, v in zip(given, judgement.verdicts, strict=True)]
     else:
         raw = list(given) if allow_undetermined else [0.0 for _ in given]
-    return Judged(
+    return JudgedRound(
         round_, evidence, judgement, _normalised(raw), _normalised(given),
         round_.warnings
         + previous_remarks(round_, evidence)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from clair_cli.cohort.round import Round
 from clair_cli.engine.engine import Engine
 from clair_cli.maths.evidence.gather import CORE_DIM
-from clair_cli.maths.evidence.wide import WIDE_DIM
+from clair_cli.maths.evidence.overcomplete import COMPARED_DIM
 from clair_cli.workflow.available_memory import available_memory
 from clair_cli.workflow.batches import batches, kept_grams, largest_ranks, overcomplete
 from clair_cli.workflow.read import KEPT_BYTES
@@ -17,7 +17,7 @@ _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # Matrices of the size of one module's Grams that its work holds.
 _SQUARES = 8
 # Numbers that a client's share of a module that is too wide for Grams takes.
-_WIDE_NUMBERS = 4 * WIDE_DIM**2
+_OVERCOMPLETE_NUMBERS = 4 * COMPARED_DIM**2
 # Of every module: tables of pairs (three similarities, and what unrelated clients have) and each
 # client's core. Judging has copies of both: the pairs' levels in two orders, and what is made on
 # the way; measured with 8 clients of 5,000 modules, 20 of 1,500 and 60 of 1,000.
@@ -75,10 +75,10 @@ def check_memory(round_: Round, engine: Engine, needed: int) -> None:
 
 def _in_work(round_: Round, modules: Sequence[str]) -> int:
     """Of one batch: the factors side by side, and what is made of them."""
-    shape, terms = round_.module_shapes[modules[0]], sum(largest_ranks(round_, modules))
-    squares = _SQUARES * terms * terms
+    shape, n_components = round_.module_shapes[modules[0]], sum(largest_ranks(round_, modules))
+    squares = _SQUARES * n_components * n_components
     if overcomplete(round_, modules[0]):
-        squares = len(round_.adapters) * _WIDE_NUMBERS + 3 * min(shape) ** 2
+        squares = len(round_.adapters) * _OVERCOMPLETE_NUMBERS + 3 * min(shape) ** 2
     return _FLOAT * len(modules) * (_stored(round_, modules) * sum(shape) + squares)
 
 

@@ -23,18 +23,18 @@ from clair_cli.engine.factors import (
     summed_of,
     summed_weights,
 )
-from clair_cli.maths.evidence.wide import is_overcomplete
 from clair_cli.maths.factors.factored_svd import FactoredSVD, factored
 from clair_cli.maths.factors.grams import Grams, grams, joined
 from clair_cli.maths.factors.lowrank import Product, singular_values, svd
+from clair_cli.maths.factors.stack import is_overcomplete
 from clair_cli.maths.merge.from_grams import CoreSVD, core_svds, leading_svd
 from clair_cli.maths.merge.mean import weighted_sum
 from clair_cli.maths.merge.overcomplete import overcomplete_svd
 from clair_cli.maths.merge.rounding import WrittenModule
 from clair_cli.settings import Settings
-from clair_cli.workflow.batches import KEPT_BYTES
+from clair_cli.workflow.batches import KEPT_BETWEEN_PASSES
 from clair_cli.workflow.bounds import check_sum, largest_sums
-from clair_cli.workflow.judge import Judged
+from clair_cli.workflow.judge import JudgedRound
 from clair_cli.workflow.outputs import Destination
 from clair_cli.workflow.plan import Cut, plan_adapter
 from clair_cli.workflow.write import AdapterWriter, WrittenAdapter, cut_modules
@@ -94,7 +94,7 @@ class Spectrum:
 
 
 def merge_round(
-    judged: Judged,
+    judged: JudgedRound,
     factors: RoundFactors,
     settings: Settings,
     engine: Engine,
@@ -246,7 +246,9 @@ def _sum(mean: WeightedMean, factors: RoundFactors, module: str) -> Product:
 def _room_for_vectors(device: Device) -> int:
     """Bytes of all modules' singular vectors that may be kept for the second look."""
     return (
-        KEPT_BYTES if device.name == "cpu" else max(KEPT_BYTES, int(_VECTORS_SHARE * device.memory))
+        KEPT_BETWEEN_PASSES
+        if device.name == "cpu"
+        else max(KEPT_BETWEEN_PASSES, int(_VECTORS_SHARE * device.memory))
     )
 
 

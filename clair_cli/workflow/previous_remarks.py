@@ -72,8 +72,8 @@ def _present(round_: Round) -> float | None:
         size = inner(before, before)
         for both, adapter in zip(sums, round_.adapters, strict=True):
             if module in adapter.modules:
-                update = weighted_sum([factors_of(adapter, module)], [1.0], shape)
-                both[0] += inner(update, before)
+                delta = weighted_sum([factors_of(adapter, module)], [1.0], shape)
+                both[0] += inner(delta, before)
                 both[1] += size
     shares = [shared / size for shared, size in sums if 0.0 < size < math.inf]
     known = sorted(share for share in shares if math.isfinite(share))

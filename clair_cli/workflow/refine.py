@@ -16,11 +16,11 @@ from clair_cli.maths.refine.gain import (
     noise_from_counts,
     noise_from_option,
 )
-from clair_cli.maths.refine.refine import OffSubspace
+from clair_cli.maths.refine.refine import NoiseEvidence
 from clair_cli.output.adapter_files import AdapterFiles
 from clair_cli.settings import Settings
 from clair_cli.workflow.bounds import check_sum, largest_refined
-from clair_cli.workflow.judge import Judged
+from clair_cli.workflow.judge import JudgedRound
 from clair_cli.workflow.outputs import Destination
 from clair_cli.workflow.plan import plan_adapter
 from clair_cli.workflow.refine_module import (
@@ -71,7 +71,7 @@ class Refined:
         return {r.name: r.adapter.files for r in self.clients}
 
 
-def choose_side(judged: Judged) -> tuple[str, str]:
+def choose_side(judged: JudgedRound) -> tuple[str, str]:
     """The side with the stronger sharing above its null; `both` where only vec(D) shows any."""
     judgement = judged.judgement
     assert judgement is not None
@@ -87,7 +87,7 @@ def choose_side(judged: Judged) -> tuple[str, str]:
 
 
 def refine_round(
-    judged: Judged,
+    judged: JudgedRound,
     factors: RoundFactors,
     settings: Settings,
     engine: Engine,
@@ -146,7 +146,7 @@ def refine_round(
 
 
 def _writers(
-    judged: Judged,
+    judged: JudgedRound,
     changes: Mapping[str, Sequence[Change]],
     settings: Settings,
     destination: Destination,
@@ -162,7 +162,7 @@ def _writers(
     return writers
 
 
-def _dims(judged: Judged) -> dict[str, int] | None:
+def _dims(judged: JudgedRound) -> dict[str, int] | None:
     """Shared dimensions of every module by the decomposition, if one side was decomposed."""
     judgement = judged.judgement
     if judgement is None or judgement.structure.stacking not in ("output", "input"):
@@ -173,7 +173,7 @@ def _dims(judged: Judged) -> dict[str, int] | None:
 
 
 def _gains(
-    judged: Judged, settings: Settings, offs: Sequence[OffSubspace]
+    judged: JudgedRound, settings: Settings, offs: Sequence[NoiseEvidence]
 ) -> tuple[list[Gain | None], NoiseModel]:
     """Every client's estimated errors, None where they can't be known, and the noise assumed.
 

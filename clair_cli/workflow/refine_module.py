@@ -13,7 +13,12 @@ from clair_cli.maths.factors.coordinates import coordinates
 from clair_cli.maths.factors.lowrank import Product, norm, singular_values, sum_of, svd
 from clair_cli.maths.merge.mean import weighted_sum
 from clair_cli.maths.merge.rounding import WrittenModule
-from clair_cli.maths.refine.refine import OffSubspace, off_subspace, refine_module, shared_subspace
+from clair_cli.maths.refine.refine import (
+    NoiseEvidence,
+    off_subspace,
+    refine_module,
+    shared_subspace,
+)
 from clair_cli.workflow.plan import Cut
 from clair_cli.workflow.write import cut_modules
 
@@ -98,7 +103,7 @@ def _effective_rank(mean: Product) -> int:
     return int((energy < 0.9 * energy[-1]).sum()) + 1
 
 
-def measure(task: Refinement, factors: RoundFactors, module: str) -> OffSubspace:
+def measure(task: Refinement, factors: RoundFactors, module: str) -> NoiseEvidence:
     """First look at a module: the clients' noise and differences off the shared subspace."""
     with naming_module(module):
         state = _Module(task, factors, module)

@@ -17,12 +17,12 @@ from clair_cli.workflow.describe import (
     describe_modules,
     number,
 )
-from clair_cli.workflow.judge import Judged
+from clair_cli.workflow.judge import JudgedRound
 from clair_cli.workflow.refine import Refined
 from clair_cli.workflow.write import WrittenAdapter
 
 
-def exit_code(settings: Settings, judged: Judged) -> int:
+def exit_code(settings: Settings, judged: JudgedRound) -> int:
     """The code of table "Exit codes": 4 before 5 before 3 before 0."""
     if judged.outcome == "refused":
         return 4
@@ -38,7 +38,7 @@ def exit_code(settings: Settings, judged: Judged) -> int:
 
 def make_report(
     settings: Settings,
-    judged: Judged,
+    judged: JudgedRound,
     *,
     merged: WrittenAdapter | None = None,
     refined: Refined | None = None,
@@ -58,7 +58,9 @@ def make_report(
     )
 
 
-def _merged_report(settings: Settings, judged: Judged, adapter: WrittenAdapter) -> MergedReport:
+def _merged_report(
+    settings: Settings, judged: JudgedRound, adapter: WrittenAdapter
+) -> MergedReport:
     plan = adapter.plan
     return MergedReport(
         path=settings.shown_output or "",
@@ -78,7 +80,7 @@ def _merged_report(settings: Settings, judged: Judged, adapter: WrittenAdapter) 
     )
 
 
-def _plain_mean_distance(judged: Judged) -> float | None:
+def _plain_mean_distance(judged: JudgedRound) -> float | None:
     """Distance of the merged delta weights to the plain mean of all comparable clients, over the
     norm of the latter; from the pairs' inner products in every module. None for a zero mean."""
     evidence = judged.evidence

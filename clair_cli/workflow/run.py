@@ -17,7 +17,7 @@ from clair_cli.errors import InputRefused, UsageError
 from clair_cli.output.adapter_files import AdapterFiles
 from clair_cli.report.model import Report
 from clair_cli.settings import Settings
-from clair_cli.workflow.judge import Judged, judge_round, refused, refused_if_empty
+from clair_cli.workflow.judge import JudgedRound, judge_round, refused, refused_if_empty
 from clair_cli.workflow.memory_estimate import check_memory, read_memory, work_memory
 from clair_cli.workflow.merge import merge_round
 from clair_cli.workflow.outputs import Destination, check_least_room
@@ -77,8 +77,8 @@ Made = TypeVar("Made")
 def run_round(
     settings: Settings,
     cohort: Cohort | InputRefused,
-    make: Callable[[Judged, RoundFactors, Settings, Engine], Made] | None,
-) -> tuple[Judged, Made | None]:
+    make: Callable[[JudgedRound, RoundFactors, Settings, Engine], Made] | None,
+) -> tuple[JudgedRound, Made | None]:
     """Read, judge and make. A client whose file changes on the way, or whose factors can't be
     relied on, is rejected and the round starts again without it, so that the merged clients are
     the judged ones.
@@ -105,8 +105,8 @@ def _try_round(
     round_: Round,
     settings: Settings,
     engine: Engine,
-    make: Callable[[Judged, RoundFactors, Settings, Engine], Made] | None,
-) -> tuple[Judged, Made | None]:
+    make: Callable[[JudgedRound, RoundFactors, Settings, Engine], Made] | None,
+) -> tuple[JudgedRound, Made | None]:
     """One round, of which no client may turn out unfit.
 
     Raises:

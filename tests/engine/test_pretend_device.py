@@ -160,7 +160,7 @@ def test_what_goes_to_a_cuda_device_is_pinned(monkeypatch: pytest.MonkeyPatch) -
 def test_the_comparison_stays_on_the_device(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Only what the judgement needs leaves it: no Gram of the clients' terms does."""
+    """Only what the judgement needs leaves it: no Gram of the clients' components does."""
     g = torch.Generator().manual_seed(0)
     factors = [
         (torch.randn(4, 90, generator=g), torch.randn(70, 4, generator=g), 1.0) for _ in range(5)

@@ -20,7 +20,7 @@ from clair_cli.workflow import batches
 from clair_cli.workflow import merge as merger
 from clair_cli.workflow import read as reading
 
-CASES = {  # (clients, rank, out, in): terms against the smaller side
+CASES = {  # (clients, rank, out, in): components against the smaller side
     "few terms": (3, 8, 400, 300),
     "more than the output is wide": (4, 90, 260, 520),
     "more than the input is wide": (4, 90, 520, 260),
@@ -46,7 +46,7 @@ def test_what_is_kept_between_two_looks_changes_no_byte(monkeypatch: pytest.Monk
     for case in CASES:
         found = []
         for room in (2**28, 10_000, 1):
-            monkeypatch.setattr(merger, "KEPT_BYTES", room)
+            monkeypatch.setattr(merger, "KEPT_BETWEEN_PASSES", room)
             monkeypatch.setattr(merger, "_KEPT_VECTORS", 2)
             result = clair_cli.merge(clients(case), rank=16, allow_undetermined=True)
             found.append({k: t.numpy().tobytes() for k, t in result.tensors.items()})
@@ -77,7 +77,7 @@ def test_a_module_that_can_no_longer_be_merged_from_its_grams(
         cores = real(pair, weights, n)
         return cores if len(calls) == 1 else [None, *cores[1:]]
 
-    monkeypatch.setattr(merger, "KEPT_BYTES", 10_000)
+    monkeypatch.setattr(merger, "KEPT_BETWEEN_PASSES", 10_000)
     monkeypatch.setattr(merger, "_KEPT_VECTORS", 8)
     monkeypatch.setattr(merger, "core_svds", once)
     result = clair_cli.merge(given, rank=16, allow_undetermined=True)
@@ -201,7 +201,7 @@ def test_exact_at_full_rank_and_the_best_below(
 @pytest.mark.parametrize("room", [2**28, 0])
 def test_weights_are_not_rounded(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A third in float32 is off by 3e-8, and so would be every update of the merge."""
-    monkeypatch.setattr(batches, "KEPT_BYTES", room)
+    monkeypatch.setattr(batches, "KEPT_BETWEEN_PASSES", room)
     given = clients("few terms")
     result = clair_cli.merge(given, rank="full", allow_undetermined=True)
     mean = sum(

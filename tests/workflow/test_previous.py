@@ -86,13 +86,15 @@ def on_top(clients: Mapping[str, Modules], previous: Modules) -> dict[str, dict[
         pytest.param((12, 4, 8, 2), (0, 4, 2, 5), (48, 40), "", 1e-7, id="ranks that sum to one"),
         pytest.param((4, 5, 6, 4), (5, 3, 0, 3), (48, 40), "k_proj", 1e-7, id="a module lacking"),
         pytest.param((6, 12, 10, 8), (14, 8, 10, 12), (200, 160), "", 1e-2, id="sketched"),
-        pytest.param((6, 12, 10, 8), (24, 40, 32, 36), (300, 280), "v_proj", 1e-2, id="wide"),
+        pytest.param(
+            (6, 12, 10, 8), (24, 40, 32, 36), (300, 280), "v_proj", 1e-2, id="overcomplete"
+        ),
     ],
 )
 def test_clients_are_judged_by_what_they_added(
     own: tuple[int, ...], before: tuple[int, ...], shape: tuple[int, int], lacking: str, atol: float
 ) -> None:
-    """Tables of pairs and cores are estimates from some size on, and others beside P's terms."""
+    """Tables of pairs and cores are estimates from some size on, and P changes the estimates."""
     ranks = {m: rank for m, rank in zip(MODULES, before, strict=True) if rank}
     clients, previous = cohort(dict(zip(MODULES, own, strict=True)), ranks, shape, lacking)
     added = {name: adapter(modules) for name, modules in clients.items()}
@@ -112,9 +114,9 @@ def test_clients_are_judged_by_what_they_added(
 
 @pytest.mark.parametrize("rank", [2, 20, 64])
 @pytest.mark.parametrize("shape", [(300, 280), (700, 640)])
-def test_what_is_as_before_is_no_update(rank: int, shape: tuple[int, int]) -> None:
-    """At ranks at which rounding differs between where a client's terms lie and where those that
-    are subtracted do; in a wide layer too."""
+def test_a_client_that_is_as_before_has_no_delta_weight(rank: int, shape: tuple[int, int]) -> None:
+    """At ranks at which a client's components and the subtracted ones are rounded differently, and
+    in an over-complete stack."""
     ranks = dict.fromkeys(MODULES, rank)
     clients, previous = cohort(ranks, ranks, shape)
     clients["c3"] = previous

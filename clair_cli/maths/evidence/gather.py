@@ -90,14 +90,14 @@ def gather(pair: Grams) -> Evidence:
         subspace_similarity(products[1], pair.shape[1]),
         _two_sided_cores(
             pair,
-            _leading(output, output_root, pair.sketch_B),
-            _leading(input_, input_root, pair.sketch_A),
+            _leading_directions(output, output_root, pair.sketch_B),
+            _leading_directions(input_, input_root, pair.sketch_A),
         ),
         torch.where(pair.norms > 0, 1.0 / energy.clamp_min(1e-300), torch.nan),
     ).cpu()
 
 
-def _leading(gram: Tensor, root: BlockDiagonal, sketch: Tensor | None) -> Tensor:
+def _leading_directions(gram: Tensor, root: BlockDiagonal, sketch: Tensor | None) -> Tensor:
     """Coordinates of a side's leading orthonormal directions on its factors,
     (n_modules, sum_rank, CORE_DIM or less)."""
     values, vectors = torch.linalg.eigh(gram) if sketch is None else _iterated(gram, root, sketch)

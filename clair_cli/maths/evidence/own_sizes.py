@@ -19,7 +19,7 @@ from clair_cli.maths.factors.stack import client_sums, owners
 
 # Least norm of a delta weight over the root of its components' summed squares. Below it a reader
 # in float32 has lost three of its seven digits. Trained adapters have 0.5 and more.
-LEAST_SHARE = 1e-4
+CANCELLING_BELOW = 1e-4
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class OwnSizes:
         Args:
             dtype: of the products that the sizes come from.
         """
-        least = max(LEAST_SHARE, VANISHING[dtype])
+        least = max(CANCELLING_BELOW, VANISHING[dtype])
         of_clients = (self.norms < least * self.components).nonzero().tolist()
         of_previous = (self.previous_norms < least * self.previous_components).nonzero()
         return [(m, k) for m, k in of_clients] + [(m, -1) for (m,) in of_previous.tolist()]

@@ -54,8 +54,8 @@ class SideCores:
         if any(rank < own for rank, own in zip(ranks, self.ranks, strict=True)):
             raise ValueError(f"columns {self.ranks} do not fit {tuple(ranks)}")
         parts = zip(torch.split(self.stack, list(self.ranks), dim=-1), ranks, strict=True)
-        wide = [torch.nn.functional.pad(part, (0, rank - part.shape[-1])) for part, rank in parts]
-        return SideCores(torch.cat(wide, dim=-1), self.outside, tuple(ranks))
+        padded = [torch.nn.functional.pad(part, (0, rank - part.shape[-1])) for part, rank in parts]
+        return SideCores(torch.cat(padded, dim=-1), self.outside, tuple(ranks))
 
 
 def side_cores(pair: Grams, side: str) -> SideCores:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clair_cli.maths.factors.common_terms import Side, sides
+from clair_cli.maths.factors.common_components import Side, sides
 from clair_cli.maths.factors.stack import (
     FactorStack,
     balance,
+    client_columns,
     client_sums,
-    columns_of,
     owners,
     same_rank,
 )
@@ -86,7 +86,7 @@ class Grams:
         """Those of some clients, in ascending order; without the sketches unless all are wanted."""
         if len(clients) == len(self.ranks):
             return self
-        columns = columns_of(self.ranks, clients).to(self.B.device)
+        columns = client_columns(self.ranks, clients).to(self.B.device)
         B, A = (chosen_columns(gram, columns) for gram in (self.B, self.A))
         return self.narrowed(clients, columns, B, A)
 
@@ -143,9 +143,9 @@ def grams(stack: FactorStack) -> Grams:
         if sketch is not None:
             sketch.mul_(by[:, :, None])
     inner = B * A
-    terms = client_sums(inner.diagonal(dim1=1, dim2=2), stack.ranks)
+    components = client_sums(inner.diagonal(dim1=1, dim2=2), stack.ranks)
     squares = block_sums(inner, stack.ranks).diagonal(dim1=1, dim2=2)
-    norms = update_norms(squares, terms, scale, stack.dtype)
+    norms = delta_norms_over_scale(squares, components, scale, stack.dtype)
     if stack.common is not None:
         by_B = by_B * stack.common.by.to(by_B.device)
     return Grams(
@@ -159,7 +159,9 @@ def _of_side(side: Side, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Te
     return side.spread_square(gram), None if sketch is None else side.spread(sketch)
 
 
-def update_norms(squares: Tensor, terms: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+def delta_norms_over_scale(
+    squares: Tensor, components: Tensor, scale: Tensor, dtype: torch.dtype
+) -> Tensor:
     """Norms of the clients' updates over their scale; exactly 0 where an update cancels to
     rounding error, and where nothing above `LEAST_NORM` is left.
 
@@ -170,7 +172,7 @@ def update_norms(squares: Tensor, terms: Tensor, scale: Tensor, dtype: torch.dty
         dtype: of the products that this comes from.
     """
     norms = squares.clamp_min(0.0).sqrt()
-    alive = (norms > VANISHING[dtype] * terms.sqrt()) & (norms * scale > LEAST_NORM)
+    alive = (norms > VANISHING[dtype] * components.sqrt()) & (norms * scale > LEAST_NORM)
     return torch.where(alive, norms, 0.0)
 
 
@@ -278,7 +280,7 @@ class PackedGrams:
         if clients is None or len(clients) == len(self.ranks):
             B, A = _unpacked(self.both, self.diagonal_A)
             return replace(self.rest, B=B, A=A)
-        columns = columns_of(self.ranks, clients).to(self.both.device)
+        columns = client_columns(self.ranks, clients).to(self.both.device)
         both = chosen_columns(self.both, columns)
         B, A = _unpacked(both, self.diagonal_A.index_select(1, columns))
         return self.rest.narrowed(clients, columns, B, A)
@@ -302,9 +304,9 @@ def packed(pair: Grams) -> PackedGrams:
     )
 
 
-def packed_bytes(n_terms: int) -> int:
+def packed_bytes(n_components: int) -> int:
     """Of one module with so many terms, but for what is small beside it."""
-    return 8 * n_terms * (n_terms + 1)
+    return 8 * n_components * (n_components + 1)
 
 
 def _below(square: Tensor) -> Tensor:

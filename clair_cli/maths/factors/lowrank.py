@@ -114,5 +114,5 @@ def norm(product: Product) -> float:
 
 def _is_small(product: Product) -> bool:
     """Whether it is no larger than the cores of its factors, which would say the same."""
-    rows, terms = product.lora_B.shape
-    return 0 < max(rows, product.lora_A.shape[1]) <= terms
+    rows, n_components = product.lora_B.shape
+    return 0 < max(rows, product.lora_A.shape[1]) <= n_components

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Least width of an over-complete stack: narrower layers have Grams that are quick to make.
+MIN_WIDTH = 256
 # A client's (lora_A, lora_B, scaling) in one module, or None: it lacks the module (zero update).
 Factors = tuple[Tensor, Tensor, float] | None
 
 
 @dataclass(frozen=True)
-class CommonTerms:
+class CommonComponents:
     """Terms that are part of every update, stored once, after those that each client has alone.
 
     Attributes:
@@ -49,7 +51,7 @@ class FactorStack:
         ranks: columns of each client; a client with a smaller rank in some module of the
             batch is padded with zeros.
         dtype: of products of the stack: float64, or float32 on a device that has nothing wider.
-        common: terms that all have, if there are such; see `common_terms.less_last`.
+        common: terms that all have, if there are such; see `common_components.differences_to_last`.
     """
 
     lora_A: Tensor
@@ -57,7 +59,7 @@ class FactorStack:
     scaling: Tensor
     ranks: tuple[int, ...]
     dtype: torch.dtype = torch.float64
-    common: CommonTerms | None = None
+    common: CommonComponents | None = None
 
     @property
     def n_clients(self) -> int:
@@ -83,17 +85,17 @@ def balance(
         For lora_A, at least 0; for lora_B, of the scaling's sign; and |scaling| times the norm of
         the largest term, (n_modules, n_clients). All 0 for a client whose update is.
     """
-    term = norm_A * norm_B
+    size = norm_A * norm_B
     if same_rank(ranks):
-        largest = term.reshape(len(term), len(ranks), ranks[0]).amax(2)
+        largest = size.reshape(len(size), len(ranks), ranks[0]).amax(2)
     else:
-        parts = torch.split(term, list(ranks), dim=1)
-        empty = term.new_zeros(len(term))
+        parts = torch.split(size, list(ranks), dim=1)
+        empty = size.new_zeros(len(size))
         largest = torch.stack([p.amax(1) if p.shape[1] else empty for p in parts], dim=1)
     scale = scaling.abs() * largest
-    owner = owners(ranks, term.device)
-    alive = (term > 0) & (scale[:, owner] > 0)
-    half = torch.where(alive, (term / largest[:, owner]).sqrt(), 0.0)
+    owner = owners(ranks, size.device)
+    alive = (size > 0) & (scale[:, owner] > 0)
+    half = torch.where(alive, (size / largest[:, owner]).sqrt(), 0.0)
     by_A = torch.where(alive, half / norm_A, 0.0)
     by_B = torch.where(alive, half / norm_B, 0.0)
     return by_A, torch.where(scaling[:, owner] < 0, -by_B, by_B), scale
@@ -184,6 +186,17 @@ def _side(
     return result
 
 
+def is_overcomplete(n_components: int, shape: tuple[int, int]) -> bool:
+    """Whether a stack has more rank-one components than its layer has rows or columns, so that a
+    Gram of the components would be larger than one of the layer.
+
+    Args:
+        n_components: rank-one components of all clients together.
+        shape: (out_features, in_features); layers of less than `MIN_WIDTH` never count.
+    """
+    return n_components > min(shape) >= MIN_WIDTH
+
+
 def owners(ranks: Sequence[int], device: torch.device) -> Tensor:
     """The client that each column of a stack is of."""
     owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(list(ranks)))
@@ -198,7 +211,7 @@ def client_sums(values: Tensor, ranks: Sequence[int]) -> Tensor:
     return found.index_add_(1, owners(ranks, values.device), values)
 
 
-def columns_of(ranks: Sequence[int], clients: Sequence[int]) -> Tensor:
+def client_columns(ranks: Sequence[int], clients: Sequence[int]) -> Tensor:
     """Indices of some clients' columns in a stack."""
     ends = [0, *itertools.accumulate(ranks)]
     return torch.tensor([i for k in clients for i in range(ends[k], ends[k + 1])], dtype=torch.long)

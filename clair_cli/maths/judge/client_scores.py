@@ -73,7 +73,7 @@ def whole_norms(norms: Tensor) -> Tensor:
     return whole
 
 
-def norm(evidence: Evidence, members: Sequence[int]) -> Tensor:
+def total_norm(evidence: Evidence, members: Sequence[int]) -> Tensor:
     """Norm of the whole update, weight units."""
     return whole_norms(evidence.norms)
 
@@ -111,7 +111,7 @@ def module_norm_ratio(evidence: Evidence, members: Sequence[int]) -> Tensor:
 ClientScore = Callable[[Evidence, Sequence[int]], Tensor]
 
 CLIENT_SCORES: dict[str, ClientScore] = {
-    "norm": norm,
+    "norm": total_norm,
     "norm_ratio": norm_ratio,
     "module_norm_ratio": module_norm_ratio,
     "core_distance": core_distance,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from clair_cli.maths.evidence.side_cores import SideCores
 from clair_cli.maths.factors.roots import core_from_gram
-from clair_cli.maths.factors.stack import columns_of
+from clair_cli.maths.factors.stack import client_columns
 from clair_cli.maths.judge.decompose import Decomposition, solve_stable
 from clair_cli.maths.judge.prox import left_singular
 from clair_cli.maths.judge.thresholds import LONER_RATIO
@@ -76,7 +76,7 @@ def estimate_penalties(
         one_line: matrix stacking: the line of the group's mean counts as shared even where two
             of its members make a stronger direction between them.
     """
-    members = stack[:, :, columns_of(ranks, group)]
+    members = stack[:, :, client_columns(ranks, group)]
     bar = 1.0 / len(stack) ** 0.5  # one client's whole block in one module
     dims, above, below = [], [], []
     left, values = left_singular(members)
@@ -98,7 +98,7 @@ def estimate_penalties(
 
 
 @dataclass(frozen=True)
-class Collaborative:
+class CollaborativeSet:
     """What the decomposition says about who shares.
 
     Attributes:
@@ -126,7 +126,7 @@ def collaborate(
     one_line: bool = False,
     tol: float = 1e-6,
     max_iter: int = 300,
-) -> Collaborative:
+) -> CollaborativeSet:
     """Solve the stable program over `clients` with penalties estimated from `group`.
 
     Args:
@@ -141,7 +141,7 @@ def collaborate(
             stack, ranks, [k for k in group if k in part], one_line=one_line
         )
         return penalties, solve_stable(
-            stack[:, :, columns_of(ranks, part)], [ranks[k] for k in part],
+            stack[:, :, client_columns(ranks, part)], [ranks[k] for k in part],
             penalties.low_rank, penalties.block,
             outside=cores.outside[:, list(part)], max_iter=max_iter, tol=tol,
         )  # fmt: skip
@@ -157,7 +157,7 @@ def collaborate(
         cleaned = tuple(k for k in basis if float(captured.mean(0)[k]) >= typical)
         if len(cleaned) >= 3:  # many outliers may have slipped into L together: refit without
             captured = captured_by_space(cores, cleaned, penalties.subspace_dims)
-    return Collaborative(solution, penalties, tuple(clients), kept, captured)
+    return CollaborativeSet(solution, penalties, tuple(clients), kept, captured)
 
 
 def _captured_by_line(
@@ -200,14 +200,14 @@ def captured_by_space(cores: SideCores, members: Sequence[int], dims: Sequence[i
     """
     stack, ranks = cores.stack, cores.ranks
     captured = stack.new_zeros(len(stack), len(ranks))
-    together = stack[:, :, columns_of(ranks, members)]
+    together = stack[:, :, client_columns(ranks, members)]
     whole = together @ together.mT
     leading = torch.arange(whole.shape[1]) < torch.tensor(list(dims))[:, None]
     of_all = _directions(whole)
     for k in range(len(ranks)):
         if all(j == k for j in members):
             continue
-        block = stack[:, :, columns_of(ranks, [k])]
+        block = stack[:, :, client_columns(ranks, [k])]
         basis = _directions(whole - block @ block.mT) if k in members else of_all
         inside = (basis.mT @ block).square().sum(-1) * leading
         energy = block.square().sum((1, 2)) + cores.outside[:, k]

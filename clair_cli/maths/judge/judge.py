@@ -11,7 +11,7 @@ from torch import Tensor
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.pair_levels import PairLevels
 from clair_cli.maths.evidence.side_cores import SideCores
-from clair_cli.maths.judge.collaborate import Collaborative, collaborate, matrix_core
+from clair_cli.maths.judge.collaborate import CollaborativeSet, collaborate, matrix_core
 from clair_cli.maths.judge.outcome import (
     NOTHING_SHARED,
     little_shared,
@@ -46,7 +46,7 @@ class Judgement:
     text: str
     remedy: str
     structure: Structure
-    collaborative: Collaborative | None
+    collaborative: CollaborativeSet | None
     members: tuple[int, ...]
     scores: tuple[Scores, ...] | None
     verdicts: tuple[Verdict, ...]
@@ -107,7 +107,7 @@ def _weigh(
     structure: Structure,
     levels: PairLevels,
     cores: SideCores,
-) -> tuple[Collaborative, tuple[Scores, ...]]:
+) -> tuple[CollaborativeSet, tuple[Scores, ...]]:
     """The decomposition of everybody but duplicates and other groups, and all scores."""
     apart = {k for g in structure.others for k in g}
     taking_part = [k for k in structure.distinct if k not in apart]
@@ -131,7 +131,7 @@ def _weigh(
 
 def _verdicts(
     structure: Structure,
-    result: Collaborative,
+    result: CollaborativeSet,
     scores: Sequence[Scores],
     names: Sequence[str],
     module_names: tuple[str, ...],
@@ -170,7 +170,7 @@ def _one_vote(
     return result
 
 
-def _above_chance(evidence: Evidence, structure: Structure, result: Collaborative) -> Tensor:
+def _above_chance(evidence: Evidence, structure: Structure, result: CollaborativeSet) -> Tensor:
     """Energy inside the others' subspace, less what an unrelated client has there by chance."""
     null = evidence.table(structure.stacking or "").null.diagonal(dim1=1, dim2=2)
     width = (evidence.effective_ranks / null).nanmedian(1).values

@@ -20,10 +20,10 @@ from clair_cli.maths.judge.thresholds import (
 )
 
 # Names in one sentence.
-_SHOWN = 8
+_NAMES_SHOWN = 8
 # A stable code, a sentence, a remedy.
-Blocked = tuple[str, str, str]
-NOTHING_SHARED: Blocked = (
+NoVerdict = tuple[str, str, str]
+NOTHING_SHARED: NoVerdict = (
     "nothing_shared",
     "nothing is shared: no three clients are more alike than chance",
     "train fewer local steps per round, or merge by hand with --allow-undetermined",
@@ -32,7 +32,7 @@ NOTHING_SHARED: Blocked = (
 
 def without_verdict(
     levels: PairLevels, structure: Structure, names: Sequence[str]
-) -> Blocked | None:
+) -> NoVerdict | None:
     n = len(structure.distinct)
     allow = "merge everybody who is not rejected with --allow-undetermined"
     if not n:
@@ -80,7 +80,7 @@ def _two_groups(levels: PairLevels, structure: Structure) -> tuple[tuple[int, ..
     return None
 
 
-def unsolved(solution: Decomposition) -> Blocked | None:
+def unsolved(solution: Decomposition) -> NoVerdict | None:
     if solution.gap <= MAX_GAP:
         return None
     return (
@@ -91,7 +91,7 @@ def unsolved(solution: Decomposition) -> Blocked | None:
     )
 
 
-def little_shared(levels: PairLevels, structure: Structure, contrast: bool) -> Blocked | None:
+def little_shared(levels: PairLevels, structure: Structure, contrast: bool) -> NoVerdict | None:
     """Too little in common to vouch for anybody."""
     level = levels.level(structure.group).mean
     if level >= (LEAST_LEVEL if contrast else MIN_LEVEL):
@@ -115,5 +115,5 @@ def some_names(names: Iterable[str]) -> str:
     'a, b, c, d, e, f, g, h and 2 more'
     """
     ordered = sorted(names)
-    more = len(ordered) - _SHOWN
-    return ", ".join(ordered[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+    more = len(ordered) - _NAMES_SHOWN
+    return ", ".join(ordered[:_NAMES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")

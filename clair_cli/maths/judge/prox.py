@@ -15,11 +15,11 @@ from torch import Tensor
 from clair_cli.maths.factors.stack import block_norms, spread
 
 # Columns for each row from which on singular values are found by the squares.
-_FLAT = 3
+_FLAT_RATIO = 3
 
 
 @dataclass(frozen=True)
-class Thresholded:
+class ThresholdedStack:
     """Result of `singular_value_threshold`.
 
     Attributes:
@@ -33,7 +33,7 @@ class Thresholded:
     rank: Tensor
 
 
-def singular_value_threshold(stack: Tensor, threshold: float) -> Thresholded:
+def singular_value_threshold(stack: Tensor, threshold: float) -> ThresholdedStack:
     """Shrink every singular value of every module by `threshold`, not below 0.
 
     The proximal operator of `threshold * ||X||_*`.
@@ -61,7 +61,7 @@ def singular_value_threshold(stack: Tensor, threshold: float) -> Thresholded:
     shrunk = (singular - threshold).clamp_min(0.0)
     share = torch.where(shrunk > 0, shrunk / singular, 0.0)
     value = (left * share[:, None, :]) @ (left.mT @ stack)
-    return Thresholded(value, shrunk.sum(-1), (shrunk > 0).sum(-1))
+    return ThresholdedStack(value, shrunk.sum(-1), (shrunk > 0).sum(-1))
 
 
 def left_singular(stack: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ def spectral_norms(stack: Tensor) -> Tensor:
 
 def _is_flat(stack: Tensor) -> bool:
     """Whether there are far more columns than rows, of which there are some."""
-    return 0 < _FLAT * stack.shape[1] <= stack.shape[2]
+    return 0 < _FLAT_RATIO * stack.shape[1] <= stack.shape[2]
 
 
 def group_soft_threshold(

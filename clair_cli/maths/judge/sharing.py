@@ -20,7 +20,7 @@ from clair_cli.maths.judge.thresholds import MIN_T
 
 
 @dataclass(frozen=True)
-class Sharing:
+class SharingTest:
     """What one stacking shows.
 
     Attributes:
@@ -36,7 +36,7 @@ class Sharing:
     accepted: bool
 
 
-def find_sharing(evidence: Evidence, stacking: str, clients: Sequence[int]) -> Sharing:
+def find_sharing(evidence: Evidence, stacking: str, clients: Sequence[int]) -> SharingTest:
     """The coherent groups of one stacking, and whether the largest is more than chance.
 
     Args:
@@ -50,13 +50,13 @@ def find_sharing(evidence: Evidence, stacking: str, clients: Sequence[int]) -> S
     groups = coherent_groups(levels, clients)
     largest = groups[0] if groups else ()
     if len(largest) < 2:
-        return Sharing(stacking, tuple(groups), Level(float("nan"), 0.0), False)
+        return SharingTest(stacking, tuple(groups), Level(float("nan"), 0.0), False)
     level = levels.level(largest)
     significant = level.mean > 0 and (levels.few or level.mean >= MIN_T * level.se)
     accepted = len(largest) >= 3 and significant
     if accepted and stacking == "matrix":
         accepted = _beyond_chance(evidence, levels, clients, largest)
-    return Sharing(stacking, tuple(groups), level, accepted)
+    return SharingTest(stacking, tuple(groups), level, accepted)
 
 
 def _beyond_chance(
@@ -89,7 +89,7 @@ def chance_edge(evidence: Evidence, clients: Sequence[int]) -> float:
     return edge
 
 
-def choose_stacking(sharings: Sequence[Sharing]) -> Sharing | None:
+def choose_stacking(sharings: Sequence[SharingTest]) -> SharingTest | None:
     """The matrix stacking where it shows sharing, else the stronger of the two sides."""
     matrix, *sides = sharings
     if matrix.accepted:

@@ -15,7 +15,7 @@ from clair_cli.maths.evidence.similarity import STACKINGS
 from clair_cli.maths.judge.client_scores import norm_ratio
 from clair_cli.maths.judge.groups import alignment, coherent
 from clair_cli.maths.judge.loadings import inner_group, near_copies, trimmed
-from clair_cli.maths.judge.sharing import Sharing, choose_stacking, find_sharing
+from clair_cli.maths.judge.sharing import SharingTest, choose_stacking, find_sharing
 from clair_cli.maths.judge.thresholds import (
     AT_HOME,
     DUPLICATE_COSINE,
@@ -49,13 +49,13 @@ class Structure:
     empty: tuple[int, ...]
     copies: dict[int, int]
     distinct: tuple[int, ...]
-    sharings: tuple[Sharing, ...] = ()
+    sharings: tuple[SharingTest, ...] = ()
     stacking: str | None = None
     group: tuple[int, ...] = ()
     others: tuple[tuple[int, ...], ...] = ()
 
     @property
-    def loners(self) -> tuple[int, ...]:
+    def singletons(self) -> tuple[int, ...]:
         grouped = {k for g in (self.group, *self.others) for k in g}
         return tuple(k for k in self.distinct if k not in grouped)
 

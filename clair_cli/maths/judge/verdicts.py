@@ -79,7 +79,7 @@ class Verdict:
     influence: float
 
 
-def _share(value: float) -> str:
+def _rounded(value: float) -> str:
     return f"{value:.2f}"
 
 
@@ -95,10 +95,10 @@ def alignment_findings(
     """
     ratio, high = scores.alignment.ratio, scores.alignment.high
     turned = signed and high < 0 and ratio < -OPPOSITE_RATIO
-    level = f"similarity to the others {_share(ratio)} of their own"
+    level = f"similarity to the others {_rounded(ratio)} of their own"
     if apart:
         finding = Finding("in_a_group", f"in a group with {apart}, apart from the others ({level})")
-        opposite = [Finding("opposite", f"opposite to the others ({_share(ratio)})")]
+        opposite = [Finding("opposite", f"opposite to the others ({_rounded(ratio)})")]
         return "contaminated", [finding, *(opposite if turned else [])]
     if turned:  # inside the subspace or not: the decomposition can't see a sign
         return "contaminated", [Finding("opposite", f"opposite to the others: {level}")]
@@ -124,7 +124,7 @@ def alignment_findings(
         return "suspicious", [
             Finding(
                 "off_subspace",
-                f"off the shared subspace ({_share(scores.captured_ratio)} of the typical share "
+                f"off the shared subspace ({_rounded(scores.captured_ratio)} of the typical share "
                 f"inside), though {level}",
             )
         ]
@@ -137,7 +137,7 @@ def size_findings(scores: Scores) -> tuple[str, list[Finding]]:
     ratio, module = scores["norm_ratio"], scores["module_norm_ratio"]
     text = f"norm {ratio:.3g} x the median"
     if scores.clear and ratio > NORM_CAP:
-        text += f", and clearly less alike ({_share(scores.alignment.ratio)}) than the others are"
+        text += f", and clearly less alike ({_rounded(scores.alignment.ratio)}) than the others are"
         return "contaminated", [Finding("norm", text)]
     if scores.alignment.ratio >= LONER_RATIO and ratio >= NORM_SUSPICIOUS:
         text += ", though its direction agrees"
@@ -167,7 +167,7 @@ def shape_findings(scores: Scores) -> tuple[str, list[Finding]]:
             Finding(
                 "noise",
                 f"like noise: spread over {spread:.3g} x as many directions as the others, "
-                f"similarity {_share(scores.alignment.ratio)} of their own level",
+                f"similarity {_rounded(scores.alignment.ratio)} of their own level",
             )
         ]
     if distance > CORE_FAR:

@@ -31,11 +31,11 @@ from clair_cli.maths.factors.stack import FactorStack, owners
 
 # Largest amplification of rounding errors: in float64 the reported numbers then have a relative
 # error of about 1e-7.
-MAX_AMPLIFICATION = 1e9**0.5
+TRUSTED_AMPLIFICATION = 1e9**0.5
 # Least product of the smallest and the largest singular value over the components' summed squared
 # norms, for an eigendecomposition of the squares: then every singular value has an error below
 # 1e-11 of the largest, and vectors are orthogonal to 1e-6.
-_FLAT = 1e-5
+_LEAST_FLATNESS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,14 @@ def core_svds(
     """
     gram_B, gram_A, device = pair.B, pair.A, pair.B.device
     scales = torch.tensor(list(weights), dtype=torch.float64).to(device) * pair.scale
-    terms = scales.index_select(1, owners(pair.ranks, device))
-    alive = (terms != 0) & _diagonal_alive(gram_B) & _diagonal_alive(gram_A)
-    if bool(alive.all()) and terms.shape[1]:
-        cores = _decomposed(gram_B, gram_A, terms, n_vectors)
+    scaled = scales.index_select(1, owners(pair.ranks, device))
+    alive = (scaled != 0) & _diagonal_alive(gram_B) & _diagonal_alive(gram_A)
+    if bool(alive.all()) and scaled.shape[1]:
+        cores = _svds_of_used(gram_B, gram_A, scaled, n_vectors)
     else:
         cores = [
-            _of_the_living(gram_B[i], gram_A[i], terms[i], alive[i].nonzero().flatten(), n_vectors)
-            for i in range(len(terms))
+            _of_the_living(gram_B[i], gram_A[i], scaled[i], alive[i].nonzero().flatten(), n_vectors)
+            for i in range(len(scaled))
         ]
     return _of_unbalanced(cores, pair.by_B, pair.by_A)
 
@@ -167,7 +167,7 @@ def _of_the_living(
         none = torch.zeros(0, dtype=gram_B.dtype)
         return CoreSVD(empty, none, empty.mT, none)
     gram_B, gram_A = (chosen_columns(gram[None], used) for gram in (gram_B, gram_A))
-    (core,) = _decomposed(gram_B, gram_A, weights[used][None], n_vectors)
+    (core,) = _svds_of_used(gram_B, gram_A, weights[used][None], n_vectors)
     if core is None:
         return None
     left = core.left.new_zeros(size, core.n_vectors).index_copy_(0, used, core.left)
@@ -175,7 +175,7 @@ def _of_the_living(
     return CoreSVD(left, core.values, right, core.amplification)
 
 
-def _decomposed(
+def _svds_of_used(
     gram_B: Tensor, gram_A: Tensor, weights: Tensor, n_vectors: int | None
 ) -> list[CoreSVD | None]:
     """Decompose modules all of whose components count."""
@@ -195,16 +195,20 @@ def _decomposed(
     left = weights[:, :, None] * (lower @ vectors) / values[:, None, :]
     right = torch.linalg.solve_triangular(lower.mT, vectors, upper=True).mT
     whole = (weights * size_B * size_A).square().sum(1)
-    flat = values[:, 0] * values[:, -1] > _FLAT * torch.maximum(whole, values[:, 0].square())
+    flat_enough = values[:, 0] * values[:, -1] > _LEAST_FLATNESS * torch.maximum(
+        whole, values[:, 0].square()
+    )
     amplification = _amplification(size_B[:, :, None] * left, right * size_A[:, None, :]).cpu()
     values, units = values.cpu(), unit.cpu()
-    for i, (k, good_enough) in enumerate(zip(good, flat.cpu().tolist(), strict=True)):
+    for i, (k, good_enough) in enumerate(zip(good, flat_enough.cpu().tolist(), strict=True)):
         core = (
             CoreSVD(left[i], values[i], right[i], amplification[i])
             if good_enough
             else _by_svd(gram_B[i], lower[i], weights[i])
         )
-        if core is not None and float(core.amplification.amax()) <= MAX_AMPLIFICATION:  # not NaN
+        if (
+            core is not None and float(core.amplification.amax()) <= TRUSTED_AMPLIFICATION
+        ):  # not NaN
             found[k] = core.leading(n_vectors, float(units[i]))
     return found
 

@@ -45,15 +45,17 @@ def overcomplete_svd(
     by = torch.repeat_interleave(scaled, torch.tensor(list(stack.ranks)))
     by = torch.where((norm_A > 0) & (norm_B > 0), by, 0.0)
     if lora_B.shape[0] >= lora_A.shape[1]:
-        vectors, values, others, errors = _decomposed(lora_B, lora_A, norm_B, norm_A, by, n_vectors)
+        vectors, values, others, errors = _svd_from_squares(
+            lora_B, lora_A, norm_B, norm_A, by, n_vectors
+        )
         return CoreSVD(others, values, vectors.mT, errors, "right")
-    vectors, values, others, errors = _decomposed(
+    vectors, values, others, errors = _svd_from_squares(
         lora_A.mT, lora_B.mT, norm_A, norm_B, by, n_vectors
     )
     return CoreSVD(vectors, values, others.mT, errors, "left")
 
 
-def _decomposed(
+def _svd_from_squares(
     tall: Tensor, flat: Tensor, norm_tall: Tensor, norm_flat: Tensor, by: Tensor, n: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of X = tall diag(by) flat, (height, width): the leading n right singular vectors

@@ -40,7 +40,7 @@ class WrittenModule:
 
 
 @dataclass(frozen=True)
-class _Side:
+class _RoundedSide:
     """One side of some modules, rounded: X the exact one and E what rounding added to it,
     (n_modules, kept, width).
 
@@ -92,7 +92,7 @@ def write_modules(
     largest = exact.values[:, 0].tolist() if kept else [0.0] * len(exact.values)
     ordinary = [value != 0.0 and math.isfinite(value) for value in largest]  # NaN is not
     if all(ordinary):
-        return _write(exact, rank, scaling, dtype)
+        return _write_finite(exact, rank, scaling, dtype)
     if len(ordinary) > 1:
         return [w for one in exact.each() for w in write_modules(one, rank, scaling, dtype)]
     if largest[0] != 0.0:
@@ -102,7 +102,7 @@ def write_modules(
     return [WrittenModule(lora_A.to(dtype), lora_B.to(dtype), tail)]
 
 
-def _write(
+def _write_finite(
     exact: FactoredSVD, rank: int, scaling: float, dtype: torch.dtype
 ) -> list[WrittenModule | None]:
     """The same where all are finite and not zero."""
@@ -167,7 +167,7 @@ def _unit(largest: float) -> float:
 
 def _round(
     pieces: Iterator[Tensor], out: Tensor, unit: Tensor | None, whole: bool, *, signed: bool
-) -> _Side:
+) -> _RoundedSide:
     """Fill `out`, (n_modules, kept, width), with `unit` times the pieces of a side.
 
     The products run in float32 on terms of about size one.
@@ -198,12 +198,12 @@ def _round(
             highest = torch.maximum(highest, piece.amax(dim=2))
         start += piece.shape[2]
     mirror(square)
-    return _Side(
+    return _RoundedSide(
         cross.double(), square.double(), sizes, torch.where(-lowest > highest, -1.0, 1.0).double()
     )  # fmt: skip
 
 
-def _rounding_errors(diagonal: Tensor, left: _Side, right: _Side) -> Tensor:
+def _rounding_errors(diagonal: Tensor, left: _RoundedSide, right: _RoundedSide) -> Tensor:
     """Norm of (B + E)(A + F) - B A, where B'B = AA' = diag(diagonal), (n_modules,).
 
     As [B, E] [F; A + F] it is a sum over two small Grams: relative error about 1e-6 of an error.

@@ -118,7 +118,7 @@ def refine_module(local: Product, mean: Product, subspace: SharedSubspace) -> Pr
 
 
 @dataclass(frozen=True)
-class OffSubspace:
+class NoiseEvidence:
     """What one module says about a client's noise: its distance to the mean off the subspace.
 
     Attributes:
@@ -142,7 +142,7 @@ def off_subspace(
     mean: Product,
     subspace: SharedSubspace,
     shape: tuple[int, int] | None = None,
-) -> OffSubspace:
+) -> NoiseEvidence:
     """Squared distance of each benign client to their mean, outside the shared subspace.
 
     Args:
@@ -166,4 +166,4 @@ def off_subspace(
     fitted = 0.0
     if inside > 0:
         fitted = subspace.n_parameters((out_features, in_features)) * apart / inside
-    return OffSubspace(tuple(energy), out_features * in_features - n_inside, n_inside, fitted)
+    return NoiseEvidence(tuple(energy), out_features * in_features - n_inside, n_inside, fitted)

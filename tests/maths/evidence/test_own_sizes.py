@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from clair_cli.maths.evidence.overcomplete import overcomplete_evidence
 from clair_cli.maths.evidence.own_sizes import (
-    LEAST_SHARE,
+    CANCELLING_BELOW,
     OwnSizes,
     concatenate_sizes,
     own_sizes,
     size_alone,
 )
-from clair_cli.maths.evidence.wide import wide_evidence
-from clair_cli.maths.factors.common_terms import less_last
+from clair_cli.maths.factors.common_components import differences_to_last
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import Factors, FactorStack, stack_factors
 
@@ -41,15 +41,17 @@ def stack(*, previous: bool) -> tuple[FactorStack, list[Factors], Factors]:
     if not previous:
         return stack_factors([clients], (OUT, IN)), clients, None
     whole = stack_factors([[*clients, before]], (OUT, IN))
-    return less_last(whole, torch.tensor([[rank > 0 for rank in RANKS]])), clients, before
+    return differences_to_last(whole, torch.tensor([[rank > 0 for rank in RANKS]])), clients, before
 
 
 @pytest.mark.parametrize("previous", [False, True])
-@pytest.mark.parametrize("wide", [False, True])
-def test_sizes_are_those_of_the_clients_own_delta_weights(previous: bool, wide: bool) -> None:
+@pytest.mark.parametrize("overcomplete", [False, True])
+def test_sizes_are_those_of_the_clients_own_delta_weights(
+    previous: bool, overcomplete: bool
+) -> None:
     given, clients, before = stack(previous=previous)
     common = 4 if previous else 0
-    found = wide_evidence(given).sizes if wide else own_sizes(grams(given), common)
+    found = overcomplete_evidence(given).sizes if overcomplete else own_sizes(grams(given), common)
     for k, client in enumerate(clients):
         norm, components = dense_sizes(client)
         assert float(found.norms[0, k]) == pytest.approx(norm, rel=1e-12)
@@ -73,9 +75,9 @@ def sizes(share: float, previous_share: float = 1.0) -> OwnSizes:
 
 
 def test_what_cancels_beyond_the_bound_is_named() -> None:
-    assert sizes(1.01 * LEAST_SHARE).cancelling() == []
-    assert sizes(0.99 * LEAST_SHARE).cancelling() == [(0, 1)]
-    assert sizes(1.0, 0.99 * LEAST_SHARE).cancelling() == [(0, -1)]
+    assert sizes(1.01 * CANCELLING_BELOW).cancelling() == []
+    assert sizes(0.99 * CANCELLING_BELOW).cancelling() == [(0, 1)]
+    assert sizes(1.0, 0.99 * CANCELLING_BELOW).cancelling() == [(0, -1)]
     assert sizes(0.5e-4).share(0, 1) == pytest.approx(0.5e-4)
     assert sizes(1.0, 0.25).share(0, -1) == pytest.approx(0.25)
 

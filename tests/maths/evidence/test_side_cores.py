@@ -11,7 +11,7 @@ from torch import Tensor
 from clair_cli.maths.evidence import side_cores as module
 from clair_cli.maths.evidence.side_cores import SideCores, joint_cores, side_cores, unit_core
 from clair_cli.maths.factors.grams import grams
-from clair_cli.maths.factors.stack import columns_of, stack_factors
+from clair_cli.maths.factors.stack import client_columns, stack_factors
 from clair_cli.maths.judge.collaborate import captured_by_space, collaborate
 from clair_cli.maths.judge.decompose import solve_stable
 from clair_cli.maths.judge.prox import left_singular, singular_value_threshold, spectral_norms
@@ -35,7 +35,7 @@ def cohort(seed: int) -> list[tuple[Tensor, Tensor, float]]:
 
 def norms(cores: SideCores) -> Tensor:
     """Whole norms of the clients' blocks, squared, (n_modules, n_clients)."""
-    blocks = [cores.stack[:, :, columns_of(cores.ranks, [k])] for k in range(len(cores.ranks))]
+    blocks = [cores.stack[:, :, client_columns(cores.ranks, [k])] for k in range(len(cores.ranks))]
     return torch.stack([b.square().sum((1, 2)) for b in blocks], dim=1) + cores.outside
 
 
@@ -62,9 +62,9 @@ def test_small_stacks_are_kept_whole() -> None:
 
 def test_columns_are_added_at_the_end_of_each_client() -> None:
     cores = SideCores(torch.arange(6.0).reshape(1, 2, 3), torch.ones(1, 2), (1, 2))
-    wide = cores.widened([2, 3])
-    assert wide.ranks == (2, 3) and wide.outside is cores.outside
-    assert wide.stack[0].tolist() == [[0, 0, 1, 2, 0], [3, 0, 4, 5, 0]]
+    padded = cores.widened([2, 3])
+    assert padded.ranks == (2, 3) and padded.outside is cores.outside
+    assert padded.stack[0].tolist() == [[0, 0, 1, 2, 0], [3, 0, 4, 5, 0]]
     assert cores.widened((1, 2)) is cores
 
 

@@ -24,7 +24,7 @@ from clair_cli.maths.factors.roots import half_factors
 from clair_cli.maths.factors.stack import Factors, stack_factors
 from tests.maths.factors.test_stack import IN, OUT, cohort, dense, regauged, scaled
 
-ALIVE = [(0, 1), (0, 3), (1, 3), (0, 0)]  # clients with an update in module 0
+ALIVE = [(0, 1), (0, 3), (1, 3), (0, 0)]  # clients with a delta weight in module 0
 Dense = NDArray[np.float64]
 
 

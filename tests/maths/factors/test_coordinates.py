@@ -18,7 +18,7 @@ WEIGHTS = (0.5, 0.2, -0.3)
 def test_sums_are_those_of_the_small_products(
     out: int, in_: int, ranks: tuple[int, int, int]
 ) -> None:
-    """Also where there are more terms than rows, and in a client with nothing."""
+    """Also where there are more components than rows, and in a client with nothing."""
     given = [product(rank, seed=i, out=out, in_=in_) for i, rank in enumerate(ranks)]
     space = coordinates(given, bases=True)
     assert space.shape == (out, in_)
@@ -51,7 +51,7 @@ def test_without_bases_there_are_the_same_small_products() -> None:
     assert with_.rounded(torch.float32).left.dtype == torch.float32  # type: ignore[union-attr]
 
 
-def test_terms_that_cancel_leave_rounding_errors_only() -> None:
+def test_components_that_cancel_leave_rounding_errors_only() -> None:
     one = product(4, seed=3)
     difference = sum_of(coordinates([one, one], bases=False).products, [1.0, -1.0])
     assert norm(difference) <= 1e-14 * norm(one)

@@ -123,7 +123,7 @@ def test_signs_are_fixed_whatever_the_factors_gauge(seed: int) -> None:
     assert (first.lora_B[largest, torch.arange(4)] > 0).all()
 
 
-def test_a_wide_spectrum_keeps_its_small_values() -> None:
+def test_a_broad_spectrum_keeps_its_small_values() -> None:
     """Through QR, not through Grams: 1e-10 of the largest value is still right."""
     g = torch.Generator().manual_seed(3)
     left = torch.linalg.qr(torch.randn(OUT, 5, generator=g, dtype=torch.float64))[0]

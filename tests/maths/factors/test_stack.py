@@ -97,7 +97,7 @@ def test_blocks_hold_the_delta_weight_and_padding_is_zero() -> None:
             assert not A[rank:].any()
 
 
-def test_terms_are_balanced_and_the_largest_has_norm_one() -> None:
+def test_components_are_balanced_and_the_largest_has_norm_one() -> None:
     modules = [[scaled(f, 1e5, 3e-9) for f in clients] for clients in cohort()]
     pair = grams(stack_factors(modules, (OUT, IN)))
     size_A, size_B = (gram.diagonal(dim1=1, dim2=2).sqrt() for gram in (pair.A, pair.B))
@@ -142,7 +142,7 @@ def test_float32_factors_of_1e30_do_not_overflow() -> None:
     assert norm == pytest.approx(expected, rel=1e-12)
 
 
-def test_rank_one_terms_of_very_different_size_keep_their_product() -> None:
+def test_rank_one_components_of_very_different_size_keep_their_product() -> None:
     g = torch.Generator().manual_seed(4)
     lora_A, lora_B, _ = draw(g, 3)  # type: ignore[misc]
     sizes = torch.tensor([1e6, 1.0, 1e-6], dtype=torch.float64)
@@ -185,7 +185,7 @@ def test_products_that_cancel_are_zero(condition: float) -> None:
         None,
     ],
 )
-def test_zero_updates_have_norm_and_scale_zero(zero: Factors) -> None:
+def test_zero_delta_weights_have_norm_and_scale_zero(zero: Factors) -> None:
     pair = grams(stack_factors([[zero, cohort()[0][0]]], (OUT, IN)))
     assert float(pair.delta_norms[0, 0]) == 0.0
     assert float(pair.scale[0, 0]) == 0.0

@@ -14,8 +14,8 @@ from clair_cli.maths.evidence.similarity import unit_grams
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.lowrank import Product
 from clair_cli.maths.factors.roots import core_from_gram
-from clair_cli.maths.factors.stack import block_norms, columns_of, stack_factors
-from clair_cli.maths.judge.collaborate import Collaborative, collaborate
+from clair_cli.maths.factors.stack import block_norms, client_columns, stack_factors
+from clair_cli.maths.judge.collaborate import CollaborativeSet, collaborate
 from clair_cli.maths.judge.decompose import Decomposition, solve_stable
 from clair_cli.maths.judge.thresholds import LONER_RATIO
 from clair_cli.maths.refine.refine import stacked_basis
@@ -62,7 +62,7 @@ def benign(problem: Planted) -> set[int]:
     return set(range(len(problem.deltas))) - problem.contaminated
 
 
-def found(stack: Tensor, ranks: list[int], got: Collaborative, group: list[int]) -> set[int]:
+def found(stack: Tensor, ranks: list[int], got: CollaborativeSet, group: list[int]) -> set[int]:
     """Kept by the program, and inside the subspace that the other kept clients share."""
     inside = got.captured[0]
     typical = float(inside[group].median())
@@ -317,7 +317,7 @@ def test_one_client_of_any_size_moves_the_low_rank_part_only_so_far() -> None:
     solutions = {}
     for size in (0.0, 1.0, 1e2, 1e4, 1e6):
         grown = stack.clone()
-        grown[:, :, columns_of(ranks, [9])] *= size
+        grown[:, :, client_columns(ranks, [9])] *= size
         solutions[size] = solve_stable(grown, ranks, 1.1, 0.9, tol=1e-13, max_iter=4000).low_rank
     without = solutions[0.0]
     base = float(torch.linalg.vector_norm(without))
@@ -326,7 +326,7 @@ def test_one_client_of_any_size_moves_the_low_rank_part_only_so_far() -> None:
     assert moved[1e4] == pytest.approx(moved[1e2], rel=0.02)
     assert moved[1e6] < 0.5 * base
     unbounded = stack.clone()
-    unbounded[:, :, columns_of(ranks, [9])] *= 1e6
+    unbounded[:, :, client_columns(ranks, [9])] *= 1e6
     free = solve_stable(unbounded, ranks, 1.1, 1e9, tol=1e-9, max_iter=200).low_rank
     assert float(torch.linalg.vector_norm(free - without)) > 1e4 * base  # lam2 is what bounds
 
@@ -414,7 +414,7 @@ def test_subspace_error_grows_linearly_with_noise() -> None:
         got = collaborate(whole(stack, ranks), start, range(10), tol=1e-9)
         assert found(stack, ranks, got, start) == benign(problem)
         refitted.append(refit_error(problem, benign(problem)))
-        clean = stack[:, :, columns_of(ranks, start)]
+        clean = stack[:, :, client_columns(ranks, start)]
         alone = solve_stable(clean, [16] * 7, 1.1, 0.95, tol=1e-11, max_iter=3000)
         own.append(leading_error(alone, problem))
     for errors in (own, refitted):

@@ -110,7 +110,7 @@ def test_a_suspicious_client_counts_as_at_most_a_typical_one(size: float) -> Non
     assert verdict.influence * size == pytest.approx(1.0)
 
 
-def test_small_updates_are_not_enlarged() -> None:
+def test_small_delta_weights_are_not_enlarged() -> None:
     assert rule(True, norm_ratio=0.01).influence == 1.0
     vanishing = rule(True, norm_ratio=1e-4)
     assert (vanishing.verdict, vanishing.influence) == ("suspicious", 0.0)

@@ -204,7 +204,7 @@ def test_a_reason_names_some_and_counts_the_others(n_copies: int, more: str) -> 
     )
 
 
-def test_a_zero_update_has_no_influence_and_disturbs_nobody() -> None:
+def test_a_zero_delta_weight_has_no_influence_and_disturbs_nobody() -> None:
     deltas = aligned([0.2] * 8, seed=2)
     for module in deltas:
         module[7] = 0.0

@@ -21,7 +21,7 @@ RANKS = (3, 1, 4, 2)
 def stack(dtype: torch.dtype, n_modules: int = 2, seed: int = 0) -> Tensor:
     g = torch.Generator().manual_seed(seed)
     full = torch.randn(n_modules, 5, sum(RANKS), generator=g, dtype=torch.float64)
-    full[:, :, 4:8] = 0.0  # client 2 has no update
+    full[:, :, 4:8] = 0.0  # client 2 has no delta weight
     return full.to(dtype)
 
 
@@ -50,12 +50,12 @@ def tolerance(dtype: torch.dtype) -> float:
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("flat", [False, True])
 def test_singular_value_threshold_obeys_moreau(
-    threshold: float, dtype: torch.dtype, wide: bool
+    threshold: float, dtype: torch.dtype, flat: bool
 ) -> None:
     full = stack(dtype)
-    full = full if wide else full.mT
+    full = full if flat else full.mT
     result = singular_value_threshold(full, threshold)
     assert result.value.dtype == dtype
     for m in range(len(full)):

@@ -13,7 +13,7 @@ from clair_cli.maths.judge.scores import captured_by_mean
 
 @pytest.mark.parametrize("members", [(0, 1, 2, 5), (0, 1, 2, 3, 4, 5, 6)])
 def test_energy_along_the_mean_of_the_others(members: tuple[int, ...]) -> None:
-    """From the updates themselves. One client has none, and one is opposite to the others."""
+    """From the delta weights themselves. One client has none, and one is opposite to the others."""
     g = torch.Generator().manual_seed(0)
     columns = torch.randn(3, 40, 7, generator=g, dtype=torch.float64)
     columns += 0.5 * torch.randn(3, 40, 1, generator=g, dtype=torch.float64)

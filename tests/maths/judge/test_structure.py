@@ -39,7 +39,7 @@ def with_more(deltas: Deltas, more: Callable[[int, Tensor], Tensor]) -> Deltas:
 
 
 def copied(deltas: Deltas, victim: int, count: int, away: float, size: float = 1.0) -> Deltas:
-    """`count` updates like the victim's, noise of norm `away` on top, of norm `size`."""
+    """`count` delta weights like the victim's, noise of norm `away` on top, of norm `size`."""
     return with_more(
         deltas, lambda m, d: size * unit(d[victim : victim + 1] + away * noise(d, count, 9 + m))
     )
@@ -164,7 +164,7 @@ def test_copies_are_no_voices_of_their_own() -> None:
     result = judge_factors(modules, WIDE)
     assert result.structure.copies == {8: 2, 9: 2}
     assert result.structure.distinct == result.structure.group == tuple(range(8))
-    assert result.structure.loners == ()
+    assert result.structure.singletons == ()
     assert all("near_copy" in codes(result, k) for k in (2, 8, 9))
     assert "c8, c9" in result.verdicts[2].findings[-1].text
     alone = judge_factors([clients[:8] for clients in modules], WIDE)  # in the same gauges
@@ -367,7 +367,7 @@ def test_clients_of_different_modules_are_one_group(
 
 
 def test_nothing_to_arrange() -> None:
-    """No stacking shows sharing: no groups, nobody a loner of any."""
+    """No stacking shows sharing: no groups, nobody a singleton of any."""
     result = judge_deltas(aligned([0.0] * 3, shapes=WIDE), 8)
     assert result.outcome == "undetermined"
     assert result.structure.stacking is None

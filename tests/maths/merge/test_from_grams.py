@@ -104,7 +104,7 @@ def test_factors_of_odd_sizes_are_not_multiplied_in_float32() -> None:
 
 def graded(on_B: float, on_A: float) -> tuple[list, np.ndarray]:  # type: ignore[type-arg]
     """Two clients whose factors, side by side, are that ill-conditioned in a direction that no
-    single term shows; and the dense sum of their updates."""
+    single component shows; and the dense sum of their delta weights."""
     g = torch.Generator().manual_seed(3)
 
     def basis(n: int, k: int) -> torch.Tensor:
@@ -154,8 +154,8 @@ def test_whether_it_can_be_relied_on_is_no_matter_of_how_much_is_wanted(
 
 @pytest.mark.parametrize("d", [1e-4, 1e-5, 1e-7])
 @pytest.mark.parametrize("n", [None, 8, 0])
-def test_terms_that_cancel_beside_large_ones(n: int | None, d: float) -> None:
-    """Two terms of 0.2 / d leave 0.3 in a direction that neither of the leading vectors has."""
+def test_components_that_cancel_beside_large_ones(n: int | None, d: float) -> None:
+    """Two components of 0.2 / d leave 0.3 in a direction that neither leading vector has."""
     g = torch.Generator().manual_seed(1)
 
     def basis(rows: int) -> torch.Tensor:

@@ -14,13 +14,15 @@ from clair_cli.maths.merge.overcomplete import overcomplete_svd
 Sum = tuple[FactorStack, list[float]]
 
 
-def weighted(out: int, in_: int, terms: int, rank: int | None = None) -> tuple[Sum, np.ndarray]:
+def weighted(
+    out: int, in_: int, components: int, rank: int | None = None
+) -> tuple[Sum, np.ndarray]:
     """Four clients with weights; and the dense sum."""
-    g = torch.Generator().manual_seed(out + terms)
-    B = torch.randn(out, terms, generator=g, dtype=torch.float64)
-    A = torch.randn(terms, in_, generator=g, dtype=torch.float64)
-    if rank is not None:  # many terms in few directions
-        B, A = B[:, :rank] @ torch.randn(rank, terms, dtype=torch.float64, generator=g), A
+    g = torch.Generator().manual_seed(out + components)
+    B = torch.randn(out, components, generator=g, dtype=torch.float64)
+    A = torch.randn(components, in_, generator=g, dtype=torch.float64)
+    if rank is not None:  # many components in few directions
+        B, A = B[:, :rank] @ torch.randn(rank, components, dtype=torch.float64, generator=g), A
     weights, scaling = [0.5, 2.0, 0.25, 1.0], [1.0, 0.5, -4.0, 1.0]
     clients = list(zip(A.chunk(4), B.chunk(4, dim=1), scaling, strict=True))
     dense = sum(w * s * (b @ a) for w, (a, b, s) in zip(weights, clients, strict=True))
@@ -62,7 +64,7 @@ def test_at_full_rank_it_is_exact_also_where_few_directions_are_used(out: int, i
     assert np.linalg.norm(got - dense) <= 1e-12 * np.linalg.norm(dense)
 
 
-def test_a_zero_update() -> None:
+def test_a_zero_delta_weight() -> None:
     given = stack_factors([[(torch.ones(50, 40), torch.zeros(30, 50), 1.0), None]], (30, 40))
     found = whole(given, [0.5, 0.5])
     assert not found.values.any() and all(np.isfinite(side).all() for side in sides(found))

@@ -53,11 +53,13 @@ def test_what_is_not_finite_in_either_factor_gives_none(side: str, value: float)
         assert write_module(factored(exact), 4, 1.0, dtype) is None
 
 
-def turned(out: int, in_: int, terms: int, dtype: torch.dtype) -> tuple[FactoredSVD, np.ndarray]:
+def turned(
+    out: int, in_: int, components: int, dtype: torch.dtype
+) -> tuple[FactoredSVD, np.ndarray]:
     """Singular vectors as coordinates on factors of 16 bits; and the dense product."""
     g = torch.Generator().manual_seed(out)
-    lora_B = torch.randn(out, terms, generator=g).bfloat16()
-    lora_A = torch.randn(terms, in_, generator=g).bfloat16()
+    lora_B = torch.randn(out, components, generator=g).bfloat16()
+    lora_A = torch.randn(components, in_, generator=g).bfloat16()
     dense = (lora_B.double() @ lora_A.double()).numpy()
     exact = svd(Product(lora_B.double(), lora_A.double()))
     left = torch.linalg.lstsq(lora_B.double(), exact.left).solution

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from clair_cli.maths.factors.stack import CommonTerms, FactorStack
+from clair_cli.maths.factors.stack import CommonComponents, FactorStack
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Side:
     """
 
     rows: Tensor
-    common: CommonTerms | None = None
+    common: CommonComponents | None = None
     by: Tensor | None = None
 
     def spread(self, values: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def sides(stack: FactorStack) -> tuple[Side, Side]:
     return Side(stack.lora_B.mT, common, by), Side(stack.lora_A, common)
 
 
-def less_last(stack: FactorStack, present: Tensor) -> FactorStack:
+def differences_to_last(stack: FactorStack, present: Tensor) -> FactorStack:
     """Every client's delta weight less the last one's.
 
     Args:
@@ -78,7 +78,7 @@ def less_last(stack: FactorStack, present: Tensor) -> FactorStack:
         more = last if rank else 0
         columns += [*range(ends[k], ends[k + 1]), *range(ends[-1], ends[-1] + more)]
         by += [own_by[:, k : k + 1].expand(-1, rank), common_by[:, k : k + 1].expand(-1, more)]
-    common = CommonTerms(last, torch.tensor(columns, dtype=torch.long), torch.cat(by, dim=1))
+    common = CommonComponents(last, torch.tensor(columns, dtype=torch.long), torch.cat(by, dim=1))
     return replace(
         stack,
         scaling=torch.where(present, unit, 0.0),

@@ -1,12 +1,14 @@
-"""What a module says about the clients where there are more rank-one terms than it is wide.
+"""Evidence of one module whose stack is over-complete: it has more rank-one components than the
+layer has rows or columns.
 
-A Gram of all terms would grow with the square of the clients; here every product grows with their
-number. Each side's leading directions P and Q are found by subspace iteration on the factors, the
-clients are reduced to C_k = P' D_k Q (WIDE_DIM x WIDE_DIM), and only tables of the clients' pairs
-are made of those. The rest of D_k is seen through a random projection of the same kind, so that
-copies have cosine 1 and the distance of near copies is good to a fifth of itself per module. What
-the spaces of all pairs share outside P is estimated as a whole, and given to each pair by the
-energy it has there: what many clients of a cohort share leads. Norms and effective ranks are exact.
+A Gram of all components would grow with the square of the number of clients; every product in this
+file grows with the number itself. Subspace iteration on the factors finds the leading directions P
+and Q of the two sides. Each delta weight D_k is reduced to C_k = P' D_k Q, COMPARED_DIM numbers
+square, and the tables of pairs are made of the C_k. The rest of D_k is measured through random
+projections, with the same ones for all clients: copies have cosine 1, and the distance of near
+copies has an error of a fifth of itself per module. The overlap of all pairs' spaces outside P is
+estimated as one sum, and divided among the pairs by the energy that their clients have outside P;
+the overlap of many clients lies inside P. Norms and effective ranks are exact.
 
 Sources: N. Halko, P. Martinsson, J. Tropp, "Finding structure with randomness", SIAM Review 53(2),
 2011, algorithm 4.4; the estimate: R. Meyer and others, "Hutch++: Optimal stochastic trace
@@ -26,13 +28,13 @@ from clair_cli.maths.evidence.own_sizes import OwnSizes, sizes_of, split_ranks
 from clair_cli.maths.evidence.side_cores import SideCores
 from clair_cli.maths.evidence.similarity import PairTable
 from clair_cli.maths.factors.block_diagonal import BlockDiagonal, of_blocks
-from clair_cli.maths.factors.common_terms import Side, sides
-from clair_cli.maths.factors.grams import gaussian, update_norms
+from clair_cli.maths.factors.common_components import Side, sides
+from clair_cli.maths.factors.grams import delta_norms_over_scale, gaussian
 from clair_cli.maths.factors.roots import gram_root
 from clair_cli.maths.factors.stack import FactorStack, balance, block_norms
 
 # Directions of each side that the clients are compared in.
-WIDE_DIM = 64
+COMPARED_DIM = 64
 # Times that the iteration multiplies with a side's Gram before the last, which also measures.
 _POWERS = 2
 # Random vectors for what lies outside the leading directions; projections of two unrelated
@@ -43,23 +45,16 @@ _N_SE = 5.0
 # stay in the cache.
 _CHUNK_NUMBERS = 2**19
 _LEAST_CHUNK = 32
-# Narrower layers have Grams that are quick to make.
-MIN_WIDTH = 256
-
-
-def is_overcomplete(n_terms: int, shape: tuple[int, int]) -> bool:
-    """Whether there are more rank-one terms than the layer is wide."""
-    return n_terms > min(shape) >= MIN_WIDTH
 
 
 @dataclass(frozen=True)
-class WideEvidence:
+class OvercompleteEvidence:
     """Evidence of one module, and what the decomposition of one side needs.
 
     Attributes:
         evidence: of this module.
         sizes: of the clients' own delta weights.
-        output: P' [D_1 ... D_K], with WIDE_DIM rows. input: the same of the transposed delta
+        output: P' [D_1 ... D_K], with COMPARED_DIM rows. input: the same of the transposed delta
             weights.
     """
 
@@ -72,7 +67,7 @@ class WideEvidence:
         return self.output if side == "output" else self.input
 
 
-def wide_evidence(stack: FactorStack) -> WideEvidence:
+def overcomplete_evidence(stack: FactorStack) -> OvercompleteEvidence:
     """Reduce one module to what the judgement needs of it.
 
     Args:
@@ -86,17 +81,17 @@ def wide_evidence(stack: FactorStack) -> WideEvidence:
     own_A, own_B = _scaled(own_A, by_A[0], ranks), _scaled(own_B, by_B[0], ranks)
     squares = torch.stack([(a * b).sum() for a, b in zip(own_A, own_B, strict=True)])
     pairs = zip(own_A, own_B, strict=True)
-    terms = torch.stack([(a.diagonal() * b.diagonal()).sum() for a, b in pairs])
-    norms = update_norms(squares, terms, scale[0], stack.dtype)
+    components = torch.stack([(a.diagonal() * b.diagonal()).sum() for a, b in pairs])
+    norms = delta_norms_over_scale(squares, components, scale[0], stack.dtype)
     common = 0 if stack.common is None else stack.common.rank
     sizes_own = _own_sizes(own_A, own_B, scale, common)
     inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
     roots_A = [gram_root(g) * i for g, i in zip(own_A, inverse, strict=True)]
     roots_B = [gram_root(g) * i for g, i in zip(own_B, inverse, strict=True)]
-    output = _leading(side_B, _turns(roots_A, by_B[0], ranks), stack.dtype)
-    input_ = _leading(side_A, _turns(roots_B, by_A[0], ranks), stack.dtype)
-    seen_B = torch.split(by_B[0][:, None] * output.terms, list(ranks))
-    seen_A = torch.split(by_A[0][:, None] * input_.terms, list(ranks))
+    output = _leading_subspace(side_B, _turns(roots_A, by_B[0], ranks), stack.dtype)
+    input_ = _leading_subspace(side_A, _turns(roots_B, by_A[0], ranks), stack.dtype)
+    seen_B = torch.split(by_B[0][:, None] * output.components, list(ranks))
+    seen_A = torch.split(by_A[0][:, None] * input_.components, list(ranks))
     cores = torch.stack([b.mT @ a * i for b, a, i in zip(seen_B, seen_A, inverse, strict=True)])
     out_features, in_features = stack.shape
     sizes = torch.stack(
@@ -115,7 +110,7 @@ def wide_evidence(stack: FactorStack) -> WideEvidence:
         small,
         torch.where(norms > 0, 1.0 / sizes.square().clamp_min(1e-300), torch.nan)[None],
     )
-    return WideEvidence(
+    return OvercompleteEvidence(
         evidence,
         sizes_own,
         *(_side_cores(side.units, norms > 0, ranks) for side in (output, input_)),
@@ -170,7 +165,7 @@ def _turns(roots: list[Tensor], by: Tensor, ranks: Sequence[int]) -> BlockDiagon
 
 
 @dataclass(frozen=True)
-class _Leading:
+class _LeadingSubspace:
     """A side's leading orthonormal directions P, seen by the clients.
 
     Attributes:
@@ -181,38 +176,40 @@ class _Leading:
         probe: P' Z, (dim, _PROBES).
     """
 
-    terms: Tensor
+    components: Tensor
     units: Tensor
     outside: float
     probed: Tensor
     probe: Tensor
 
 
-def _leading(side: Side, turns: BlockDiagonal, dtype: torch.dtype) -> _Leading:
+def _leading_subspace(side: Side, turns: BlockDiagonal, dtype: torch.dtype) -> _LeadingSubspace:
     """Subspace iteration on X = rows' blockdiag(turns), whose X X' is the sum of D_k D_k' over
     unit delta weights. It starts from a sketch in coordinates of the weights, so that what is not
     converged (where the spectrum is flat, any direction is as good) is no function of the gauge.
     """
     width = side.rows.shape[2]
-    dim = min(WIDE_DIM, sum(turns.ranks), width)
-    random = gaussian(width, WIDE_DIM + _PROBES).to(device=side.rows.device, dtype=dtype)
+    dim = min(COMPARED_DIM, sum(turns.ranks), width)
+    random = gaussian(width, COMPARED_DIM + _PROBES).to(device=side.rows.device, dtype=dtype)
     seen = _onto(side, random, dtype)
     sketch = _turned(turns.mT, seen)  # X' random
-    basis, probes = torch.linalg.qr(sketch[:, :dim]).Q, sketch[:, WIDE_DIM:]
+    basis, probes = torch.linalg.qr(sketch[:, :dim]).Q, sketch[:, COMPARED_DIM:]
     for _ in range(_POWERS):
         basis = torch.linalg.qr(_turned(turns.mT, _squared(side, turns, basis, dtype))).Q
-    terms = _squared(side, turns, basis, dtype)
-    units = _turned(turns.mT, terms)
+    components = _squared(side, turns, basis, dtype)
+    units = _turned(turns.mT, components)
     values, rotation = torch.linalg.eigh(basis.mT @ units)
     values, rotation = values.flip(0), rotation.flip(1)
     alive = values > 1e-12 * values[:1].clamp_min(1e-300)
     scale = torch.where(alive, values.clamp_min(1e-300).rsqrt(), 0.0)
-    terms, units, basis = (m @ rotation * scale for m in (terms, units, basis))
+    components, units, basis = (m @ rotation * scale for m in (components, units, basis))
     # for Z = (1 - P P') random, of which the iteration knows nothing: |S Z|^2 and |P' S Z|^2
     probe = basis.mT @ probes
     left = probes - units @ probe  # X' Z
-    outside = _size(side, _turned(turns, left), dtype) + float((units.mT @ left).square().sum())
-    return _Leading(terms, units, outside / _PROBES, seen[:, WIDE_DIM:], probe)
+    outside = _squared_norm(side, _turned(turns, left), dtype) + float(
+        (units.mT @ left).square().sum()
+    )
+    return _LeadingSubspace(components, units, outside / _PROBES, seen[:, COMPARED_DIM:], probe)
 
 
 def _turned(turns: BlockDiagonal, values: Tensor) -> Tensor:
@@ -224,7 +221,9 @@ def _onto(side: Side, other: Tensor, dtype: torch.dtype) -> Tensor:
     """terms @ other, float64, CPU. (Few long rows times many columns is what BLAS does fastest.)"""
     rows = side.rows[0]
     result = torch.zeros(other.shape[1], rows.shape[0], dtype=dtype, device=rows.device)
-    for chunk, part in zip(_chunks(rows, dtype), torch.split(other, _step(rows)), strict=True):
+    for chunk, part in zip(
+        _column_chunks(rows, dtype), torch.split(other, _step(rows)), strict=True
+    ):
         result.addmm_(part.mT.contiguous(), chunk.mT)
     return _spread(side, result.mT.double().cpu())
 
@@ -233,7 +232,7 @@ def _squared(side: Side, turns: BlockDiagonal, basis: Tensor, dtype: torch.dtype
     """terms @ terms' @ blockdiag(turns) @ basis, float64, CPU."""
     rows, turned = side.rows[0], _turned_rows(side, _turned(turns, basis), dtype)
     result = torch.zeros_like(turned)
-    for chunk in _chunks(rows, dtype):
+    for chunk in _column_chunks(rows, dtype):
         result.addmm_(turned @ chunk, chunk.mT)
     return _spread(side, result.mT.double().cpu())
 
@@ -250,10 +249,12 @@ def _turned_rows(side: Side, values: Tensor, dtype: torch.dtype) -> Tensor:
     return stored.mT.contiguous().to(device=side.rows.device, dtype=dtype)
 
 
-def _size(side: Side, values: Tensor, dtype: torch.dtype) -> float:
+def _squared_norm(side: Side, values: Tensor, dtype: torch.dtype) -> float:
     """|terms' @ values|^2."""
     rows, turned = side.rows[0], _turned_rows(side, values, dtype)
-    parts = [(turned @ chunk).square().sum(dtype=torch.float64) for chunk in _chunks(rows, dtype)]
+    parts = [
+        (turned @ chunk).square().sum(dtype=torch.float64) for chunk in _column_chunks(rows, dtype)
+    ]
     return float(torch.stack(parts).sum())
 
 
@@ -263,14 +264,14 @@ def _step(rows: Tensor) -> int:
     return max(_LEAST_CHUNK, _CHUNK_NUMBERS // max(1, rows.shape[0]))
 
 
-def _chunks(rows: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+def _column_chunks(rows: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     return (part.to(dtype) for part in torch.split(rows, _step(rows), dim=1))
 
 
 def _rests(
     stack: FactorStack,
-    output: _Leading,
-    input_: _Leading,
+    output: _LeadingSubspace,
+    input_: _LeadingSubspace,
     by_B: Tensor,
     by_A: Tensor,
     cores: Tensor,
@@ -300,7 +301,9 @@ def _matrix_table(cores: Tensor, rests: Tensor, norms: Tensor) -> PairTable:
     return PairTable(_finished(value, alive, 1.0), _finished(torch.zeros_like(value), alive, 0.0))
 
 
-def _subspace_table(side: _Leading, ranks: Sequence[int], sizes: Tensor, width: int) -> PairTable:
+def _subspace_table(
+    side: _LeadingSubspace, ranks: Sequence[int], sizes: Tensor, width: int
+) -> PairTable:
     """Similarity of the clients' spaces on one side, weighted by their spectra.
 
     Args:

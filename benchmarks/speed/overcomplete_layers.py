@@ -1,10 +1,10 @@
-"""How far the comparison of wide layers is from that by whole Grams, on a speed cohort.
+"""How far the comparison of over-complete stacks is from one by whole Grams, on a speed cohort.
 
-    python -m benchmarks.speed.wide_layers benchmarks/.cache/speed/1b-k256-r16-l1
+    python -m benchmarks.speed.overcomplete_layers benchmarks/.cache/speed/1b-k256-r16-l1
 
-Where there are more rank-one terms than a layer is wide, `clair` compares the clients in the
-leading directions of each side. For every module this prints the time of both ways on one thread,
-and the difference of the pairs' similarities.
+Where a stack has more rank-one components than the layer has rows or columns, `clair` compares
+the clients in the leading directions of each side. For every module this prints the time of both
+ways on one thread, and the difference of the pairs' similarities.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from clair_cli.adapters.adapter import Adapter
 from clair_cli.cohort.find import find_clients
 from clair_cli.cohort.load import load_client
 from clair_cli.maths.evidence.gather import gather
+from clair_cli.maths.evidence.overcomplete import overcomplete_evidence
 from clair_cli.maths.evidence.similarity import STACKINGS
-from clair_cli.maths.evidence.wide import wide_evidence
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import stack_factors
 
@@ -43,7 +43,7 @@ def main() -> None:
         shape = adapters[0].modules[module].shape
         stack = stack_factors([factors], shape)
         start = time.perf_counter()
-        found = wide_evidence(stack).evidence
+        found = overcomplete_evidence(stack).evidence
         middle = time.perf_counter()
         exact = gather(grams(stack))
         end = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Rounds whose layers have more terms than they are wide: the same verdicts, the same merge."""
+"""Rounds of over-complete stacks: the same verdicts and the same merge."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ import pytest
 import torch
 
 import clair_cli
-from clair_cli.maths.evidence import wide as wide_evidence
+from clair_cli.maths.factors import stack
 from clair_cli.workflow import batches
 
 SAMPLE = Path(__file__).parents[2] / "sample_adapters" / "clients"
 
 
 @pytest.fixture
-def always_wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the sample's narrow layers for wide ones."""
-    monkeypatch.setattr(wide_evidence, "MIN_WIDTH", 1)
-    monkeypatch.setattr(wide_evidence, "is_overcomplete", lambda n_terms, shape: True)
-    monkeypatch.setattr(batches, "is_overcomplete", lambda n_terms, shape: True)
+def always_overcomplete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every stack of the sample for an over-complete one."""
+    monkeypatch.setattr(stack, "MIN_WIDTH", 1)
+    monkeypatch.setattr(batches, "is_overcomplete", lambda n_components, shape: True)
 
 
-def test_the_sample_is_judged_alike(always_wide: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = clair_cli.merge(SAMPLE, rank="full", dtype="float32")
+def test_the_sample_is_judged_alike(
+    always_overcomplete: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = clair_cli.merge(SAMPLE, rank="full", dtype="float32")
     monkeypatch.undo()
     exact = clair_cli.merge(SAMPLE, rank="full", dtype="float32")
-    for one, other in zip(wide.report.clients, exact.report.clients, strict=True):
+    for one, other in zip(found.report.clients, exact.report.clients, strict=True):
         assert (one.name, one.verdict) == (other.name, other.verdict)
         assert one.scores.alignment == pytest.approx(other.scores.alignment, abs=0.02)
-    assert wide.tensors is not None and exact.tensors is not None
+    assert found.tensors is not None and exact.tensors is not None
     for name in (n for n in exact.tensors if ".lora_A." in n):
         one, other = (
             t[name.replace(".lora_A.", ".lora_B.")].double() @ t[name].double()
-            for t in (wide.tensors, exact.tensors)
+            for t in (found.tensors, exact.tensors)
         )
         assert torch.linalg.matrix_norm(one - other) <= 1e-6 * torch.linalg.matrix_norm(other)
 
 
-def test_threads_do_not_change_a_byte(always_wide: None, tmp_path: Path) -> None:
+def test_threads_do_not_change_a_byte(always_overcomplete: None, tmp_path: Path) -> None:
     for threads in (1, 3):
         clair_cli.merge(SAMPLE, tmp_path / f"{threads}.safetensors", threads=threads)
     one, three = (tmp_path / f"{threads}.safetensors" for threads in (1, 3))
@@ -46,7 +47,7 @@ def test_threads_do_not_change_a_byte(always_wide: None, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("side", ["output", "input"])
-def test_a_sides_cores_come_from_the_same_reduction(always_wide: None, side: str) -> None:
+def test_a_sides_cores_come_from_the_same_reduction(always_overcomplete: None, side: str) -> None:
     from clair_cli.cohort.round import load_round
     from clair_cli.engine.engine import make_engine
     from clair_cli.settings import make_settings

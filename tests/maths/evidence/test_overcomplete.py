@@ -1,4 +1,4 @@
-"""Evidence of layers with more terms than width, beside that from whole Grams."""
+"""Evidence of over-complete stacks compared with evidence from whole Grams."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
-from clair_cli.maths.evidence.wide import WIDE_DIM, is_overcomplete, wide_evidence
+from clair_cli.maths.evidence.overcomplete import COMPARED_DIM, overcomplete_evidence
 from clair_cli.maths.factors.grams import grams
-from clair_cli.maths.factors.stack import Factors, stack_factors
+from clair_cli.maths.factors.stack import Factors, is_overcomplete, stack_factors
 from clair_cli.maths.judge.client_scores import core_distance
 
 OUT, IN, RANK, CLIENTS = 330, 290, 12, 40
@@ -32,8 +32,8 @@ def cohort(seed: int = 0) -> list[Factors]:
     return clients
 
 
-def wide(clients: list[Factors]) -> Evidence:
-    return wide_evidence(stack_factors([clients], (OUT, IN))).evidence
+def overcomplete(clients: list[Factors]) -> Evidence:
+    return overcomplete_evidence(stack_factors([clients], (OUT, IN))).evidence
 
 
 def test_where_it_is_used() -> None:
@@ -42,7 +42,7 @@ def test_where_it_is_used() -> None:
 
 
 def test_norms_and_effective_ranks_are_exact() -> None:
-    exact, found = gather(grams(stack_factors([cohort()], (OUT, IN)))), wide(cohort())
+    exact, found = gather(grams(stack_factors([cohort()], (OUT, IN)))), overcomplete(cohort())
     torch.testing.assert_close(found.norms, exact.norms, rtol=1e-12, atol=0.0)
     torch.testing.assert_close(found.effective_ranks, exact.effective_ranks, rtol=1e-11, atol=0.0)
 
@@ -50,7 +50,7 @@ def test_norms_and_effective_ranks_are_exact() -> None:
 @pytest.mark.parametrize("stacking", ["matrix", "output", "input"])
 def test_pairs_are_close_to_exact_ones(stacking: str) -> None:
     exact = gather(grams(stack_factors([cohort()], (OUT, IN)))).table(stacking)
-    found = wide(cohort()).table(stacking)
+    found = overcomplete(cohort()).table(stacking)
     torch.testing.assert_close(found.null, exact.null, rtol=1e-11, atol=1e-15)
     torch.testing.assert_close(found.value, exact.value, rtol=0.0, atol=0.035)
     off = (found.value - exact.value)[0][~torch.eye(CLIENTS, dtype=torch.bool)]
@@ -61,7 +61,7 @@ def test_pairs_are_close_to_exact_ones(stacking: str) -> None:
 def test_cores_hold_what_exact_ones_hold() -> None:
     modules = [cohort(seed) for seed in range(4)]
     exact = gather(grams(stack_factors(modules, (OUT, IN))))
-    found = concatenate([wide(clients) for clients in modules], range(4))
+    found = concatenate([overcomplete(clients) for clients in modules], range(4))
     energy = [e.cores.square().sum((2, 3)) for e in (found, exact)]
     assert (energy[0] / energy[1]).min() > 0.95
     distances = [core_distance(e, range(CLIENTS)) for e in (found, exact)]
@@ -71,13 +71,13 @@ def test_cores_hold_what_exact_ones_hold() -> None:
 @pytest.mark.parametrize("side", ["output", "input"])
 def test_a_sides_core_has_the_stacks_leading_singular_values(side: str) -> None:
     clients = cohort()
-    core = wide_evidence(stack_factors([clients], (OUT, IN))).cores(side).stack[0]
+    core = overcomplete_evidence(stack_factors([clients], (OUT, IN))).cores(side).stack[0]
     deltas = [s * B.double() @ A.double() for A, B, s in clients]  # type: ignore[misc]
     units = [d / torch.linalg.matrix_norm(d) for d in deltas]
     dense = torch.cat([u if side == "output" else u.mT for u in units], dim=1)
-    exact = torch.linalg.svdvals(dense)[:WIDE_DIM]
+    exact = torch.linalg.svdvals(dense)[:COMPARED_DIM]
     found = torch.linalg.svdvals(core)
-    assert core.shape == (WIDE_DIM, CLIENTS * RANK)
+    assert core.shape == (COMPARED_DIM, CLIENTS * RANK)
     torch.testing.assert_close(found[:4], exact[:4], rtol=1e-6, atol=0.0)
     assert (found <= exact * (1 + 1e-9)).all() and (found >= 0.85 * exact).all()
 
@@ -88,24 +88,24 @@ def tables(evidence: Evidence) -> torch.Tensor:
 
 def test_gauge_order_and_scale_do_not_matter() -> None:
     clients, g = cohort(), torch.Generator().manual_seed(5)
-    expected = tables(wide(clients))
+    expected = tables(overcomplete(clients))
     turned: list[Factors] = []
     for A, B, scaling in clients:  # type: ignore[misc]
         turn = torch.randn(RANK, RANK, generator=g, dtype=torch.float64)
         turned.append((torch.linalg.inv(turn) @ A.double(), B.double() @ turn, 7 * scaling))
-    torch.testing.assert_close(tables(wide(turned)), expected, rtol=0.0, atol=1e-7)
+    torch.testing.assert_close(tables(overcomplete(turned)), expected, rtol=0.0, atol=1e-7)
     order = list(reversed(range(CLIENTS)))
-    found = tables(wide([clients[k] for k in order]))
+    found = tables(overcomplete([clients[k] for k in order]))
     torch.testing.assert_close(found[:, order][:, :, order], expected, rtol=0.0, atol=1e-7)
 
 
-def test_clients_without_an_update_have_no_similarity() -> None:
+def test_clients_without_a_delta_weight_have_no_similarity() -> None:
     clients = cohort()
     A, B, _ = clients[2]  # type: ignore[misc]
     clients[0], clients[1] = None, (A, B, 0.0)
     clients[2] = (torch.cat([A, A]), torch.cat([B, -B], dim=1), 1.0)
     clients[5] = (A[:3], B[:, :3], -1.0)
-    found = wide(clients)
+    found = overcomplete(clients)
     assert not found.norms[0, :3].any() and (found.norms[0, 3:] > 0).all()
     assert torch.isnan(found.effective_ranks[0, :3]).all()
     for stacking in ("matrix", "output", "input"):
@@ -127,7 +127,7 @@ def test_unrelated_clients_are_as_similar_as_chance_has_it(
         (torch.randn(rank, shape[1], generator=g), torch.randn(shape[0], rank, generator=g), 1.0)
         for _ in range(count)
     ]
-    found = wide_evidence(stack_factors([clients], shape)).evidence
+    found = overcomplete_evidence(stack_factors([clients], shape)).evidence
     off = ~torch.eye(count, dtype=torch.bool)
     for stacking in ("matrix", "output", "input"):
         table = found.table(stacking)
@@ -145,6 +145,6 @@ def test_copies_and_near_copies_are_seen(distance: float) -> None:
     turn = torch.randn(RANK, RANK, generator=g)
     clients[STRANGERS[1]] = (torch.linalg.inv(turn) @ A, other @ turn, 3 * scaling)
     exact = gather(grams(stack_factors([clients], (OUT, IN)))).matrix.value[0]
-    found = wide(clients).matrix.value[0]
+    found = overcomplete(clients).matrix.value[0]
     pair = 1.0 - exact[STRANGERS], 1.0 - found[STRANGERS]
     assert float(pair[1]) == pytest.approx(float(pair[0]), rel=0.25, abs=1e-6)

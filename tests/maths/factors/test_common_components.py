@@ -1,4 +1,4 @@
-"""Updates less one adapter that all have in common, beside the differences themselves."""
+"""Delta weights less one adapter that all have in common, against the differences themselves."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence.gather import Evidence, gather
+from clair_cli.maths.evidence.overcomplete import overcomplete_evidence
 from clair_cli.maths.evidence.side_cores import SideCores
-from clair_cli.maths.evidence.wide import wide_evidence
-from clair_cli.maths.factors.common_terms import less_last, sides
-from clair_cli.maths.factors.grams import grams, update_norms
+from clair_cli.maths.factors.common_components import differences_to_last, sides
+from clair_cli.maths.factors.grams import delta_norms_over_scale, grams
 from clair_cli.maths.factors.stack import Factors, FactorStack, stack_factors
 
 OUT, IN = 300, 280
@@ -48,7 +48,7 @@ def dense(factors: Factors) -> Tensor:
 
 
 def differences(modules: list[tuple[list[Factors], Factors]]) -> FactorStack:
-    """The same laid out whole, the common terms again for each client."""
+    """The same laid out whole, the common components again for each client."""
     apart: list[list[Factors]] = []
     for clients, last in modules:
         assert last is not None
@@ -69,7 +69,7 @@ def common(
 ) -> FactorStack:
     both = [[*clients, last] for clients, last in modules]
     present = [[f is not None for f in clients] for clients, _ in modules]
-    return less_last(stack_factors(both, (OUT, IN), dtype=dtype), torch.tensor(present))
+    return differences_to_last(stack_factors(both, (OUT, IN), dtype=dtype), torch.tensor(present))
 
 
 def assert_alike(found: Evidence, exact: Evidence, rtol: float = 1e-11) -> None:
@@ -85,8 +85,8 @@ def assert_alike(found: Evidence, exact: Evidence, rtol: float = 1e-11) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_the_terms_are_the_differences(dtype: torch.dtype) -> None:
-    """As matrices, of every client; one that lacks the module has no update."""
+def test_the_components_are_the_differences(dtype: torch.dtype) -> None:
+    """As matrices, of every client; one that lacks the module has no delta weight."""
     modules = [cohort(seed, dtype) for seed in (0, 1)]
     stack = common(modules)
     assert stack.lora_A.shape[1] == sum(RANKS) + COMMON
@@ -107,8 +107,8 @@ def test_gathering_is_the_transpose_of_spreading() -> None:
     stack = common([cohort(0, torch.float64), cohort(1, torch.float64)])
     for side in sides(stack):
         stored = torch.randn(2, side.rows.shape[1], 3, generator=g, dtype=torch.float64)
-        terms = torch.randn(2, sum(stack.ranks), 3, generator=g, dtype=torch.float64)
-        one, other = (side.spread(stored) * terms).sum(), (stored * side.gathered(terms)).sum()
+        values = torch.randn(2, sum(stack.ranks), 3, generator=g, dtype=torch.float64)
+        one, other = (side.spread(stored) * values).sum(), (stored * side.gathered(values)).sum()
         torch.testing.assert_close(one, other)
 
 
@@ -119,8 +119,8 @@ def test_grams_and_evidence(dtype: torch.dtype) -> None:
     assert_alike(gather(found), gather(exact))
 
 
-def test_what_balances_a_term_is_of_its_columns_in_the_stack() -> None:
-    """Of all clients: what the Grams' multipliers make of them is the update."""
+def test_what_balances_a_component_is_of_its_columns_in_the_stack() -> None:
+    """Of all clients: what the Grams' multipliers make of them is the delta weight."""
     clients, last = cohort(0, torch.float32)
     stack = common([(clients, last)])
     assert stack.common is not None
@@ -134,10 +134,13 @@ def test_what_balances_a_term_is_of_its_columns_in_the_stack() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_evidence_of_wide_layers(dtype: torch.dtype) -> None:
+def test_evidence_of_overcomplete_stacks(dtype: torch.dtype) -> None:
     for seed in (0, 1):
         modules = [cohort(seed, dtype)]
-        found, exact = wide_evidence(common(modules)), wide_evidence(differences(modules))
+        found, exact = (
+            overcomplete_evidence(common(modules)),
+            overcomplete_evidence(differences(modules)),
+        )
         assert_alike(found.evidence, exact.evidence)
         for side in ("output", "input"):
             sizes = [torch.linalg.svdvals(e.cores(side).stack[0]) for e in (found, exact)]
@@ -175,7 +178,7 @@ def test_the_same_as_what_is_subtracted_is_no_update(dtype: torch.dtype, rank: i
     norms = grams(common(modules, dtype)).norms
     assert (norms > 0).tolist() == [[True] * 5 + [False]] * 4
     if dtype == torch.float64:
-        found = wide_evidence(common(modules[:1])).evidence
+        found = overcomplete_evidence(common(modules[:1])).evidence
         assert (found.norms[0] > 0).tolist() == [True] * 5 + [False]
 
 
@@ -183,11 +186,11 @@ def test_what_rounding_may_leave_grows_with_the_terms_and_is_no_update() -> None
     size, scale = torch.tensor([1.0, 256.0], dtype=torch.float64), torch.ones(2)
     for dtype, largest in ((torch.float64, 5e-8), (torch.float32, 1e-3)):
         left, more = ((by * largest) ** 2 * size for by in (1.0, 4.0))
-        assert update_norms(left, size, scale, dtype).tolist() == [0.0, 0.0]
-        assert update_norms(more, size, scale, dtype).tolist() == pytest.approx(
+        assert delta_norms_over_scale(left, size, scale, dtype).tolist() == [0.0, 0.0]
+        assert delta_norms_over_scale(more, size, scale, dtype).tolist() == pytest.approx(
             [4.0 * largest, 64.0 * largest]
         )
-    assert update_norms(size, size, torch.zeros(2), torch.float64).tolist() == [0.0, 0.0]
+    assert delta_norms_over_scale(size, size, torch.zeros(2), torch.float64).tolist() == [0.0, 0.0]
 
 
 def test_a_previous_adapter_of_nothing_hides_nothing() -> None:
