@@ -296,6 +296,32 @@ def test_an_option_that_a_command_lacks_is_no_argument_of_its_function(tmp_path:
         clair_cli.merge(tmp_path, noise=0.1)  # type: ignore[call-arg]
 
 
+JUDGED_BY = (
+    "clients output weights previous exclude min_clients device fail_on modules assume_alpha limit"
+    " strict"
+)
+WRITTEN_BY = "rank error_target keep_alpha dtype tensor_names allow_undetermined"
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("inspect", JUDGED_BY),
+        ("merge", f"{JUDGED_BY} {WRITTEN_BY}"),
+        ("refine", f"{JUDGED_BY} {WRITTEN_BY} noise"),
+    ],
+)
+def test_the_report_holds_what_decides_the_result(command: str, names: str) -> None:
+    """And not where the report goes, whether it replaces another, or how many threads made it."""
+    given = {"limit": ["rank=9"], "exclude": ["b", "a"], "weights": {"c": 1.0}, "previous": "p/q"}
+    shown = make_settings(command, "clients/", "out", given).shown()
+    assert shown.keys() == set(names.split())
+    assert (shown["clients"], shown["output"]) == ("clients", "out")
+    assert (shown["limit"], shown["exclude"]) == ({"rank": 9}, ["a", "b"])
+    assert (shown["weights"], shown["previous"]) == ("(in memory)", "p/q")
+    assert json.loads(json.dumps(shown)) == shown
+
+
 def test_all_tensor_name_formats_can_be_asked_for() -> None:
     assert get_args(TensorNames) == ("auto", *FORMATS)
 
