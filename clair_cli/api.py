@@ -191,7 +191,7 @@ def merge(
         fail_on: "never", "suspicious" or "contaminated": exit code 3, and no adapter.
         force: replace existing outputs.
         modules: "common" (those that at least three clients have, or half of a few; a missing one
-            is a zero update), "union" (all), "intersection" (those that all merged clients have)
+            counts as zero), "union" (all), "intersection" (those that all merged clients have)
             or "same" (a client without a module of the majority is rejected).
         assume_alpha: alpha of files without any config, or "rank".
         limit: other limits on the input, as in {"clients": 2000, "file": "8G"}.

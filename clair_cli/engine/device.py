@@ -19,7 +19,12 @@ _MEMORY = 8 * 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """Where products are computed, and in which dtype."""
+    """A device of torch.
+
+    Attributes:
+        name: "cpu" or "cuda".
+        dtype: of products on it.
+    """
 
     name: str
     dtype: torch.dtype
@@ -31,21 +36,22 @@ class Device:
 
     @property
     def memory(self) -> int:
-        """Memory of the device in bytes. All of it and not the free part, so that the same run
-        does the same."""
+        """Memory of the device in bytes: the total and not the free part, so that equal runs make
+        equal batches."""
         if self.name != "cuda":
             return _MEMORY
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
 
     def wait(self) -> None:
-        """Return once this thread's stream has finished its work."""
+        """Wait until this thread's CUDA stream has finished its work."""
         if self.name == "cuda":
             torch.cuda.current_stream().synchronize()
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
-        """Give a CUDA device the work inside on a stream of this thread's own, so that copies of
-        one thread run beside products of another. Copying a result to the CPU waits for it."""
+        """Run the work inside on this thread's own CUDA stream, so that copies of one thread and
+        products of another run at the same time. Copying a result to the CPU waits for the
+        stream."""
         if self.name != "cuda":
             yield
             return
@@ -56,10 +62,13 @@ class Device:
 
 
 def choose_device(wanted: str) -> Device:
-    """`auto` takes a CUDA device if there is one.
+    """The device to use.
+
+    Args:
+        wanted: "cpu", "cuda", or "auto", which is a CUDA device if there is one.
 
     Raises:
-        UsageError: the device asked for is not there.
+        UsageError: the machine has no such device.
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,8 +80,8 @@ def choose_device(wanted: str) -> Device:
 
 
 def warm_up(device: Device) -> None:
-    """Load torch's linear algebra libraries of a GPU, once and on one thread: they break when
-    several threads use them first."""
+    """Load torch's linear algebra libraries of a GPU, once and on one thread: their first use by
+    several threads at once fails."""
     if device.name != "cuda" or device in _warm:
         return
     square = torch.eye(2, dtype=device.dtype, device=device.name)[None]

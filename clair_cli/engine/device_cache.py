@@ -1,7 +1,7 @@
-"""The clients' files in a GPU's memory, where they fit: each is read and copied once, whole.
+"""The clients' files in a GPU's memory, if they fit: each file is read and copied once, as a whole.
 
 Files with the same layout are rows of one matrix, so that one module of all these clients is one
-view: a stack of factors is made without a loop over clients.
+view of it, and a stack of factors is made without a loop over clients.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clair_cli.formats.safetensors.reader import SafetensorsFile
 from clair_cli.formats.safetensors.source import TORCH_DTYPES, runs
 from clair_cli.maths.factors.stack import FactorStack, common_dtype
 
-# Share of a device's memory that the files may take.
+# Share of a device's memory that all files together may take.
 _SHARE = 0.25
 # Bytes that are read, checked and sent at once, if no tensor is larger.
 _PIECE_BYTES = 4 * 2**20
@@ -31,7 +31,7 @@ _ALIGNED = 16
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one module's pair lies in a file: rank, and dtype and first byte of each factor."""
+    """Place of one module's factors in a file: rank, and dtype and first byte of each factor."""
 
     rank: int
     dtype_A: torch.dtype
@@ -42,12 +42,12 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Group:
-    """Clients whose files are arranged alike.
+    """Clients whose files have the same layout.
 
     Attributes:
-        places: by module.
-        clients: their numbers in the round, ascending.
-        data: a file's tensors in each row, (n_clients, bytes), uint8.
+        places: of every module's factors in the files, by module.
+        clients: indices in the round, ascending.
+        data: the bytes of one file's tensors in each row, (n_clients, bytes), uint8, on the device.
     """
 
     places: dict[str, _Place]
@@ -55,13 +55,14 @@ class _Group:
     data: Tensor
 
     def side(self, rows: Tensor | None, dtype: torch.dtype, begin: int, n: int) -> Tensor:
-        """`n` numbers of every client, or of those in `rows`; (n_clients, n)."""
+        """`n` numbers of every client, or of those in `rows`, from byte `begin` of their files on;
+        (n_clients, n)."""
         taken = self.data[:, begin : begin + n * dtype.itemsize]
         return (taken if rows is None else taken.index_select(0, rows)).view(dtype)
 
 
 class DeviceCache:
-    """All clients' tensors in a device's memory."""
+    """The tensors of all clients of a round in a device's memory."""
 
     def __init__(self, round_: Round, device: Device, groups: Sequence[_Group]) -> None:
         self._round, self._device, self._groups = round_, device, groups
@@ -71,11 +72,11 @@ class DeviceCache:
         }
 
     def stack(self, modules: Sequence[str], clients: Sequence[int] | None = None) -> FactorStack:
-        """As `stack_factors` makes it from the same factors.
+        """The stack that `stack_factors` makes of the same factors.
 
         Args:
-            modules: of one shape.
-            clients: which, in ascending order; all if None.
+            modules: names of modules of one shape.
+            clients: indices in the round, ascending; all clients if None.
         """
         chosen = list(range(len(self._round.adapters))) if clients is None else list(clients)
         each = [self._round.module_ranks[m] for m in modules]
@@ -93,8 +94,8 @@ class DeviceCache:
         )
 
     def check(self) -> None:
-        """Make sure that no file has changed since it was copied: a client whose file is changed
-        during a run is left out, as it is where files are read again.
+        """Check that no file has changed since it was copied. A client whose file changes during a
+        run is left out, as it is where files are read again.
 
         Raises:
             ClientLost: a file changed.
@@ -106,7 +107,8 @@ class DeviceCache:
     def _empty(
         self, modules: Sequence[str], chosen: Sequence[int], n_components: int, *, full: bool
     ) -> tuple[Tensor, Tensor]:
-        """Room for both sides, with zeros where not all of it will be filled."""
+        """Tensors for lora_A and lora_B of a stack, (n_modules, n_components, in) and (n_modules,
+        out, n_components); with zeros unless `full`, which says that all of it will be filled."""
         out, in_ = self._round.module_shapes[modules[0]]
         wanted = set(chosen)
         places = [
@@ -126,7 +128,13 @@ class DeviceCache:
 
 @dataclass
 class _Part:
-    """What one group gives to a stack."""
+    """The part of a stack that one group of clients fills.
+
+    Attributes:
+        chosen: indices of the stack's clients, ascending.
+        ranks: the stack's columns of each of these clients.
+        members: the chosen clients that belong to the group.
+    """
 
     group: _Group
     chosen: Sequence[int]
@@ -143,7 +151,7 @@ class _Part:
             self._rows = torch.tensor([numbers[k] for k in self.members]).to(self.device)
 
     def put(self, module: str, lora_A: Tensor, lora_B: Tensor) -> None:
-        """Into a module's sides, (sum_rank, in) and (out, sum_rank)."""
+        """Copy the members' factors into one module's sides, (sum_rank, in) and (out, sum_rank)."""
         place, n = self.group.places[module], len(self.members)
         rank, in_, out = place.rank, lora_A.shape[1], lora_B.shape[0]
         rows = self.group.side(self._rows, place.dtype_A, place.begin_A, rank * in_)
@@ -158,7 +166,7 @@ class _Part:
         lora_B.index_copy_(1, where, columns.reshape(out, n * rank).to(lora_B.dtype))
 
     def _where(self, rank: int) -> Tensor:
-        """The stack's columns of the members, of which each has so many."""
+        """Indices of the members' columns in the stack, `rank` of each."""
         if rank not in self._columns:
             starts, start = {}, 0
             for k, r in zip(self.chosen, self.ranks, strict=True):
@@ -175,11 +183,14 @@ def cache_on_device(
         [Callable[[tuple[Adapter, Tensor]], None], Sequence[tuple[Adapter, Tensor]]], Iterable[None]
     ],
 ) -> DeviceCache | None:
-    """Read, check and copy all files; None where they do not fit, the clients are in memory, or
-    there is a previous adapter to subtract.
+    """Read, check and copy the files of all clients.
 
     Args:
-        each: calls a function with every item, on threads.
+        each: calls a function with every item, on threads, and yields the results.
+
+    Returns:
+        None if the files do not fit, a client is no plain file, a tensor needs more than a copy, or
+        there is a previous adapter to subtract.
 
     Raises:
         ClientLost: a file changed.
@@ -203,14 +214,15 @@ def cache_on_device(
         data = torch.empty(len(clients), pitch, dtype=torch.uint8, device=device.name)
         groups.append(_Group(places, clients, data))
     rows = [(round_.adapters[k], g.data[i]) for g in groups for i, k in enumerate(g.clients)]
-    device.wait()  # what is filled on other streams was made on this one
+    device.wait()  # the rows were allocated on this stream, and are filled on others
     for _ in each(partial(_copy, device), rows):
         pass
     return DeviceCache(round_, device, groups)
 
 
 def _places_in_file(adapter: Adapter) -> dict[str, _Place] | None:
-    """Where its pairs lie in its file; None if they can't be looked at there."""
+    """Places of an adapter's factors in its file, by module; None if they cannot be used as they
+    are: no safetensors file, float64, not aligned, or recompressed when read."""
     file = adapter.source
     if not isinstance(file, SafetensorsFile):
         return None
@@ -219,7 +231,7 @@ def _places_in_file(adapter: Adapter) -> dict[str, _Place] | None:
         entries = file.tensors[module.key_A], file.tensors[module.key_B]
         dtypes = [getattr(torch, TORCH_DTYPES[entry.dtype]) for entry in entries]
         sizes = [dtype.itemsize for dtype in dtypes]
-        if module.components < module.rank:  # what a file holds is not what is computed with
+        if module.components < module.rank:  # reading recompresses the factors
             return None
         if max(sizes) > 4 or any(e.begin % n for e, n in zip(entries, sizes, strict=True)):
             return None
@@ -230,6 +242,7 @@ def _places_in_file(adapter: Adapter) -> dict[str, _Place] | None:
 
 
 def _data_bytes(adapter: Adapter) -> int:
+    """Bytes of the tensors in an adapter's file."""
     file = adapter.source
     assert isinstance(file, SafetensorsFile)
     return file.size - file.data_start
@@ -237,7 +250,7 @@ def _data_bytes(adapter: Adapter) -> int:
 
 @contextlib.contextmanager
 def _losing(adapter: Adapter) -> Iterator[SafetensorsFile]:
-    """An adapter's file; what is wrong with it is the client's loss."""
+    """An adapter's file; errors in reading it are raised as `ClientLost`."""
     file = adapter.source
     assert isinstance(file, SafetensorsFile)
     with losing(adapter):

@@ -1,8 +1,9 @@
-"""Where a round's modules are worked on: one interface, an implementation per kind of machine.
+"""The interface through which work on a round's modules runs, and its implementations: threads, and
+a GPU.
 
-A piece of work is a function of a module's top level, with its settings bound by
-`functools.partial`: small values that can be pickled. It is called with the round's factors where
-it runs and with one item, such as a batch of modules, and returns tensors on the CPU.
+A piece of work is a top-level function whose settings are bound by `functools.partial`: small
+values that can be pickled. It is called with the round's factors on the machine that runs it and
+with one item, such as a batch of modules, and returns tensors on the CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from clair_cli.settings import Progress, Settings
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Threads that give a GPU its work, each with a stream: more would only wait for the interpreter.
+# Threads that launch work on a GPU, each with a stream: more would only wait for the interpreter.
 _STREAMS = 4
 
 
@@ -41,7 +42,7 @@ class Engine(Protocol):
     progress: Progress
 
     def load(self, round_: Round) -> RoundFactors:
-        """Make a round's factors available to the work.
+        """The factors of a round, for `map`.
 
         Raises:
             ClientLost: a file changed since it was checked.
@@ -59,16 +60,17 @@ class Engine(Protocol):
         """`work(factors, item)` for every item, in order; the bytes do not depend on `threads`.
 
         Args:
-            stage: what `progress` is called with.
-            on_device: whether the work computes on the device alone, given the factors there.
+            stage: name of the stage, for `progress`.
+            work: called with `factors` and one item, on any thread.
+            on_device: whether the work runs on the device alone if the factors are in its memory.
         """
 
     def close(self) -> None:
-        """Begin no more work, and wait for none."""
+        """Start no more work, and do not wait for work in progress."""
 
 
 class CpuEngine:
-    """Threads, each of which works on one item."""
+    """CPU threads, each of which works on one item at a time."""
 
     def __init__(self, threads: int, progress: Progress) -> None:
         self.device = Device("cpu", torch.float64)
@@ -96,8 +98,8 @@ class CpuEngine:
 
 
 class GpuEngine:
-    """A GPU, given work by a few threads with a stream each; more threads work where the factors
-    are still on the CPU."""
+    """A GPU. A few threads with a stream each launch the work; all threads do where factors have to
+    be read and copied to the GPU first."""
 
     def __init__(self, device: Device, threads: int, progress: Progress) -> None:
         self.device, self.threads, self.progress = device, threads, progress
@@ -117,8 +119,8 @@ class GpuEngine:
         *,
         on_device: bool = True,
     ) -> Iterator[R]:
-        there = on_device and factors.cache is not None
-        workers = self._streams if there else self._workers
+        cached = on_device and factors.cache is not None
+        workers = self._streams if cached else self._workers
         return self._map(workers, stage, partial(work, factors), items)
 
     def _map(
@@ -127,7 +129,7 @@ class GpuEngine:
         def on_stream(item: T) -> R:
             with self.device.stream():
                 result = function(item)
-                self.device.wait()  # work on another stream may go on with it
+                self.device.wait()  # another stream may use the result
                 return result
 
         every = list(items)
@@ -139,10 +141,10 @@ class GpuEngine:
 
 
 def make_engine(settings: Settings) -> Engine:
-    """The device and threads asked for.
+    """The engine with the device and the number of threads that the settings ask for.
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: the machine has no such device.
     """
     device = choose_device(settings.device)
     threads = settings.threads or available_threads()

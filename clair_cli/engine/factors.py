@@ -1,4 +1,4 @@
-"""The clients' factors in one module: read when they are needed, and let go again."""
+"""The clients' factors, module by module: read when they are needed, and not kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from clair_cli.maths.merge.from_grams import CoreSVD
 
 @contextlib.contextmanager
 def naming_module(module: str) -> Iterator[None]:
-    """Name the module, or the first of its batch, in an error for want of memory."""
+    """Put a module's name, the first of its batch, into the error for too little memory.
+
+    Raises:
+        MemoryError: the work inside ran out of memory.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -32,7 +36,11 @@ def naming_module(module: str) -> Iterator[None]:
 
 
 def factors_of(adapter: Adapter, module: str) -> Factors:
-    """One client's pair in one module, or None where it has none."""
+    """One client's (lora_A, lora_B, scaling) in one module; None if it lacks the module.
+
+    Raises:
+        ClientLost: the tensors changed since they were checked.
+    """
     entry = adapter.modules.get(module)
     if entry is None:
         return None
@@ -42,14 +50,25 @@ def factors_of(adapter: Adapter, module: str) -> Factors:
 
 
 def stored_factors_of(adapter: Adapter, module: str) -> tuple[Tensor, Tensor]:
-    """See `Adapter.stored_factors`; an adapter without such a module is a mistake."""
+    """(lora_A, lora_B) of one module as stored, see `Adapter.stored_factors`; the adapter must have
+    the module.
+
+    Raises:
+        ClientLost: the tensors changed since they were checked.
+    """
     with losing(adapter):
         return adapter.stored_factors(module)
 
 
 def differences_of(round_: Round, module: str, previous: Factors) -> list[Factors]:
-    """Every client's delta weight in one module less the previous adapter's, if there is one; None
-    where a client has no such module."""
+    """Every client's delta weight in one module less that of the previous adapter.
+
+    Args:
+        previous: the previous adapter's factors; None for no previous adapter.
+
+    Returns:
+        One entry per client, None for a client that lacks the module.
+    """
     differences: list[Factors] = []
     for adapter in round_.adapters:
         factors = factors_of(adapter, module)
@@ -69,9 +88,15 @@ def difference(factors: Factors, previous: Factors) -> Factors:
 
 
 def summed_of(round_: Round, module: str, clients: Sequence[int]) -> list[Factors]:
-    """The factors that a merge of some clients sums. With a previous adapter P, the result is P and
-    the mean of the differences D_k - P, which is the mean of the D_k: P itself counts only for
-    clients that lack the module (their difference is zero), and is then one more entry."""
+    """The factors whose weighted sum is the merge of some clients in one module.
+
+    With a previous adapter P the merge is P plus the mean of the differences D_k - P, so it is the
+    mean of the D_k, with P in place of D_k for clients that lack the module (their difference is
+    zero). P is then one more entry at the end.
+
+    Args:
+        clients: indices in the round, ascending.
+    """
     each = [factors_of(round_.adapters[k], module) for k in clients]
     return [*each, previous_of(round_, module)] if adds_previous(round_, module, clients) else each
 
@@ -79,8 +104,8 @@ def summed_of(round_: Round, module: str, clients: Sequence[int]) -> list[Factor
 def summed_weights(
     round_: Round, module: str, clients: Sequence[int], weights: Sequence[float]
 ) -> list[float]:
-    """Weights of the entries of `summed_of`: the previous adapter has those of all clients that
-    lack the module.
+    """Weights of the entries of `summed_of`. The previous adapter's is the sum of the weights of
+    all clients that lack the module.
 
     Args:
         weights: one per client in `clients`.
@@ -93,22 +118,25 @@ def summed_weights(
 
 
 def adds_previous(round_: Round, module: str, clients: Sequence[int]) -> bool:
-    """Whether the previous adapter is one more entry in a merge's sum."""
+    """Whether the previous adapter is one more entry of `summed_of`."""
     if round_.previous is None or module not in round_.previous.modules:
         return False
     return any(module not in round_.adapters[k].modules for k in clients)
 
 
 def previous_of(round_: Round, module: str) -> Factors:
+    """The previous adapter's factors in one module; None without such an adapter or module."""
     return None if round_.previous is None else factors_of(round_.previous, module)
 
 
 class RoundFactors:
-    """The factors of a round's clients, side by side on the device, and results that one pass over
+    """The factors of a round's clients, side by side on the device; and results that one pass over
     the modules keeps for the next.
 
     Attributes:
-        cache: the clients' files in the device's memory, if they are there.
+        round: the clients.
+        device: where stacks are made.
+        cache: the clients' files in the device's memory; None if they are read for each stack.
         grams: Grams of some modules' compared delta weights, by module.
         cores: decompositions of some modules' weighted sums, by module.
     """
@@ -118,25 +146,31 @@ class RoundFactors:
         self.grams: dict[str, PackedGrams] = {}
         self.cores: dict[str, CoreSVD] = {}
         sources = [*round_.adapters, *([round_.previous] if round_.previous else [])]
-        # one client's float64 factors decide for all stacks of the round, whoever is in them: Grams
-        # of one are kept for another
+        # if one client has float64 factors, all stacks of the round are balanced, whichever clients
+        # are in them: Grams of one stack are used with another
         self._balanced = any(m.is_double for a in sources for m in a.modules.values())
 
     def of(self, round_: Round) -> RoundFactors:
-        """Those of the same clients with other modules; with nothing kept if they differ."""
+        """The factors of a round with the same files; without cache and kept results if its clients
+        or modules differ from this round's."""
         return self if round_ is self.round else RoundFactors(round_, self.device)
 
     def check(self) -> None:
-        """See `DeviceCache.check`; factors that are read again are checked on the way."""
+        """Check that no cached file has changed, see `DeviceCache.check`; other files are checked
+        whenever they are read."""
         if self.cache is not None:
             self.cache.check()
 
     def stack(self, modules: Sequence[str], clients: Sequence[int] | None = None) -> FactorStack:
-        """The factors of some modules of one shape.
+        """The factors of some modules of one shape, side by side.
 
         Args:
-            clients: those of a merge, in ascending order, as in `summed_of`; all clients' delta
-                weights less the previous adapter's if None.
+            modules: names of modules of one shape.
+            clients: of a merge, ascending: the entries of `summed_of`. None for all clients, whose
+                delta weights are then less the previous adapter's.
+
+        Raises:
+            ClientLost: a tensor changed since it was checked.
         """
         if self.cache is not None:
             return self.cache.stack(modules, clients)

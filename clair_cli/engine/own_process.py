@@ -1,4 +1,4 @@
-"""Whether this process runs one command of clair and nothing else: only the entry point knows."""
+"""Whether this process runs one command of clair and nothing else; only the entry point knows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _raises = True  # whether a signal's handler may raise
 
 
 def claim() -> None:
-    """Say that it does; before numpy is imported.
+    """Declare that this process runs one command of clair and nothing else; call it before numpy is
+    imported.
 
-    Numpy comes with an OpenBLAS whose threads, which nothing here uses, spin for a tenth of a
-    second after they were started.
+    Numpy's OpenBLAS starts threads that clair does not use and that spin for a tenth of a second;
+    an environment variable prevents it.
     """
     global _claimed
     _claimed = True
@@ -24,14 +25,15 @@ def claim() -> None:
 
 
 def is_ours() -> bool:
+    """Whether `claim` was called."""
     return _claimed
 
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Import torch inside. No signal's handler raises meanwhile, since torch's C++ code would end
-    the process with SIGABRT: in a process of our own the handler ends it at once, elsewhere the
-    signal waits."""
+    """Context for the import of torch, in which no signal handler raises: torch's C++ code would
+    abort the process. In a process that runs only clair, the handler ends the process at once; in
+    any other process the signal is held back until the import is over."""
     global _raises
     if not _claimed:
         with held_signals():
@@ -45,5 +47,5 @@ def importing() -> Iterator[None]:
 
 
 def may_raise() -> bool:
-    """Whether a signal's handler may raise; else it ends the process itself."""
+    """Whether a signal handler may raise an exception; if not, it has to end the process itself."""
     return _raises

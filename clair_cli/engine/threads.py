@@ -1,8 +1,9 @@
-"""Modules in parallel, each on one thread: the same bytes for any number of threads.
+"""Threads, each of which works on one module (or reads one client) at a time: the same bytes for
+any number of threads.
 
-Products and factorisations differ in the last bits between thread counts, so none ever has more
-than one; what runs side by side are modules (and, for reading, clients), and results are taken
-in order. The calling thread only waits, so that a signal is answered at once.
+Products and factorisations on several threads differ in the last bits from those on one thread, so
+each runs on a single thread, and results are taken in order. The calling thread only waits, so that
+a signal is answered at once.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from clair_cli.settings import Progress
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Items per thread that have begun or wait with a result: so many are in memory at once.
+# Items per thread that are in memory at once: in progress, or finished and not yet taken.
 _AHEAD = 2
 
 
 def available_threads() -> int:
-    """CPU cores this process may use."""
+    """Number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class Workers:
-    """A pool of threads for many calls: each thread has buffers of its own in torch's libraries."""
+    """A pool of threads for many calls: torch's libraries allocate buffers for each new thread."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -41,9 +42,10 @@ class Workers:
         )
 
     def in_order(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """`map(function, items)` on the threads, a few items ahead of what is taken.
+        """`map(function, items)` on the threads, a few items ahead of the results taken so far.
 
-        An exception of one item comes when its turn does; what has not begun by then never does.
+        An exception in one item is raised in place of its result, and items that have not been
+        started by then are dropped.
         """
         waiting: deque[Future[R]] = deque()
         try:
@@ -62,12 +64,12 @@ class Workers:
         return [self._pool.submit(function, item) for item in items]
 
     def close(self) -> None:
-        """Begin nothing more, and wait for nothing that has begun."""
+        """Start no more items, and do not wait for items in progress."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`Workers.in_order` on threads that are there for these items only."""
+    """`Workers.in_order` on new threads, which end after these items."""
     workers = Workers(threads)
     try:
         yield from workers.in_order(function, items)
@@ -76,7 +78,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> It
 
 
 def _take_settings() -> None:
-    """Make torch's number of threads hold in this thread too: its first product would otherwise be
+    """Apply torch's number of threads to this thread too: its first product would otherwise be
     split among all cores, and differ in the last bits."""
     ask = getattr(sys.modules.get("torch"), "get_num_threads", None)
     if ask is not None:
@@ -93,7 +95,7 @@ def reported(results: Iterable[R], total: int, stage: str, progress: Progress) -
 
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Limit torch to one core in every thread that is started inside."""
+    """Context in which torch uses one core in every thread that is started."""
     import torch
 
     before = torch.get_num_threads()

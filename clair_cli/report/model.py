@@ -46,7 +46,7 @@ class ClientScores:
         block_norm: ||S_k|| of the decomposition; 0 means the decomposition keeps the client.
         separation: share of comparisons in which a pair inside the set is more similar than
             the client is to a member; 1 is clearly outside.
-        measures: further numbers by name: `norm` of the whole update and `norm_ratio` to the
+        measures: further numbers by name: `norm` of all delta weights and `norm_ratio` to the
             members' median, `module_norm_ratio` (the largest in one module), `core_distance`
             (of U' D V from the members' mean core, over their median distance),
             `effective_rank_ratio` (directions the energy is spread over, over their median),
@@ -68,7 +68,7 @@ class ModuleScores:
     """One client in one module.
 
     Attributes:
-        norm: of its delta weight (0: no update there).
+        norm: of its delta weight (0: it has none here).
         similarity: mean similarity to the collaborative set in this module.
         off_subspace_ratio: as in `ClientScores`, in this module.
         rank: LoRA rank of the client's factors here (0: the module is absent).
@@ -202,9 +202,9 @@ class ModuleReport:
     """One module over all clients.
 
     Attributes:
-        shape: (out_features, in_features) of the update as a matrix; (dim, entries) of an
+        shape: (out_features, in_features) of the delta weight; (dim, entries) of an
             embedding, (out, in x kernel) of a convolution.
-        n_updates: comparable clients with a nonzero update here.
+        n_updates: comparable clients with a nonzero delta weight here.
         absent: names of comparable clients without the module.
         subspace_dim: dimension of the shared subspace here; None in the matrix stacking, where
             all modules share one line together.

@@ -49,7 +49,7 @@ class OldReport:
     Attributes:
         raw: its bytes. data: what they say.
         adapters: those it names; none when the run made none.
-        shapes: of every module's update as a matrix, by its path in the adapters.
+        shapes: of every module's delta weight as a matrix, by its path in the adapters.
         limits: those that the clients were read with, none far above its default.
         limits_kept: whether they are as the report has them.
     """

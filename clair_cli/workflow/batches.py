@@ -1,4 +1,4 @@
-"""Modules that are compared together, and whose Grams are kept for the merge."""
+"""Batches of modules that are compared together; and the Grams that are kept for the merge."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from clair_cli.engine.device import Device
 from clair_cli.maths.factors.grams import packed_bytes
 from clair_cli.maths.factors.stack import is_overcomplete
 
-# Bytes of stacked float64 factors and Grams that one batch of modules may take on a CPU; the share
-# of a GPU's memory for it, and the most that this may be.
+# Bytes of stacked float64 factors and Grams that one batch of modules may take on a CPU; and on a
+# GPU, as a share of its memory and in bytes.
 CPU_BATCH_BYTES = 96 * 2**20
 _BATCH_SHARE, _MOST_BATCH_BYTES = 1 / 64, 2 * 2**30
-# Most modules of a batch on a CPU: Python's time between products no longer counts then, and there
-# is still a batch for every thread.
+# Most modules of a batch on a CPU: enough for Python's time between products not to count, and few
+# enough for a batch on every thread.
 CPU_BATCH = 4
-# Bytes of Grams that may be kept from the comparison for the merge; others are made again.
+# Bytes of intermediate results that one pass over the modules may keep for the next: Grams for the
+# merge, singular vectors for the cut. Others are computed again.
 KEPT_BETWEEN_PASSES = 512 * 2**20
 
 
 def batches(round_: Round, device: Device) -> list[list[str]]:
     """All modules in batches of one shape that fit the bounds on memory.
 
-    On a CPU every client has one rank in a batch's modules. On a GPU the ranks may differ, but not
-    that of a previous adapter: each client's own components lie beside its components. Modules
-    whose stack is over-complete come alone.
+    On a CPU every client has the same rank in all modules of a batch. On a GPU its rank may differ
+    and only the previous adapter's rank is the same, because a client's own components and those of
+    the previous adapter are told apart by their place. A module whose stack is over-complete is a
+    batch of its own.
 
-    The largest batches come first, so that no thread begins one when the others are nearly done.
+    The largest batches come first, so that no thread starts one when the others are nearly done.
     """
     alike: dict[tuple[tuple[int, int], int, tuple[int, ...]], list[str]] = {}
     sized: list[tuple[int, list[str]]] = []
@@ -50,7 +52,12 @@ def batches(round_: Round, device: Device) -> list[list[str]]:
 
 
 def _batch_size(n_components: int, widths: int, device: Device) -> int:
-    """Modules in a batch, each with so many rank-one components and so many rows and columns."""
+    """Number of modules in a batch.
+
+    Args:
+        n_components: rank-one components of all clients in one module.
+        widths: rows and columns of one module together.
+    """
     each = 8 * max(1, n_components * (widths + 4 * n_components))
     if device.name == "cpu":
         return max(1, min(CPU_BATCH, CPU_BATCH_BYTES // each))
@@ -58,19 +65,19 @@ def _batch_size(n_components: int, widths: int, device: Device) -> int:
 
 
 def largest_ranks(round_: Round, modules: Sequence[str]) -> list[int]:
-    """Columns that each client has in a stack of these modules."""
+    """Number of columns of each client in a stack of these modules: its largest rank."""
     return [max(ranks) for ranks in zip(*(round_.module_ranks[m] for m in modules), strict=True)]
 
 
 def overcomplete(round_: Round, module: str) -> bool:
-    """Whether the module's stack is over-complete, so that no Grams are made of it."""
+    """Whether the module's stack is over-complete, so that no Grams are computed of it."""
     return is_overcomplete(sum(largest_ranks(round_, [module])), round_.module_shapes[module])
 
 
 def kept_grams(round_: Round) -> dict[str, int]:
-    """Bytes of the Grams that are kept, by module: of as many as fit, those first that take the
-    longest to make. None with a previous adapter, which is subtracted before delta weights are
-    compared and not before they are summed."""
+    """Bytes of the Grams that are kept for the merge, by module: as many as fit, beginning with
+    those that take the longest to compute. No Grams are kept with a previous adapter: it is
+    subtracted before delta weights are compared, and not before they are summed."""
     if round_.previous is not None:
         return {}
     made = [m for m in round_.module_shapes if not overcomplete(round_, m)]

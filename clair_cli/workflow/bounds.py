@@ -1,4 +1,5 @@
-"""How large a result can be, by what its clients were judged by: nothing sums to more."""
+"""Upper bounds of the norms of results, from the norms that the clients were judged by: a larger
+result is a fault of this program."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ from clair_cli.maths.factors.grams import LEAST_NORM, VANISHING
 from clair_cli.maths.factors.lowrank import tail_norm
 from clair_cli.workflow.judge import JudgedRound
 
-# By how much of itself a merged norm may be above the clients': of rounding in its singular values.
+# Share by which a norm may exceed its bound, for rounding errors in the singular values.
 TOLERANCE = 1e-6
 
 
 def largest_sums(judged: JudgedRound) -> dict[str, float]:
-    """Largest norm that the merged delta weight can have in each module: the weighted sum of the
-    norms that its clients were judged by, and what rounding may have taken from these."""
+    """Largest norm that the merged delta weight can have in each module, weight units: the weighted
+    sum of the norms that the clients were judged by, with their rounding errors added."""
     sizes, summed = judged.sizes, judged.summed
     assert sizes is not None
     found = {}
@@ -31,15 +32,15 @@ def largest_sums(judged: JudgedRound) -> dict[str, float]:
 
 
 def largest_refined(judged: JudgedRound) -> dict[str, list[float]]:
-    """Largest norms that the refined delta weights of the clients with a weight can have in each
-    module: projections of the client's own and of the mean, which are orthogonal to each other, on
-    top of the previous adapter's."""
+    """Largest norms that the refined delta weights of the merged clients can have in each module,
+    weight units. A refined delta weight is the sum of a projection of the client's own, one of the
+    mean that is orthogonal to it, and the previous adapter."""
     sizes, summed, evidence = judged.sizes, judged.summed, judged.evidence
     assert sizes is not None and evidence is not None
     found = {}
     for i, m in enumerate(summed.module_shapes):
         norms, before = sizes.most(i, summed.module_ranks[m]), float(sizes.previous_norms[i])
-        if summed.previous is not None:  # norms of differences, and what rounding takes from them
+        if summed.previous is not None:  # norms of the differences, with rounding errors added
             lost = VANISHING[torch.float64] * sizes.components[i].add(before)
             norms = (evidence.norms[i] + lost).tolist()
         mean = math.fsum(judged.weights[k] * norms[k] for k in judged.merged)
@@ -48,11 +49,12 @@ def largest_refined(judged: JudgedRound) -> dict[str, list[float]]:
 
 
 def check_sum(module: str, values: Tensor, most: float) -> None:
-    """Make sure that nothing that is written sums to more than was judged.
+    """Check that a delta weight that will be written is no larger than its bound.
 
     Args:
-        values: singular values of what will be written.
-        most: the largest norm that it can have.
+        module: its name, for the error.
+        values: singular values of the delta weight.
+        most: largest norm that it can have, weight units.
 
     Raises:
         ArithmeticError: it is larger: a fault of this program.

@@ -1,7 +1,7 @@
-"""First pass over the modules: read the clients' factors, compare them, let them go.
+"""First pass over the modules: read the clients' factors and compare them.
 
-At no time are all clients' factors of all modules in memory. The work on a batch of modules is a
-pure function of its tensors, in `maths`.
+The factors of a batch of modules are dropped after the comparison, so those of all modules are
+never in memory at once. The work on a batch is a pure function of its tensors, in `maths`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from clair_cli.workflow.batches import batches, kept_grams, largest_ranks, overc
 
 @dataclass(frozen=True)
 class Comparison:
-    """Numbers about the clients in some modules.
+    """The clients' delta weights in some modules, compared.
 
     Attributes:
         modules: names, in the order of the rows.
-        evidence: on the compared delta weights.
+        evidence: of the delta weights, less the previous adapter's.
         sizes: of the clients' own delta weights.
     """
 
@@ -36,7 +36,7 @@ class Comparison:
 
 
 def compare(factors: RoundFactors, engine: Engine) -> Comparison:
-    """Norms, pairwise numbers and small cores of every module, in order of name."""
+    """Compare the clients in every module, in order of name."""
     round_ = factors.round
     keep = frozenset(kept_grams(round_)) if factors.cache is None else frozenset()
     work = partial(compare_batch, keep)
@@ -65,7 +65,7 @@ def compare_batch(keep: frozenset[str], factors: RoundFactors, modules: list[str
             return Comparison(tuple(modules), found.evidence, found.sizes)
         pair = grams(stack)
         for i, module in enumerate(modules):
-            # not with a batch's zeros beside a client of smaller rank: a merge's stack has none
+            # a merge's stack has no zero columns, as a batch has for clients of smaller rank
             if module in keep and tuple(round_.module_ranks[module]) == pair.ranks:
                 factors.grams[module] = packed(pair.module(i))
         sizes = own_sizes(pair, round_.previous_rank(modules[0]))
@@ -73,7 +73,7 @@ def compare_batch(keep: frozenset[str], factors: RoundFactors, modules: list[str
 
 
 def _concatenated(parts: Iterable[Comparison]) -> Comparison:
-    """All batches together, the modules in order of name."""
+    """All batches as one, with the modules in order of name."""
     every = list(parts)
     names = [module for part in every for module in part.modules]
     order = sorted(range(len(names)), key=names.__getitem__)
@@ -85,7 +85,7 @@ def _concatenated(parts: Iterable[Comparison]) -> Comparison:
 
 
 def gather_cores(factors: RoundFactors, side: str, engine: Engine) -> SideCores:
-    """Joint cores of all modules on the side whose sharing is decomposed: "output" or "input"."""
+    """Joint cores of all modules on one side, "output" or "input", for the decomposition."""
     work, items = partial(cores_of_batch, side), batches(factors.round, engine.device)
     found: dict[str, SideCores] = {}
     for cores in engine.map("decomposing", work, items, factors):
@@ -94,7 +94,7 @@ def gather_cores(factors: RoundFactors, side: str, engine: Engine) -> SideCores:
 
 
 def cores_of_batch(side: str, factors: RoundFactors, modules: list[str]) -> dict[str, SideCores]:
-    """One side's cores in some modules of one shape."""
+    """Cores of one side, "output" or "input", in some modules of one shape, by module."""
     round_ = factors.round
     ranks = largest_ranks(round_, list(round_.module_shapes))
     with naming_module(modules[0]):

@@ -1,4 +1,5 @@
-"""Clients whose components cancel: what is measured of them would not be what is merged."""
+"""Refuse clients whose rank-one components cancel: the numbers that they are judged by would not
+hold for their part in the merge. See `maths.evidence.own_sizes`."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from clair_cli.text import quoted
 
 
 def check_overcomplete(round_: Round) -> None:
-    """The same as `check_components` for modules whose rank is above their width: their factors
-    are multiplied when they are read, so that what cancels in them is not seen afterwards.
+    """`check_components` for modules whose rank is larger than the layer is high or broad. Their
+    factors are multiplied when they are read, so the check has to come before.
 
     Raises:
         ClientsUnfit, UsageError: as `check_components`.
@@ -39,11 +40,11 @@ def check_components(round_: Round, sizes: OwnSizes, dtype: torch.dtype) -> None
     """Refuse delta weights far smaller than the rank-one components that they are the sum of.
 
     Args:
-        sizes: of the round's modules and clients, in their order.
-        dtype: of the products that `sizes` come from.
+        sizes: of the clients' delta weights, in the round's order of modules and clients.
+        dtype: of the products that `sizes` was computed with.
 
     Raises:
-        ClientsUnfit: with all clients that have such a module.
+        ClientsUnfit: with all clients that have such a delta weight.
         UsageError: the previous adapter has one.
     """
     modules, found = list(round_.module_shapes), dict[int, Rejection]()
@@ -55,7 +56,15 @@ def check_components(round_: Round, sizes: OwnSizes, dtype: torch.dtype) -> None
 
 
 def _cancelling_client(round_: Round, k: int, module: str, share: float) -> Rejection:
-    """One client's rejection; of the previous adapter, which is client -1, a `UsageError`."""
+    """The rejection of client k, whose components cancel in a module.
+
+    Args:
+        k: index in the round; -1 for the previous adapter.
+        share: norm of the delta weight over the size of its components.
+
+    Raises:
+        UsageError: it is the previous adapter.
+    """
     text = (
         f"its rank-one components cancel: together they are {share:.1e} of their size, expected at "
         f"least {CANCELLING_BELOW:g}"

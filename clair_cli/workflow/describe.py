@@ -51,6 +51,7 @@ def describe_clients(judged: JudgedRound) -> tuple[ClientReport, ...]:
 
 
 def _rejected(rejection: Rejection) -> ClientReport:
+    """The report on a rejected client."""
     text = rejection.message.removeprefix(f"client {quoted(rejection.name)}").lstrip(":, ")
     text += f"; {rejection.hint}" if rejection.hint else ""
     return ClientReport(
@@ -60,6 +61,7 @@ def _rejected(rejection: Rejection) -> ClientReport:
 
 
 def _client(judged: JudgedRound, k: int) -> ClientReport:
+    """The report on a client that is comparable."""
     adapter, judgement = judged.round.adapters[k], judged.judgement
     verdict = "undetermined"
     reasons: tuple[Reason, ...] = (Reason("undetermined", "not judged"),)
@@ -69,7 +71,7 @@ def _client(judged: JudgedRound, k: int) -> ClientReport:
         reasons += _scale_reason(judged, k, reasons)
     elif judgement is not None:
         reasons = (Reason(judgement.code, _NOT_JUDGED[judgement.code]),)
-        if judgement.code == "too_few_left":  # what stands against each of the others helps
+        if judgement.code == "too_few_left":  # the findings against each of the others help
             found = tuple(Reason(f.code, f.text) for f in judgement.verdicts[k].findings)
             reasons = found or reasons
     modules = adapter.modules.values()
@@ -83,7 +85,7 @@ def _client(judged: JudgedRound, k: int) -> ClientReport:
 
 
 def _scale_reason(judged: JudgedRound, k: int, found: Sequence[Reason]) -> tuple[Reason, ...]:
-    """Why a norm is far out, where the config's scale is."""
+    """A further reason if both a client's norm and its scaling are far above the others'."""
     if not {"norm", "module_norm"} & {reason.code for reason in found}:
         return ()
     largest = [
@@ -109,11 +111,13 @@ _NOT_JUDGED = {
 
 
 def _scores_of(judged: JudgedRound, k: int) -> Scores | None:
+    """The judge's scores of a client; None if it computed none."""
     judgement = judged.judgement
     return None if judgement is None or judgement.scores is None else judgement.scores[k]
 
 
 def _scores(judged: JudgedRound, k: int) -> ClientScores:
+    """A client's scores as the report has them; without numbers if there are none."""
     scores, judgement = _scores_of(judged, k), judged.judgement
     if scores is None or judgement is None:
         return ClientScores()
@@ -134,7 +138,7 @@ def _scores(judged: JudgedRound, k: int) -> ClientScores:
 
 
 def _module_scores(judged: JudgedRound, k: int) -> dict[str, ModuleScores]:
-    """One client's, by module."""
+    """One client's scores in each module, by module."""
     names, scores = list(judged.round.module_shapes), _scores_of(judged, k)
     norms = [0.0] * len(names)
     if judged.evidence is not None:
@@ -272,7 +276,8 @@ def describe_modules(judged: JudgedRound) -> tuple[ModuleReport, ...]:
 def _module_levels(
     evidence: Evidence, structure: Structure
 ) -> tuple[list[float | None], list[float | None]]:
-    """Similarity within the set, and between it and those left out, in every module."""
+    """Similarity inside the coherent group, and between the group and the other distinct clients,
+    in every module."""
     nothing: list[float | None] = [None] * len(evidence.norms)
     if structure.stacking is None:
         return nothing, nothing

@@ -1,4 +1,4 @@
-"""Judge a round: the outcome, a verdict and a weight for every client."""
+"""Judge a round: an outcome, and a verdict and a weight for every client."""
 
 from __future__ import annotations
 
@@ -28,9 +28,12 @@ class JudgedRound:
     """A round with its judgement.
 
     Attributes:
+        evidence: of all modules; None if the round is refused.
+        judgement: of the clients; None if the round is refused.
         weights: of every adapter in the merged mean, summing to 1; all 0 if nothing is merged.
-        plain_weights: what the plain mean of all comparable clients would use.
-        sizes: of the clients' own delta weights, if they were looked at.
+        plain_weights: of every adapter in the plain mean of all comparable clients.
+        warnings: remarks for the user, in order.
+        sizes: of the clients' own delta weights; None if the round is refused.
     """
 
     round: Round
@@ -43,11 +46,12 @@ class JudgedRound:
 
     @property
     def outcome(self) -> str:
+        """ "judged", "undetermined" or "refused"."""
         return "refused" if self.judgement is None else self.judgement.outcome
 
     @property
     def verdicts(self) -> set[str]:
-        """The verdicts that occur."""
+        """The verdicts that occur, with "rejected" and "undetermined" among them."""
         found = {"rejected"} if self.round.rejected else set()
         if self.judgement is not None and self.judgement.outcome == "judged":
             return found | {v.verdict for v in self.judgement.verdicts}
@@ -60,9 +64,9 @@ class JudgedRound:
 
     @cached_property
     def summed(self) -> Round:
-        """The round as it is merged on top of a previous adapter: a client lacks the modules that
-        are not merged, and those in which it is judged to have added nothing. What is judged zero
-        is merged as zero."""
+        """The round as it is merged. With a previous adapter, a client lacks the modules that are
+        not merged and those in which its difference is judged to be zero, so that the difference
+        is merged as zero too."""
         if self.round.previous is None or self.evidence is None:
             return self.round
         added = dict(zip(self.round.module_shapes, (self.evidence.norms > 0).tolist(), strict=True))
@@ -74,9 +78,9 @@ class JudgedRound:
 
     @cached_property
     def merged_modules(self) -> tuple[str, ...]:
-        """The modules that the clients with a weight are merged in: those that enough of them have
-        (see `modules_to_merge`), without those where all of their updates are zero. Where there are
-        only zeros, they stay. A client that is left out brings none."""
+        """The modules in which clients are merged: those that enough clients with a weight have
+        (see `modules_to_merge`), without those in which all of these clients' delta weights are
+        zero. If all are zero in every module, the modules stay."""
         clients = [self.round.adapters[k] for k in self.merged]
         holders = {m: sum(m in a.modules for a in clients) for m in self.round.module_shapes}
         enough = modules_to_merge(holders, len(clients), self.round.modules)
@@ -88,8 +92,8 @@ class JudgedRound:
 
     @cached_property
     def written(self) -> tuple[str, ...]:
-        """The modules that an adapter of this round has: those merged, and the previous adapter's,
-        which it has whoever has them."""
+        """The modules of an adapter that this round writes: the merged ones and all of the previous
+        adapter."""
         found = set(self.merged_modules)
         if self.round.previous is not None:
             found |= self.round.previous.modules.keys()
@@ -103,7 +107,10 @@ def refused(round_: Round, warnings: tuple[str, ...] | None = None) -> JudgedRou
 
 
 def judge_round(factors: RoundFactors, engine: Engine, *, allow_undetermined: bool) -> JudgedRound:
-    """First pass and judgement; nothing is merged yet.
+    """Compare the clients and judge them; nothing is merged yet.
+
+    Args:
+        allow_undetermined: whether all clients get a weight if the cohort cannot be judged.
 
     Raises:
         ClientLost: a tensor changed since it was checked.
@@ -121,14 +128,15 @@ def judge_round(factors: RoundFactors, engine: Engine, *, allow_undetermined: bo
 
 
 def _with_left_out(judged: JudgedRound) -> JudgedRound:
-    """Say which modules of the merged clients are not merged."""
+    """Add a warning that names the modules of merged clients that are not merged."""
     having = {m for k in judged.merged for m in judged.round.adapters[k].modules}
     gone = sorted(having.difference(judged.merged_modules))
     return replace(judged, warnings=(*judged.warnings, _left_out(judged, gone))) if gone else judged
 
 
 def _left_out(judged: JudgedRound, modules: Sequence[str]) -> str:
-    """A remark on modules that only some of the merged clients have, or are zero in."""
+    """The warning for modules that too few merged clients have, or in which all delta weights are
+    zero."""
     n = len(judged.merged)
     few = {"common": f"fewer than {fewest_holders(n)}", "intersection": "not all"}
     why = f"{few.get(judged.round.modules, 'none')} of the {n} merged clients have an update there"
@@ -137,7 +145,7 @@ def _left_out(judged: JudgedRound, modules: Sequence[str]) -> str:
 
 
 def refused_if_empty(judged: JudgedRound) -> JudgedRound:
-    """A round in which somebody is merged but no module is: refused."""
+    """The round, or a refused one if clients are merged but no module is."""
     if not judged.merged or judged.written:
         return judged
     refusal = InputRefused(
@@ -183,7 +191,7 @@ def _normalised(weights: tuple[float, ...] | list[float]) -> tuple[float, ...]:
 
 
 def _remarks(judgement: Judgement, allow_undetermined: bool) -> tuple[str, ...]:
-    """What a reader must know of the judgement besides the verdicts."""
+    """Warnings about the judgement as a whole."""
     if judgement.outcome != "judged":
         text = "merged without a verdict (--allow-undetermined): everybody who is not rejected"
         return (text,) if allow_undetermined else ()

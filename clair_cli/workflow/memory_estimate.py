@@ -1,4 +1,5 @@
-"""How much memory a round will take beside torch itself, known before its first tensor is read."""
+"""An estimate of the memory that a round takes in addition to torch itself, made before its first
+tensor is read."""
 
 from __future__ import annotations
 
@@ -14,13 +15,13 @@ from clair_cli.workflow.read import KEPT_BYTES
 
 _FLOAT = 8
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-# Matrices of the size of one module's Grams that its work holds.
+# Matrices of the size of one Gram that the work on a module holds.
 _SQUARES = 8
-# Numbers that a client's share of a module that is too wide for Grams takes.
+# Numbers per client that the work on a module with an over-complete stack holds.
 _OVERCOMPLETE_NUMBERS = 4 * COMPARED_DIM**2
-# Of every module: tables of pairs (three similarities, and what unrelated clients have) and each
-# client's core. Judging has copies of both: the pairs' levels in two orders, and what is made on
-# the way; measured with 8 clients of 5,000 modules, 20 of 1,500 and 60 of 1,000.
+# Of every module: tables of pairs (three similarities, and their values for unrelated clients), and
+# each client's core. While judging, so many copies of each exist, with intermediate results;
+# measured with 8 clients of 5,000 modules, 20 of 1,500 and 60 of 1,000.
 _PAIR_TABLES, _CORES = 6, 1
 _JUDGING_TABLES, _JUDGING_CORES = 22, 5
 # Bytes of one client's row for one module in the report, as objects and as text.
@@ -38,10 +39,10 @@ def read_memory(round_: Round) -> int:
 
 
 def work_memory(round_: Round, engine: Engine) -> int:
-    """Bytes of main memory at the highest point for the batches in work and what is kept of all
-    modules; those on a GPU don't count.
+    """Bytes of main memory at the highest point, for the batches in work and the results that are
+    kept of all modules. Memory of a GPU does not count.
 
-    The largest batches are taken to be worked on at the same time.
+    The estimate takes the largest batches to be in work at the same time.
     """
     working = kept = 0
     if engine.device.name == "cpu":
@@ -56,13 +57,13 @@ def work_memory(round_: Round, engine: Engine) -> int:
 
 
 def check_memory(round_: Round, engine: Engine, needed: int) -> None:
-    """Refuse a round that takes more memory than there is, before it takes any.
+    """Refuse a round that needs more memory than is available.
 
     Args:
         needed: bytes, from `work_memory`.
 
     Raises:
-        MemoryError: with both figures.
+        MemoryError: with the memory needed and available.
     """
     left = available_memory()
     if left is not None and needed > left:
@@ -74,7 +75,7 @@ def check_memory(round_: Round, engine: Engine, needed: int) -> None:
 
 
 def _in_work(round_: Round, modules: Sequence[str]) -> int:
-    """Of one batch: the factors side by side, and what is made of them."""
+    """Bytes for the work on one batch: the factors side by side, and the matrices made of them."""
     shape, n_components = round_.module_shapes[modules[0]], sum(largest_ranks(round_, modules))
     squares = _SQUARES * n_components * n_components
     if overcomplete(round_, modules[0]):
@@ -83,7 +84,8 @@ def _in_work(round_: Round, modules: Sequence[str]) -> int:
 
 
 def _stored(round_: Round, modules: Sequence[str]) -> int:
-    """Terms that lie in memory: of the previous adapter, which every update has, they do once."""
+    """Number of rank-one components in memory. Those of the previous adapter are part of every
+    difference, and are stored once."""
     ranks = largest_ranks(round_, modules)
     common = round_.previous_rank(modules[0])
     return sum(ranks) - common * max(0, sum(rank > 0 for rank in ranks) - 1)

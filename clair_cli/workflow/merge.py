@@ -75,7 +75,7 @@ class WeightedMean:
         return ranks
 
     def overcomplete(self, round_: Round, module: str) -> bool:
-        """Whether the module's stack has more components than the layer is wide."""
+        """Whether the module's stack is over-complete."""
         return is_overcomplete(sum(self.ranks(round_, module)), round_.module_shapes[module])
 
 

@@ -1,6 +1,7 @@
-"""Whether the previous adapter is missing, or another one than that the clients started from.
+"""Remarks on a previous adapter that seems to be missing, or to be another adapter than the clients
+started from.
 
-Only remarks: neither can be known for sure, and nobody's upload may stop a round by them.
+They are only remarks: neither can be known for sure, and no client may be able to stop a round.
 """
 
 from __future__ import annotations
@@ -14,21 +15,25 @@ from clair_cli.maths.factors.lowrank import inner
 from clair_cli.maths.judge.structure import joint_cosine
 from clair_cli.maths.merge.mean import weighted_sum
 
-# Unrelated updates on top of a common adapter three times their size have cosine 0.9, twice
-# their size 0.8. The median pair counts: some contaminated clients don't hide it.
+# Median cosine of the clients' pairs from which on a previous adapter seems to be missing:
+# unrelated delta weights on top of a common adapter of three times their size have cosine 0.9, of
+# twice their size 0.8. Some contaminated clients do not change the median.
 ALIKE = 0.75
-# Sum of a client's cosines to all others, for the median client: -1 where all updates sum to
-# nothing. Opposite clients, if they are fewer than half, leave it at 0 and above.
+# Sum of a client's cosines to all others, of the median client, up to which the previous adapter
+# seems to be the clients' own mean: the sum is -1 where all delta weights sum to zero. Opposite
+# clients, if they are fewer than half, leave it at 0 and above.
 CANCELLED = -0.5
-# How much of the previous adapter the median client has in it: 1 where its update is unrelated to
-# that, 0 where it started from another one.
+# Share of the previous adapter that the median client should at least have in it: the share is 1
+# where the client's difference is unrelated to the previous adapter, and 0 where the client started
+# from another one.
 PRESENT = 0.5
-# Modules that are looked at for that.
+# Number of modules in which this share is computed.
 _MODULES = 4
 
 
 def previous_remarks(round_: Round, evidence: Evidence) -> tuple[str, ...]:
-    """What a reader must know before the verdicts are believed; nothing for fewer than three."""
+    """At most one remark, which a reader must know before believing the verdicts; none for fewer
+    than three clients."""
     n = len(round_.adapters)
     if n < 3:
         return ()
@@ -61,8 +66,8 @@ def previous_remarks(round_: Round, evidence: Evidence) -> tuple[str, ...]:
 
 
 def _present(round_: Round) -> float | None:
-    """<D_k, P> / <P, P> over some modules that client k and the previous adapter P have, for the
-    median client; None where that says nothing."""
+    """<D_k, P> / <P, P> of the median client, over some modules that client k and the previous
+    adapter P both have; None where it is not a finite number for any client."""
     assert round_.previous is not None
     names = [m for m in sorted(round_.previous.modules) if m in round_.module_shapes]
     sums = [[0.0, 0.0] for _ in round_.adapters]

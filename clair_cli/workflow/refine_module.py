@@ -1,4 +1,4 @@
-"""One module of the benign clients, refined: the noise off the shared subspace averaged away."""
+"""Refine one module of the benign clients: average the noise off the shared subspace away."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from clair_cli.workflow.write import cut_modules
 
 @dataclass(frozen=True)
 class Refinement:
-    """What is refined, and how.
+    """The clients to refine, and the settings of it.
 
     Attributes:
-        clients: indices in the round, ascending. weights: one positive number each, summing to 1.
-        side: which side of the delta weights the subspace is taken on: output, input or both.
-        dims: shared dimensions by module, where the judgement found them; else those that hold 90 %
-            of the energy of the mean.
-        local: by client, whether its local delta weights are written as they are.
+        clients: indices in the round, ascending.
+        weights: one positive number per client, summing to 1.
+        side: side of the delta weights that the subspace is on: "output", "input" or "both".
+        dims: shared dimensions by module, as the judgement found them; None for the number of
+            dimensions that hold 90 % of the mean's energy.
+        local: whether a client's local delta weights are written as they are, one per client.
     """
 
     clients: tuple[int, ...]
@@ -48,8 +49,8 @@ class Change:
 
     Attributes:
         values: singular values of the result, the previous adapter included.
-        distance: norm of (refined - local). local: norm of the local delta weight less the previous
-            adapter's.
+        distance: norm of the refined less the local delta weight, weight units.
+        local: norm of the local delta weight less the previous adapter's, weight units.
     """
 
     values: Tensor
@@ -58,8 +59,15 @@ class Change:
 
 
 class _Module:
-    """One module of the benign clients in coordinates that they share: the differences to the
-    previous adapter, their weighted mean, and the shared subspace."""
+    """One module of the benign clients in shared coordinates.
+
+    Attributes:
+        space: the coordinates; with bases only if asked for.
+        local: the clients' differences to the previous adapter.
+        previous: the previous adapter; None if there is none.
+        mean: weighted mean of the differences.
+        subspace: the shared subspace of the differences.
+    """
 
     def __init__(
         self, task: Refinement, factors: RoundFactors, module: str, *, bases: bool = False
@@ -87,15 +95,16 @@ class _Module:
             self.subspace = shared_subspace([self.mean], [0.0], task.side, 0)
 
     def result(self, i: int, local: bool) -> Product:
-        """The i-th client's difference, refined or as it is."""
+        """The i-th client's difference: as it is if `local`, else refined."""
         return self.local[i] if local else refine_module(self.local[i], self.mean, self.subspace)
 
     def on_top(self, difference: Product) -> Product:
+        """The previous adapter plus a difference."""
         return difference if self.previous is None else difference + self.previous
 
 
 def _effective_rank(mean: Product) -> int:
-    """How many singular values hold 90 % of the energy; 0 for a zero matrix."""
+    """Number of leading singular values that hold 90 % of the energy; 0 for a zero matrix."""
     values = singular_values(mean)
     energy = values.square().cumsum(0)
     if not len(values) or float(energy[-1]) == 0.0:
@@ -104,7 +113,7 @@ def _effective_rank(mean: Product) -> int:
 
 
 def measure(task: Refinement, factors: RoundFactors, module: str) -> NoiseEvidence:
-    """First look at a module: the clients' noise and differences off the shared subspace."""
+    """First pass over a module: the clients' noise and differences off the shared subspace."""
     with naming_module(module):
         state = _Module(task, factors, module)
         return off_subspace(
@@ -113,7 +122,7 @@ def measure(task: Refinement, factors: RoundFactors, module: str) -> NoiseEviden
 
 
 def refined_values(task: Refinement, factors: RoundFactors, module: str) -> list[Change]:
-    """Second look at a module: every client's singular values, and how far it is moved."""
+    """Second pass over a module: the refinement's effect on every client."""
     with naming_module(module):
         state, found = _Module(task, factors, module), []
         for i, local in enumerate(task.local):
@@ -127,7 +136,7 @@ def refined_values(task: Refinement, factors: RoundFactors, module: str) -> list
 def cut_refined(
     task: Refinement, cuts: Sequence[Cut], factors: RoundFactors, module: str
 ) -> list[WrittenModule]:
-    """Third look at a module: every client's factors as they will be written."""
+    """Third pass over a module: every client's factors as they will be written."""
     with naming_module(module):
         state = _Module(task, factors, module, bases=True)
         sixteen = all(cut.torch_dtype.itemsize == 2 for cut in cuts)

@@ -1,7 +1,8 @@
-"""What one batch of modules says about the clients: a pure function of its tensors.
+"""Evidence of a batch of modules about the clients: a pure function of the batch's tensors.
 
-Every module is reduced to norms, three K x K tables and a small two-sided core; modules meet
-only in those numbers, so a batch can run on a GPU, in a thread or on another machine.
+Every module is reduced to norms, three tables of all pairs of clients, and a small two-sided core
+per client. Only these numbers of different modules are combined, so a batch can run on a GPU, in a
+thread or on another machine.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from clair_cli.maths.factors.block_diagonal import BlockDiagonal
 from clair_cli.maths.factors.grams import Grams, block_sums
 from clair_cli.maths.factors.stack import same_rank
 
-# Dimensions kept on each side of a two-sided core.
+# Rows and columns of a two-sided core: leading directions of the output and of the input side.
 CORE_DIM = 16
-# Steps of the iteration for them, two products each.
+# Steps of the subspace iteration that finds these directions, two products each.
 POWERS = 4
-# How far a basis may be from orthonormal.
+# Largest entry of |Q'Q - I| of a basis Q that counts as orthonormal.
 _ORTHOGONAL = 1e-10
 
 
@@ -37,11 +38,12 @@ class Evidence:
 
     Attributes:
         norms: Frobenius norm of each delta weight, (n_modules, n_clients).
-        matrix, output, input: similarities and their values for unrelated clients.
+        matrix, output, input: similarities in each stacking, and their values for unrelated
+            clients.
         cores: P' (D_k / ||D_k||) Q on the leading dimensions of all clients' output and input
             spaces, (n_modules, n_clients, CORE_DIM, CORE_DIM), zero padded.
         effective_ranks: ||D||^4 / ||D D'||^2, at least 1; how many equal directions would
-            hold the same energy; NaN for a zero update, (n_modules, n_clients).
+            hold the same energy; NaN for a zero delta weight, (n_modules, n_clients).
     """
 
     norms: Tensor
@@ -55,29 +57,36 @@ class Evidence:
     )
 
     def levels(self, stacking: str) -> PairLevels:
-        """Of the pairs' similarities above chance, made once for all who ask."""
+        """Similarities of pairs above chance in one stacking; computed at the first call.
+
+        Args:
+            stacking: "matrix", "output" or "input".
+        """
         if stacking not in self._levels:
             table = self.table(stacking)
             self._levels[stacking] = PairLevels(excess_table([table.value], [table.null]))
         return self._levels[stacking]
 
     def cpu(self) -> Evidence:
-        """The same on the CPU."""
+        """A copy on the CPU."""
         return Evidence(
             self.norms.cpu(), self.matrix.cpu(), self.output.cpu(), self.input.cpu(),
             self.cores.cpu(), self.effective_ranks.cpu(),
         )  # fmt: skip
 
     def table(self, stacking: str) -> PairTable:
+        """The table of one stacking: "matrix", "output" or "input"."""
         return {"matrix": self.matrix, "output": self.output, "input": self.input}[stacking]
 
 
 def gather(pair: Grams) -> Evidence:
-    """Reduce a batch of modules of one shape to what the judgement needs of it.
+    """Reduce a batch of modules of one shape to the evidence that the judge needs.
+
+    Args:
+        pair: the Grams of all clients, on any device.
 
     Returns:
-        Numbers that depend on the delta weights only, not on the factors' gauge; on the CPU,
-        wherever the Grams are.
+        Numbers that depend on the delta weights only, not on the factors' gauge; on the CPU.
     """
     output, output_root = unit_side(pair.B, pair.A, pair)
     input_, input_root = unit_side(pair.A, pair.B, pair)
@@ -111,8 +120,8 @@ def _leading_directions(gram: Tensor, root: BlockDiagonal, sketch: Tensor | None
 def _iterated(gram: Tensor, root: BlockDiagonal, sketch: Tensor) -> tuple[Tensor, Tensor]:
     """The largest eigenvalues, ascending, and eigenvectors of a Gram, by subspace iteration.
 
-    It starts from a sketch in coordinates of the weights, so that what is not converged (where
-    the spectrum is flat, any direction is as good) does not depend on the factors' gauge.
+    The start is a sketch of the delta weights, so that directions that have not converged (where
+    the spectrum is flat, any direction is as good) do not depend on the factors' gauge.
 
     Source: N. Halko, P. Martinsson, J. Tropp, "Finding structure with randomness", SIAM Review
     53(2), 2011, algorithm 4.4.
@@ -138,9 +147,15 @@ def _iterated(gram: Tensor, root: BlockDiagonal, sketch: Tensor) -> tuple[Tensor
 
 
 def orthonormal(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis of what columns span, (..., n, k), k <= n, by products and small factors
-    only, which a GPU makes for all modules at once; and the largest entry of Q'Q - I, which is
-    infinite where they are too ill-conditioned for it.
+    """An orthonormal basis of the span of `columns`, by products and small factorisations only,
+    which a GPU computes for all modules at once.
+
+    Args:
+        columns: (..., n, k), k <= n.
+
+    Returns:
+        The basis Q, (..., n, k), and the largest entry of |Q'Q - I|; infinity where the columns are
+        too ill-conditioned for this method.
 
     Source: T. Fukaya and others, "Shifted Cholesky QR for computing the QR factorization of
     ill-conditioned matrices", SIAM J. Sci. Comput. 42(1), 2020.
@@ -158,6 +173,12 @@ def orthonormal(columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _two_sided_cores(pair: Grams, output_basis: Tensor, input_basis: Tensor) -> Tensor:
+    """P' (D_k / ||D_k||) Q of every client, (n_modules, n_clients, CORE_DIM, CORE_DIM).
+
+    Args:
+        output_basis, input_basis: coordinates of P and Q on the factors, from
+            `_leading_directions`.
+    """
     left = output_basis.mT @ pair.B  # P'B: (n_modules, top, sum_rank)
     right = pair.A @ input_basis  # AQ: (n_modules, sum_rank, top)
     inverse = torch.where(pair.norms > 0, 1.0 / pair.norms, 0.0)[:, :, None, None]

@@ -33,29 +33,29 @@ from clair_cli.maths.factors.grams import delta_norms_over_scale, gaussian
 from clair_cli.maths.factors.roots import gram_root
 from clair_cli.maths.factors.stack import FactorStack, balance, block_norms
 
-# Directions of each side that the clients are compared in.
+# Leading directions of each side in which the clients are compared.
 COMPARED_DIM = 64
-# Times that the iteration multiplies with a side's Gram before the last, which also measures.
+# Multiplications with a side's Gram in the subspace iteration, before the last, which measures too.
 _POWERS = 2
-# Random vectors for what lies outside the leading directions; projections of two unrelated
-# matrices have a cosine of about 1 / _PROBES, and _N_SE times that is more than chance.
+# Random vectors on which the parts off the leading directions are projected. The projections of two
+# unrelated matrices have a cosine of about 1 / _PROBES; one of _N_SE / _PROBES is beyond chance.
 _PROBES = 48
 _N_SE = 5.0
-# Numbers of a side that are converted and multiplied at once, in so many columns at least: they
-# stay in the cache.
+# Numbers of a side that a CPU converts and multiplies at once, so that they stay in its cache; and
+# the least number of columns at once.
 _CHUNK_NUMBERS = 2**19
 _LEAST_CHUNK = 32
 
 
 @dataclass(frozen=True)
 class OvercompleteEvidence:
-    """Evidence of one module, and what the decomposition of one side needs.
+    """Evidence of one module, and the cores of both sides.
 
     Attributes:
-        evidence: of this module.
+        evidence: as `gather` computes it from Grams; the tables of pairs are estimates.
         sizes: of the clients' own delta weights.
-        output: P' [D_1 ... D_K], with COMPARED_DIM rows. input: the same of the transposed delta
-            weights.
+        output: P' [D_1 ... D_K] for unit delta weights D_k, with up to COMPARED_DIM rows.
+        input: the same of the transposed delta weights.
     """
 
     evidence: Evidence
@@ -64,11 +64,12 @@ class OvercompleteEvidence:
     input: SideCores
 
     def cores(self, side: str) -> SideCores:
+        """The cores of one side, "output" or "input"."""
         return self.output if side == "output" else self.input
 
 
 def overcomplete_evidence(stack: FactorStack) -> OvercompleteEvidence:
-    """Reduce one module to what the judgement needs of it.
+    """Reduce one module to the evidence that the judge needs.
 
     Args:
         stack: of one module, on the CPU or a GPU.
@@ -137,9 +138,9 @@ def _side_cores(units: Tensor, alive: Tensor, ranks: Sequence[int]) -> SideCores
 
 
 def _own_grams(side: Side, ranks: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
-    """Each client's Gram of its update's terms, (rank, rank), float64, CPU."""
+    """Gram of each client's components on one side, (rank, rank), float64, CPU."""
     last = 0 if side.common is None else side.common.rank
-    own = [max(0, rank - last) for rank in ranks]  # no terms, no update: no common ones either
+    own = [max(0, rank - last) for rank in ranks]  # a client without components has no common ones
     *blocks, common = (part.to(dtype) for part in torch.split(side.rows[0], [*own, last]))
     alone = [(block @ block.mT).double().cpu() for block in blocks]
     if side.common is None:
@@ -159,20 +160,22 @@ def _scaled(own: list[Tensor], by: Tensor, ranks: Sequence[int]) -> list[Tensor]
 
 
 def _turns(roots: list[Tensor], by: Tensor, ranks: Sequence[int]) -> BlockDiagonal:
-    """What turns each client's terms, as they stand in the stack, into its unit delta weight."""
+    """Matrices that turn each client's rows of one side, as they stand in the stack, into its unit
+    delta weight in orthonormal coordinates of the other side."""
     parts = torch.split(by, list(ranks))
     return of_blocks([b[:, None] * root for root, b in zip(roots, parts, strict=True)])
 
 
 @dataclass(frozen=True)
 class _LeadingSubspace:
-    """A side's leading orthonormal directions P, seen by the clients.
+    """A side's leading orthonormal directions P, given by products of other matrices with P.
 
     Attributes:
-        terms: the terms as they stand in the stack, times P, (sum_rank, dim).
-        units: the unit delta weights' own coordinates times P, (sum_rank, dim).
-        outside: estimate of |S|^2 - |P' S P|^2 with S the sum of D_k D_k' over unit delta weights.
-        probed: terms @ Z, with Z random, (sum_rank, _PROBES).
+        components: the side's components as they stand in the stack, times P, (sum_rank, dim).
+        units: the unit delta weights D_k' P, in orthonormal coordinates of the other side,
+            (sum_rank, dim).
+        outside: estimate of |S|^2 - |P' S P|^2, S the sum of D_k D_k' over unit delta weights.
+        probed: the components times a random matrix Z, (sum_rank, _PROBES).
         probe: P' Z, (dim, _PROBES).
     """
 
@@ -185,8 +188,8 @@ class _LeadingSubspace:
 
 def _leading_subspace(side: Side, turns: BlockDiagonal, dtype: torch.dtype) -> _LeadingSubspace:
     """Subspace iteration on X = rows' blockdiag(turns), whose X X' is the sum of D_k D_k' over
-    unit delta weights. It starts from a sketch in coordinates of the weights, so that what is not
-    converged (where the spectrum is flat, any direction is as good) is no function of the gauge.
+    unit delta weights. The start is a sketch of the delta weights, so that directions that have not
+    converged (where the spectrum is flat, any direction is as good) do not depend on the gauge.
     """
     width = side.rows.shape[2]
     dim = min(COMPARED_DIM, sum(turns.ranks), width)
@@ -213,12 +216,13 @@ def _leading_subspace(side: Side, turns: BlockDiagonal, dtype: torch.dtype) -> _
 
 
 def _turned(turns: BlockDiagonal, values: Tensor) -> Tensor:
-    """The product with `values` (sum_rank, dim), of one module."""
+    """One module's block-diagonal matrix times `values`, (sum_rank, dim)."""
     return turns.times(values[None])[0]
 
 
 def _onto(side: Side, other: Tensor, dtype: torch.dtype) -> Tensor:
-    """terms @ other, float64, CPU. (Few long rows times many columns is what BLAS does fastest.)"""
+    """The side's components times `other`, (width, m): shape (sum_rank, m), float64, CPU. (BLAS is
+    fastest with few long rows times many columns.)"""
     rows = side.rows[0]
     result = torch.zeros(other.shape[1], rows.shape[0], dtype=dtype, device=rows.device)
     for chunk, part in zip(
@@ -229,7 +233,7 @@ def _onto(side: Side, other: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _squared(side: Side, turns: BlockDiagonal, basis: Tensor, dtype: torch.dtype) -> Tensor:
-    """terms @ terms' @ blockdiag(turns) @ basis, float64, CPU."""
+    """The Gram of the side's components times blockdiag(turns) @ basis, float64, CPU."""
     rows, turned = side.rows[0], _turned_rows(side, _turned(turns, basis), dtype)
     result = torch.zeros_like(turned)
     for chunk in _column_chunks(rows, dtype):
@@ -238,19 +242,19 @@ def _squared(side: Side, turns: BlockDiagonal, basis: Tensor, dtype: torch.dtype
 
 
 def _spread(side: Side, values: Tensor) -> Tensor:
-    """From what is stored to the terms, of one module."""
+    """Copy values of one module's stored rows to the components that use them."""
     return side.spread(values[None])[0]
 
 
 def _turned_rows(side: Side, values: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `values` of the terms, (sum_rank, m), amount to in what is stored, (m, n_stored), where
-    that is."""
+    """Add up `values` of the components, (sum_rank, m), in the stored rows that they use: shape
+    (m, n_stored), on the device of the rows."""
     stored = side.gathered(values[None])[0]
     return stored.mT.contiguous().to(device=side.rows.device, dtype=dtype)
 
 
 def _squared_norm(side: Side, values: Tensor, dtype: torch.dtype) -> float:
-    """|terms' @ values|^2."""
+    """Squared norm of the transposed components times `values`, (sum_rank, m)."""
     rows, turned = side.rows[0], _turned_rows(side, values, dtype)
     parts = [
         (turned @ chunk).square().sum(dtype=torch.float64) for chunk in _column_chunks(rows, dtype)
@@ -259,6 +263,7 @@ def _squared_norm(side: Side, values: Tensor, dtype: torch.dtype) -> float:
 
 
 def _step(rows: Tensor) -> int:
+    """Columns of `rows`, (n, width), that are multiplied at once."""
     if rows.device.type != "cpu":
         return max(1, rows.shape[1])
     return max(_LEAST_CHUNK, _CHUNK_NUMBERS // max(1, rows.shape[0]))
@@ -277,8 +282,8 @@ def _rests(
     cores: Tensor,
     inverse: Tensor,
 ) -> Tensor:
-    """What of each unit delta weight is not P C_k Q', projected on random directions of both
-    sides, (n_clients, _PROBES, _PROBES); scaled to the norm that it has."""
+    """The rest of each unit delta weight after P C_k Q', projected on random directions of both
+    sides and scaled to the norm of the rest, (n_clients, _PROBES, _PROBES)."""
     seen_B = torch.split(by_B[:, None] * output.probed, list(stack.ranks))
     seen_A = torch.split(by_A[:, None] * input_.probed, list(stack.ranks))
     whole = torch.stack([b.mT @ a * i for b, a, i in zip(seen_B, seen_A, inverse, strict=True)])
@@ -290,8 +295,8 @@ def _rests(
 
 
 def _matrix_table(cores: Tensor, rests: Tensor, norms: Tensor) -> PairTable:
-    """Cosines of the delta weights of each pair. Rests that chance may have made alike are taken
-    for unrelated."""
+    """Cosines of the delta weights of each pair. Rests that are no more alike than chance explains
+    count as unrelated."""
     inside, outside = (flat @ flat.mT for flat in (cores.flatten(1), rests.flatten(1)))
     size = outside.diagonal().clamp_min(0.0).sqrt()
     chance = _N_SE / _PROBES * size[:, None] * size[None, :]
@@ -316,7 +321,7 @@ def _subspace_table(
     energy = torch.where(sizes > 0, energy.clamp_min(0.0), 0.0)
     shares = (energy[:, None] * energy[None, :]).fill_diagonal_(0.0)
     own = float((sizes.square() - inside.diagonal()).sum())
-    # negative where the leading directions hold more than their part of what pairs share
+    # negative where the leading directions hold more than their part of the pairs' overlap
     shares = shares * ((side.outside - own) / shares.sum().clamp_min(1e-300))
     denominator = (sizes[:, None] * sizes[None, :]).clamp_min(1e-300)
     value = ((inside + shares) / denominator).clamp(0.0, 1.0)
@@ -326,7 +331,13 @@ def _subspace_table(
 
 
 def _finished(table: Tensor, alive: Tensor, diagonal: float | None) -> Tensor:
-    """NaN where a client has no update; (1, n_clients, n_clients)."""
+    """The table of one module, (1, n_clients, n_clients), with NaN where a delta weight is zero.
+
+    Args:
+        table: (n_clients, n_clients).
+        alive: whether a client's delta weight is not zero, (n_clients,).
+        diagonal: number to put on the diagonal; None leaves it.
+    """
     if diagonal is not None:
         table = table.clone().fill_diagonal_(diagonal)
     both = alive[:, None] & alive[None, :]

@@ -1,8 +1,8 @@
-"""What a client's rank-one components add up to, beside their own size.
+"""Norms of the clients' delta weights, compared with the size of their rank-one components.
 
 A = [a; a] and B = [s b, -s b + d] make the delta weight d a however large s is: the components
-cancel. Products of such factors are rounding error that grows with s, in every program that
-multiplies them, so nothing that is measured of them holds for what is merged. A trained adapter's
+cancel. Every program that multiplies such factors gets a rounding error that grows with s, so the
+numbers that a client is judged by need not hold for its part in the merge. A trained adapter's
 delta weight is about as large as its components together.
 """
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from clair_cli.maths.factors.grams import VANISHING, Grams
 from clair_cli.maths.factors.stack import client_sums, owners
 
-# Least norm of a delta weight over the root of its components' summed squares. Below it a reader
-# in float32 has lost three of its seven digits. Trained adapters have 0.5 and more.
+# Rank-one components cancel where the norm of the delta weight is below this share of the root of
+# their summed squares: a reader in float32 is then left with about three of its seven digits.
+# Trained adapters have 0.5 and more.
 CANCELLING_BELOW = 1e-4
 
 
@@ -30,7 +31,7 @@ class OwnSizes:
 
     Attributes:
         norms: Frobenius norm of D_k, (n_modules, n_clients), weight units.
-        components: root of the summed squared norms of its rank-one components, likewise.
+        components: root of the summed squared norms of D_k's rank-one components, likewise.
         previous_norms, previous_components: the same of P, (n_modules,); 0 without one.
     """
 
@@ -51,11 +52,13 @@ class OwnSizes:
         return [(m, k) for m, k in of_clients] + [(m, -1) for (m,) in of_previous.tolist()]
 
     def most(self, module: int, ranks: Sequence[int]) -> list[float]:
-        """Largest norms of the clients' delta weights in one module, rounding errors included: the
-        square of a norm is a sum of products of two Grams, and what cancels in it leaves theirs.
+        """Upper bounds of the norms of the clients' delta weights in one module, weight units. A
+        squared norm is a sum of products of entries of two Grams, whose rounding errors stay where
+        the products cancel; the bounds include them.
 
         Args:
-            ranks: how many components each client has, at least.
+            module: its row.
+            ranks: numbers of rank-one components of the clients, or more.
         """
         rows = zip(
             self.norms[module].tolist(), self.components[module].tolist(), ranks, strict=True
@@ -64,7 +67,7 @@ class OwnSizes:
         return [n + 4 * eps * rank * c**2 / n if n > 0 else 0.0 for n, c, rank in rows]
 
     def share(self, module: int, client: int) -> float:
-        """The norm over the components' size; client -1 is P."""
+        """Norm of a delta weight over the size of its components; client -1 is P."""
         norms, sizes = self.norms[module], self.components[module]
         if client < 0:
             norms, sizes = self.previous_norms[module, None], self.previous_components[module, None]
@@ -75,7 +78,8 @@ def own_sizes(pair: Grams, previous_rank: int = 0) -> OwnSizes:
     """Sizes in a batch of modules; on the CPU.
 
     Args:
-        previous_rank: how many components at the end of every client's are P's.
+        pair: Grams of the compared delta weights.
+        previous_rank: number of P's components, which are the last ones of every client.
     """
     parts = split_ranks(pair.ranks, previous_rank)
     part = owners(parts, pair.B.device)
@@ -87,15 +91,16 @@ def own_sizes(pair: Grams, previous_rank: int = 0) -> OwnSizes:
 
 
 def split_ranks(ranks: Sequence[int], previous_rank: int) -> list[int]:
-    """Every client's own components and those of P, in turns."""
+    """Numbers of components of each client itself and of P in its columns, in turns."""
     return [n for r in ranks for n in (max(0, r - previous_rank), min(r, previous_rank))]
 
 
 def sizes_of(squares: Tensor, components: Tensor, scale: Tensor) -> OwnSizes:
-    """Sizes from squares of norms over each client's `scale`, its own and P's in turns.
+    """Sizes from squared norms over each client's squared `scale`.
 
     Args:
-        squares: of the norms, as computed, (n_modules, 2 * n_clients).
+        squares: of the norms of D_k and of P in the columns of client k, in turns, as computed,
+            (n_modules, 2 * n_clients).
         components: summed squared norms of the components, likewise.
         scale: (n_modules, n_clients).
     """
@@ -111,7 +116,8 @@ def size_alone(lora_A: Tensor, lora_B: Tensor, scaling: float) -> tuple[float, f
     """Norm of one delta weight, and root of its components' summed squared norms, weight units.
 
     Args:
-        lora_A: (rank, in_features). lora_B: (out_features, rank).
+        lora_A: (rank, in_features).
+        lora_B: (out_features, rank).
     """
     A, B = lora_A.double(), lora_B.double()
     inner = (A @ A.mT) * (B.mT @ B)
@@ -120,7 +126,11 @@ def size_alone(lora_A: Tensor, lora_B: Tensor, scaling: float) -> tuple[float, f
 
 
 def concatenate_sizes(parts: Sequence[OwnSizes], order: Sequence[int]) -> OwnSizes:
-    """Join batches, then put the modules into the given order."""
+    """Join batches, then put the modules into the given order.
+
+    Args:
+        order: row in the joined batches of each module of the result.
+    """
     index = torch.tensor(list(order))
     names = [field.name for field in fields(OwnSizes)]
     return OwnSizes(*(torch.cat([getattr(part, n) for part in parts])[index] for n in names))

@@ -11,25 +11,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Standard errors in a band of doubt.
+# Standard errors on either side of a level that count as doubt.
 N_SE = 2.0
-# Modules below which there is no standard error over them.
+# Least number of modules for a standard error over modules.
 MIN_MODULES = 4
 
 
 @dataclass(frozen=True)
 class Level:
-    """A mean over modules with its standard error (0 below two modules: it is not known)."""
+    """A mean over modules with its standard error, which is 0 (not known) below two modules."""
 
     mean: float
     se: float
 
     @property
     def high(self) -> float:
+        """The mean plus N_SE standard errors."""
         return self.mean + N_SE * self.se
 
     @property
     def low(self) -> float:
+        """The mean minus N_SE standard errors."""
         return self.mean - N_SE * self.se
 
 
@@ -42,17 +44,17 @@ def over_modules(values: NDArray[np.float64]) -> Level:
     return Level(float(known.mean()), se)
 
 
-# Groups of so many are summed once for all their members; of how many groups that is kept.
+# Size from which on sums over a whole group are kept for all its members, and for how many groups.
 _LARGE, _SUMS_KEPT = 32, 4
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Similarities to a group in every module: by client, and of its own pairs (each twice).
+    """Sums over a group's similarities in every module, and how many of them are known.
 
     Attributes:
-        totals, counts: of each client's known ones, (n_modules, n_clients).
-        total, count: of the group's own, (n_modules,).
+        totals, counts: of each client's similarities to the group, (n_modules, n_clients).
+        total, count: of the similarities inside the group, each pair twice, (n_modules,).
     """
 
     totals: NDArray[np.float64]
@@ -66,7 +68,10 @@ class PairLevels:
 
     Args:
         excess: similarity above the value for unrelated clients in every module, shape
-            (n_modules, n_clients, n_clients), NaN where a client has no update.
+            (n_modules, n_clients, n_clients), NaN where a delta weight is zero.
+
+    Attributes:
+        mean: over modules, (n_clients, n_clients); NaN for a pair without a common module.
     """
 
     def __init__(self, excess: Tensor) -> None:
@@ -84,11 +89,12 @@ class PairLevels:
 
     @property
     def few(self) -> bool:
-        """Too few modules for a standard error over them: pairs stand in, and doubts count."""
+        """Whether there are fewer than MIN_MODULES modules, too few for a standard error."""
         return len(self._table) < MIN_MODULES
 
     def between(self, first: Sequence[int], second: Sequence[int]) -> NDArray[np.float64]:
-        """Mean over all pairs of a client in `first` and another in `second`, per module."""
+        """Mean over all pairs of a client in `first` and another in `second`, (n_modules,); NaN
+        where no pair is known."""
         block = np.ix_(list(first), list(second))
         total = self._by_pair[block].sum((0, 1))
         if not self._complete:
@@ -98,12 +104,12 @@ class PairLevels:
         return _ratio(total, np.array(count))
 
     def within(self, group: Sequence[int]) -> NDArray[np.float64]:
-        """Mean over all pairs inside a group of two or more, per module."""
+        """Mean over all pairs inside a group of two or more, (n_modules,)."""
         return self.between(group, group)
 
     def within_others(self, group: Sequence[int], client: int) -> NDArray[np.float64]:
-        """`within` of a group without one client, who need not be in it. For large groups from
-        sums over all of it that are kept: every member asks in turn."""
+        """`within` of a group without one client, who need not be a member. For large groups it is
+        computed from sums over the whole group, which are kept for the next member."""
         others = [k for k in group if k != client]
         if len(others) < _LARGE:
             return self.within(others)
@@ -165,7 +171,11 @@ class PairLevels:
     ) -> Level:
         """`between(first, second) - ratio * inside`, with its standard error.
 
-        Paired over modules; with few modules, over the pairs of the block instead.
+        The standard error is over modules; with fewer than MIN_MODULES of them it is over the pairs
+        between the two groups.
+
+        Args:
+            inside: one number per module, (n_modules,), such as a group's `within`.
         """
         margin = over_modules(self.between(first, second) - ratio * inside)
         if not self.few:
@@ -181,6 +191,11 @@ def _ratio(total: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.f
 
 
 def excess_table(values: Sequence[Tensor], nulls: Sequence[Tensor]) -> Tensor:
-    """(value - null) / (1 - null) of all modules, shape (n_modules, n_clients, n_clients)."""
+    """Similarities above chance of all modules, (value - null) / (1 - null): 0 is unrelated, 1 the
+    same; shape (n_modules, n_clients, n_clients).
+
+    Args:
+        values, nulls: of batches of modules, as in `similarity.PairTable`.
+    """
     value, null = torch.cat(list(values)), torch.cat(list(nulls))
     return (value - null) / (1.0 - null).clamp_min(torch.finfo(null.dtype).tiny)

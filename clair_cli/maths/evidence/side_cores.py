@@ -1,12 +1,12 @@
-"""One side of all delta weights in their leading directions: what `output` and `input` sharing is
-decomposed in.
+"""Cores of one side: small matrices with the singular values of all unit delta weights of a module
+side by side. The decomposition of `output` and `input` sharing runs on them.
 
-Only directions that clients make together matter there: no client alone has a singular value above
-1, and the decomposition looks at nothing below that. So those below _LEAST are cut off, and of what
-they hold only its size is kept, client by client: every norm stays exact, and no singular value
-that was cut off is larger than that (with up to _MOST directions kept). What is then found inside
-the others' directions is a little more than in whole cores, by 0.02 of a client's energy and for
-all alike, because each client had a part in finding which directions lead.
+Only directions that several clients make together matter to the decomposition: no client alone has
+a singular value above 1, and the decomposition ignores values below 1. So directions whose singular
+value is below _LEAST are cut off, and only each client's squared norm in them is kept: every norm
+stays exact, and no singular value that was cut off is larger than _LEAST (with up to _MOST
+directions kept). Each client took part in finding the leading directions, so its energy inside
+those of the others comes out larger than in whole cores, by 0.02 and for all clients alike.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from clair_cli.maths.factors.grams import Grams
 from clair_cli.maths.factors.roots import core_from_gram
 from clair_cli.maths.factors.stack import block_norms
 
-# Singular values that are cut off (clients of rank 4 have them at 0.5), in stacks of more than
-# _WHOLE columns; how many directions are kept at least, and at most.
+# Singular values below _LEAST are cut off (those of clients of rank 4 are at 0.5) in stacks of more
+# than _WHOLE columns; at least _FEWEST directions are kept, and at most _MOST.
 _LEAST, _WHOLE = 0.47, 128
 _FEWEST, _MOST = 16, 64
 
 
 @dataclass(frozen=True)
 class SideCores:
-    """Unit delta weights of some modules, side by side, seen from one side.
+    """Cores of some modules: one block of columns per client.
 
     Attributes:
-        stack: (n_modules, rows, sum_rank), float64, CPU: the leading directions, in the clients'
-            own orthonormal coordinates.
-        outside: squared norm of what each client has off those, (n_modules, n_clients).
-        ranks: columns of each client.
+        stack: (n_modules, rows, sum_rank), float64, CPU. A row is a leading direction; a client's
+            columns are orthonormal coordinates of its unit delta weight on the other side.
+        outside: squared norm of each client's part off these directions, (n_modules, n_clients).
+        ranks: number of columns of each client.
     """
 
     stack: Tensor
@@ -44,7 +44,7 @@ class SideCores:
     ranks: tuple[int, ...]
 
     def widened(self, ranks: Sequence[int]) -> SideCores:
-        """With zeros beside each client's columns, up to these ranks.
+        """The same cores with zero columns added to each client, up to these ranks.
 
         Raises:
             ValueError: a client has more columns already.
@@ -59,9 +59,10 @@ class SideCores:
 
 
 def side_cores(pair: Grams, side: str) -> SideCores:
-    """Those of a batch of modules.
+    """Cores of a batch of modules, without the directions that no two clients make together.
 
     Args:
+        pair: the Grams of all clients.
         side: "output" or "input".
     """
     core = unit_core(pair, side).cpu()
@@ -74,10 +75,11 @@ def side_cores(pair: Grams, side: str) -> SideCores:
 
 
 def joint_cores(parts: Sequence[SideCores]) -> SideCores:
-    """Those of all modules, scaled so that a client with an update in each has joint norm one.
+    """The cores of all modules, scaled so that a client with a delta weight in every module has
+    joint norm one.
 
     Args:
-        parts: with the same ranks.
+        parts: cores with the same ranks, in the order of the modules.
     """
     rows = max(part.stack.shape[1] for part in parts)
     padded = [torch.nn.functional.pad(p.stack, (0, 0, 0, rows - p.stack.shape[1])) for p in parts]
@@ -86,11 +88,12 @@ def joint_cores(parts: Sequence[SideCores]) -> SideCores:
 
 
 def unit_core(pair: Grams, side: str) -> Tensor:
-    """Core of the horizontal stack of unit-norm delta weights (or of their transposes), whole.
+    """Whole core of the horizontal stack of unit-norm delta weights (`output`) or of their
+    transposes (`input`).
 
     Returns:
         C with C'C the stack's Gram, shape (n_modules, sum_rank, sum_rank), its rows by descending
-        singular value; columns of a zero update are zero.
+        singular value; columns of a zero delta weight are zero.
     """
     outer, inner = (pair.B, pair.A) if side == "output" else (pair.A, pair.B)
     return core_from_gram(unit_side(outer, inner, pair)[0])[0]

@@ -30,15 +30,15 @@ class PairTable:
     """One stacking's similarity of every pair of clients in a batch of modules.
 
     Attributes:
-        value: shape (n_modules, n_clients, n_clients), NaN where a client has no update.
-        null: same shape; what unrelated delta weights of these spectra would give.
+        value: shape (n_modules, n_clients, n_clients), NaN where a delta weight is zero.
+        null: same shape; the value of unrelated delta weights with these spectra.
     """
 
     value: Tensor
     null: Tensor
 
     def cpu(self) -> PairTable:
-        """The same on the CPU."""
+        """A copy on the CPU."""
         return PairTable(self.value.cpu(), self.null.cpu())
 
 
@@ -51,7 +51,7 @@ def unit_side(outer: Tensor, inner: Tensor, grams: Grams) -> tuple[Tensor, Block
     arguments swapped, the same for the stack of the D_k' (`input` stacking).
 
     Returns:
-        H, (n_modules, sum_rank, sum_rank), and T; zero for a zero update.
+        H, (n_modules, sum_rank, sum_rank), and T; zero for a zero delta weight.
     """
     inverse = torch.where(grams.norms > 0, 1.0 / grams.norms, 0.0)
     root = half_factors(inner, grams.ranks).scaled(inverse)
@@ -67,7 +67,7 @@ def matrix_similarity(grams: Grams) -> PairTable:
     """Cosine of the delta weights of each pair, from the Grams.
 
     Returns:
-        Values in -1 to 1, the diagonal 1, NaN where a client has no update; nulls are 0.
+        Values in -1 to 1, the diagonal 1, NaN where a delta weight is zero; nulls are 0.
     """
     inner = block_sums(grams.B * grams.A, grams.ranks)
     denominator = grams.norms[:, :, None] * grams.norms[:, None, :]
@@ -98,7 +98,7 @@ class Similarity:
     Attributes:
         stacking: "matrix", "output" or "input".
         excess: shape (n_clients, n_clients), (value - null) / (1 - null) averaged over the
-            modules in which both clients have an update; 0 is unrelated, 1 the same.
+            modules in which both delta weights are nonzero; 0 is unrelated, 1 the same.
             NaN for a pair with no common module; the diagonal is 1.
         se: standard error of each mean over modules; NaN with fewer than two modules.
         n: number of modules behind each pair.

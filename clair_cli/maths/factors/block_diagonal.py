@@ -14,19 +14,19 @@ from clair_cli.maths.factors.stack import same_rank
 
 @dataclass(frozen=True)
 class BlockDiagonal:
-    """One for each of some modules, which is never laid out whole.
+    """Block-diagonal matrices of some modules, stored as their blocks.
 
     Attributes:
         blocks: (n_modules, n_clients, rank, rank), one tensor where all clients have one rank; else
-            one of (n_modules, rank, rank) for each client.
-        ranks: of the clients.
+            one tensor (n_modules, rank, rank) for each client.
+        ranks: size of each client's block.
     """
 
     blocks: Tensor | tuple[Tensor, ...]
     ranks: tuple[int, ...]
 
     def times(self, rows: Tensor) -> Tensor:
-        """The product with (n_modules, sum_rank, m)."""
+        """The product of every module's matrix with `rows`, (n_modules, sum_rank, m)."""
         if isinstance(self.blocks, Tensor):
             each = torch.unflatten(rows, 1, (len(self.ranks), -1))
             return (self.blocks @ each).flatten(1, 2)
@@ -35,17 +35,21 @@ class BlockDiagonal:
 
     @property
     def mT(self) -> BlockDiagonal:  # noqa: N802 - as a tensor's
-        """The transposes."""
+        """The transposed matrices."""
         if isinstance(self.blocks, Tensor):
             return BlockDiagonal(self.blocks.mT, self.ranks)
         return BlockDiagonal(tuple(block.mT for block in self.blocks), self.ranks)
 
     def congruent(self, square: Tensor) -> Tensor:
-        """T' @ square @ T for these T and symmetric squares, (n_modules, sum_rank, sum_rank)."""
+        """T' @ square @ T, with T the block-diagonal matrices.
+
+        Args:
+            square: symmetric, (n_modules, sum_rank, sum_rank).
+        """
         return self.mT.times(self.mT.times(square).mT)
 
     def scaled(self, by: Tensor) -> BlockDiagonal:
-        """Each client's block times its number, (n_modules, n_clients)."""
+        """Each client's block times the client's factor in `by`, (n_modules, n_clients)."""
         if isinstance(self.blocks, Tensor):
             return BlockDiagonal(self.blocks * by[:, :, None, None], self.ranks)
         each = zip(self.blocks, by.unbind(1), strict=True)
@@ -53,7 +57,7 @@ class BlockDiagonal:
 
 
 def of_blocks(blocks: Sequence[Tensor]) -> BlockDiagonal:
-    """Those of one module with these blocks, (rank, rank) each."""
+    """The block-diagonal matrix of one module, from one block (rank, rank) per client."""
     ranks = tuple(len(block) for block in blocks)
     if same_rank(ranks):
         return BlockDiagonal(torch.stack(list(blocks))[None], ranks)
@@ -61,7 +65,7 @@ def of_blocks(blocks: Sequence[Tensor]) -> BlockDiagonal:
 
 
 def diagonal_blocks(square: Tensor, ranks: Sequence[int]) -> BlockDiagonal:
-    """Those of (n_modules, sum_rank, sum_rank)."""
+    """The diagonal blocks of square matrices, (n_modules, sum_rank, sum_rank)."""
     if same_rank(ranks):
         n, rank = len(ranks), ranks[0]
         found = square.view(len(square), n, rank, n, rank).diagonal(dim1=1, dim2=3)

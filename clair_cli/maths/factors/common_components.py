@@ -1,5 +1,7 @@
-"""Updates that share some of their rank-one terms: those of the previous round's adapter, which is
-taken off every client's. The terms are stored, and multiplied, once for all.
+"""Differences of delta weights: every client's less that of the previous round's adapter.
+
+The rank-one components of the previous adapter are part of every difference. They are stored, and
+multiplied, once for all clients.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from clair_cli.maths.factors.stack import CommonComponents, FactorStack
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a stack, and how the updates' terms are made of those that are stored.
+    """One side of a stack: the rows as stored, and which of them each rank-one component uses.
 
     Attributes:
         rows: lora_A, or lora_B transposed, as stored, (n_modules, n_stored, width).
-        common: None where every stored term is one of the updates'.
-        by: what each of the updates' terms counts on this side, (n_modules, sum_rank); None for 1.
+        common: the stored row of each component; None where component i uses row i.
+        by: factor of each component on this side, (n_modules, sum_rank); None for 1.
     """
 
     rows: Tensor
@@ -28,16 +30,28 @@ class Side:
     by: Tensor | None = None
 
     def spread(self, values: Tensor) -> Tensor:
-        """From the stored terms, (n_modules, n_stored, m), to the updates', (n_modules, sum_rank,
-        m), where the values are."""
+        """Copy values of the stored rows to the components that use them.
+
+        Args:
+            values: (n_modules, n_stored, m).
+
+        Returns:
+            Shape (n_modules, sum_rank, m), on the device of `values`.
+        """
         if self.common is None:
             return values
         found = values.index_select(1, self.common.columns.to(values.device))
         return found if self.by is None else found * self.by.to(found)[:, :, None]
 
     def gathered(self, values: Tensor) -> Tensor:
-        """The transpose of `spread`: what the updates' terms, (n_modules, sum_rank, m), amount to
-        in the stored ones, (n_modules, n_stored, m)."""
+        """Add up values of the components in the stored rows that they use: `spread` transposed.
+
+        Args:
+            values: (n_modules, sum_rank, m).
+
+        Returns:
+            Shape (n_modules, n_stored, m), on the device of `values`.
+        """
         if self.common is None:
             return values
         found = values if self.by is None else values * self.by.to(values)[:, :, None]
@@ -45,7 +59,7 @@ class Side:
         return empty.index_add_(1, self.common.columns.to(values.device), found)
 
     def spread_square(self, square: Tensor) -> Tensor:
-        """From a Gram of the stored terms to the updates'."""
+        """The Gram of the components, (n_modules, sum_rank, sum_rank), from that of stored rows."""
         return square if self.common is None else self.spread(self.spread(square).mT).mT
 
 
@@ -57,19 +71,24 @@ def sides(stack: FactorStack) -> tuple[Side, Side]:
 
 
 def differences_to_last(stack: FactorStack, present: Tensor) -> FactorStack:
-    """Every client's delta weight less the last one's.
+    """Subtract the delta weight of a stack's last entry from all others.
 
     Args:
-        stack: of the clients and, as one more, of what is subtracted.
-        present: whether the update of a client is to be, (n_modules, n_clients); else it is zero.
+        stack: of the clients and, as last entry, of the adapter that is subtracted.
+        present: whether a client has the module, (n_modules, n_clients); the difference of a client
+            that lacks it is zero.
+
+    Returns:
+        A stack of the clients whose delta weights are the differences. The components of the last
+        entry are stored once, as `common`.
     """
     *own, last = stack.ranks
     ends = [0, *itertools.accumulate(own)]
     factors = stack.lora_A[:, ends[-1] :].mT, stack.lora_B[:, :, ends[-1] :]
-    there = [(factor != 0).any(2).any(1).to(stack.scaling.device) for factor in factors]
-    # what is zero has no scale that the others could be small beside
+    nonzero = [(factor != 0).any(2).any(1).to(stack.scaling.device) for factor in factors]
+    # an entry that is zero must not set the scale of the difference
     sizes = stack.scaling[:, :-1]
-    before = torch.where(there[0] & there[1], stack.scaling[:, -1], 0.0)[:, None]
+    before = torch.where(nonzero[0] & nonzero[1], stack.scaling[:, -1], 0.0)[:, None]
     unit = torch.maximum(sizes.abs(), before.abs())
     own_by, common_by = (by / torch.where(unit > 0, unit, 1.0) for by in (sizes, -before))
     columns: list[int] = []

@@ -1,8 +1,9 @@
-"""Products of one shape in orthonormal bases of all their factors: small ones that are the same.
+"""Low-rank products in a shared orthonormal basis (joint QR): their norms, inner products and SVDs
+are those of small matrices.
 
-With B = [B_1 ... B_K] = Q_B R_B and A' = [A_1' ... A_K'] = Q_A R_A, every sum of the products is
-Q_B (...) Q_A' with the same sum of small ones inside: norms, inner products, singular values and
-projections are those of the small ones, and nothing has the layer's width but the two bases.
+With B = [B_1 ... B_K] = Q_B R_B and A' = [A_1' ... A_K'] = Q_A R_A, the product B_k A_k is
+Q_B (R_Bk R_Ak') Q_A'. Sums, norms, inner products, singular values and projections of the products
+are computed from the small matrices R_Bk R_Ak'; only the two bases have the layer's width.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from clair_cli.maths.factors.lowrank import SVD, Product
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Products in bases that they share.
+    """Low-rank products in coordinates of two bases that they share, one per side.
 
     Attributes:
-        products: in the bases' coordinates, in the order given.
-        shape: (out_features, in_features) of what they stand for.
-        left: orthonormal columns, (out_features, p), p = min(out_features, number of terms); None
-            if not asked for.
-        right: orthonormal columns, (in_features, q).
+        products: B_k A_k as factors R_Bk (p, rank_k) and R_Ak' (rank_k, q), in the order given.
+        shape: (out_features, in_features) of the products themselves.
+        left: basis of the output side, orthonormal columns, (out_features, p),
+            p = min(out_features, sum of ranks); None if not asked for.
+        right: basis of the input side, orthonormal columns, (in_features, q); None likewise.
     """
 
     products: tuple[Product, ...]
@@ -35,11 +36,16 @@ class Coordinates:
     right: Tensor | None
 
     def factored(self, small: SVD) -> FactoredSVD:
-        """What a decomposition in the coordinates stands for; the bases' dtype is that of the
-        products that make its sides.
+        """The SVD of one module's matrix from the SVD of its coordinates.
+
+        Args:
+            small: in coordinates of the bases, left (p, n) and right (n, q).
+
+        Returns:
+            One module; its products with the bases are computed in the bases' dtype.
 
         Raises:
-            ValueError: there are no bases.
+            ValueError: the coordinates were made without bases.
         """
         if self.left is None or self.right is None:
             raise ValueError("made without bases")
@@ -49,17 +55,17 @@ class Coordinates:
         )  # fmt: skip
 
     def rounded(self, dtype: torch.dtype) -> Coordinates:
-        """With bases of this dtype."""
+        """The same products, with the bases converted to `dtype`."""
         bases = [None if basis is None else basis.to(dtype) for basis in (self.left, self.right)]
         return Coordinates(self.products, self.shape, *bases)
 
 
 def coordinates(products: Sequence[Product], *, bases: bool) -> Coordinates:
-    """Put some products into coordinates of all of them.
+    """Write products in orthonormal bases of all their columns and of all their rows.
 
     Args:
-        products: one at least, of one shape, float64.
-        bases: whether the bases are wanted too.
+        products: at least one, of one shape, float64.
+        bases: whether the bases themselves are computed too.
 
     Source: G. Golub, C. Van Loan, "Matrix Computations", 4th ed., section 5.2 (QR).
     """

@@ -1,4 +1,6 @@
-"""A singular value decomposition whose long sides are made piece by piece, and then let go."""
+"""Singular value decompositions whose long sides stay products of factors, and are computed a few
+columns at a time.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +12,24 @@ from torch import Tensor
 
 from clair_cli.maths.factors.lowrank import SVD
 
-# Columns of one module's side that are made at once on a CPU, and fewer of each of several: they
-# stay in its cache.
+# Columns of a side that a CPU computes at once, of all modules together: they stay in its cache.
 _PIECE = 1024
 
 
 @dataclass(frozen=True)
 class FactoredSVD:
     """Singular value decompositions D = (lora_B @ left) diag(values) (right @ lora_A) of some
-    modules of one shape, as far as their vectors are known.
+    modules of one shape, with the leading m' of m singular vectors.
 
     Attributes:
         lora_B: shape (n_modules, out_features, n), any float dtype.
         lora_A: shape (n_modules, n', in_features).
         values: all singular values, descending, (n_modules, m), float64, CPU.
-        left: shape (n_modules, n, m'), m' <= m, where lora_B is or on the CPU; None for the
-            identity. `lora_B @ left` has orthonormal columns.
-        right: shape (n_modules, m', n'); None for the identity.
-        dtype: of the products that make the sides.
+        left: shape (n_modules, n, m'), m' <= m, on the device of lora_B or on the CPU; None for
+            the identity. `lora_B @ left` has orthonormal columns.
+        right: shape (n_modules, m', n'); None for the identity. `right @ lora_A` has orthonormal
+            rows.
+        dtype: in which the products with lora_B and lora_A are computed.
     """
 
     lora_B: Tensor
@@ -44,11 +46,12 @@ class FactoredSVD:
 
     @property
     def n_vectors(self) -> int:
+        """Number m' of singular vectors."""
         known = self.lora_B if self.left is None else self.left
         return known.shape[2]
 
     def each(self) -> list[FactoredSVD]:
-        """One by one."""
+        """One decomposition per module."""
         if len(self.values) == 1:
             return [self]
         return [
@@ -62,10 +65,11 @@ class FactoredSVD:
         ]  # fmt: skip
 
     def left_pieces(self, amounts: Tensor) -> Iterator[Tensor]:
-        """The leading left singular vectors times `amounts`, as rows, a few columns at a time.
+        """The leading k left singular vectors, each times a factor, as rows; a few columns at a
+        time.
 
         Args:
-            amounts: shape (n_modules, k).
+            amounts: the factors, (n_modules, k).
 
         Yields:
             Shape (n_modules, k, up to _PIECE), in `dtype`, on the factors' device.
@@ -73,7 +77,7 @@ class FactoredSVD:
         return self._pieces(self.lora_B.mT, None if self.left is None else self.left.mT, amounts)
 
     def right_pieces(self, amounts: Tensor) -> Iterator[Tensor]:
-        """The same for the right singular vectors."""
+        """As `left_pieces`, of the right singular vectors."""
         return self._pieces(self.lora_A, self.right, amounts)
 
     def _pieces(self, rows: Tensor, turn: Tensor | None, amounts: Tensor) -> Iterator[Tensor]:
@@ -92,7 +96,7 @@ class FactoredSVD:
 
 
 def factored(exact: SVD) -> FactoredSVD:
-    """The decomposition of one module whose singular vectors are computed already."""
+    """One module's decomposition from an SVD whose vectors are laid out already."""
     return FactoredSVD(
         exact.left[None], exact.right[None], exact.values[None], None, None, exact.left.dtype
     )

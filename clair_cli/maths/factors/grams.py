@@ -1,5 +1,5 @@
-"""The two Gram matrices of a stack of factors, which hold everything about the clients'
-updates; and the two in the memory of one, to be kept.
+"""The two Gram matrices B'B and AA' of a stack of factors, from which the norms, inner products and
+spectra of the clients' delta weights follow; and both packed into the memory of one.
 """
 
 from __future__ import annotations
@@ -22,43 +22,44 @@ from clair_cli.maths.factors.stack import (
     same_rank,
 )
 
-# Stacks of more columns than this have their leading directions found by iteration.
+# Stacks of more columns than this have their leading directions found by subspace iteration, which
+# starts from a sketch of so many columns.
 SKETCHED_ABOVE = 128
 SKETCH_DIM = 24
 
-# Numbers that are converted and multiplied at once on a CPU, in so many columns at least: they stay
-# in its cache.
+# Numbers of a side that a CPU converts and multiplies at once, so that they stay in its cache; and
+# the least number of columns at once.
 _CHUNK_NUMBERS, _LEAST_CHUNK = 2**18, 512
-# Rows of one block of a symmetric product, of a small and of a large one.
+# Rows of one block of a symmetric product, in small and in large products.
 _BLOCK, _LARGE_BLOCK = 64, 128
 
-# Below this share of its terms' size an update is rounding error, by the dtype of the products.
-# Adapters less themselves came out at up to 5e-8 and 4e-4 of that.
+# A delta weight whose norm is below this share of the size of its rank-one components is rounding
+# error, by the dtype of the products. Adapters subtracted from themselves left up to 5e-8 and 4e-4.
 VANISHING = {torch.float64: 1e-7, torch.float32: 2e-3}
-# A delta weight below it is zero: in one gauge products of two factors come to less, in another
-# they are lost. Factors in float32 make nothing below 1e-90 but zero.
+# A delta weight with a norm below this counts as zero: it underflows in one gauge of its factors
+# and not in another. No product of float32 factors other than zero is below 1e-90.
 LEAST_NORM = 1e-92
 
 
 @dataclass(frozen=True)
 class Grams:
-    """B'B and AA' of a stack whose terms are balanced, and the norms they give.
+    """B'B and AA' of a stack with balanced rank-one components, and the norms of delta weights.
 
-    Float64, on the stack's device, or on the CPU where that has nothing so wide.
-    `delta_weight[k] = scale[k] * (B_k by_B_k) (by_A_k A_k)` with B and A as
-    they stand in the stack; the Grams are those of the factors in brackets.
+    Float64, on the stack's device, or on the CPU where the device has no float64. With B and A as
+    they stand in the stack, `delta_weight[k] = scale[k] * (B_k by_B_k) (by_A_k A_k)`; the Grams are
+    those of the factors in brackets.
 
     Attributes:
-        B: shape (n_modules, sum_rank, sum_rank).
-        A: shape (n_modules, sum_rank, sum_rank).
+        B: Gram of the columns of lora_B, (n_modules, sum_rank, sum_rank).
+        A: Gram of the rows of lora_A, (n_modules, sum_rank, sum_rank).
         norms: Frobenius norm of each delta weight over its `scale`, (n_modules, n_clients).
-        scale: at least 0; 0 for a zero update, (n_modules, n_clients).
-        ranks: as in the stack.
+        scale: at least 0; 0 for a zero delta weight, (n_modules, n_clients), weight units.
+        ranks: columns of each client, as in the stack.
         shape: (out_features, in_features).
-        by_B, by_A: what balances each term, (n_modules, sum_rank); see `balance`.
-        sketch_B, sketch_A: products of B' and A with a fixed random matrix of their width,
-            (n_modules, sum_rank, SKETCH_DIM): where to look for the leading directions, in
-            coordinates of the weights and not of the gauge. None for small stacks.
+        by_B, by_A: factors that balance each component, (n_modules, sum_rank); see `balance`.
+        sketch_B, sketch_A: products of the balanced B' and A with a fixed random matrix of their
+            width, (n_modules, sum_rank, SKETCH_DIM), from which subspace iteration starts; they
+            depend on the gauge no more than the delta weights do. None for small stacks.
     """
 
     B: Tensor
@@ -73,7 +74,7 @@ class Grams:
     sketch_A: Tensor | None = None
 
     def module(self, index: int) -> Grams:
-        """Those of one module of the batch."""
+        """The Grams of one module of the batch."""
         one = slice(index, index + 1)
         return Grams(
             self.B[one], self.A[one], self.norms[one], self.scale[one], self.ranks, self.shape,
@@ -83,7 +84,7 @@ class Grams:
         )  # fmt: skip
 
     def of_clients(self, clients: Sequence[int]) -> Grams:
-        """Those of some clients, in ascending order; without the sketches unless all are wanted."""
+        """The Grams of some clients, in ascending order; without sketches unless of all clients."""
         if len(clients) == len(self.ranks):
             return self
         columns = client_columns(self.ranks, clients).to(self.B.device)
@@ -91,7 +92,13 @@ class Grams:
         return self.narrowed(clients, columns, B, A)
 
     def narrowed(self, clients: Sequence[int], columns: Tensor, B: Tensor, A: Tensor) -> Grams:
-        """The same of some clients, which have these columns and Grams; without the sketches."""
+        """The Grams of some clients, without sketches, from their two matrices.
+
+        Args:
+            clients: indices, ascending.
+            columns: indices of the clients' columns in the stack.
+            B, A: the Grams of these columns.
+        """
         chosen = torch.tensor(list(clients)).to(self.norms.device)
         return Grams(
             B, A,
@@ -101,10 +108,10 @@ class Grams:
         )  # fmt: skip
 
     def cpu(self) -> Grams:
-        """The same on the CPU."""
-        there = {f.name: getattr(self, f.name) for f in fields(self)}
-        here: dict[str, Any] = {k: v.cpu() for k, v in there.items() if isinstance(v, Tensor)}
-        return replace(self, **here)
+        """A copy on the CPU."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        copies: dict[str, Any] = {k: v.cpu() for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **copies)
 
     @property
     def delta_norms(self) -> Tensor:
@@ -113,12 +120,12 @@ class Grams:
 
 
 def chosen_columns(square: Tensor, columns: Tensor) -> Tensor:
-    """Some columns of the same rows, (n_modules, n, n)."""
+    """The chosen rows and columns of square matrices, (n_modules, n, n)."""
     return square[:, columns[:, None], columns]
 
 
 def joined(parts: Sequence[Grams]) -> Grams:
-    """Those of modules of one shape, whose clients have the same ranks, together."""
+    """Several batches as one; all modules have one shape, and their clients the same ranks."""
     if len(parts) == 1:
         return parts[0]
 
@@ -132,7 +139,7 @@ def joined(parts: Sequence[Grams]) -> Grams:
 def grams(stack: FactorStack) -> Grams:
     """Both Gram matrices of a stack, and each client's norm from them.
 
-    A product that cancels to rounding error counts as a zero update (norm exactly 0).
+    A delta weight that cancels to rounding error counts as zero (norm exactly 0).
     """
     sketched = sum(stack.ranks) > SKETCHED_ABOVE
     (B, sketch_B), (A, sketch_A) = (_of_side(s, stack.dtype, sketched) for s in sides(stack))
@@ -154,7 +161,7 @@ def grams(stack: FactorStack) -> Grams:
 
 
 def _of_side(side: Side, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Tensor | None]:
-    """The Gram of the updates' terms, and their sketch."""
+    """The Gram of one side's components, and their sketch if `sketched`."""
     gram, sketch = _products(side.rows, dtype, sketched)
     return side.spread_square(gram), None if sketch is None else side.spread(sketch)
 
@@ -162,14 +169,14 @@ def _of_side(side: Side, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Te
 def delta_norms_over_scale(
     squares: Tensor, components: Tensor, scale: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Norms of the clients' updates over their scale; exactly 0 where an update cancels to
-    rounding error, and where nothing above `LEAST_NORM` is left.
+    """Norms of the clients' delta weights over their scale; exactly 0 for a delta weight that
+    cancels to rounding error or whose norm is below `LEAST_NORM`.
 
     Args:
-        squares: of the norms, as computed.
-        terms: sums of the squared norms of each update's terms.
-        scale: of each client, at least 0.
-        dtype: of the products that this comes from.
+        squares: the squared norms over the squared scale, as computed, (..., n_clients).
+        components: summed squared norms of each client's rank-one components, likewise.
+        scale: of each client, at least 0, likewise.
+        dtype: of the products that `squares` was computed with.
     """
     norms = squares.clamp_min(0.0).sqrt()
     alive = (norms > VANISHING[dtype] * components.sqrt()) & (norms * scale > LEAST_NORM)
@@ -177,8 +184,8 @@ def delta_norms_over_scale(
 
 
 def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Tensor | None]:
-    """`rows @ rows'` and, if asked for, `rows` times the fixed random matrix of their width;
-    float64, where they are or on the CPU.
+    """`rows @ rows'` and, if `sketched`, `rows` times the fixed random matrix of their width;
+    float64, on the device of `rows`, or on the CPU if products are not in float64.
 
     Args:
         rows: shape (n_modules, n, width).
@@ -212,14 +219,14 @@ def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor,
 
 
 def blocks(n: int) -> list[tuple[int, int]]:
-    """The rows of a symmetric matrix in blocks."""
+    """Start and end of each block of rows of a symmetric (n, n) matrix."""
     step = _BLOCK if n <= 4 * _BLOCK else _LARGE_BLOCK
     return [(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def add_symmetric(gram: Tensor, rows: Tensor) -> None:
-    """Add `rows @ rows'` to `gram`, on and below the diagonal's blocks: little more than half of
-    the operations.
+    """Add `rows @ rows'` to `gram` in place, only in and below the blocks on the diagonal: little
+    more than half of the operations. `mirror` fills in the rest.
 
     Args:
         gram: shape (n_modules, n, n). rows: shape (n_modules, n, width).
@@ -229,14 +236,14 @@ def add_symmetric(gram: Tensor, rows: Tensor) -> None:
 
 
 def mirror(gram: Tensor) -> None:
-    """Copy what lies below the diagonal's blocks to above them."""
+    """Copy the part of `gram` below the blocks on the diagonal to the part above them."""
     for start, stop in blocks(gram.shape[1]):
         gram[:, :start, start:stop] = gram[:, start:stop, :start].mT
 
 
 @lru_cache(maxsize=16)
 def gaussian(width: int, dim: int) -> Tensor:
-    """A Gaussian matrix, (width, dim), the same in all runs; float64."""
+    """A matrix of standard normal numbers, (width, dim), the same in all runs; float64."""
     generator = torch.Generator().manual_seed(width)
     return torch.randn(width, dim, generator=generator, dtype=torch.float64)
 
@@ -259,12 +266,12 @@ def block_sums(matrix: Tensor, ranks: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class PackedGrams:
-    """Both Grams of some modules: they are symmetric, so each needs only one triangle.
+    """Both Grams of some modules in the memory of one: one triangle of each is enough.
 
     Attributes:
         both: B on and below the diagonal, A above it, (n_modules, sum_rank, sum_rank), float64.
-        diagonal_A: (n_modules, sum_rank).
-        rest: everything else but the sketches, with Grams of no size.
+        diagonal_A: the diagonal of A, (n_modules, sum_rank).
+        rest: the other fields of the Grams, without sketches; its B and A are empty.
     """
 
     both: Tensor
@@ -295,7 +302,7 @@ def _unpacked(both: Tensor, diagonal_A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def packed(pair: Grams) -> PackedGrams:
-    """The Grams of some modules, copied."""
+    """A packed copy of the Grams of some modules."""
     none = pair.B.new_zeros(len(pair.B), 0, 0)
     return PackedGrams(
         torch.where(_below(pair.B), pair.B, pair.A),
@@ -305,7 +312,7 @@ def packed(pair: Grams) -> PackedGrams:
 
 
 def packed_bytes(n_components: int) -> int:
-    """Of one module with so many terms, but for what is small beside it."""
+    """Bytes of one module's two packed matrices, with `n_components` columns."""
     return 8 * n_components * (n_components + 1)
 
 

@@ -22,6 +22,7 @@ class Product:
     lora_A: Tensor
 
     def scaled(self, factor: float) -> Product:
+        """`factor` times the matrix."""
         return Product(self.lora_B * factor, self.lora_A)
 
     def __add__(self, other: Product) -> Product:
@@ -35,7 +36,7 @@ class Product:
 
 
 def sum_of(products: Sequence[Product], weights: Sequence[float]) -> Product:
-    """A weighted sum of one product or more, as one product of stacked factors."""
+    """The weighted sum of at least one product, exactly, as one product of stacked factors."""
     return Product(
         torch.cat([p.lora_B * w for p, w in zip(products, weights, strict=True)], dim=1),
         torch.cat([p.lora_A for p in products]),
@@ -48,7 +49,7 @@ class SVD:
 
     Attributes:
         left: orthonormal columns, (out_features, n).
-        values: all of them, descending, at least 0, (n,), n <= min(sum of ranks, out, in).
+        values: all singular values, descending, at least 0, (n,), n <= min(rank, out, in).
         right: orthonormal rows, (n, in_features).
     """
 
@@ -65,12 +66,14 @@ def numerical_rank(values: Tensor) -> int:
 
 
 def tail_norm(values: Tensor, rank: int) -> float:
-    """Frobenius norm of what cutting to `rank` leaves out; the whole norm for rank 0."""
+    """Frobenius norm of the part that cutting to `rank` leaves out, from the singular values
+    (descending); for rank 0 the norm of the whole matrix.
+    """
     return float(torch.linalg.vector_norm(values[rank:]))
 
 
 def singular_values(product: Product) -> Tensor:
-    """Those of a product, descending, without its singular vectors; as `svd` gives them."""
+    """The singular values of a product, descending, as `svd` gives them, without vectors."""
     if _is_small(product):
         found: Tensor = torch.linalg.svdvals(product.lora_B @ product.lora_A)
         return found
@@ -83,8 +86,8 @@ def singular_values(product: Product) -> Tensor:
 def svd(product: Product) -> SVD:
     """Singular value decomposition through QR of both factors and SVD of the small core.
 
-    Relative error about machine precision whatever the factors' gauge; the vectors' signs are
-    those that LAPACK gives.
+    Relative error about machine precision in every gauge of the factors. The signs of the vectors
+    are left as LAPACK returns them.
 
     Source: G. Golub, C. Van Loan, "Matrix Computations", 4th ed., section 5.4.8 (product
     form); used on LoRA factors by several federated systems.
@@ -104,7 +107,7 @@ def inner(one: Product, other: Product) -> float:
 
 
 def norm(product: Product) -> float:
-    """Frobenius norm, to machine precision also when terms cancel."""
+    """Frobenius norm, to machine precision even where rank-one components cancel."""
     if _is_small(product):
         return float(torch.linalg.matrix_norm(product.lora_B @ product.lora_A))
     left_core = torch.linalg.qr(product.lora_B, mode="r").R
@@ -113,6 +116,6 @@ def norm(product: Product) -> float:
 
 
 def _is_small(product: Product) -> bool:
-    """Whether it is no larger than the cores of its factors, which would say the same."""
+    """Whether the matrix is no larger than the core of its factors, and is decomposed directly."""
     rows, n_components = product.lora_B.shape
     return 0 < max(rows, product.lora_A.shape[1]) <= n_components

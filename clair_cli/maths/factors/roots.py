@@ -42,8 +42,15 @@ def half_factors(gram: Tensor, ranks: Sequence[int]) -> BlockDiagonal:
 
 
 def gram_root(gram: Tensor) -> Tensor:
-    """T with T T' = gram, which is positive semi-definite, (..., n, n): its Cholesky factor, or
-    where one of them has none (a rank below n, to rounding error), one made of eigenvectors."""
+    """Square root T of a Gram: T T' = gram.
+
+    Args:
+        gram: positive semi-definite, (..., n, n).
+
+    Returns:
+        The Cholesky factors; if one Gram has none (its rank is below n, up to rounding error), all
+        roots are made of eigenvectors.
+    """
     lower, info = torch.linalg.cholesky_ex(gram)
     if not info.any():
         found: Tensor = lower

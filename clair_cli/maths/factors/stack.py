@@ -1,7 +1,7 @@
 """Clients' factors side by side, ready for products.
 
-For client k of one module, `delta_weight` D_k = scaling_k B_k A_k. A and B alone mean nothing
-((B R, R^-1 A) is the same adapter), so what is made of a stack depends on D only.
+For client k of one module, the delta weight is D_k = scaling_k B_k A_k. The factors alone mean
+nothing ((B R, R^-1 A) is the same adapter), so results that leave the maths depend on D_k only.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from torch import Tensor
 
 # Least width of an over-complete stack: narrower layers have Grams that are quick to make.
 MIN_WIDTH = 256
-# A client's (lora_A, lora_B, scaling) in one module, or None: it lacks the module (zero update).
+# A client's (lora_A, lora_B, scaling) in one module; None if the client lacks the module, so that
+# its delta weight is zero.
 Factors = tuple[Tensor, Tensor, float] | None
 
 
 @dataclass(frozen=True)
 class CommonComponents:
-    """Terms that are part of every update, stored once, after those that each client has alone.
+    """Rank-one components that are part of every delta weight of a stack. They are stored once,
+    after the components that belong to one client each.
 
     Attributes:
-        rank: how many they are.
-        columns: the stored term that each of the updates' terms is, (sum_rank,): in order of the
-            clients, of each its own and then the common ones.
-        by: what its column of lora_B counts there, (n_modules, sum_rank), float64, -1 to 1.
+        rank: number of common components.
+        columns: the stored column of every component, (sum_rank,), int64: client by client, of each
+            its own components and then the common ones.
+        by: factor of every component's column of lora_B, (n_modules, sum_rank), float64, -1 to 1.
     """
 
     rank: int
@@ -40,18 +42,18 @@ class FactorStack:
     """The factors of all clients for a batch of modules of one shape.
 
     `delta_weight[m, k] = scaling[m, k] * lora_B[m][:, block k] @ lora_A[m][block k]`; with `common`
-    terms, of the columns and rows that those name.
+    components, block k is made of the stored columns and rows that `common.columns` names.
 
     Attributes:
-        lora_A: shape (n_modules, sum_rank, in_features). As the clients have it, in a dtype that
+        lora_A: shape (n_modules, sum_rank, in_features). As the clients sent it, in a dtype that
             holds all their values; or, where squares of such values may not fit `dtype`,
-            balanced (see `balance`) in `dtype`. Fewer rows with `common` terms.
+            balanced (see `balance`) in `dtype`. Fewer rows with `common` components.
         lora_B: shape (n_modules, out_features, sum_rank).
-        scaling: shape (n_modules, n_clients), float64; 0 for a zero update.
+        scaling: shape (n_modules, n_clients), float64; 0 for a zero delta weight.
         ranks: columns of each client; a client with a smaller rank in some module of the
             batch is padded with zeros.
-        dtype: of products of the stack: float64, or float32 on a device that has nothing wider.
-        common: terms that all have, if there are such; see `common_components.differences_to_last`.
+        dtype: of products of the stack: float64, or float32 on a device without float64.
+        common: components that all clients have; see `common_components.differences_to_last`.
     """
 
     lora_A: Tensor
@@ -74,16 +76,18 @@ class FactorStack:
 def balance(
     norm_A: Tensor, norm_B: Tensor, scaling: Tensor, ranks: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Multipliers after which each rank-one term is split evenly between its two factors, and each
-    client's largest term has norm one.
+    """Factors that split each rank-one component evenly between its two sides, and give each
+    client's largest component norm one.
 
     Args:
-        norm_A, norm_B: of the rows of lora_A and the columns of lora_B, (n_modules, sum_rank).
+        norm_A: norms of the rows of lora_A, (n_modules, sum_rank).
+        norm_B: norms of the columns of lora_B, (n_modules, sum_rank).
         scaling: (n_modules, n_clients).
 
     Returns:
-        For lora_A, at least 0; for lora_B, of the scaling's sign; and |scaling| times the norm of
-        the largest term, (n_modules, n_clients). All 0 for a client whose update is.
+        Factors of lora_A's rows, at least 0, (n_modules, sum_rank); of lora_B's columns, with the
+        scaling's sign, (n_modules, sum_rank); and |scaling| times the norm of each client's largest
+        component, (n_modules, n_clients). All are 0 for a client whose delta weight is zero.
     """
     size = norm_A * norm_B
     if same_rank(ranks):
@@ -114,14 +118,14 @@ def stack_factors(
 
     Args:
         modules: per module one entry per client, the clients in one fixed order:
-            `(lora_A (rank, in), lora_B (out, rank), scaling)`, or None for a zero update.
+            `(lora_A (rank, in), lora_B (out, rank), scaling)`, or None for a zero delta weight.
         shape: (out_features, in_features) of every module in the batch.
         dtype: of products; float64 unless the device has none.
-        device: where the stack lives.
-        pinned: whether the factors are laid out in page-locked memory first, from which a CUDA
-            device takes them beside other work.
-        balanced: balance the factors whatever their dtypes. What is known in coordinates of one
-            stack holds for another only if both are balanced, or neither is.
+        device: of the stack's tensors.
+        pinned: whether the factors are laid out in page-locked memory first, from which they are
+            copied to a CUDA device while it does other work.
+        balanced: balance the factors whatever their dtypes. Coordinates in one stack hold in
+            another only if both are balanced, or neither is.
 
     Raises:
         ValueError: a factor does not fit `shape`, or A and B differ in rank.
@@ -147,8 +151,8 @@ def stack_factors(
         by_A, by_B, scaling = balance(norms[0], norms[1], scaling, ranks)
         side_A = (side_A.double() * by_A[:, :, None]).to(dtype)
         side_B = (side_B.double() * by_B[:, None, :]).to(dtype)
-    there = [side.to(device, non_blocking=pinned) for side in (side_A, side_B)]
-    return FactorStack(there[0], there[1], scaling, ranks, dtype)
+    on_device = [side.to(device, non_blocking=pinned) for side in (side_A, side_B)]
+    return FactorStack(on_device[0], on_device[1], scaling, ranks, dtype)
 
 
 def _check(factors: Factors, shape: tuple[int, int]) -> None:
@@ -166,8 +170,8 @@ def _check(factors: Factors, shape: tuple[int, int]) -> None:
 def _side(
     modules: Sequence[Sequence[Factors]], side: int, width: int, ranks: Sequence[int], pinned: bool
 ) -> Tensor:
-    """All clients' lora_A below each other (side 0), or lora_B beside each other (side 1), of all
-    modules."""
+    """lora_A of all clients one below another (side 0), or lora_B side by side (side 1), of all
+    modules; padded with zeros to `ranks`."""
     given = [[None if f is None else (f[0], f[1])[side] for f in clients] for clients in modules]
     dtype = common_dtype([t.dtype for tensors in given for t in tensors if t is not None])
     size = (sum(ranks), width) if side == 0 else (width, sum(ranks))
@@ -198,13 +202,13 @@ def is_overcomplete(n_components: int, shape: tuple[int, int]) -> bool:
 
 
 def owners(ranks: Sequence[int], device: torch.device) -> Tensor:
-    """The client that each column of a stack is of."""
+    """Index of the client that each column of a stack belongs to, (sum_rank,)."""
     owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(list(ranks)))
     return owner.to(device)
 
 
 def client_sums(values: Tensor, ranks: Sequence[int]) -> Tensor:
-    """Sum (n_modules, sum_rank) over each client's columns, (n_modules, n_clients)."""
+    """Sum (n_modules, sum_rank) over each client's columns: shape (n_modules, n_clients)."""
     if same_rank(ranks):
         return torch.unflatten(values, 1, (len(ranks), -1)).sum(2)
     found = values.new_zeros(len(values), len(ranks))
@@ -223,7 +227,7 @@ def same_rank(ranks: Sequence[int]) -> bool:
 
 
 def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
-    """One that holds the values of all."""
+    """The narrowest dtype that holds the values of all `dtypes`; float32 if there are none."""
     dtype = dtypes[0] if dtypes else torch.float32
     for other in dtypes:
         dtype = torch.promote_types(dtype, other)
@@ -245,7 +249,14 @@ def block_norms(stack: Tensor, ranks: Sequence[int], *, joint: bool) -> Tensor:
 
 
 def spread(per_block: Tensor, ranks: Sequence[int]) -> Tensor:
-    """One number per block -> one per column, with axes to multiply a stack by."""
+    """Repeat the number of each client's block for its columns.
+
+    Args:
+        per_block: (n_clients,) or (n_modules, n_clients).
+
+    Returns:
+        Shape (1, 1, sum_rank) or (n_modules, 1, sum_rank), to multiply a stack with.
+    """
     repeats = ranks[0] if same_rank(ranks) else torch.tensor(list(ranks), device=per_block.device)
     columns = torch.repeat_interleave(per_block, repeats, dim=-1)
     return columns[None, None, :] if columns.ndim == 1 else columns[:, None, :]

@@ -1,9 +1,9 @@
-"""The scores that need the evidence and the set alone.
+"""The scores that need only the evidence and the members of the collaborative set.
 
-How large an update is beside those of the set, where it lies inside the shared subspace, and over
-how many directions it spreads. Each function takes all evidence and the set's members and returns
-one number per client, (n_clients,), NaN where it does not exist. All of them reach the report: a
-new one is a function and a line in `CLIENT_SCORES`.
+They measure the size of a delta weight compared with the members', its place inside the shared
+subspace, and the number of directions that it spreads over. Each function takes the evidence of all
+modules and the members, and returns one number per client, (n_clients,), NaN where the number does
+not exist. All scores reach the report: a new one is a function and a line in `CLIENT_SCORES`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from clair_cli.maths.evidence.pair_levels import MIN_MODULES
 
 
 def core_distance(evidence: Evidence, members: Sequence[int]) -> Tensor:
-    """Distance of each client's core U' D V to the other members' mean, over their median.
+    """Distance of each client's core U' D V to the other members' mean core, over the members'
+    median distance.
 
     Norms are in units of the members' median norm per module, so that size counts. U and V
     are the leading directions of the members' mean core that hold 90 % of its energy.
@@ -38,7 +39,7 @@ def core_distance(evidence: Evidence, members: Sequence[int]) -> Tensor:
     inside = (energy - singular.square() < 0.9 * energy[:, -1:]).to(cores.dtype)
     dim = int(inside.sum(1).max())
     left, right = (left * inside[:, None, :])[:, :, :dim], (right * inside[:, :, None])[:, :dim]
-    # all clients of a module at once; transposed, which no norm minds
+    # all clients of a module at once; transposed, which changes no norm
     cores = (cores.flatten(1, 2) @ right.mT).unflatten(1, (n_clients, -1)).transpose(2, 3)
     cores = (cores.flatten(1, 2) @ left).unflatten(1, (n_clients, -1))
     total = cores[:, index].sum(1)
@@ -55,7 +56,7 @@ def effective_rank_ratio(evidence: Evidence, members: Sequence[int]) -> Tensor:
     return median_ratio(evidence.effective_ranks, members).nanmedian(0).values
 
 
-# Members that must have an update in a module for its norms to have a median.
+# Least number of members with a nonzero delta weight in a module for a median of their norms.
 MIN_HOLDERS = 3
 
 
@@ -66,7 +67,11 @@ def median_ratio(values: Tensor, members: Sequence[int]) -> Tensor:
 
 
 def whole_norms(norms: Tensor) -> Tensor:
-    """Norm of each client's whole update from its modules', (n_clients,), without overflow."""
+    """Norm of each client's delta weights of all modules together, (n_clients,), without overflow.
+
+    Args:
+        norms: in each module, (n_modules, n_clients).
+    """
     largest = norms.amax(0)
     scaled = norms / torch.where(largest > 0, largest, 1.0)
     whole: Tensor = largest * torch.linalg.vector_norm(scaled, dim=0)
@@ -74,20 +79,20 @@ def whole_norms(norms: Tensor) -> Tensor:
 
 
 def total_norm(evidence: Evidence, members: Sequence[int]) -> Tensor:
-    """Norm of the whole update, weight units."""
+    """Norm of each client's delta weights of all modules together, weight units."""
     return whole_norms(evidence.norms)
 
 
 def norm_ratio(evidence: Evidence, members: Sequence[int]) -> Tensor:
-    """The same over the members' median."""
+    """`total_norm` over the members' median."""
     return median_ratio(whole_norms(evidence.norms), members)
 
 
 def typical_norms(norms: Tensor, members: Sequence[int]) -> Tensor:
-    """Median norm in each module of the members that have an update there, (n_modules,).
+    """Median norm in each module of the members with a nonzero delta weight, (n_modules,).
 
-    Fewer than MIN_HOLDERS are no measure for one another: there it is the largest of the other
-    modules' medians; NaN where no module has one.
+    A module with fewer than MIN_HOLDERS such members gets the largest median of the other modules,
+    or NaN if no module has one.
     """
     own = norms[:, list(members)]
     has = own > 0
@@ -98,7 +103,8 @@ def typical_norms(norms: Tensor, members: Sequence[int]) -> Tensor:
 
 
 def module_norm_ratio(evidence: Evidence, members: Sequence[int]) -> Tensor:
-    """Largest norm in one module over what is typical there; NaN where nothing is known."""
+    """Each client's largest norm in one module over the module's typical norm; NaN where no norm is
+    typical."""
     typical = typical_norms(evidence.norms, members)
     if bool(typical.isnan().all()):
         ratios = median_ratio(evidence.norms, members)

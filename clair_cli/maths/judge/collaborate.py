@@ -1,4 +1,4 @@
-"""The collaborative set and the shared subspace, out of the decomposition.
+"""The collaborative set and the shared subspace, from the decomposition.
 
 The penalties come from the stack itself. Every client's block has norm one over all modules,
 so a direction of the stack with a singular value above 1 is one that no client can make alone:
@@ -38,7 +38,8 @@ class Penalties:
     """Estimated penalties of the stable program, for blocks of unit norm.
 
     Attributes:
-        low_rank: lam1, at least 1. block: lam2, at most 1.
+        low_rank: lam1, at least 1.
+        block: lam2, at most 1.
         subspace_dims: shared dimensions in each module; 0 where nothing is shared.
         captured: share of a typical member's energy that L takes at lam1, 0 to 1.
     """
@@ -54,7 +55,7 @@ def shared_dim(singular: Tensor, bar: float) -> int:
 
     Args:
         singular: descending, (n,).
-        bar: what one client alone can reach.
+        bar: largest singular value that one client alone can make.
     """
     above = int((singular > bar).sum())
     if above == 0:
@@ -77,7 +78,7 @@ def estimate_penalties(
             of its members make a stronger direction between them.
     """
     members = stack[:, :, client_columns(ranks, group)]
-    bar = 1.0 / len(stack) ** 0.5  # one client's whole block in one module
+    bar = 1.0 / len(stack) ** 0.5  # norm of one client's block in one module
     dims, above, below = [], [], []
     left, values = left_singular(members)
     for basis, singular, stacked in zip(left, values, members, strict=True):
@@ -99,16 +100,16 @@ def estimate_penalties(
 
 @dataclass(frozen=True)
 class CollaborativeSet:
-    """What the decomposition says about who shares.
+    """The clients that share something, by the decomposition.
 
     Attributes:
         solution: of the stable program over `clients`.
-        penalties: how it was set up.
-        clients: who took part, in the order of the solution's blocks.
-        kept: those with S_k = 0.
+        penalties: with which the program was solved.
+        clients: all who took part, in the order of the solution's blocks.
+        kept: the clients with S_k = 0.
         captured: share of each client's energy inside the low-rank part of the *others*, 0 to
-            1; (n_modules, n_clients), one row in the matrix stacking, where all modules are
-            one. 0 for a client opposite to it there.
+            1; (n_modules, n_clients). The matrix stacking has one row for all modules together, in
+            which a client opposite to the others has 0.
     """
 
     solution: Decomposition
@@ -130,9 +131,12 @@ def collaborate(
     """Solve the stable program over `clients` with penalties estimated from `group`.
 
     Args:
-        cores: of everybody; joint norm of each client's block one.
-        clients: who takes part: everybody but duplicates and other coherent groups.
-        one_line: matrix stacking: it is a `matrix_core`, one column per client.
+        cores: of all clients; each client's block has joint norm one.
+        group: the coherent group that the similarities suggest.
+        clients: all who take part: everybody but duplicates and members of other coherent groups.
+        one_line: matrix stacking: `cores` is a `matrix_core`, with one column per client.
+        tol: relative duality gap at which the solver stops.
+        max_iter: most iterations of the solver.
     """
     stack, ranks = cores.stack, cores.ranks
 
@@ -169,9 +173,9 @@ def _captured_by_line(
 ) -> Tensor:
     """Matrix stacking: energy along the mean column of the low-rank part without the client.
 
-    L is what the clients share with every outlier's column moved to S, so its mean column is
-    their robust consensus. Up to LEAVE_ONE_OUT clients the program is solved again without
-    each of them, who would else be a large part of the L that it is held against.
+    L holds what the clients share, and the columns of outliers are in S, so the mean column of L is
+    a robust consensus. With up to LEAVE_ONE_OUT clients the program is solved again without each of
+    them, because a client must not be compared with an L that it is a large part of.
     """
     captured = torch.zeros(1, stack.shape[-1], dtype=stack.dtype)
     for k in range(stack.shape[-1]):
@@ -191,8 +195,8 @@ def captured_by_space(cores: SideCores, members: Sequence[int], dims: Sequence[i
     """Other stackings: share of each client's energy inside the subspace of the other members.
 
     Args:
-        members: clients with S_k = 0; the subspace is refitted on them (L's own is tilted by
-            what outliers with decaying spectra leave in it), and without the client itself.
+        members: clients with S_k = 0. The subspace is refitted on them, because the columns of L
+            are tilted towards outliers with decaying spectra; for each client without itself.
         dims: shared dimensions per module.
 
     Returns:
@@ -227,10 +231,11 @@ def matrix_core(cosines: Tensor) -> SideCores:
     each other.
 
     Args:
-        cosines: (n_modules, n_clients, n_clients), NaN where a client has no update.
+        cosines: (n_modules, n_clients, n_clients), NaN where a delta weight is zero.
 
     Returns:
-        Shape (1, n_clients, n_clients); a client without any update has a zero column.
+        A stack (1, n_clients, n_clients); a client whose delta weights are all zero has a zero
+        column.
     """
     gram = torch.nan_to_num(cosines, nan=0.0).sum(0)
     present = gram.diagonal()

@@ -4,11 +4,11 @@
     stable      min  1/2 ||M - L - S||^2 + lam1 ||L||_* + lam2 sum_k ||S_k||
 
 M holds one block per client, scaled to unit norm; L's columns lie in the shared subspace; S
-is zero on a benign client's block. With several modules the nuclear norms add up and a block
-may be a client's part of all modules together (`joint`): then the modules meet in one number
-per client and iteration only.
+is zero on a benign client's block. With several modules the nuclear norms add up, and a block
+may be a client's columns in all modules together (`joint`): then the modules are coupled by one
+number per client and iteration only.
 
-Factor space loses nothing: with H = C'C the Gram of the stack (similarity.unit_grams), solving
+Factor space loses nothing: with H = C'C the Gram of the stack (similarity.unit_side), solving
 on the core C is solving on M, because both programs have solutions in C's column space.
 
 Source: the programs are the paper's (arXiv 2605.21217, abstract) as we read it; for column
@@ -82,8 +82,8 @@ def solve_stable(
         low_rank_penalty: lam1, more than 0, units of a singular value of the stack.
         block_penalty: lam2, more than 0, units of a block's norm.
         joint: blocks run over all modules together.
-        outside: squared norm of what the blocks have off the stack's rows, where L has nothing,
-            (n_modules, n_clients); none if not given.
+        outside: squared norm of each block's part off the rows of the stack, where L is zero,
+            (n_modules, n_clients); zeros if None.
         start: warm start for L.
         max_iter: at least 1.
         tol: stop at this relative duality gap.
@@ -138,19 +138,20 @@ def solve_stable(
 
 @dataclass(frozen=True)
 class _Blocks:
-    """How a stack is divided, and what of its blocks it doesn't show; see `solve_stable`."""
+    """The blocks of a stack, and the squared norms of their parts off its rows; see
+    `solve_stable`."""
 
     ranks: Sequence[int]
     joint: bool
     outside: Tensor | None
 
     def norms(self, stack: Tensor) -> Tensor:
-        """Of the blocks, with what is outside."""
+        """Norms of the blocks, with their parts off the rows of the stack."""
         norms = block_norms(stack, self.ranks, joint=self.joint)
         return norms if self.outside is None else (norms**2 + self._outside).sqrt()
 
     def weighted(self, by: Tensor) -> float:
-        """Sum of what is outside, each block times its number."""
+        """Sum of the blocks' squared norms off the rows of the stack, each times a factor."""
         return 0.0 if self.outside is None else float((self._outside * by).sum())
 
     @property
@@ -176,8 +177,8 @@ def _stable_bounds(
     """Value of the stable program at L, and of its dual at a feasible point.
 
     Dual: max <Y, M> - 1/2 ||Y||^2 with ||Y|| <= lam1 in each module and ||Y_k|| <= lam2;
-    Y is what is left of the residual, scaled into the spectral ball. What lies outside the stack's
-    rows is held to the second condition only: there L is zero.
+    Y is the residual without S, scaled into the spectral ball. Off the rows of the stack, where L
+    is zero, only the second condition holds.
     """
     residual = stack - low_rank
     norms = blocks.norms(residual)

@@ -33,12 +33,15 @@ class Judgement:
 
     Attributes:
         outcome: "judged" or "undetermined".
-        code: which case it is; text: a sentence; remedy: what to do about it.
+        code: stable name of the case: "judged", or why the outcome is undetermined.
+        text: a sentence about the case, "" if judged.
+        remedy: what the user can do, "" if judged.
         structure: groups, duplicates, sharing.
         collaborative: the decomposition, or None when there was nothing to decompose.
-        members: the clients found benign or suspicious (they are merged).
-        scores: per client, or None where undetermined.
-        verdicts: per client; duplicates and empty updates have one too.
+        members: the clients found benign or suspicious; they are merged.
+        scores: one per client; None when there was nothing to decompose.
+        verdicts: one per client, duplicates and empty clients included; () when there was nothing
+            to decompose.
     """
 
     outcome: str
@@ -53,7 +56,7 @@ class Judgement:
 
 
 def needs_cores(structure: Structure) -> str | None:
-    """The side whose one-sided cores `judge` wants, or None when the Grams are enough."""
+    """The side ("output" or "input") whose cores `judge` needs; None if it needs none."""
     return structure.stacking if structure.stacking in ("output", "input") else None
 
 
@@ -68,11 +71,14 @@ def judge(
     """Judge every client of a cohort.
 
     Args:
-        evidence: all modules.
-        names: of the clients, in the evidence's order (only for words).
-        module_names: likewise.
+        evidence: of all modules.
+        names: of the clients, in the evidence's order; used in sentences only.
+        module_names: of the modules, likewise.
         structure: from `find_structure`, if it was computed before.
-        cores: joint ones of the side that `needs_cores` names.
+        cores: joint cores of the side that `needs_cores` names.
+
+    Raises:
+        ValueError: the cores are needed and missing.
     """
     structure = find_structure(evidence) if structure is None else structure
     levels = evidence.levels(structure.stacking or "matrix")
@@ -108,7 +114,8 @@ def _weigh(
     levels: PairLevels,
     cores: SideCores,
 ) -> tuple[CollaborativeSet, tuple[Scores, ...]]:
-    """The decomposition of everybody but duplicates and other groups, and all scores."""
+    """The decomposition of all clients but duplicates and members of other groups; and the scores
+    of all clients."""
     apart = {k for g in structure.others for k in g}
     taking_part = [k for k in structure.distinct if k not in apart]
     one_line = structure.stacking == "matrix"
@@ -157,7 +164,7 @@ def _verdicts(
 def _one_vote(
     structure: Structure, verdicts: Sequence[Verdict], names: Sequence[str]
 ) -> list[Verdict]:
-    """Clients that are nearly the same share the vote of one, and are doubtful for it."""
+    """Let clients that are nearly the same share one vote, and make them suspicious."""
     result = list(verdicts)
     for first in sorted(set(structure.copies.values())):
         same = [first, *sorted(k for k, j in structure.copies.items() if j == first)]
@@ -171,7 +178,8 @@ def _one_vote(
 
 
 def _above_chance(evidence: Evidence, structure: Structure, result: CollaborativeSet) -> Tensor:
-    """Energy inside the others' subspace, less what an unrelated client has there by chance."""
+    """Each client's energy inside the subspace of the others, above the energy that an unrelated
+    client has in it by chance; 0 to 1, (n_modules, n_clients)."""
     null = evidence.table(structure.stacking or "").null.diagonal(dim1=1, dim2=2)
     width = (evidence.effective_ranks / null).nanmedian(1).values
     chance = (torch.tensor(result.penalties.subspace_dims, dtype=width.dtype) / width)[:, None]
@@ -179,7 +187,7 @@ def _above_chance(evidence: Evidence, structure: Structure, result: Collaborativ
 
 
 def _held_against_as_many(levels: PairLevels, group: Sequence[int], captured: Tensor) -> Tensor:
-    """Make members and others comparable: a member is held against one client fewer.
+    """Make members and other clients comparable: a member is compared with one client fewer.
 
     The mean of n clients of mutual similarity rho captures n / (1 + (n - 1) rho) times the
     squared similarity to one of them.

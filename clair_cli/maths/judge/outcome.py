@@ -1,4 +1,4 @@
-"""When a cohort can't be judged: the cases, in words and with a remedy each."""
+"""The cases in which a cohort cannot be judged, each in words and with a remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clair_cli.maths.judge.thresholds import (
     SEPARATION,
 )
 
-# Names in one sentence.
+# Most client names in one sentence.
 _NAMES_SHOWN = 8
 # A stable code, a sentence, a remedy.
 NoVerdict = tuple[str, str, str]
@@ -33,6 +33,12 @@ NOTHING_SHARED: NoVerdict = (
 def without_verdict(
     levels: PairLevels, structure: Structure, names: Sequence[str]
 ) -> NoVerdict | None:
+    """The reason why the clients' similarities allow no verdict; None if they allow one.
+
+    Args:
+        levels: similarities in the stacking where sharing was found, or else in `matrix`.
+        names: of the clients.
+    """
     n = len(structure.distinct)
     allow = "merge everybody who is not rejected with --allow-undetermined"
     if not n:
@@ -55,7 +61,8 @@ def without_verdict(
 
 
 def _two_groups(levels: PairLevels, structure: Structure) -> tuple[tuple[int, ...], str] | None:
-    """Another group that leaves the largest one no clear majority, and how."""
+    """Another group that leaves the largest one no clear majority, and a sentence with places for
+    the two groups, `{main}` and `{other}`."""
     main = structure.group
     level = levels.level(main).mean
     # clients that are nearly the same are one voice
@@ -81,6 +88,7 @@ def _two_groups(levels: PairLevels, structure: Structure) -> tuple[tuple[int, ..
 
 
 def unsolved(solution: Decomposition) -> NoVerdict | None:
+    """The reason for no verdict if the decomposition did not converge; else None."""
     if solution.gap <= MAX_GAP:
         return None
     return (
@@ -92,7 +100,11 @@ def unsolved(solution: Decomposition) -> NoVerdict | None:
 
 
 def little_shared(levels: PairLevels, structure: Structure, contrast: bool) -> NoVerdict | None:
-    """Too little in common to vouch for anybody."""
+    """The reason for no verdict if the group shares too little to vouch for anybody; else None.
+
+    Args:
+        contrast: whether somebody stands out from the group, so that a lower level is enough.
+    """
     level = levels.level(structure.group).mean
     if level >= (LEAST_LEVEL if contrast else MIN_LEVEL):
         return None
@@ -109,7 +121,7 @@ def _listed(group: Sequence[int], names: Sequence[str]) -> str:
 
 
 def some_names(names: Iterable[str]) -> str:
-    """The first names in order, and how many more there are.
+    """The first names in order, and the number of the others.
 
     >>> some_names("fbadceghij")
     'a, b, c, d, e, f, g, h and 2 more'

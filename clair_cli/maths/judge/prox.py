@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clair_cli.maths.factors.stack import block_norms, spread
 
-# Columns for each row from which on singular values are found by the squares.
+# Columns per row from which on singular values are computed from X X'.
 _FLAT_RATIO = 3
 
 
@@ -65,9 +65,16 @@ def singular_value_threshold(stack: Tensor, threshold: float) -> ThresholdedStac
 
 
 def left_singular(stack: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors and singular values, descending, of every module: (n_modules, rows, n)
-    and (n_modules, n), n = min(rows, cols). With far more columns than rows, by eigenvectors of the
-    squares, in a fraction of the time: then values have an error of 1e-8 of the largest.
+    """Left singular vectors and singular values of every module.
+
+    With far more columns than rows they are computed from eigenvectors of X X', in a fraction of
+    the time and with an error of the values of 1e-8 of the largest.
+
+    Args:
+        stack: shape (n_modules, rows, cols).
+
+    Returns:
+        Vectors, (n_modules, rows, n), and values, descending, (n_modules, n), n = min(rows, cols).
     """
     if not _is_flat(stack):
         left, singular, _ = torch.linalg.svd(stack, full_matrices=False)
@@ -86,7 +93,7 @@ def spectral_norms(stack: Tensor) -> Tensor:
 
 
 def _is_flat(stack: Tensor) -> bool:
-    """Whether there are far more columns than rows, of which there are some."""
+    """Whether there are far more columns than rows, and at least one row."""
     return 0 < _FLAT_RATIO * stack.shape[1] <= stack.shape[2]
 
 
@@ -100,12 +107,12 @@ def group_soft_threshold(
         S_k  ->  max(0, 1 - threshold / ||S_k||_F) * S_k
 
     A block whose norm is at most `threshold` becomes exactly zero. A block that stays
-    non-zero is what the block-sparse part says about client k.
+    nonzero is the block-sparse part of client k.
 
     Args:
         stack: shape (n_modules, rows, sum(ranks)), finite.
         threshold: at least 0, in the units of a block's norm.
-        joint: a client's block is its part of all modules together.
+        joint: whether a client's block is its columns in all modules together.
 
     Raises:
         ValueError: `threshold` is negative or NaN.

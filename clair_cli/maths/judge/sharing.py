@@ -1,9 +1,9 @@
-"""In which stacking sharing shows, and whether it is more than chance.
+"""The stacking in which clients share something, and a test whether it is more than chance.
 
-Three stackings of the same tensors are looked at (similarity.py). `matrix` comes first: on
-trained adapters it is the one that separates, while generic output directions are shared by
-everybody. `output` and `input` decide where the matrix stacking shows nothing, as in data
-whose clients share a subspace but not their coefficients in it.
+There are three stackings of the same tensors (similarity.py). `matrix` comes first: it separates
+trained adapters, while generic output directions are shared by everybody. `output` and `input`
+decide where the matrix stacking shows nothing, as in data whose clients share a subspace but not
+their coefficients in it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from clair_cli.maths.judge.thresholds import MIN_T
 
 @dataclass(frozen=True)
 class SharingTest:
-    """What one stacking shows.
+    """Test of one stacking for sharing.
 
     Attributes:
         stacking: "matrix", "output" or "input".
         groups: coherent groups of the distinct clients, largest first.
-        level: inside the largest group; NaN with fewer than two members.
-        accepted: whether that is sharing rather than chance.
+        level: similarity inside the largest group; NaN with fewer than two members.
+        accepted: whether the level is sharing rather than chance.
     """
 
     stacking: str
@@ -40,7 +40,8 @@ def find_sharing(evidence: Evidence, stacking: str, clients: Sequence[int]) -> S
     """The coherent groups of one stacking, and whether the largest is more than chance.
 
     Args:
-        clients: the distinct ones, with an update.
+        stacking: "matrix", "output" or "input".
+        clients: the distinct ones, which have a nonzero delta weight.
 
     Returns:
         `accepted` with three members or more whose level is significant (MIN_T standard errors
@@ -68,12 +69,13 @@ def _beyond_chance(
 
 
 def chance_edge(evidence: Evidence, clients: Sequence[int]) -> float:
-    """Largest eigenvalue that the cosines of unrelated clients have, besides their ones.
+    """Largest eigenvalue of the cosines of unrelated clients, with the diagonal taken off.
 
-    Turned at random on the right, two unit updates keep their column spaces and have a cosine
-    of variance <D_j D_j', D_k D_k'> / in (on the left: <D_j' D_j, D_k' D_k> / out); that covers
-    clients that share a subspace and nothing else. A mean over modules divides it by their
-    number, and n such columns have their largest eigenvalue at (1 + sqrt(n variance))^2.
+    Two unit delta weights that are rotated at random on the right keep their column spaces, and
+    have a cosine of variance <D_j D_j', D_k D_k'> / in (on the left: <D_j' D_j, D_k' D_k> / out);
+    so the variance holds for clients that share a subspace and nothing else. A mean over modules
+    divides it by their number, and n clients with such cosines have the largest eigenvalue
+    (1 + sqrt(n variance))^2.
 
     Source: V. Marchenko, L. Pastur, Math. USSR-Sbornik 1(4), 1967.
     """

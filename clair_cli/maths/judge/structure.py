@@ -1,4 +1,5 @@
-"""Which clients are one vote, and which coherent groups there are."""
+"""The votes and the coherent groups of a cohort: which clients count as one, and who belongs with
+whom."""
 
 from __future__ import annotations
 
@@ -36,13 +37,13 @@ class Structure:
 
     Attributes:
         duplicates: client -> the first client (in the given order) it equals up to scale.
-        empty: clients without any update.
+        empty: clients whose delta weights are all zero.
         copies: client -> the first of the clients it is nearly the same as; one vote for all.
-        distinct: the clients left, one vote each.
-        sharings: one per stacking.
-        stacking: where sharing was found, or None.
-        group: the largest coherent group there.
-        others: further groups of two or more, largest first.
+        distinct: the other clients, one vote each.
+        sharings: one test per stacking.
+        stacking: in which sharing was found, or None.
+        group: the largest coherent group in that stacking.
+        others: further coherent groups of two or more, largest first.
     """
 
     duplicates: dict[int, int]
@@ -56,15 +57,17 @@ class Structure:
 
     @property
     def singletons(self) -> tuple[int, ...]:
+        """Distinct clients in no group."""
         grouped = {k for g in (self.group, *self.others) for k in g}
         return tuple(k for k in self.distinct if k not in grouped)
 
 
 def joint_cosine(evidence: Evidence) -> Tensor:
-    """Cosine of the clients' whole updates, all modules together and by their own sizes.
+    """Cosine of the clients' delta weights of all modules as one long vector each.
 
     Returns:
-        Shape (n_clients, n_clients), -1 to 1 up to rounding; 0 for a client without an update.
+        Shape (n_clients, n_clients), -1 to 1 up to rounding; 0 for a client whose delta weights are
+        all zero.
     """
     share = _unit_columns(evidence.norms)
     cosines = torch.nan_to_num(evidence.matrix.value, nan=0.0)
@@ -72,7 +75,7 @@ def joint_cosine(evidence: Evidence) -> Tensor:
 
 
 def _unit_columns(norms: Tensor) -> Tensor:
-    """Norms (n_modules, n_clients) over each client's whole norm, without overflow."""
+    """Norms (n_modules, n_clients) over each client's norm of all modules, without overflow."""
     largest = norms.amax(0)
     scaled = norms / torch.where(largest > 0, largest, 1.0)
     total = torch.linalg.vector_norm(scaled, dim=0)
@@ -80,14 +83,15 @@ def _unit_columns(norms: Tensor) -> Tensor:
 
 
 def find_duplicates(evidence: Evidence, clients: Sequence[int]) -> dict[int, int]:
-    """Clients that are the same update up to a positive factor, in whatever gauge.
+    """Clients with the same delta weights up to a positive factor, in whatever gauge.
 
     Args:
-        clients: in order of content: the first of each group of equals keeps its vote, but one
-            of ordinary size before all others (a copy scaled up must not speak for its original).
+        clients: in order of content. The first of each group of equals keeps its vote, but those
+            of ordinary size come before all others: a copy scaled up must not speak for its
+            original.
 
     Returns:
-        Client -> the first of its group; the first ones themselves are no keys.
+        Client -> the first of its group of equals; the first client itself is no key.
     """
     cosine = joint_cosine(evidence)
     if not clients:
@@ -106,14 +110,15 @@ def find_duplicates(evidence: Evidence, clients: Sequence[int]) -> dict[int, int
 
 
 def find_structure(evidence: Evidence) -> Structure:
-    """Duplicates, empty updates, and coherent groups, in the stacking that shows sharing.
+    """Find duplicates, empty clients, and coherent groups in the stacking that shows sharing.
 
-    Clients that are nearly the same count as one first: a few who act together would else make
-    a group so tight that nobody else belongs anywhere. Where they are as many as everybody who
-    is found to share something without them, they are those who share, and count one by one.
+    Clients that are nearly the same count as one at first, because a few who act together would
+    otherwise make a group so tight that nobody else belongs to any. If the group found this way is
+    no larger than the largest set of near copies, the near copies may be the clients that share,
+    and all clients count one by one.
 
     Returns:
-        `stacking` None and no groups where no stacking shows sharing beyond chance.
+        With `stacking` None and without groups if no stacking shows sharing beyond chance.
     """
     alive = evidence.norms.amax(0) > 0
     empty = tuple(k for k in range(len(alive)) if not bool(alive[k]))
@@ -159,14 +164,15 @@ def _arrange(evidence: Evidence, start: Structure) -> Structure:
 
 
 def _copied(copies: dict[int, int]) -> list[tuple[int, ...]]:
-    """Clients that are nearly the same, together."""
+    """Sets of clients that are nearly the same, the first one of each set in front."""
     firsts = sorted(set(copies.values()))
     return [(first, *sorted(k for k, j in copies.items() if j == first)) for first in firsts]
 
 
 def _elsewhere(levels: PairLevels, same: Sequence[int], main: Sequence[int]) -> bool:
-    """Whether clients that are nearly the same are a group apart. Those about as alike to the
-    main group as its members are may be one honest client and who made copies of it."""
+    """Whether clients that are nearly the same, three or more, are a group apart from `main`. If
+    they are about as alike to the main group as its members are, they may be one honest client and
+    others who copied it."""
     if len(same) < 3 or coherent(levels, main, same):
         return False
     between = over_modules(levels.between(same, main)).mean
@@ -174,8 +180,8 @@ def _elsewhere(levels: PairLevels, same: Sequence[int], main: Sequence[int]) -> 
 
 
 def _main(levels: PairLevels, groups: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The largest group, unless it shares next to nothing and a smaller one a lot: unrelated
-    clients have in common what any training has."""
+    """The largest group, unless it shares next to nothing and a smaller one shares a lot: all
+    training has something in common, that of unrelated clients too."""
     others = [g for g in groups[1:] if next_to_nothing(levels, groups[0], g)]
     return others[0] if others else groups[0]
 
@@ -193,7 +199,7 @@ def next_to_nothing(levels: PairLevels, group: Sequence[int], beside: Sequence[i
 
 
 def _is_group(levels: PairLevels, group: Sequence[int], main: Sequence[int]) -> bool:
-    """Whether a further coherent group is more than a loner or two clients with some luck."""
+    """Whether a further coherent group has three clients, or two that are not alike by chance."""
     if len(group) == 2 and len(main) > 1:
         return levels.level(group).mean >= PAIR_LEVEL * levels.level(main).mean
     return len(group) > 2
@@ -202,9 +208,9 @@ def _is_group(levels: PairLevels, group: Sequence[int], main: Sequence[int]) -> 
 def _without_guests(
     levels: PairLevels, group: Sequence[int], main: Sequence[int], copies: dict[int, int]
 ) -> tuple[int, ...]:
-    """The members of another group that are not at home in the main one as well: a stranger
-    who makes an update like somebody's must not take that client along. Among clients that are
-    nearly the same, anybody may be the victim."""
+    """The members of another group without those that are well aligned with the main group too: an
+    attacker who copies an honest client must not pull it out of the main group. Of clients that are
+    nearly the same, each may be the honest one, so a lower alignment is enough."""
     if far_tighter(levels, group, main):  # everybody is at home where next to nothing is shared
         return tuple(group)
     bar = VICTIM if any(copies.get(k) in group for k in group) else AT_HOME
@@ -212,6 +218,7 @@ def _without_guests(
 
 
 def _belongs(levels: PairLevels, client: int, group: Sequence[int]) -> bool:
+    """Whether a client is aligned with a group, or alike to it as the members are to each other."""
     found = alignment(levels, client, group)
     if (found.high if levels.few else found.ratio) >= LONER_RATIO:
         return True
@@ -225,7 +232,9 @@ def settle(
     """Let every client join or leave a group by its own alignment with it, until it settles.
 
     Args:
-        clients: who may be a member; those of other coherent groups are not among them.
+        group: the members to begin with.
+        clients: who may be a member: all distinct clients outside other coherent groups.
+        max_iter: rounds after which the group is taken as it is.
 
     Returns:
         Sorted members; the group as given if fewer than three would be left.

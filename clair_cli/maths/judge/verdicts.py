@@ -22,10 +22,10 @@ For a distinct client, in this order:
     place            core U' D V far from the others', or all but their mean   suspicious
     else                                                                       benign
 
-A duplicate takes no vote, clients that are nearly the same share one and are suspicious; an
-empty update has nothing to merge. Whatever the verdict, an update counts as no larger than
-NORM_CAP median norms. No fraction is asked for, and every line is an absolute one: it can be
-crossed by nobody or by most.
+A duplicate takes no vote; clients that are nearly the same share one vote and are suspicious; a
+zero delta weight has nothing to merge. Whatever the verdict, a delta weight counts as no larger
+than NORM_CAP median norms. No fraction of bad clients is asked for, and every line is an absolute
+one: nobody may cross it, or most clients.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Verdict:
     """One client's verdict ("benign", "suspicious" or "contaminated") and its reasons.
 
     Attributes:
-        influence: factor on its weight, 0 to 1; 1 for a benign client.
+        influence: factor on the client's weight, 0 to 1; 1 for a benign client of ordinary size.
     """
 
     verdict: str
@@ -86,11 +86,13 @@ def _rounded(value: float) -> str:
 def alignment_findings(
     scores: Scores, kept: bool, apart: str, signed: bool
 ) -> tuple[str, list[Finding]]:
-    """Verdict of alignment and decomposition together.
+    """Verdict and reasons of alignment and decomposition together.
 
     Args:
+        scores: of the client.
         kept: whether the decomposition left the client's block at zero.
-        apart: names of the other members of its own coherent group, "" if it has none.
+        apart: names of the other members of the client's coherent group, if it is another one than
+            the collaborative set; else "".
         signed: whether the stacking's similarities have a sign (`matrix`).
     """
     ratio, high = scores.alignment.ratio, scores.alignment.high
@@ -132,8 +134,8 @@ def alignment_findings(
 
 
 def size_findings(scores: Scores) -> tuple[str, list[Finding]]:
-    """Verdict of the norms: alone, or beyond what is free for a client that is clearly less
-    alike than the others are."""
+    """Verdict and reasons of the norms. A client that is clearly less alike than the others are is
+    held to NORM_CAP, everybody else to wider bounds."""
     ratio, module = scores["norm_ratio"], scores["module_norm_ratio"]
     text = f"norm {ratio:.3g} x the median"
     if scores.clear and ratio > NORM_CAP:
@@ -159,7 +161,8 @@ def size_findings(scores: Scores) -> tuple[str, list[Finding]]:
 
 
 def shape_findings(scores: Scores) -> tuple[str, list[Finding]]:
-    """Verdict of where and how widely the update lies, for a client without other findings."""
+    """Verdict and reasons of the number of directions that a delta weight is spread over and of its
+    place in the shared subspace; for a client without other findings."""
     spread, distance = scores["effective_rank_ratio"], scores["core_distance"]
     if spread > SPREAD_RATIO:
         low = scores.alignment.high < SPREAD_ALIGNED
@@ -194,11 +197,12 @@ _NOT_A_MEMBER = ("weakly_alike",)
 def decide(
     scores: Scores, kept: bool, apart: str, signed: bool, module_names: tuple[str, ...]
 ) -> Verdict:
-    """The rule of this module's text, for one distinct client.
+    """The verdict on one distinct client, by the rule at the top of this file.
 
     Args:
-        kept: the decomposition's word. apart, signed: see `alignment_findings`.
-        module_names: for the reason that names single modules.
+        scores: of the client.
+        kept, apart, signed: see `alignment_findings`.
+        module_names: of all modules, in the order of the evidence.
     """
     verdict, findings = alignment_findings(scores, kept, apart, signed)
     sized, more = size_findings(scores)
@@ -216,10 +220,11 @@ def decide(
 
 
 def _influence(verdict: str, scores: Scores, findings: Sequence[Finding]) -> float:
-    """Nobody moves the merge much further than a typical client would; a suspicious one at
-    most as far, and one that is not clearly a member by what it shares with the others."""
+    """Factor on the weight, 0 to 1. A benign client moves the merge little further than a typical
+    client would; a suspicious one at most as far; and one that is not clearly a member only by the
+    share of its energy that it has in common with the others."""
     if verdict == "contaminated" or scores["norm_ratio"] < NORM_VANISHING:
-        return 0.0  # an empty update would only dilute the mean
+        return 0.0  # a zero delta weight would only dilute the mean
     whole, module = scores["norm_ratio"], scores["module_norm_ratio"]
     if verdict == "benign":
         return _capped(whole / NORM_CAP, module / MODULE_NORM_CAP)

@@ -5,12 +5,12 @@ rows and
 
     D = (B W L) (inv(L) A)        so        (B W L)'(B W L) = L' (W B'B W) L = V diag(squares) V'
 
-has the squares of D's singular values. Then right = V' inv(L) and left = W L V / values give the
-singular vectors right @ A and B @ left. Only one of the Grams is factored. At full rank left
-diag(values) right is W, and the product is D, whatever the error of the Cholesky factor. Cut to a
-rank, the cost of the Grams' rounding errors is known from the vectors: see
-`CoreSVD.amplification`. So nothing is returned for ill-conditioned stacks (copies of one client,
-say), which `lowrank.svd` decomposes with QR of the factors themselves.
+has the squares of D's singular values as eigenvalues. Then right = V' inv(L) and left = W L V /
+values give the singular vectors right @ A and B @ left. Only one of the Grams is factored. At full
+rank left diag(values) right is W, and the product is D, whatever the error of the Cholesky factor.
+Cut to a rank, the effect of the Grams' rounding errors is known from the vectors: see
+`CoreSVD.amplification`. Ill-conditioned stacks (copies of one client, say) get no decomposition
+here; `lowrank.svd` decomposes them with QR of the factors themselves.
 
 Source: Y. Yamamoto and others, "Roundoff error analysis of the CholeskyQR2 algorithm", Electron.
 Trans. Numer. Anal. 44, 2015 (of which this is the first half).
@@ -48,8 +48,8 @@ class CoreSVD:
         right: right @ A has orthonormal rows, (m, sum_rank); m = n, or the leading m.
         amplification: by which factor at most the rounding errors of those two products are larger
             than those of a product with orthonormal factors, vector by vector, (m,), CPU.
-        itself: the side whose singular vectors `left` or `right` holds themselves, in no
-            coordinates: "left", (out_features, m), or "right", (m, in_features); else None.
+        itself: the side that holds its singular vectors themselves instead of coordinates of
+            them: "left", (out_features, m), or "right", (m, in_features); None for neither.
     """
 
     left: Tensor
@@ -59,7 +59,7 @@ class CoreSVD:
     itself: Literal["left", "right"] | None = None
 
     def leading(self, n: int | None, unit: float = 1.0) -> CoreSVD:
-        """The decomposition of `unit` times D with n vectors; all of them if None."""
+        """The decomposition of `unit` times D with the leading n vectors; all of them if None."""
         left, right = self.left[:, :n], self.right[:n]
         if n is not None and n < self.n_vectors:
             left, right = left.clone(), right.clone()
@@ -74,6 +74,7 @@ class CoreSVD:
 
     @property
     def n_vectors(self) -> int:
+        """Number m of singular vectors."""
         return self.left.shape[1]
 
 
@@ -100,7 +101,9 @@ def core_svds(
         cores = _svds_of_used(gram_B, gram_A, scaled, n_vectors)
     else:
         cores = [
-            _of_the_living(gram_B[i], gram_A[i], scaled[i], alive[i].nonzero().flatten(), n_vectors)
+            _svd_of_nonzero(
+                gram_B[i], gram_A[i], scaled[i], alive[i].nonzero().flatten(), n_vectors
+            )
             for i in range(len(scaled))
         ]
     return _of_unbalanced(cores, pair.by_B, pair.by_A)
@@ -113,9 +116,9 @@ def leading_svd(
 
     Args:
         stack: of the clients whose sums were decomposed.
-        cores: one per module, with `rank` vectors at least; a core that holds a side itself is
-            the only one.
-        dtype: of the products that make the sides.
+        cores: one per module, with at least `rank` vectors; there is only one module if its core
+            holds the singular vectors of a side themselves.
+        dtype: in which the products with the factors are computed.
     """
     values = torch.stack([core.values for core in cores])
     left = torch.stack([core.left[:, :rank] for core in cores])
@@ -135,7 +138,7 @@ def _of_unbalanced(
     """Decompositions in coordinates of the factors before they were balanced.
 
     Args:
-        by_B, by_A: what each component's factors were multiplied with, (n_modules, sum_rank).
+        by_B, by_A: factors that balanced each component, (n_modules, sum_rank).
     """
     sizes = torch.cat([by_B, by_A], dim=1).abs()
     if not sizes.shape[1]:
@@ -157,10 +160,10 @@ def _diagonal_alive(gram: Tensor) -> Tensor:
     return gram.diagonal(dim1=1, dim2=2) > 0
 
 
-def _of_the_living(
+def _svd_of_nonzero(
     gram_B: Tensor, gram_A: Tensor, weights: Tensor, used: Tensor, n_vectors: int | None
 ) -> CoreSVD | None:
-    """Decompose one module, some of whose components play no part."""
+    """Decompose one module from its `used` components; the others are zero or have weight 0."""
     n, size = len(used), len(weights)
     if n == 0:
         empty = gram_B.new_zeros(size, 0)
@@ -178,7 +181,7 @@ def _of_the_living(
 def _svds_of_used(
     gram_B: Tensor, gram_A: Tensor, weights: Tensor, n_vectors: int | None
 ) -> list[CoreSVD | None]:
-    """Decompose modules all of whose components count."""
+    """Decompose modules in which no component is zero or has weight 0."""
     lower, factored = _triangles(gram_A)
     good = factored.cpu().nonzero().flatten().tolist()
     found: list[CoreSVD | None] = [None] * len(weights)
@@ -190,7 +193,7 @@ def _svds_of_used(
     unit = weights.abs().amax(1)  # no square is too large or too small then
     weights = weights / unit[:, None]
     middle = (weights[:, :, None] * gram_B).mul_(weights[:, None, :])
-    squares, vectors = torch.linalg.eigh(_congruent(lower, middle))  # of what is below alone
+    squares, vectors = torch.linalg.eigh(_congruent(lower, middle))  # reads only the lower triangle
     values, vectors = squares.flip(1).clamp_min(0.0).sqrt(), vectors.flip(2)
     left = weights[:, :, None] * (lower @ vectors) / values[:, None, :]
     right = torch.linalg.solve_triangular(lower.mT, vectors, upper=True).mT
@@ -214,8 +217,8 @@ def _svds_of_used(
 
 
 def _by_svd(gram_B: Tensor, lower_A: Tensor, weights: Tensor) -> CoreSVD | None:
-    """Decompose one module through the SVD of L_B' W L_A: small singular values are exact too, and
-    it takes three times as long."""
+    """Decompose one module through the SVD of L_B' W L_A: three times as slow, and exact for small
+    singular values too."""
     lower, factored = _triangles(gram_B[None])
     lower_B = lower[0]
     if not bool(factored.cpu()):
@@ -229,8 +232,8 @@ def _by_svd(gram_B: Tensor, lower_A: Tensor, weights: Tensor) -> CoreSVD | None:
 
 
 def _amplification(left: Tensor, right: Tensor) -> Tensor:
-    """Largest norm of each pair of vectors in coordinates of components of norm one,
-    (n_modules, m)."""
+    """The larger norm of each pair of singular vectors, in coordinates of components scaled to norm
+    one, (n_modules, m)."""
     return torch.maximum(
         torch.linalg.vector_norm(left, dim=1), torch.linalg.vector_norm(right, dim=2)
     )
@@ -245,7 +248,7 @@ def _triangles(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _congruent(lower: Tensor, middle: Tensor) -> Tensor:
-    """`lower' @ middle @ lower`, on and below the diagonal's blocks."""
+    """`lower' @ middle @ lower`, in and below the blocks on the diagonal; zeros above them."""
     half, square = torch.empty_like(middle), torch.zeros_like(middle)
     for start, stop in blocks(lower.shape[1]):
         half[:, :, start:stop] = middle[:, :, start:] @ lower[:, start:, start:stop]

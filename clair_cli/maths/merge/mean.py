@@ -20,13 +20,13 @@ def weighted_sum(
     """sum_k weights[k] * scaling_k * B_k @ A_k, as one product of stacked factors.
 
     Args:
-        clients: `(lora_A, lora_B, scaling)` or None (a zero update), in a fixed order.
+        clients: `(lora_A, lora_B, scaling)` or None (a zero delta weight), in a fixed order.
         weights: one finite number per client; a client of weight 0 is left out.
         shape: (out_features, in_features).
 
     Returns:
-        Float64 factors, each rank-one term split evenly between the two (no overflow, and
-        nothing lost to a client's gauge).
+        Float64 factors, each rank-one component split evenly between the two, so that nothing
+        overflows and nothing is lost to a client's gauge.
     """
     used = [
         (*factors[:2], weight * factors[2])
@@ -51,11 +51,13 @@ def weighted_sum(
 def plain_distance(
     inner: Tensor, weights: Sequence[float], plain_weights: Sequence[float]
 ) -> tuple[float, float]:
-    """Norm of the merged delta weight less the plain mean of all comparable clients, and norm
-    of that plain mean.
+    """Distance of one module's merged delta weight to the plain mean of all comparable clients,
+    and norm of that plain mean; both in weight units.
 
     Args:
         inner: inner products of the delta weights of one module, (n_clients, n_clients).
+        weights: of the clients in the merged delta weight.
+        plain_weights: of the clients in the plain mean.
     """
     plain = torch.tensor(plain_weights, dtype=inner.dtype)
     difference = torch.tensor(weights, dtype=inner.dtype) - plain
@@ -71,9 +73,10 @@ def choose_rank(
     Args:
         errors: relative error of the whole adapter at each serving rank.
         error_target: at least 0.
+        largest: the rank to take where no error is small enough.
 
     Returns:
-        The rank, and whether the largest one still misses the target.
+        The rank, and whether its error misses the target.
     """
     for rank in sorted(errors):
         if errors[rank] <= error_target:

@@ -1,11 +1,10 @@
-"""The merge of over-complete stacks: more rank-one components than the layer is wide.
+"""The merge of over-complete stacks: more rank-one components than the layer has rows or columns.
 
-With D = B W A and its smaller side of `width` columns (or rows), D'D (or DD') is accumulated from
-a few rows of D at a time: the cost grows linearly with the clients, and D never stands in memory.
-That is the Gram of a stack recompressed to `width` components, D = D I, whose other factor is
-orthonormal. For its leading eigenvectors V, D_r = (D V) V' is the best approximation of D of that
-rank, and at full rank it is D, whatever the error of V. Singular values have an absolute error of
-1e-7 of the largest.
+With D = B W A and `width` the smaller of its two dimensions, D'D (or DD') is accumulated from a few
+rows of D at a time: the cost grows linearly with the clients, and D is never in memory as a whole.
+With the r leading eigenvectors V of D'D, (D V) V' is the best approximation of D of rank r; at full
+rank it is D, whatever the error of V. Singular values have an absolute error of 1e-7 of the
+largest.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ from clair_cli.maths.merge.from_grams import CoreSVD
 
 # Rows of D that are computed at once.
 _ROWS = 256
-# Norm of D over the components' size above which float32 products are good to 1e-6 of D.
+# Products in float32 have an error of 1e-6 of D where the norm of D is above this share of the root
+# of its components' summed squares.
 _KEPT = 0.1
 
 
@@ -36,7 +36,8 @@ def overcomplete_svd(
         n_vectors: how many singular vectors are wanted; all of them if None.
 
     Returns:
-        The decomposition; the singular vectors of the narrower side are there themselves.
+        The decomposition; of the narrower side it holds the singular vectors themselves (see
+        `CoreSVD.itself`).
     """
     lora_B, lora_A = stack.lora_B[0].cpu(), stack.lora_A[0].cpu()
     norm_B = torch.linalg.vector_norm(lora_B, dim=0, dtype=torch.float64)
@@ -58,21 +59,26 @@ def overcomplete_svd(
 def _svd_from_squares(
     tall: Tensor, flat: Tensor, norm_tall: Tensor, norm_flat: Tensor, by: Tensor, n: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of X = tall diag(by) flat, (height, width): the leading n right singular vectors
-    (width, n), all singular values, the left vectors in coordinates of `tall`, (n_components, n),
-    and by how much those amplify rounding errors, (n,).
+    """Decompose X = tall diag(by) flat, (height, width), through X'X.
 
     Args:
-        norm_tall, norm_flat: of the columns of `tall` and the rows of `flat`, (n_components,).
+        norm_tall, norm_flat: norms of the columns of `tall` and of the rows of `flat`,
+            (n_components,).
+        n: number of singular vectors; all of them if None.
+
+    Returns:
+        The leading right singular vectors, (width, n); all singular values; the left vectors in
+        coordinates of `tall`, (n_components, n); and the amplification of rounding errors by these
+        coordinates, (n,).
     """
     balance = torch.where(by != 0.0, norm_flat / norm_tall, 0.0).sqrt()
     by_tall, by_flat = balance * by, torch.where(balance > 0, 1.0 / balance, 0.0)
     flat = flat.double() * by_flat[:, None]
     largest = float(flat.abs().max()) if flat.numel() else 1.0
     square = None
-    if 1e-12 < largest < 1e12:  # float32 holds the factors (both are of one size)
+    if 1e-12 < largest < 1e12:  # float32 holds both factors, which are balanced
         square = _square(tall, by_tall, flat.float())
-        # its error is 1e-7 of the components, which may cancel
+        # the error is 1e-7 of the components' size, too much where they cancel
         components = (norm_tall * norm_flat * by).square().sum()
         if not float(square.trace()) > _KEPT**2 * float(components):
             square = None

@@ -1,6 +1,7 @@
-"""A module's merged update as factors in the dtype of the file, and what that rounding costs.
+"""A module's merged delta weight as factors in the dtype of the file, and the error of rounding.
 
-In one pass over pieces of each side: a piece is made, rounded, compared and let go.
+One pass over each side computes a few of its columns at a time, rounds them, and adds up the
+rounding errors.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from clair_cli.maths.factors.factored_svd import FactoredSVD
 from clair_cli.maths.factors.grams import add_symmetric, mirror
 from clair_cli.maths.factors.lowrank import tail_norm
 
-# Where what is cut off is this many times what rounding may add, the latter is not made to its
-# last digit.
+# Where the part that is cut off has this many times the norm that rounding may add, the Gram of the
+# rounding errors is taken as diagonal.
 _CLEAR = 8.0
-# Vectors of singular values above the first share of the largest must have norms that are 1 within
-# the second: far more than rounding, and far less than what a wrong vector has.
+# Singular vectors whose value is above the first share of the largest must have a squared norm that
+# is 1 within the second number: far more than rounding changes, far less than a wrong vector does.
 _LEADING, _UNIT_ERROR = 1e-2, 1e-2
 
 
@@ -41,12 +42,12 @@ class WrittenModule:
 
 @dataclass(frozen=True)
 class _RoundedSide:
-    """One side of some modules, rounded: X the exact one and E what rounding added to it,
-    (n_modules, kept, width).
+    """What is kept of one rounded side of some modules. X is the exact side and E the rounding
+    error, (n_modules, kept, width) both.
 
     Attributes:
         cross: X E', float64, (n_modules, kept, kept).
-        square: E E', or its diagonal alone with zeros beside it.
+        square: E E', float64, (n_modules, kept, kept); or its diagonal, with zeros elsewhere.
         sizes: diagonal of X X', float64, (n_modules, kept).
         signs: -1 where a vector's largest entry is negative, else 1, (n_modules, kept); 1 if not
             asked for.
@@ -58,33 +59,32 @@ class _RoundedSide:
     signs: Tensor
 
     def finite(self) -> Tensor:
-        """Whether the dtype holds all of each module, (n_modules,)."""
+        """Whether the file's dtype holds all numbers of each module, (n_modules,)."""
         return torch.isfinite(self.square.diagonal(dim1=1, dim2=2)).all(1)
 
 
 def write_modules(
     exact: FactoredSVD, rank: int, scaling: float, dtype: torch.dtype
 ) -> list[WrittenModule | None]:
-    """Cut some modules to `rank`, divide `scaling` out, round to `dtype`; None where that
-    overflows.
+    """Cut some modules to `rank`, divide `scaling` out, and round to `dtype`.
 
     Singular values are split evenly between the sides. Signs are fixed (the largest entry of each
     left vector is positive), so equal input gives equal output.
 
-    What rounding adds is taken as orthogonal to what the cut leaves out.
+    The reported error takes the rounding error as orthogonal to the part that the cut leaves out.
 
     Args:
         exact: the merged delta weights. Its products may be float32 for a dtype of 16 bits, whose
             rounding is 1e4 times larger.
-        rank: of the output, zero padded where a module has less.
-        scaling: what a reader will multiply B @ A with; positive.
+        rank: of the output, padded with zeros where a module has less.
+        scaling: the factor that readers of the file multiply B @ A with; positive.
 
     Returns:
-        The factors, on the CPU.
+        One entry per module, on the CPU; None for a module that overflows `dtype`.
 
     Raises:
-        ValueError: fewer singular vectors are known.
-        ArithmeticError: see `_check_vectors`.
+        ValueError: `exact` has fewer singular vectors than are needed.
+        ArithmeticError: the vectors do not fit the singular values: a fault of this program.
     """
     kept = min(rank, exact.values.shape[1])
     if exact.n_vectors < kept:
@@ -105,7 +105,7 @@ def write_modules(
 def _write_finite(
     exact: FactoredSVD, rank: int, scaling: float, dtype: torch.dtype
 ) -> list[WrittenModule | None]:
-    """The same where all are finite and not zero."""
+    """`write_modules` for modules that are finite and not zero."""
     n_modules, kept, device = (
         len(exact.values),
         min(rank, exact.values.shape[1]),
@@ -143,14 +143,15 @@ def _write_finite(
 
 
 def _check_vectors(sizes: Tensor, expected: Tensor) -> None:
-    """Make sure that the leading vectors are what the singular values were found with.
+    """Check that the leading vectors have the norms that the singular values ask for.
 
     Args:
-        sizes, expected: squares of the vectors' norms, (n_modules, kept). What is not finite is
-            looked for elsewhere.
+        sizes: squared norms of the vectors, (n_modules, kept); entries that are not finite are
+            passed over.
+        expected: the squared norms that they should have, likewise.
 
     Raises:
-        ArithmeticError: they are not: a fault of this program.
+        ArithmeticError: they have others: a fault of this program.
     """
     leading = (expected > _LEADING * expected[:, :1]) & sizes.isfinite()
     off = float(torch.where(leading, (sizes - expected).abs() / expected, 0.0).amax())
@@ -159,8 +160,8 @@ def _check_vectors(sizes: Tensor, expected: Tensor) -> None:
 
 
 def _unit(largest: float) -> float:
-    """What factors are measured in, so that squares of their roundings fit float32: 1, unless the
-    largest column of a factor, whose square this is, is far from it; a power of two."""
+    """A power of two as unit for the factors, so that squares of their rounding errors fit float32:
+    1, unless the norm of a factor's largest column, the root of `largest`, is far from 1."""
     unit = 2.0 ** round(math.log2(largest) / 2)
     return 1.0 if 2.0**-20 <= unit <= 2.0**20 else unit
 
@@ -170,10 +171,12 @@ def _round(
 ) -> _RoundedSide:
     """Fill `out`, (n_modules, kept, width), with `unit` times the pieces of a side.
 
-    The products run in float32 on terms of about size one.
+    Products of rounding errors run in float32, on numbers of about size one.
 
     Args:
         unit: one per module, (n_modules, 1, 1); None if all are 1.
+        whole: whether to compute E E' as a whole; else only its diagonal.
+        signed: whether to find the vectors' signs.
     """
     (n_modules, kept, _), start = out.shape, 0
     cross = square = sizes = lowest = highest = torch.zeros(0)
@@ -206,11 +209,11 @@ def _round(
 def _rounding_errors(diagonal: Tensor, left: _RoundedSide, right: _RoundedSide) -> Tensor:
     """Norm of (B + E)(A + F) - B A, where B'B = AA' = diag(diagonal), (n_modules,).
 
-    As [B, E] [F; A + F] it is a sum over two small Grams: relative error about 1e-6 of an error.
-    Without what lies beside the diagonal of E'E and FF' it is off by no more than eps times the
-    number of terms, and by about 1e-5 in truth: that is of third order in what rounding adds.
+    Written as [B, E] [F; A + F], its norm follows from two small Grams, with a relative error of
+    about 1e-6. With only the diagonals of E'E and FF' the relative error is at most eps times the
+    number of components, and about 1e-5 in practice: the entries left out enter in third order.
     """
-    rows, columns = left.signs[:, :, None], left.signs[:, None, :]  # lora_A's rows have them
+    rows, columns = left.signs[:, :, None], left.signs[:, None, :]  # those of lora_A's rows
     BE, EE = rows * left.cross * columns, rows * left.square * columns
     AF, FF = right.cross, right.square
     below = torch.diag_embed(diagonal) + AF + AF.mT + FF

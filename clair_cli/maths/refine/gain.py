@@ -1,4 +1,4 @@
-"""What refinement is worth to each client, where that can be known.
+"""The gain of refinement for each client, where it can be known.
 
 With noise of standard deviation sigma_k per entry of a delta weight, and E_k the squared distance
 of client k to the mean off the subspace, over all modules:
@@ -19,8 +19,8 @@ sigma and weights and independent H_k of expected squared norm H:
 
 which crosses the local error at H = sigma^2 (d_off - d_fit / (K - 1)).
 
-The estimate has a standard error, mostly that of ||n_k||^2 and <H_k, n_k>. Only a gain beyond
-MARGIN of them counts as one; else the local adapter is kept.
+The estimate has a standard error, mostly that of ||n_k||^2 and <H_k, n_k>. Only a gain of more
+than MARGIN standard errors counts; else the local adapter is kept.
 
 Noise and heterogeneity look the same in one round, so sigma has to be given, or be seen in
 clients of different sample counts (sigma_k^2 = tau / n_k).
@@ -58,18 +58,21 @@ class NoiseModel:
 
     @property
     def known(self) -> bool:
+        """Whether the variances are known."""
         return self.source != "not identifiable"
 
 
 def mixing(weights: Sequence[float], client: int) -> float:
-    """1 - 2 w_k + sum_j w_j^2: share of a variance equal for all that x_k - mean(x) keeps."""
+    """1 - 2 w_k + sum_j w_j^2: the variance of x_k - mean(x) over that of x_k, for independent x_j
+    of equal variance and a mean with `weights`, which sum to 1."""
     return 1.0 - 2.0 * weights[client] + sum(w * w for w in weights)
 
 
 def noise_from_option(noise: float, energies: Sequence[float], n_off: float) -> NoiseModel:
-    """Noise given: what the off-subspace energies hold beyond it is heterogeneity.
+    """The model for a given noise; the rest of the off-subspace energies is heterogeneity.
 
     Args:
+        noise: sigma, standard deviation per entry of a delta weight, at least 0.
         energies: unbiased squared distances to the mean off the subspace, one per client.
         n_off: degrees of freedom off the subspace.
     """
@@ -91,11 +94,14 @@ def noise_from_counts(
     tau is that of the residuals, and at least that of sums of n_off squares.
 
     Args:
-        energies: as in `noise_from_option`. counts: n_k. weights: w_k, summing to 1.
+        energies: as in `noise_from_option`, one per client.
+        counts: n_k, training samples, one per client.
+        weights: w_k, summing to 1, one per client.
+        n_off: degrees of freedom off the subspace.
 
     Returns:
         Not identifiable with fewer than four clients or with counts within a factor of 1.5 of
-        one another. Variances 0 where no more noise shows in clients of fewer samples: then all
+        one another. Variances 0 where clients of fewer samples show no more noise: then all
         distances are true differences.
     """
     unknown = NoiseModel(tuple(float("nan") for _ in energies), float("nan"), "not identifiable")
@@ -132,9 +138,11 @@ def _dot(left: Sequence[float], right: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Gain:
-    """Estimated squared errors of one client, weight units squared.
+    """Estimated squared errors of one client's adapters, weight units squared.
 
     Attributes:
+        local: of the client's own adapter.
+        refined: of the refined adapter.
         se: standard error of refined - local.
     """
 
@@ -149,7 +157,7 @@ class Gain:
 
     @property
     def sure(self) -> bool:
-        """Whether refinement helps beyond doubt; NaN does not."""
+        """Whether refinement helps by more than MARGIN standard errors; False for NaN."""
         return self.refined + MARGIN * self.se < self.local
 
 
@@ -162,11 +170,13 @@ def estimate_gain(
     n_off: int,
     n_fitted: float,
 ) -> Gain:
-    """The formula of this module's text.
+    """Errors of one client's local and refined adapters: the formula at the top of this file.
 
     Args:
+        client: index k of the client in `energies` and `weights`.
         energies: squared distances to the mean off the subspace over `mixing`, one per client.
         weights: of the clients in the mean, summing to 1.
+        n_inside, n_off: d_in and d_off, degrees of freedom inside and off the subspace.
         n_fitted: d_fit, degrees of freedom of the subspace fitted to the clients' differences.
     """
     variance, weight = model.variances[client], weights[client]

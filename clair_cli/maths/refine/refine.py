@@ -1,4 +1,5 @@
-"""Refinement: average what lies off the shared subspace, keep what lies inside.
+"""Refinement: a client keeps its own part inside the shared subspace, and takes the clients' mean
+off it.
 
     refined_k = P(D_k) + Dbar - P(Dbar) = Dbar + P(D_k - Dbar)
 
@@ -39,6 +40,7 @@ class SharedSubspace:
 
     @property
     def dim(self) -> int:
+        """Number of shared dimensions."""
         basis = self.U if self.U is not None else self.V
         return 0 if basis is None else basis.shape[1]
 
@@ -46,7 +48,8 @@ class SharedSubspace:
         """Numbers that fix the subspace: (width - dim) dim for each basis.
 
         Args:
-            shape: (out_features, in_features), also where the bases stand in coordinates.
+            shape: (out_features, in_features) of the layer, even where the bases are in
+                coordinates.
         """
         sides = zip((self.U, self.V), shape, strict=True)
         dims = [(width, basis.shape[1]) for basis, width in sides if basis is not None]
@@ -70,6 +73,15 @@ def stacked_basis(
 
     Each D_k = B_k A_k is first rotated to B_k R_k' with A_k = R_k' Q_k (QR), which keeps the
     stack's column space and singular values and drops the long side.
+
+    Args:
+        clients: D_k, of one shape.
+        weights: w_k, one per client.
+        dim: number of vectors, at least 0.
+        transpose: stack the D_k' instead.
+
+    Returns:
+        Orthonormal columns, (out_features, n) or (in_features, n), n <= dim.
     """
     columns = []
     for product, weight in zip(clients, weights, strict=True):
@@ -97,6 +109,9 @@ def shared_subspace(
         weights: one per client: 1 / its norm, so that size does not stand in for direction.
         side: "output", "input" or "both".
         dim: at least 0.
+
+    Raises:
+        ValueError: there is no such side.
     """
     if side not in SIDES:
         raise ValueError(f"side must be one of {SIDES}, got {side!r}")
@@ -109,7 +124,8 @@ def refine_module(local: Product, mean: Product, subspace: SharedSubspace) -> Pr
     """Dbar + P(D_k - Dbar) for one client and module.
 
     Args:
-        local: D_k. mean: Dbar, the weighted mean of the benign clients. Same (out, in).
+        local: D_k, shape (out, in).
+        mean: Dbar, the weighted mean of the benign clients, of the same shape.
 
     Returns:
         A product of stacked factors, rank at most that of the mean plus `subspace.dim`.
@@ -119,15 +135,15 @@ def refine_module(local: Product, mean: Product, subspace: SharedSubspace) -> Pr
 
 @dataclass(frozen=True)
 class NoiseEvidence:
-    """What one module says about a client's noise: its distance to the mean off the subspace.
+    """Evidence of one module about the clients' noise: distances to the mean off the subspace.
 
     Attributes:
-        energy: ||(1 - P)(D_k - Dbar)||^2 per client, corrected for the client's own share
+        energy: ||(1 - P)(D_k - Dbar)||^2 of each client, corrected for the client's own share
             in the mean, weight units squared.
         n_entries: degrees of freedom off the subspace.
-        n_inside: degrees of freedom inside.
-        n_fitted: degrees of freedom of the subspace itself that were fitted to the clients'
-            differences: all of them times the differences' share of the energy inside.
+        n_inside: degrees of freedom inside the subspace.
+        n_fitted: the part of the subspace's own degrees of freedom that was fitted to differences
+            between the clients: all of them times the differences' share of the energy inside.
     """
 
     energy: tuple[float, ...]
@@ -148,7 +164,7 @@ def off_subspace(
     Args:
         clients: benign delta weights of one module.
         weights: their weights in `mean`, summing to 1.
-        shape: (out_features, in_features), if all of that stands in coordinates.
+        shape: (out_features, in_features) of the layer, if the products are in coordinates.
     """
     energy, apart, inside = [], 0.0, 0.0
     for k, product in enumerate(clients):
