@@ -67,6 +67,19 @@ def test_files_out_of_proportion_go_before_the_round_does(folder: Path) -> None:
     assert load_cohort(folder, limits=Limits(max_clients=5), exclude=["large"]).rejected == ()
 
 
+def test_four_times_the_median_is_in_proportion(folder: Path) -> None:
+    for k in range(3):
+        client(folder, f"c{k}")
+    size = (folder / "c0" / "adapter_model.safetensors").stat().st_size
+    large = client(folder, "large") / "adapter_model.safetensors"
+    os.truncate(large, 4 * size)
+    with pytest.raises(InputRefused, match="for all clients together"):
+        load_cohort(folder, limits=Limits(max_total_bytes=7 * size))
+    os.truncate(large, 4 * size + 1)
+    cohort = load_cohort(folder, limits=Limits(max_total_bytes=7 * size))
+    assert "4 x the median" in rejected(cohort)["large"]
+
+
 def test_a_file_above_its_own_limit_does_not_count_in_the_total(folder: Path) -> None:
     size = (folder / "good" / "adapter_model.safetensors").stat().st_size
     os.truncate(client(folder, "large") / "adapter_model.safetensors", 100 * size)

@@ -337,6 +337,42 @@ def test_bad_reports_are_refused(work: Path, kind: str) -> None:
     assert "bad.json" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_a_refined_client_that_the_report_lacks(work: Path) -> None:
+    output = made("refined")
+    path = output / "report.json"
+    report = json.loads(path.read_text())
+    name = report["refined"]["clients"].pop(1)["name"]
+    path.write_text(json.dumps(report))
+    shutil.rmtree(output / name)
+    found = clair_cli.verify(output, "clients").differences
+    assert f"client '{name}': refined now, and not in the report" in found
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_three_differences_of_modules_are_listed(work: Path, count: int) -> None:
+    output = made("file")
+    report = json.loads(Path("m.report.json").read_text())
+    for module in report["modules"][:count]:
+        module["shape"] = [1, 1]
+    Path("m.report.json").write_text(json.dumps(report))
+    found = clair_cli.verify(output).differences
+    assert sum("the report says (1, 1)" in line for line in found) == 3
+    rest = ["m.safetensors': 1 more differences in its modules"] if count > 3 else []
+    assert [line.removeprefix("'") for line in found[3:]] == rest
+
+
+@pytest.mark.parametrize("count", [5, 6])
+def test_five_values_of_the_report_that_differ_are_listed(work: Path, count: int) -> None:
+    output = made("file")
+    report = json.loads(Path("m.report.json").read_text())
+    for client in report["clients"][:count]:
+        client["weight"] = 0.5
+    Path("m.report.json").write_text(json.dumps(report))
+    found = clair_cli.verify(output, "clients").differences
+    assert sum("weight is" in line for line in found) == 5
+    assert found[5:] == (("1 more values of the report differ",) if count > 5 else ())
+
+
 def test_unknown_and_bad_options_in_a_report(work: Path) -> None:
     output = made("file")
     options = json.loads(Path("m.report.json").read_text())["options"]
