@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -103,6 +104,23 @@ def test_a_common_module_is_one_that_enough_clients_have(n_clients: int, fewest:
         found = check_comparable(cohort(**clients))
         assert list(found.layouts) == (["k", "q"] if holders == fewest else ["q"])
         assert names(found) == list(clients)
+
+
+@pytest.mark.parametrize(
+    ("count", "last"), [(20, "1 module ('x19') absent"), (21, "1 more modules absent")]
+)
+def test_twenty_groups_of_absent_modules_are_noted(count: int, last: str) -> None:
+    """Each module is one that two clients lack, and each time two others."""
+    lacking = list(combinations(range(7), 2))[:count]
+    clients = {
+        f"c{k}": (
+            {**Q, **{f"x{i:02}": (3, 3) for i, two in enumerate(lacking) if k not in two}},
+            BASE,
+        )
+        for k in range(7)
+    }
+    notes = check_comparable(cohort(**clients)).notes
+    assert len(notes) == count and notes[-1].startswith(last)
 
 
 def test_modules_that_few_have_are_left_out_in_one_note() -> None:

@@ -167,6 +167,7 @@ def test_a_result_is_read_within_limits_of_its_own() -> None:
     assert most.max_tensors <= 3 * 160_000
     usual = result_check._own_limits(Limits())
     assert (usual.max_header_bytes, usual.max_tensors) == (32 * 2**20, 60_000)
+    assert result_check._own_limits(Limits(max_tensors=6)).max_tensors == 60_000
 
 
 @pytest.fixture
