@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from scipy.stats import binomtest
 
 import clair_cli
 from benchmarks.copying import cohorts
@@ -34,6 +33,8 @@ def interval(hits: int, total: int) -> str:
     """A share with its Wilson interval, in percent."""
     if not total:
         return "-"
+    from scipy.stats import binomtest  # most of a second
+
     found = binomtest(hits, total).proportion_ci(method="wilson")
     return f"{100 * hits / total:.1f} ({100 * found.low:.1f} .. {100 * found.high:.1f})"
 

@@ -147,3 +147,19 @@ def test_characters_to_compile_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     parse_config(config(rank_pattern={"[ab]x": 1, "[ab]y": 1, "plain.name": 1}))
     with pytest.raises(RejectedClient, match="more than 10 characters together"):
         parse_config(config(rank_pattern={"[ab]x": 1, "[ab]yz": 1}))
+
+
+@pytest.mark.parametrize(
+    ("fits", "too_much", "words"),
+    [
+        (["q" * 512], ["q" * 513], "has 513 characters"),
+        (["a?b?"], ["a?b?c?"], "more than 2 quantifiers"),
+        (["(a|a)" * 8], ["(a|a)" * 7 + "(a|a|a)"], "more than 256 alternatives"),
+        ([f"q{i}" for i in range(4096)], [f"q{i}" for i in range(4097)], "4,097 keys"),
+    ],
+    ids=["characters", "quantifiers", "alternatives", "keys"],
+)
+def test_limits_on_keys(fits: list[str], too_much: list[str], words: str) -> None:
+    parse_config(config(rank_pattern=dict.fromkeys(fits, 1)))
+    with pytest.raises(RejectedClient, match=words):
+        parse_config(config(rank_pattern=dict.fromkeys(too_much, 1)))

@@ -96,6 +96,12 @@ def test_weights_of_a_name_that_is_not_unicode(tmp_path: Path, text: bytes) -> N
     assert weighted(text, tmp_path, ["a", NAME]) == {"a": 1.0, NAME: 2.0}
 
 
+def test_the_largest_file_of_weights(tmp_path: Path) -> None:
+    assert weighted(b'{"a": 2}'.ljust(4_000_000), tmp_path, ["a"]) == {"a": 2.0}
+    with pytest.raises(UsageError, match="above the limit of 4,000,000"):
+        weighted(b'{"a": 2}'.ljust(4_000_001), tmp_path, ["a"])
+
+
 def test_a_spelling_that_is_anothers_name_is_that_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no weight for"):
         weighted(b"caf\\xe9\\xff,2\n", tmp_path, [NAME, SPELT])

@@ -453,10 +453,12 @@ def test_on_a_terminal(tmp_path: Path, env: dict[str, str], ansi: bool) -> None:
 
 LONG_NAME = "hospital-of-the-w7"
 SHOWING = f"""
+from dataclasses import replace
 from types import SimpleNamespace
 from tests.fake_report import fake_report, renamed
 def run_inspect(settings):
     report = renamed(fake_report(command="inspect"), {{"amber": {LONG_NAME!r}}})
+    report = replace(report, warnings=("a word " * 50,))
     return SimpleNamespace(report=report)
 def run_merge(settings):
     settings.progress("reading", 1, 3)

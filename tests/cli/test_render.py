@@ -143,6 +143,11 @@ def test_a_terminal_too_narrow_for_a_table_gets_two_lines_a_client(width: int) -
         assert lines[lines.index("amber  contaminated  out") + 1].startswith("  ")
 
 
+def test_words_need_twenty_columns() -> None:
+    text = render(fake_report(), View(width=20))
+    assert render(fake_report(), View(width=1)) == text != render(fake_report(), View(width=21))
+
+
 MANY = 25
 
 

@@ -69,7 +69,10 @@ REFUSED = {
     "absurd": (raw_file({"a": entry(0, 0, [2**63])}), "has an axis of length 9223372036854775808"),
     "float shape": (raw_file({"a": entry(0, 8, [2.0])}, E8), "is not a list of integers"),
     "bool shape": (raw_file({"a": entry(0, 4, [True])}, bytes(4)), "is not a list of integers"),
-    "axes": (raw_file({"a": entry(0, 4, [1] * 100)}, bytes(4)), "100 axes, more than 8"),
+    "axes": (raw_file({"a": entry(0, 4, [1] * 9)}, bytes(4)), "9 axes, more than 8"),
+    "no more axes": (raw_file({"a": entry(0, 8, [1] * 8)}, E8), "of F32 needs 4 bytes"),
+    "long axis": (raw_file({"a": entry(0, 8, [2**40])}, E8), "needs 4,398,046,511,104 bytes"),
+    "longer axis": (raw_file({"a": entry(0, 8, [2**40 + 1])}, E8), "has an axis of length 1099"),
     "offsets": (raw_file({"a": entry(8, 0, [2])}, E8), "data_offsets [8, 0] are not in order"),
     "negative": (raw_file({"a": entry(-8, 0, [2])}, E8), "data_offsets [-8, 0]"),
     "three offsets": (

@@ -227,9 +227,8 @@ def test_stable_gap_bounds_the_distance_to_the_optimum(
     assert got.subspace_dims == (int(np.linalg.matrix_rank(L, tol=1e-9)),)
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("lam", [0.5, 0.8, 1.2])
-def test_noiseless_gap_bounds_the_distance_to_the_optimum(seed: int, lam: float) -> None:
+@pytest.mark.parametrize(("lam", "seed"), [(0.5, 0), (0.8, 0), (0.8, 1), (1.2, 1), (1.2, 2)])
+def test_noiseless_gap_bounds_the_distance_to_the_optimum(lam: float, seed: int) -> None:
     M, ranks = tiny(seed)
     optimum = noiseless_optimum(M, ranks, lam)
     stack = torch.from_numpy(M)[None]
@@ -334,15 +333,15 @@ def test_one_client_of_any_size_moves_the_low_rank_part_only_so_far() -> None:
 # Fact 4: the window for lam, noiseless
 
 
-@pytest.mark.parametrize("outlier_norm", [1.0, 10.0])
 @pytest.mark.parametrize(
-    ("n_clients", "n_bad", "lams"),
+    ("n_clients", "n_bad", "lams", "outlier_norm"),
     [
-        (20, 2, (0.5, 0.9)),
-        (20, 4, (0.6, 0.9)),
-        (20, 12, (0.8, 0.9)),
-        (10, 4, (0.9,)),
-        (10, 6, (1.05,)),
+        (20, 2, (0.5, 0.9), 1.0),
+        (20, 4, (0.6, 0.9), 10.0),
+        (20, 12, (0.8, 0.9), 1.0),
+        (10, 4, (0.9,), 10.0),
+        (10, 6, (1.05,), 1.0),
+        (10, 6, (1.05,), 10.0),
     ],
 )
 def test_inside_the_window_set_and_subspace_are_exact(

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import t as student
 from torch import Tensor
 
 from clair_cli.maths.evidence.pair_levels import PairLevels
@@ -214,11 +213,14 @@ def test_member_probability_by_hand() -> None:
     members = range(4)
     mean, spread = 1.01, math.sqrt((0.01**2 + 0.09**2 + 0.11**2 + 0.03**2) / 3.0)
     depth = (mean - 0.7) / (spread * math.sqrt(1.25))
-    assert member_probability(ratios, 4, members) == pytest.approx(student.cdf(-depth, 3))
+    t = -depth / 3**0.5
+    cdf = 0.5 + (t / (1 + t * t) + math.atan(t)) / math.pi  # three degrees of freedom
+    assert member_probability(ratios, 4, members) == pytest.approx(cdf)
     # a member is held against the other three
     rest = np.array([1.0, 1.1, 1.04])
     depth = (rest.mean() - 0.9) / (rest.std(ddof=1) * math.sqrt(4 / 3))
-    assert member_probability(ratios, 2, members) == pytest.approx(student.cdf(-depth, 2))
+    cdf = 0.5 - 0.5 * depth / (2 + depth * depth) ** 0.5  # two of them
+    assert member_probability(ratios, 2, members) == pytest.approx(cdf)
 
 
 def test_member_probability_without_a_spread() -> None:
@@ -309,8 +311,7 @@ def test_near_copies_share_one_vote(order: Sequence[int], scale: float) -> None:
     assert [(v.verdict, v.influence) for v in rest] == [("benign", 1.0)] * 7
 
 
-@pytest.mark.parametrize("size", [1.0, 2.0, 4.0])
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize(("size", "count"), [(1.0, 1), (1.0, 4), (2.0, 2), (4.0, 1), (4.0, 4)])
 def test_the_votes_of_near_copies_never_add_up_to_more_than_one(size: float, count: int) -> None:
     deltas = aligned([0.25] * 9, shapes=((96, 64), (64, 96)) * 3, seed=6)
     g = torch.Generator().manual_seed(2)

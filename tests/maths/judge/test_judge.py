@@ -34,10 +34,9 @@ from tests.planted import (
 @pytest.mark.parametrize("n_clients", [4, 6, 9])
 @pytest.mark.parametrize("cosine", [0.1, 0.2, 0.4])
 def test_nobody_is_flagged_in_a_clean_cohort(n_clients: int, cosine: float) -> None:
-    for seed in range(2):
-        result = judged(aligned([cosine] * n_clients, seed=seed), seed=seed)
-        assert result.structure.stacking == "matrix"
-        verdicts_of(result, set())
+    result = judged(aligned([cosine] * n_clients, seed=n_clients), seed=n_clients)
+    assert result.structure.stacking == "matrix"
+    verdicts_of(result, set())
 
 
 def test_nobody_is_flagged_where_clients_share_unequally() -> None:
@@ -47,11 +46,11 @@ def test_nobody_is_flagged_where_clients_share_unequally() -> None:
 
 def test_clean_cohorts_have_few_suspicions_and_no_accusation() -> None:
     found = {"benign": 0, "suspicious": 0, "contaminated": 0}
-    for seed in range(12):
+    for seed in range(6):
         for word in words(judged(aligned([0.3] * 10, seed=seed), seed=seed)):
             found[word] += 1
     assert found["contaminated"] == 0
-    assert found["suspicious"] <= 4  # of 120
+    assert found["suspicious"] <= 2  # of 60
 
 
 # Contaminated
@@ -70,8 +69,8 @@ def test_unrelated_clients_are_named(n_good: int, n_bad: int, cosine: float) -> 
 
 
 def test_unrelated_clients_are_not_called_opposite() -> None:
-    """In 12 cohorts with three unrelated clients each: nobody changed a sign."""
-    for seed in range(12):
+    """In six cohorts with three unrelated clients each: nobody changed a sign."""
+    for seed in range(6):
         result = judge_deltas(aligned([0.3] * 7 + [0.0] * 3, shapes=WIDE, seed=seed), RANK)
         for k in (7, 8, 9):
             assert "opposite" not in codes(result, k)
@@ -79,7 +78,7 @@ def test_unrelated_clients_are_not_called_opposite() -> None:
 
 def test_nobody_is_opposite_in_the_output_stacking() -> None:
     """A similarity of column spaces has no sign."""
-    for seed in range(6):
+    for seed in range(3):
         result = judge_deltas(paper_model(12, 4, 5, seed=seed), 4)
         if result.structure.stacking == "output":
             for k in range(12):
@@ -270,10 +269,10 @@ def test_where_nothing_is_shared_nobody_is_judged(seed: int) -> None:
 
 def test_where_nothing_is_shared_abstaining_is_the_rule() -> None:
     judged_ones = [
-        seed for seed in range(40)
+        seed for seed in range(20)
         if judge_deltas(aligned([0.0] * 10, seed=seed), RANK, seed).outcome == "judged"
     ]  # fmt: skip
-    assert len(judged_ones) <= 1
+    assert judged_ones == []
 
 
 @pytest.mark.parametrize("n_clients", [1, 2])
