@@ -32,3 +32,13 @@ def test_what_it_does_not_hold_is_refused(value: float, shown: str) -> None:
 
 def test_float32_itself_passes() -> None:
     assert rejected(3.4e38, torch.float32) == rejected(1e-45, torch.float32) == ""
+
+
+@pytest.mark.parametrize(("alpha", "read"), [(2.4e99, True), (2.6e99, False)])
+def test_what_an_update_may_reach(alpha: float, read: bool) -> None:
+    """1e100, whatever the scaling makes of the factors; all of these are ones."""
+    tensors = {name: torch.ones_like(tensor) for name, tensor in pair("q", shape=(6, 8)).items()}
+    found = adapters_from_memory({"a": (tensors, config(lora_alpha=alpha))}).rejected
+    assert [("too large to compute with" in entry.message) for entry in found] == [True] * (
+        not read
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from clair_cli.errors import OutputError, UsageError
-from clair_cli.output import draft, publish, rename
+from clair_cli.output import draft, publish, rename, targets
 from clair_cli.output.publish import Output
 from clair_cli.output.targets import check_target
 
@@ -164,6 +165,16 @@ def test_an_unwritable_parent_is_known_before(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(OutputError, match="not writable"):
+        check_target(tmp_path / "out", force=False, kind="file", inputs=())
+
+
+@pytest.mark.parametrize(("free", "enough"), [(16_384, True), (16_383, False)])
+def test_room_for_a_report_is_known_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, enough: bool
+) -> None:
+    monkeypatch.setattr(targets, "free_bytes", lambda folder: free)
+    refused = contextlib.nullcontext() if enough else pytest.raises(OutputError, match="no room")
+    with refused:
         check_target(tmp_path / "out", force=False, kind="file", inputs=())
 
 

@@ -190,6 +190,18 @@ def test_an_input_by_another_name_is_refused(tmp_path: Path) -> None:
     check_target(tmp_path / "alone", force=True, kind="file", inputs=[clients])
 
 
+def test_only_so_many_files_are_looked_at_for_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever order the disk gives them."""
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_bytes(b"x")
+    for most in (3, 2):
+        monkeypatch.setattr(targets, "_MAX_ENTRIES", most)
+        assert sum(find_inside(tmp_path, os.stat(file)) == file for file in files) == most
+
+
 def test_names_that_differ_only_in_case_where_the_disk_has_no_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

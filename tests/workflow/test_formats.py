@@ -420,7 +420,8 @@ def kohya_with(tmp_path: Path, bad: Mapping[str, Any], metadata: Mapping[str, st
 STEM = kohya_module(next(iter(UNET)))
 HEADERS = [
     ({}, {"ss_network_args": '{"algo": "loha"}'}, "LyCORIS algorithm 'loha'"),
-    ({}, {"ss_network_args": '{"algo": "lokr"}'}, "LyCORIS algorithm 'lokr'"),
+    ({}, {"ss_network_args": '{"algo": "lokr"}'.ljust(100_000)}, "LyCORIS algorithm 'lokr'"),
+    ({}, {"ss_network_args": '{"algo": "lokr"}'.ljust(100_001)}, "limit of 100,000"),
     ({}, {"ss_network_module": "networks.oft"}, "LyCORIS algorithm 'oft'"),
     ({}, {"ss_network_args": '{"dora_wd": "True"}'}, "DoRA (dora_wd)"),
     ({}, {"ss_network_args": '{"algo": 1, "algo": 2}'}, "gives the key 'algo' twice"),
@@ -444,18 +445,20 @@ def test_kohya_files_that_are_not_plain(
 
 
 def test_a_config_beside_must_agree_with_the_alphas(tmp_path: Path) -> None:
-    clients = pipeline_clients(5, UNET)
+    """To one in a hundred."""
+    clients = pipeline_clients(7, UNET)
     folder = tmp_path / "clients"
     for name, client in clients.items():
         write(folder / f"{name}.safetensors", kohya(client, None if name == "c3" else ALPHA))
     fields = {"peft_type": "LORA", "r": 6, "lora_alpha": ALPHA}
     for name in ("c2", "c3"):
         (folder / f"{name}.json").write_text(json.dumps(fields))
-    (folder / "c4.json").write_text(json.dumps({**fields, "lora_alpha": 99}))
+    for name, alpha in (("c4", 99), ("c5", 1.009 * ALPHA), ("c6", 1.011 * ALPHA)):
+        (folder / f"{name}.json").write_text(json.dumps({**fields, "lora_alpha": alpha}))
     clair("merge", folder, "-o", tmp_path / "m.safetensors", *EXACT)
     report = cohorts.read_report(tmp_path / "m.report.json")
     rejected = {n for n, verdict in cohorts.verdicts(report).items() if verdict == "rejected"}
-    assert rejected == {"c3", "c4"}
+    assert rejected == {"c3", "c4", "c6"}
     assert "no alpha, which means 6, for rank 6, a scale of 1" in cohorts.reasons(report, "c3")
     assert "but the config's scale is 16.5" in cohorts.reasons(report, "c4")
 
