@@ -107,7 +107,7 @@ def test_a_common_module_is_one_that_enough_clients_have(n_clients: int, fewest:
 
 
 @pytest.mark.parametrize(
-    ("count", "last"), [(20, "1 module ('x19') absent"), (21, "1 more modules absent")]
+    ("count", "last"), [(20, "1 module ('x19') absent"), (21, "and 1 more notes on modules")]
 )
 def test_twenty_groups_of_absent_modules_are_noted(count: int, last: str) -> None:
     """Each module is one that two clients lack, and each time two others."""

@@ -184,13 +184,16 @@ def test_the_same_as_what_is_subtracted_is_no_update(dtype: torch.dtype, rank: i
 
 def test_what_rounding_may_leave_grows_with_the_terms_and_is_no_update() -> None:
     size, scale = torch.tensor([1.0, 256.0], dtype=torch.float64), torch.ones(2)
-    for dtype, largest in ((torch.float64, 5e-8), (torch.float32, 1e-3)):
-        left, more = ((by * largest) ** 2 * size for by in (1.0, 4.0))
+    for dtype, largest in ((torch.float64, 0.9e-7), (torch.float32, 1.8e-3)):
+        left, more = ((by * largest) ** 2 * size for by in (1.0, 1.25))
         assert delta_norms_over_scale(left, size, scale, dtype).tolist() == [0.0, 0.0]
         assert delta_norms_over_scale(more, size, scale, dtype).tolist() == pytest.approx(
-            [4.0 * largest, 64.0 * largest]
+            [1.25 * largest, 20.0 * largest]
         )
     assert delta_norms_over_scale(size, size, torch.zeros(2), torch.float64).tolist() == [0.0, 0.0]
+    one = torch.ones(2, dtype=torch.float64)
+    scales = torch.tensor([0.9e-92, 1.1e-92], dtype=torch.float64)
+    assert delta_norms_over_scale(one, one, scales, torch.float64).tolist() == [0.0, 1.0]
 
 
 def test_a_previous_adapter_of_nothing_hides_nothing() -> None:

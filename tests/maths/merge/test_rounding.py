@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from clair_cli.maths.factors.factored_svd import FactoredSVD, factored
 from clair_cli.maths.factors.grams import add_symmetric
 from clair_cli.maths.factors.lowrank import SVD, Product, svd, tail_norm
+from clair_cli.maths.merge import rounding
 from clair_cli.maths.merge.rounding import write_modules
 from tests.maths.factors.test_lowrank_merge import multiplied, product, write_module
 from tests.maths.factors.test_stack import IN, OUT
@@ -82,6 +85,24 @@ def test_sides_made_piece_by_piece(out: int, in_: int, dtype: torch.dtype) -> No
     assert best <= got.error <= 1.01 * best
     top = got.lora_B.gather(0, got.lora_B.abs().argmax(0, keepdim=True))
     assert (top > 0).all()
+
+
+@pytest.mark.parametrize(("tail", "whole"), [(0.06, True), (0.065, False)])
+def test_only_what_counts_is_measured_to_its_last_digit(
+    monkeypatch: pytest.MonkeyPatch, tail: float, whole: bool
+) -> None:
+    """Roundings to bfloat16 (2**-7) do beside what is cut off if that is below eight times them."""
+    seen, real = [], rounding._round
+
+    def spied(pieces: Any, out: Any, by: Any, whole: bool, **more: Any) -> Any:
+        seen.append(whole)
+        return real(pieces, out, by, whole, **more)
+
+    monkeypatch.setattr(rounding, "_round", spied)
+    eye = torch.eye(4, dtype=torch.float64)[None]
+    values = torch.tensor([[1.0, tail]], dtype=torch.float64)
+    write_module(FactoredSVD(eye[:, :, :2], eye[:, :2], values, None, None), 1, 1.0, torch.bfloat16)
+    assert seen == [whole] * 2
 
 
 @pytest.mark.parametrize("tail", [0.0, 0.2])

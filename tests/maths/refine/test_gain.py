@@ -10,7 +10,6 @@ from torch import Tensor
 
 from clair_cli.maths.factors.lowrank import Product
 from clair_cli.maths.refine.gain import (
-    MARGIN,
     Gain,
     estimate_gain,
     mixing,
@@ -151,8 +150,9 @@ def test_few_clients_or_counts_that_are_alike_identify_nothing(counts: list[floa
 
 
 def test_only_a_gain_beyond_its_margin_is_sure() -> None:
-    assert Gain(1.0, 0.8, 0.19 / MARGIN).sure
-    assert not Gain(1.0, 0.8, 0.21 / MARGIN).sure
+    """Of four standard errors."""
+    assert Gain(1.0, 0.8, 0.19 / 4).sure
+    assert not Gain(1.0, 0.8, 0.21 / 4).sure
     assert not Gain(1.0, 1.2, 0.0).sure
     assert not Gain(1.0, 0.5, float("nan")).sure
     assert not Gain(float("nan"), 0.5, 0.0).sure
