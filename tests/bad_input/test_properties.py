@@ -6,7 +6,6 @@ import json
 import shutil
 import struct
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from tests import cohorts
 from tests.bad_input.clients import DATA, parts
 from tests.cohorts import Client
 from tests.hostile import load_cohort
+from tests.work import at_most
 
 EXAMPLES = settings.default.max_examples  # type: ignore[attr-defined]
 
@@ -84,16 +84,15 @@ FIELDS = json.dumps(cohorts.honest(1)["c0"].fields).encode()
 
 
 def loaded(data: bytes, config: bytes = FIELDS) -> Cohort:
-    """A cohort of this client and a good one, within a second."""
+    """A cohort of this client and a good one, for little work."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for client, weights, fields in (("good", GOOD, FIELDS), ("mutated", data, config)):
             (folder / client).mkdir()
             (folder / client / "adapter_model.safetensors").write_bytes(weights)
             (folder / client / "adapter_config.json").write_bytes(fields)
-        started = time.process_time()
-        cohort = load_cohort(folder)
-        assert time.process_time() - started < 1.0
+        with at_most(20_000):
+            cohort = load_cohort(folder)
     names = [a.name for a in cohort.adapters] + [r.name for r in cohort.rejected]
     assert sorted(names) == ["good", "mutated"]
     assert cohort.adapters[0].name == "good"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from clair_cli.maths.evidence.pair_levels import PairLevels
 from clair_cli.maths.judge.loadings import inner_group, loadings, near_copies, stand_apart, trimmed
 from clair_cli.maths.judge.thresholds import INNER_RATIO, MIN_INNER
+from tests.work import at_most
 
 Matrix = NDArray[np.float64]
 
@@ -301,11 +301,11 @@ def test_what_is_found_keeps_its_promises(drawn: tuple[Matrix, list[int]]) -> No
     assert all(clients.index(first) < clients.index(k) for k, first in copies.items())
 
 
-def test_256_clients_take_no_time() -> None:
+def test_256_clients_are_little_work() -> None:
     """One move of one client at a time in plain loops takes too long here."""
     table = noisy(blocks([256], [0.3], 0.3), 0.2, 0)
-    start = time.process_time()
-    inner_group(pairs(table), range(256))
-    trimmed(pairs(table), range(256))
-    near_copies(pairs(table), range(256))
-    assert time.process_time() - start < 3.0
+    near_copies(pairs(table), range(256))  # nothing is left to be imported
+    with at_most(50_000):
+        inner_group(pairs(table), range(256))
+        trimmed(pairs(table), range(256))
+        near_copies(pairs(table), range(256))
