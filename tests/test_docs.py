@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator
 
@@ -17,14 +18,18 @@ OTHERS = ("CONTRIBUTING.md", "benchmarks/README.md", "sample_adapters/README.md"
 LINKING = PAGES | {name: (ROOT / name).read_text(encoding="utf-8") for name in OTHERS}
 
 
+@functools.cache
+def options() -> set[str]:
+    """Every option of every command."""
+    helps = [run_clair(*command, "--help").stdout for command in ([], *([c] for c in COMMANDS))]
+    return {option for text in helps for option in re.findall(r"--[a-z][a-z-]+", text)}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_a_page_names_exists(page: str) -> None:
-    """An option in the text is one of some command's options."""
-    helps = [run_clair(*command, "--help").stdout for command in ([], *([c] for c in COMMANDS))]
     text = BLOCK.sub("", PAGES[page]).replace("pytest -n 2 --dist worksteal", "")
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
-    listed = {option for text in helps for option in re.findall(r"--[a-z][a-z-]+", text)}
-    assert named - listed == set()
+    assert named - options() == set()
 
 
 def test_the_options_that_people_need_are_named() -> None:
@@ -44,6 +49,7 @@ def test_the_limits_table_has_the_defaults() -> None:
     assert limits.parse_limits(pairs) == limits.Limits()
 
 
+@functools.cache
 def reason_codes() -> set[str]:
     """Every code that a `Finding` or a `Reason` is made with, and those of whole cohorts."""
     codes = set()
