@@ -16,7 +16,7 @@ from clair_cli.settings import Settings
 from clair_cli.text import quoted
 
 # Bytes of the clients' files that are kept from the check on; those of the others are read again.
-KEPT_BYTES = 384 * 2**20
+KEPT_BYTES = 160 * 2**20
 
 
 def read_cohort(
