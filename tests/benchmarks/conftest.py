@@ -1,11 +1,22 @@
-"""Made-up results for the programs that draw and print them."""
+"""What tests of the programs share: made-up results, and their own number of threads."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch with one thread, as the programs set it, until the test ends."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
