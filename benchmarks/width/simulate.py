@@ -35,6 +35,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def hadamard(x: Tensor) -> Tensor:
     return (second @ y.reshape(len(first), len(second), -1)).reshape(x.shape)
 
 
+@cache
 def _matrix(n: int) -> Tensor:
     """Orthonormal Hadamard matrix, 2^n x 2^n."""
     matrix = torch.ones(1, 1)

@@ -118,7 +118,8 @@ def main() -> None:
                 found = judge(pool, draw(setting, counts, number))
                 cohorts.append(found)
                 by_case[case].append(found)
-                rows.append({"pool": setting.name, "case": case, **asdict(found)})
+                told = {"exact": found.exact, "silent": found.silent}
+                rows.append({"pool": setting.name, "case": case, **told, **asdict(found)})
         if cohorts:
             print(row(setting.name, cohorts), flush=True)
     for case, cohorts in by_case.items():
