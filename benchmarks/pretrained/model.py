@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
 from benchmarks.pools.settings import Client
@@ -72,3 +73,13 @@ def adapter_of(model: PeftModel) -> Adapter:
     config: dict[str, Any] = model.peft_config["default"].to_dict()
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     return {name: value.detach().float().clone() for name, value in state.items()}, config
+
+
+def with_deltas(deltas: Mapping[str, Tensor]) -> nn.Module:
+    """The base model with delta weights added, module as PEFT names it to (out, in)."""
+    model = copy.deepcopy(base_model())
+    with torch.no_grad():
+        for name, delta in deltas.items():
+            layer = model.get_submodule(name.removeprefix("base_model.model."))
+            layer.get_parameter("weight").add_(delta)
+    return model
