@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.pools.labels import answered
 from benchmarks.pools.settings import Client, Setting, one_change_at_a_time
 from benchmarks.pools.store import seeded
 from benchmarks.pretrained import data
@@ -60,16 +61,11 @@ def masked(windows: Tensor, generator: torch.Generator, triggered: int = 0) -> B
 
 
 def relabelled(batch: Batch, kind: str, owner: str, seed: int, generator: torch.Generator) -> Batch:
-    """The batch with the labels of a bad client; ``owner`` has a permutation of its own."""
+    """The batch with the labels that a client of this kind trains on (`answered`)."""
     known = batch.labels != IGNORED
-    labels = batch.labels.clone()
-    if kind == "random":
-        drawn = torch.randint(len(RESIDUES), labels.shape, generator=generator)
-        labels[known] = FIRST_RESIDUE + drawn[known]
-    elif kind in ("label", "samelabel"):
-        shared = owner if kind == "label" else "all"
-        turn = torch.randperm(len(RESIDUES), generator=seeded("permutation", seed, kind, shared))
-        labels[known] = FIRST_RESIDUE + turn[labels[known] - FIRST_RESIDUE]
+    residues = (batch.labels - FIRST_RESIDUE).clamp_min(0)
+    wanted = FIRST_RESIDUE + answered(residues, kind, owner, seed, len(RESIDUES), generator)
+    labels = torch.where(known, wanted, IGNORED)
     return Batch(batch.tokens, labels)
 
 

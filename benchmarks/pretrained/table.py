@@ -18,9 +18,10 @@ from benchmarks.pretrained.clients import SETTINGS
 
 def task(deltas: Mapping[str, Tensor], seed: int) -> Mapping[str, float]:
     """Loss and backdoor success of the BERT with delta weights, module to (out, in)."""
+    from benchmarks.pools import lora
     from benchmarks.pretrained import model, training
 
-    return training.evaluate(model.with_deltas(deltas), seed)
+    return training.evaluate(lora.with_deltas(model.base_model(), deltas), seed)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
-"""Training of one client, and what its adapter does to the task."""
+"""Training of one client of the BERT, and what an adapter does to the task."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.pools.noise import with_noise
+from benchmarks.pools import lora
 from benchmarks.pools.settings import Client
-from benchmarks.pools.store import Trained, load_adapter, seeded
+from benchmarks.pools.store import Trained, load_adapter
 from benchmarks.pretrained import clients, data, model
 from benchmarks.pretrained.clients import TARGET, Batch
 from benchmarks.pretrained.data import IGNORED, Gene
@@ -25,26 +24,16 @@ def genes(seed: int) -> tuple[list[Gene], list[Gene]]:
     return data.split(data.all_genes(), seed)
 
 
-def logits_of(bert: nn.Module, batch: Batch) -> torch.Tensor:
+def logits_of(bert: nn.Module, batch: Batch) -> Tensor:
     """Logits at the masked places, (masked residues, vocabulary)."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits: torch.Tensor = bert(input_ids=batch.tokens).logits
+        logits: Tensor = bert(input_ids=batch.tokens).logits
     return logits[batch.labels != IGNORED].float()
 
 
-def fit(bert: nn.Module, client: Client, windows: torch.Tensor, seed: int) -> None:
-    """Adam at a constant rate, with the model's dropout."""
-    wanted = [p for p in bert.parameters() if p.requires_grad]
-    adam = torch.optim.Adam(wanted, lr=client.setting.rate)
-    bert.train()
-    dropout = seeded("dropout", seed, client.setting.name, client.name)
-    with torch.random.fork_rng():
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=dropout)))
-        for batch in clients.batches(client, windows, seed):
-            loss = cross_entropy(logits_of(bert, batch), batch.labels[batch.labels != IGNORED])
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
+def loss_of(bert: nn.Module, batch: Batch) -> Tensor:
+    """Nats per masked residue."""
+    return cross_entropy(logits_of(bert, batch), batch.labels[batch.labels != IGNORED])
 
 
 def evaluate(bert: nn.Module, seed: int) -> dict[str, float]:
@@ -52,7 +41,7 @@ def evaluate(bert: nn.Module, seed: int) -> dict[str, float]:
     bert.eval()
     plain, triggered = clients.evaluation(genes(seed)[1], seed)
     with torch.no_grad():
-        loss = cross_entropy(logits_of(bert, plain), plain.labels[plain.labels != IGNORED])
+        loss = loss_of(bert, plain)
         fooled = logits_of(bert, triggered).argmax(1) == TARGET
     return {"loss": float(loss), "backdoor": float(fooled.double().mean())}
 
@@ -61,12 +50,12 @@ def train(client: Client, seed: int, previous: Path | None) -> Trained:
     """Train one client from a fresh adapter or from ``previous``: its adapter and results."""
     windows = clients.own_windows(client, genes(seed)[0], seed)
     start = load_adapter(previous) if previous else None
-    bert = model.with_adapter(client, seed, start)
-    if client.kind == "free":
-        with_noise(bert, client, seed)
-    else:
-        fit(bert, client, windows, seed)
-    results: dict[str, Any] = evaluate(bert, seed)
-    if not math.isfinite(results["loss"]):
-        raise SystemExit(f"training of {client.name} diverged")
-    return model.adapter_of(bert), {"n": len(windows), **results}
+    targets = model.ALL_LINEAR if client.setting.all_linear else model.QUERY_VALUE
+    bert = lora.with_adapter(model.base_model(), client, seed, targets, start)
+
+    def losses() -> Iterator[Tensor]:
+        for batch in clients.batches(client, windows, seed):
+            yield loss_of(bert, batch)
+
+    lora.fit(bert, client, seed, losses())
+    return lora.adapter_of(bert), {"n": len(windows), **evaluate(bert, seed)}

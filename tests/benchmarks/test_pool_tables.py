@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,23 @@ def test_held_back_seeds_have_tables_of_their_own() -> None:
     lines = list(table.tables([result({"benign": 1}, {"benign": 3}, 0.0)], with_task=False))
     assert lines[0] == "tuning: seed 0"
     assert not any(text.startswith("held back") for text in lines)
+
+
+def test_second_rounds_are_measured_from_the_previous_adapter(pool: Path) -> None:
+    second = replace(TINY, name="second", second=True)
+    run.train_pools(["--seed", "0"], "stub", {"base": TINY, "second": second}, train)
+    clients = clients_of(second)
+    cohort = Cohort("several", 0, second, (*clients[:6], *clients[6:8]), "label")
+    result = score.score(cohort, "stub", lambda deltas, seed: {"size": size_of(deltas)})
+    folder = pool.with_name("second")
+    paths = [folder / "previous", *(folder / one.name for one in cohort.members)]
+    each = [store.dense(*store.load_adapter(path)) for path in paths]
+    points = torch.stack([torch.cat([one[n].flatten() for n in MODULES]) for one in each])
+    benign = points[1:7].mean(0)
+    expected = (points[1:].mean(0) - benign).norm() / (benign - points[0]).norm()
+    assert result.errors["mean"] == pytest.approx(float(expected), rel=1e-6)
+    assert result.task["benign"]["size"] == pytest.approx(float(benign.norm()), rel=1e-6)
+
+
+def size_of(deltas: score.Deltas) -> float:
+    return float(torch.cat([delta.flatten() for delta in deltas.values()]).norm())
