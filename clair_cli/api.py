@@ -14,7 +14,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict, TypeVar
 
 from clair_cli.cohort.model import Cohort
@@ -237,9 +236,11 @@ def refine(
 def run_merge(settings: Settings) -> MergeResult:
     """See `merge`."""
     check_outputs(settings)
-    cohort, rounds = _begin(settings)
+    cohort = _read(settings)
+    from clair_cli.workflow.run import merge_cohort  # it imports torch
+
     with closing(destination_of(settings)) as destination:
-        result, merged = rounds.merge(settings, cohort, destination)
+        result, merged = merge_cohort(settings, cohort, destination)
         if merged is None:
             path = write_report_only(result, settings)
             return MergeResult(result, None, None, _text(path))
@@ -250,17 +251,21 @@ def run_merge(settings: Settings) -> MergeResult:
 def run_inspect(settings: Settings) -> InspectResult:
     """See `inspect`."""
     check_outputs(settings)
-    cohort, rounds = _begin(settings)
-    report = rounds.inspect(settings, cohort)
+    cohort = _read(settings)
+    from clair_cli.workflow.run import inspect_cohort  # it imports torch
+
+    report = inspect_cohort(settings, cohort)
     return InspectResult(report, _text(write_report_only(report, settings)))
 
 
 def run_refine(settings: Settings) -> RefineResult:
     """See `refine`."""
     check_outputs(settings)
-    cohort, rounds = _begin(settings)
+    cohort = _read(settings)
+    from clair_cli.workflow.run import refine_cohort  # it imports torch
+
     with closing(destination_of(settings)) as destination:
-        result, refined = rounds.refine(settings, cohort, destination)
+        result, refined = refine_cohort(settings, cohort, destination)
         if refined is None:
             return RefineResult(result, {}, _text(write_report_only(result, settings)))
         path = write_refined(result, refined.files, settings)
@@ -268,14 +273,15 @@ def run_refine(settings: Settings) -> RefineResult:
     return RefineResult(result, adapters, _text(path))
 
 
-def _begin(settings: Settings) -> tuple[Cohort | InputRefused, ModuleType]:
-    """The clients, and what needs torch: both at once where that can be had."""
-    cohort = read_cohort(settings, partial(_rounds, settings))
-    return cohort, _rounds(settings)
+def _read(settings: Settings) -> Cohort | InputRefused:
+    """The clients, read while torch is imported."""
+    cohort = read_cohort(settings, partial(_prepare, settings))
+    _prepare(settings)  # clients from memory are not read
+    return cohort
 
 
-def _rounds(settings: Settings) -> ModuleType:
-    """What needs torch; importing it is a stage of its own.
+def _prepare(settings: Settings) -> None:
+    """Import what needs torch, as a stage of its own, and prepare the device.
 
     Raises:
         ImportError: torch is missing or broken.
@@ -287,11 +293,10 @@ def _rounds(settings: Settings) -> ModuleType:
         with importing():
             import numpy  # noqa: F401  # torch goes on without it
 
-            from clair_cli.workflow import run as rounds
+            from clair_cli.workflow.run import prepare
     except OSError as error:  # a library of torch's is not what it should be
         raise ImportError(str(error), name="torch") from error
-    rounds.prepare(settings)
-    return rounds
+    prepare(settings)
 
 
 def _text(path: Path | None) -> str | None:

@@ -76,7 +76,7 @@ def find_config(
 def inside_config(keys: KeyMap) -> tuple[AdapterConfig, tuple[str, ...]]:
     """The config of a file that needs none, and a note where its format's rule was needed."""
     without = [pair.module for pair in keys.pairs if pair.key_alpha is None]
-    if not without or keys.format == "kohya":  # `kohya_header` has the note
+    if not without or keys.format == "kohya":  # `check_header` notes it
         return assumed_config("rank"), ()
     return assumed_config("rank"), ("no config: alpha = rank, as diffusers loads it",)
 

@@ -108,7 +108,7 @@ def _check_exponent(entry: TensorEntry) -> None:
     would depend on how a client splits its delta weight between two factors.
 
     Zeros pass, and so do subnormal numbers: with any factor that passes they make a delta weight
-    that counts as zero (`maths.grams.LEAST_NORM`).
+    that counts as zero (`maths.factors.grams.LEAST_NORM`).
     """
     if entry.exponent <= _NORMAL_F64 or _EXPONENTS_F32[0] <= entry.exponent <= _EXPONENTS_F32[1]:
         return

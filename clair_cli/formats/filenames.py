@@ -13,8 +13,9 @@ PIPELINE_WEIGHTS = "pytorch_lora_weights.safetensors"  # where diffusers looks i
 FILE_SUFFIXES = frozenset((".bin", ".ckpt", ".gguf", ".json", ".npz", ".onnx", ".pt", ".pth"))
 """Suffixes of weights files and configs in other formats; no output folder's name may have one."""
 
-OWN_FILES = frozenset(("adapter_model.safetensors", "adapter_config.json", "report.json"))
-OWN_FILES |= {"pytorch_lora_weights.safetensors", "README.md"}
+BESIDE = frozenset(("report.json", "README.md"))
+"""Files of an output folder besides the adapter's."""
+OWN_FILES = BESIDE | {WEIGHTS, CONFIG, PIPELINE_WEIGHTS}
 """Files that clair may write into a folder; `--force` replaces only folders that hold no others."""
 
 

@@ -14,14 +14,13 @@ from clair_cli.cohort.adapter_folder import weights_in
 from clair_cli.cohort.load import load_result
 from clair_cli.cohort.model import Rejection
 from clair_cli.errors import RejectedClient
-from clair_cli.formats.filenames import CONFIG, PIPELINE_WEIGHTS, WEIGHTS
+from clair_cli.formats.filenames import BESIDE, CONFIG, PIPELINE_WEIGHTS, WEIGHTS
 from clair_cli.formats.files import open_regular, read_small
 from clair_cli.formats.limits import LARGEST, Limits
 from clair_cli.report.read import NamedAdapter, OldReport
 from clair_cli.text import quoted
 
 CHUNK_BYTES = 2**20
-_BESIDE = {"report.json", "README.md"}
 _MODULES_SHOWN = 3
 # Of a result: each module has two factors and an alpha, and the config is in the header.
 _HEADER_BYTES = 32 * 2**20
@@ -77,7 +76,7 @@ def check_entries(folder: Path, old: OldReport) -> Iterator[str]:
             for inner in sorted(os.listdir(path)) if path.is_dir() else ():
                 if inner not in adapters[name] and not inner.startswith("."):
                     yield _not_named(path / inner)
-        elif name not in _BESIDE | adapters.get("", set()) and not name.startswith("."):
+        elif name not in BESIDE | adapters.get("", set()) and not name.startswith("."):
             yield _not_named(path)
     inside = folder / "report.json"
     if inside.exists():

@@ -210,13 +210,13 @@ def _again(
         The new report as plain data, and the weights' SHA-256 by client's folder ("" for a merge).
     """
     with importing():
-        from clair_cli.workflow import run as rounds
+        from clair_cli.workflow.run import do_again
 
     try:
         settings = make_settings(old.command, clients, None, options)
     except (TypeError, UsageError) as error:
         raise UsageError(f"the report's options are damaged: {error}") from None
-    report, files = rounds.do_again(settings, one_file=one_file)
+    report, files = do_again(settings, one_file=one_file)
     hashes = {folder: adapter.sha256 for folder, adapter in files.items()}
     return json.loads(report_json(report)), hashes
 

@@ -93,6 +93,19 @@ class Spectrum:
     n_vectors: int | None
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Modules of the second look.
+
+    Attributes:
+        decomposed: whether the first look left their singular vectors in `factors.cores`; else
+            they are decomposed by QR of their factors.
+    """
+
+    modules: list[str]
+    decomposed: bool
+
+
 def merge_round(
     judged: JudgedRound,
     factors: RoundFactors,
@@ -135,9 +148,12 @@ def merge_round(
     plan = plan_adapter(values, adapters, settings)
     writer = AdapterWriter(plan, adapters, judged.round.output, settings, destination)
 
-    items = _batches(mean, factors, modules, spectra)
+    second = [
+        Kept(some, spectra[some[0]].n_vectors is not None)
+        for some in _batches(mean, factors, modules, spectra)
+    ]
     for written in engine.map(
-        "writing", partial(cut, mean, plan.cut), items, factors, on_device=on_device
+        "writing", partial(cut, mean, plan.cut), second, factors, on_device=on_device
     ):
         for module, pair in written.items():
             writer.put(module, pair)
@@ -161,13 +177,16 @@ def decompose(mean: WeightedMean, factors: RoundFactors, modules: list[str]) -> 
 
 
 def cut(
-    mean: WeightedMean, how: Cut, factors: RoundFactors, modules: list[str]
+    mean: WeightedMean, how: Cut, factors: RoundFactors, batch: Kept
 ) -> dict[str, WrittenModule]:
-    """Second look at some modules of one shape: their factors as they will be written."""
+    """Second look at some modules of one shape: their factors as they will be written. What an
+    engine did not keep from the first look, or too little of, is computed again."""
+    modules = batch.modules
     with naming_module(modules[0]):
         cores: Sequence[CoreSVD | None] = [factors.cores.pop(m, None) for m in modules]
-        if any(c is not None and c.n_vectors < min(how.rank, len(c.values)) for c in cores):
-            # Grams that are made again may differ in the last bit, and not be relied on this time
+        enough = all(c and c.n_vectors >= min(how.rank, len(c.values)) for c in cores)
+        if batch.decomposed and not enough:
+            # Grams that are made again may differ in the last bit: then None is possible here too
             cores = _cores(mean, factors, modules, limited=False)
         good = [core for core in cores if core is not None]
         if len(good) == len(modules):

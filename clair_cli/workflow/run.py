@@ -36,23 +36,24 @@ def prepare(settings: Settings) -> None:
     warm_up(choose_device(settings.device))
 
 
-def inspect(settings: Settings, cohort: Cohort | InputRefused) -> Report:
+def inspect_cohort(settings: Settings, cohort: Cohort | InputRefused) -> Report:
+    """Judge the clients and merge nothing."""
     judged, _ = run_round(settings, cohort, None)
     return make_report(settings, judged)
 
 
-def merge(
+def merge_cohort(
     settings: Settings, cohort: Cohort | InputRefused, destination: Destination
 ) -> tuple[Report, WrittenAdapter | None]:
-    """See `merge_round`."""
+    """Judge the clients and merge the benign ones; see `merge_round`."""
     judged, merged = run_round(settings, cohort, partial(merge_round, destination=destination))
     return make_report(settings, judged, merged=merged), merged
 
 
-def refine(
+def refine_cohort(
     settings: Settings, cohort: Cohort | InputRefused, destination: Destination
 ) -> tuple[Report, Refined | None]:
-    """See `refine_round`."""
+    """Judge the clients and refine the benign ones; see `refine_round`."""
     judged, refined = run_round(settings, cohort, partial(refine_round, destination=destination))
     return make_report(settings, judged, refined=refined), refined
 
@@ -65,9 +66,9 @@ def do_again(settings: Settings, *, one_file: bool) -> tuple[Report, dict[str, A
     """
     nowhere = Destination(one_file=one_file)
     if settings.command == "refine":
-        report, refined = refine(settings, read_cohort(settings), nowhere)
+        report, refined = refine_cohort(settings, read_cohort(settings), nowhere)
         return report, {} if refined is None else refined.files
-    report, merged = merge(settings, read_cohort(settings), nowhere)
+    report, merged = merge_cohort(settings, read_cohort(settings), nowhere)
     return report, {} if merged is None else {"": merged.files}
 
 
