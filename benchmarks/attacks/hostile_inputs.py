@@ -231,6 +231,11 @@ def fields(**changes: Any) -> Callable[[Path], object]:
     return lambda folder: write_client(folder, HOSTILE, factors(7), **changes)
 
 
+def many_targets(folder: Path) -> object:
+    targets = [np.base_repr(i, 36) for i in range(130_000)]
+    return fields(target_modules=targets)(folder)
+
+
 CASES: dict[str, Case] = {
     "cancelling pair, float64, s = 1e16": Case(partial(cancelling, 1e16, 0.0, "F64")),
     "cancelling pair, float64, s = 1e16, d = 1000": Case(partial(cancelling, 1e16, 1e3, "F64")),
@@ -257,9 +262,7 @@ CASES: dict[str, Case] = {
     "config with a revision, a base and a task": Case(
         fields(revision="evil", base_model_name_or_path="evil/base", task_type="SEQ_CLS")
     ),
-    "config with 130,000 target_modules": Case(
-        fields(target_modules=[np.base_repr(i, 36) for i in range(130_000)])
-    ),
+    "config with 130,000 target_modules": Case(many_targets),
     "folder called adapter_config.json": Case(
         partial(folder_named, CONFIG), ("--assume-alpha", "16"), files=True
     ),
