@@ -15,6 +15,7 @@ BASE = Setting(
     "base",
     {"all": 16},
     {"label": 5, "samelabel": 4, "random": 5, "backdoor": 5, "free": 3},
+    rate=3e-3,
 )
 SETTINGS = one_change_at_a_time(BASE, halves={"low": 6, "high": 4}, parity={"even": 8, "odd": 2})
 BATCH = 24

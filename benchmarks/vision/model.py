@@ -89,7 +89,7 @@ def _pretrain(model: nn.Module) -> None:
     for step in range(STEPS):
         adam.param_groups[0]["lr"] = RATE * (1 - 0.9 * step / STEPS)
         rows = images[torch.randint(len(images), (BATCH,), generator=generator)]
-        loss = cross_entropy(model(rows.pixels), rows.labels)
+        loss = cross_entropy(model(rows.pixels), rows.labels, label_smoothing=0.1)
         adam.zero_grad()
         loss.backward()
         adam.step()
