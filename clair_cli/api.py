@@ -24,6 +24,7 @@ from clair_cli.settings import (
     Device,
     Dtype,
     FailOn,
+    Minority,
     Modules,
     Progress,
     Settings,
@@ -113,6 +114,7 @@ class InspectOptions(TypedDict, total=False):
     device: Device
     threads: int | None
     fail_on: FailOn
+    minority: Minority
     force: bool
     modules: Modules
     assume_alpha: float | Literal["rank"] | None
@@ -188,6 +190,7 @@ def merge(
         threads: how many modules are worked on at once, the same bytes for any number; one per
             core if None.
         fail_on: "never", "suspicious" or "contaminated": exit code 3, and no adapter.
+        minority: "exclude" or "merge" clients that share something which all others lack.
         force: replace existing outputs.
         modules: "common" (those that at least three clients have, or half of a few; a missing one
             counts as zero), "union" (all), "intersection" (those that all merged clients have)

@@ -23,6 +23,7 @@ Progress = Callable[[str, int, int], None]
 """Called as `progress(stage, done, total)`."""
 
 # Values of options. Older reports have some other spellings.
+Minority = Literal["exclude", "merge"]
 FailOn = Literal["never", "suspicious", "contaminated"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 TensorNames = Literal["auto", "peft", "diffusers", "kohya"]
@@ -121,6 +122,11 @@ class Settings:
         kinds.FLAG,
         "Without a verdict, go on with everybody not rejected (exit 0 instead of 5).",
         JUDGING, _WRITING, default=False,
+    )
+    minority: str = option(
+        one_of(get_args(Minority)),
+        "Clients that share something which all others lack: leave them out, or merge them.",
+        JUDGING, _JUDGING, default="exclude",
     )
     weights: Path | Mapping[str, float] | None = option(
         kinds.WEIGHTS,

@@ -104,7 +104,7 @@ def refined_both_ways(
     with one_thread_each():
         loaded = load_round(settings, read_cohort(settings))
         factors = engine.load(loaded)
-        judged = judge_round(factors, engine, allow_undetermined=False)
+        judged = judge_round(factors, engine, allow_undetermined=False, minority="exclude")
         if judged.outcome != "judged":
             return None
         choice = refine_round(judged, factors, settings, engine, Destination())

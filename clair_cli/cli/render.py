@@ -28,6 +28,7 @@ _LEAST = 20  # columns; words need them
 
 _COLOURS = {
     "contaminated": "bold red",
+    "minority": "bold yellow",
     "suspicious": "yellow",
     "duplicate": "cyan",
     "rejected": "magenta",

@@ -26,7 +26,7 @@ def verdict_line(report: Report, *, report_path: str = "") -> str:
     parts = [_verdict(report)]
     counts = [
         f"{len(report.with_verdict(verdict))} {verdict}"
-        for verdict in ("suspicious", "duplicate", "rejected")
+        for verdict in ("minority", "suspicious", "duplicate", "rejected")
         if report.with_verdict(verdict)
     ]
     if counts:

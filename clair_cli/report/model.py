@@ -14,7 +14,9 @@ from clair_cli.report.results import MergedReport, RefinedReport
 SCHEMA = "clair.report/1"
 
 # In the order a reader wants them: who was left out first.
-VERDICTS = ("contaminated", "suspicious", "duplicate", "rejected", "undetermined", "benign")
+VERDICTS = (
+    "contaminated", "minority", "suspicious", "duplicate", "rejected", "undetermined", "benign",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

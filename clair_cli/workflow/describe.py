@@ -186,7 +186,7 @@ def describe_cohort(judged: JudgedRound) -> CohortReport:
         tuple(_describe_sharing(s, round_) for s in structure.sharings),
         max(dims, default=None) if dims else None,
         votes.count("contaminated") / len(votes) if votes else None,
-        _describe_groups(judged.evidence, structure, round_),
+        _describe_groups(judged.evidence, judgement, round_),
         _decomposition(judgement, round_),
         names, _matrix(similarity.excess, order), _matrix(similarity.se, order),
     )  # fmt: skip
@@ -214,7 +214,8 @@ def _describe_sharing(sharing: SharingTest, round_: Round) -> Sharing:
     )  # fmt: skip
 
 
-def _describe_groups(evidence: Evidence, structure: Structure, round_: Round) -> tuple[Group, ...]:
+def _describe_groups(evidence: Evidence, judgement: Judgement, round_: Round) -> tuple[Group, ...]:
+    structure = judgement.structure
     if structure.stacking is None:
         return ()
     levels = evidence.levels(structure.stacking)
@@ -223,6 +224,7 @@ def _describe_groups(evidence: Evidence, structure: Structure, round_: Round) ->
     found += [
         Group(_named(g, round_), number(levels.level(g).mean), "other") for g in structure.others
     ]
+    found += [Group(_named(m.members, round_), None, "other") for m in judgement.minorities]
     singletons = sorted(round_.adapters[k].name for k in structure.singletons)
     return (*found, *(Group((name,), None, "loner") for name in singletons))
 

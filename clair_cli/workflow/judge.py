@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from clair_cli.cohort.choose import only_modules
 from clair_cli.cohort.round import Round
@@ -106,11 +106,14 @@ def refused(round_: Round, warnings: tuple[str, ...] | None = None) -> JudgedRou
     return JudgedRound(round_, None, None, zeros, zeros, warnings or round_.warnings)
 
 
-def judge_round(factors: RoundFactors, engine: Engine, *, allow_undetermined: bool) -> JudgedRound:
+def judge_round(
+    factors: RoundFactors, engine: Engine, *, allow_undetermined: bool, minority: str
+) -> JudgedRound:
     """Compare the clients and judge them; nothing is merged yet.
 
     Args:
         allow_undetermined: whether all clients get a weight if the cohort cannot be judged.
+        minority: "exclude" or "merge" the members of minorities.
 
     Raises:
         ClientLost: a tensor changed since it was checked.
@@ -121,8 +124,9 @@ def judge_round(factors: RoundFactors, engine: Engine, *, allow_undetermined: bo
     found = compare(factors, engine)
     check_components(round_, found.sizes, engine.device.dtype)
     engine.progress("judging", 0, 1)
+    judgement = partial(_judged, factors, engine, found, allow_undetermined, minority)
     # on another thread, so that a signal is answered at once
-    (judged,) = in_order(lambda _: _judged(factors, engine, found, allow_undetermined), [0], 1)
+    (judged,) = in_order(lambda _: judgement(), [0], 1)
     engine.progress("judging", 1, 1)
     return _with_left_out(judged)
 
@@ -156,7 +160,11 @@ def refused_if_empty(judged: JudgedRound) -> JudgedRound:
 
 
 def _judged(
-    factors: RoundFactors, engine: Engine, found: Comparison, allow_undetermined: bool
+    factors: RoundFactors,
+    engine: Engine,
+    found: Comparison,
+    allow_undetermined: bool,
+    minority: str,
 ) -> JudgedRound:
     round_, evidence = factors.round, found.evidence
     structure = find_structure(evidence)
@@ -169,7 +177,10 @@ def _judged(
         evidence, round_.names, tuple(round_.module_shapes), structure=structure, cores=cores
     )
     if judgement.outcome == "judged":
-        raw = [w * v.influence for w, v in zip(given, judgement.verdicts, strict=True)]
+        raw = [
+            0.0 if v.verdict == "minority" and minority == "exclude" else w * v.influence
+            for w, v in zip(given, judgement.verdicts, strict=True)
+        ]
     else:
         raw = list(given) if allow_undetermined else [0.0 for _ in given]
     return JudgedRound(

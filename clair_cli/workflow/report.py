@@ -32,7 +32,7 @@ def exit_code(settings: Settings, judged: JudgedRound) -> int:
         return 0
     tripping = {"contaminated", "rejected"}
     if settings.fail_on == "suspicious":
-        tripping.add("suspicious")
+        tripping |= {"minority", "suspicious"}
     return 3 if judged.verdicts & tripping else 0
 
 

@@ -121,7 +121,9 @@ def _try_round(
     if make is not None:
         check_least_room(settings, round_.usual_shapes)
     factors = engine.load(round_)
-    judged = judge_round(factors, engine, allow_undetermined=settings.allow_undetermined)
+    judged = judge_round(
+        factors, engine, allow_undetermined=settings.allow_undetermined, minority=settings.minority
+    )
     if make is None:
         return judged, None
     judged = refused_if_empty(judged)

@@ -104,6 +104,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
         "allow_undetermined": False,
         "device": "auto",
         "fail_on": "never",
+        "minority": "exclude",
         "force": False,
         "modules": "common",
         "assume_alpha": None,
@@ -127,7 +128,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "--weights w.csv --previous before.safetensors --exclude a --exclude b --min-clients 5 "
         "--allow-undetermined --device cpu --fail-on suspicious --force -q "
         "--threads 2 --timings --modules same --assume-alpha 32 "
-        "--limit clients=20 --limit file=1G --strict"
+        "--limit clients=20 --limit file=1G --strict --minority merge"
     )
     result = run("merge", clients, "-o", "out", *given.split())
     assert (result.exit_code, result.stdout) == (0, "")
@@ -148,6 +149,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "allow_undetermined": True,
         "device": "cpu",
         "fail_on": "suspicious",
+        "minority": "merge",
         "force": True,
         "modules": "same",
         "assume_alpha": 32.0,
@@ -298,7 +300,7 @@ def test_an_option_that_a_command_lacks_is_no_argument_of_its_function(tmp_path:
 
 JUDGED_BY = (
     "clients output weights previous exclude min_clients device fail_on modules assume_alpha limit"
-    " strict"
+    " strict minority"
 )
 WRITTEN_BY = "rank error_target keep_alpha dtype tensor_names allow_undetermined"
 

@@ -12,8 +12,10 @@ from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.pair_levels import PairLevels
 from clair_cli.maths.evidence.side_cores import SideCores
 from clair_cli.maths.judge.collaborate import CollaborativeSet, collaborate, matrix_core
+from clair_cli.maths.judge.minority import Minority, find_minorities
 from clair_cli.maths.judge.outcome import (
     NOTHING_SHARED,
+    large_minority,
     little_shared,
     some_names,
     unsolved,
@@ -39,6 +41,7 @@ class Judgement:
         structure: groups, duplicates, sharing.
         collaborative: the decomposition, or None when there was nothing to decompose.
         members: the clients found benign or suspicious; they are merged.
+        minorities: sets of clients that share something of their own, copies of members included.
         scores: one per client; None when there was nothing to decompose.
         verdicts: one per client, duplicates and empty clients included; () when there was nothing
             to decompose.
@@ -53,6 +56,7 @@ class Judgement:
     members: tuple[int, ...]
     scores: tuple[Scores, ...] | None
     verdicts: tuple[Verdict, ...]
+    minorities: tuple[Minority, ...] = ()
 
 
 def needs_cores(structure: Structure) -> str | None:
@@ -92,10 +96,14 @@ def judge(
         raise ValueError(f"stacking {structure.stacking!r} needs the cores of that side")
     result, scores = _weigh(evidence, structure, levels, cores)
     verdicts = _verdicts(structure, result, scores, names, tuple(module_names))
+    minorities = _minorities(evidence, structure, verdicts)
+    verdicts = _with_minorities(verdicts, minorities, names)
     present = sorted((*structure.distinct, *structure.copies))
-    members = tuple(k for k in present if verdicts[k].verdict != "contaminated")
+    merged = ("benign", "suspicious")
+    members = tuple(k for k in present if verdicts[k].verdict in merged)
     contrast = len(members) < len(present) or bool(structure.duplicates)
     blocked = blocked or little_shared(levels, structure, contrast) or unsolved(result.solution)
+    blocked = blocked or large_minority(minorities, members, structure, names)
     sound = [k for k in members if verdicts[k].influence > 0 and k not in structure.copies]
     if blocked is None and len(sound) < 3:
         blocked = (
@@ -105,7 +113,9 @@ def judge(
         )
     code, text, remedy = blocked or ("judged", "", "")
     outcome = "undetermined" if blocked else "judged"
-    return Judgement(outcome, code, text, remedy, structure, result, members, scores, verdicts)
+    return Judgement(
+        outcome, code, text, remedy, structure, result, members, scores, verdicts, minorities
+    )
 
 
 def _weigh(
@@ -159,6 +169,39 @@ def _verdicts(
     for k, first in structure.duplicates.items():
         verdicts[k] = _duplicate(scores[k], verdicts[first], names[first])
     return tuple(verdicts)
+
+
+def _minorities(
+    evidence: Evidence, structure: Structure, verdicts: Sequence[Verdict]
+) -> tuple[Minority, ...]:
+    """Minorities among the clients that would be merged; those that are nearly the same as one of
+    them, which are no minority for that, follow it."""
+    merged = [k for k in structure.distinct if verdicts[k].verdict in ("benign", "suspicious")]
+    return tuple(
+        replace(
+            found,
+            members=tuple(sorted({
+                *found.members,
+                *(k for k, first in structure.copies.items() if first in found.members),
+            })),
+        )
+        for found in find_minorities(evidence, merged)
+    )  # fmt: skip
+
+
+def _with_minorities(
+    verdicts: Sequence[Verdict],
+    minorities: Sequence[Minority],
+    names: Sequence[str],
+) -> tuple[Verdict, ...]:
+    """The verdicts, with those of the minorities' members replaced."""
+    result = list(verdicts)
+    for found in minorities:
+        for k in found.members:
+            others = some_names(names[j] for j in found.members if j != k)
+            finding = Finding("minority", f"shares with {others} what all others lack")
+            result[k] = Verdict("minority", (finding, *result[k].findings), result[k].influence)
+    return tuple(result)
 
 
 def _one_vote(

@@ -8,6 +8,7 @@ from clair_cli.maths.evidence.pair_levels import PairLevels
 from clair_cli.maths.judge.decompose import Decomposition
 from clair_cli.maths.judge.groups import alignment, tighter
 from clair_cli.maths.judge.loadings import stand_apart
+from clair_cli.maths.judge.minority import Minority
 from clair_cli.maths.judge.structure import Structure, far_tighter, next_to_nothing
 from clair_cli.maths.judge.thresholds import (
     FAR_TIGHTER,
@@ -84,6 +85,30 @@ def _two_groups(levels: PairLevels, structure: Structure) -> tuple[tuple[int, ..
     second = max(rivals, key=len, default=())
     if len(second) > SECOND_GROUP_SHARE * max(with_main, len(main)):
         return second, "two coherent groups of similar size: {main} and {other}"
+    return None
+
+
+def large_minority(
+    minorities: Sequence[Minority],
+    members: Sequence[int],
+    structure: Structure,
+    names: Sequence[str],
+) -> NoVerdict | None:
+    """The reason for no verdict if a minority is nearly as large as what is left of the cohort;
+    else None.
+
+    Args:
+        members: the clients that would be merged.
+    """
+    voices = [k for k in members if k in structure.distinct]
+    for found in minorities:
+        if sum(k in structure.distinct for k in found.members) > SECOND_GROUP_SHARE * len(voices):
+            return (
+                "two_groups",
+                f"two groups of similar size: {_listed(voices, names)}, and "
+                f"{_listed(found.members, names)}, which share something of their own",
+                "look at both groups, then leave the members of one out with --exclude",
+            )
     return None
 
 

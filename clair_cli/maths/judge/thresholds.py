@@ -65,6 +65,13 @@ AT_HOME = 0.8
 VICTIM = 0.55
 
 
+# --- minority
+
+# Probability of such a gap among clients of one kind. Honest clients of a pretrained BERT (80
+# cohorts): 0.0023 and more; two or three bad clients alike: 2e-4 at most, and mostly below 1e-10.
+MINORITY_P = 1e-3
+
+
 # --- sharing
 
 # Least significant level, in standard errors over modules (with 4 modules or more).

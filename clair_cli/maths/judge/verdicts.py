@@ -68,7 +68,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One client's verdict ("benign", "suspicious" or "contaminated") and its reasons.
+    """One client's verdict ("benign", "suspicious", "minority" or "contaminated") and its reasons.
 
     Attributes:
         influence: factor on the client's weight, 0 to 1; 1 for a benign client of ordinary size.

@@ -267,12 +267,13 @@ def test_strangers_do_not_take_a_victim_along(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_backdoor_shows_in_no_single_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its clients are one group with all others by their pairs, and apart by their means."""
+    """Its clients are one group with all others by their pairs, and apart by their means; and by
+    what they share beyond what they share with the others."""
     result = judged(backdoored())
     assert result.structure.others == ((9, 10, 11, 12),)
     assert result.structure.sharings[0].groups[0] == tuple(range(13))
     monkeypatch.setattr("clair_cli.maths.judge.structure.inner_group", lambda levels, group: ())
-    assert short(judged(backdoored())) == "b" * 13
+    assert short(judged(backdoored())) == "b" * 9 + "m" * 4
 
 
 def levels_of(table: Sequence[Sequence[float]]) -> PairLevels:

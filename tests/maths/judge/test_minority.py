@@ -1,0 +1,103 @@
+"""Minorities behind a direction that all clients take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
+from clair_cli.maths.factors.grams import grams
+from clair_cli.maths.factors.stack import stack_factors
+from clair_cli.maths.judge import minority
+from clair_cli.maths.judge.minority import find_minorities
+from clair_cli.maths.judge.thresholds import MINORITY_P
+
+WIDTH, RANK, MODULES = 60, 4, 6
+
+
+def evidence(own: dict[int, tuple[int, float]], n: int, *, seed: int = 0) -> Evidence:
+    """Clients with one generic direction, noise, and some with a direction of a group.
+
+    Args:
+        own: client to (group, size of the group's direction); the generic one has size 1.
+    """
+    g = torch.Generator().manual_seed(seed)
+
+    def direction() -> Tensor:
+        return torch.randn(WIDTH, generator=g, dtype=torch.float64)
+
+    parts = []
+    for _ in range(MODULES):
+        generic = direction(), direction()
+        groups = {i: (direction(), direction()) for i in sorted({i for i, _ in own.values()})}
+        clients = []
+        for k in range(n):
+            group, size = own.get(k, (-1, 0.0))
+            extra = groups.get(group, generic)
+            noise = torch.randn(RANK, WIDTH, generator=g, dtype=torch.float64)
+            mixed = torch.randn(WIDTH, RANK, generator=g, dtype=torch.float64)
+            A = torch.cat([generic[1][None], extra[1][None], noise])
+            B = torch.cat([generic[0][:, None], size * extra[0][:, None], mixed], dim=1)
+            clients.append((A, B, 1.0))
+        parts.append(gather(grams(stack_factors([clients], (WIDTH, WIDTH)))))
+    return concatenate(parts, range(MODULES))
+
+
+def members(found: Evidence, n: int) -> list[tuple[int, ...]]:
+    return [one.members for one in find_minorities(found, range(n))]
+
+
+@pytest.mark.parametrize("group", [(10, 11), (2, 5, 8), (0, 1, 2, 3)])
+def test_clients_with_a_direction_of_their_own(group: tuple[int, ...]) -> None:
+    found = evidence(dict.fromkeys(group, (0, 1.0)), 12)
+    assert members(found, 12) == [group]
+
+
+def test_two_minorities_the_clearer_first() -> None:
+    own = {**dict.fromkeys((0, 1), (0, 0.8)), **dict.fromkeys((6, 7, 8), (1, 1.2))}
+    assert members(evidence(own, 14), 14) == [(6, 7, 8), (0, 1)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_clients_of_one_kind_have_none(seed: int) -> None:
+    """However many they are."""
+    n = 6 + seed % 6
+    assert members(evidence({}, n, seed=seed), n) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_more_and_less_of_one_thing_is_no_minority(seed: int) -> None:
+    """Clients on a line between two kinds of data."""
+    own = {k: (0, 0.15 * k) for k in range(10)}
+    assert members(evidence(own, 10, seed=seed), 10) == []
+
+
+@pytest.mark.parametrize(("n", "found"), [(5, []), (6, [(4, 5)])])
+def test_it_takes_four_others(n: int, found: list[tuple[int, ...]]) -> None:
+    own = dict.fromkeys((n - 2, n - 1), (0, 2.0))
+    assert members(evidence(own, n), n) == found
+
+
+def test_the_bar_is_a_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = evidence(dict.fromkeys((8, 9), (0, 0.5)), 10)
+    (one,) = find_minorities(table, range(10))
+    assert one.p < MINORITY_P
+    for bar, count in ((one.p * 0.99, 0), (one.p * 1.01, 1)):
+        monkeypatch.setattr(minority, "MINORITY_P", bar)
+        assert len(find_minorities(table, range(10))) == count
+
+
+def test_only_the_clients_asked_for_are_compared() -> None:
+    table = evidence(dict.fromkeys((0, 1), (0, 1.0)), 12)
+    assert find_minorities(table, range(1, 12)) == ()
+    assert [m.members for m in find_minorities(table, range(10))] == [(0, 1)]
+
+
+def test_modules_that_a_client_lacks_count_as_nothing() -> None:
+    table = evidence(dict.fromkeys((10, 11), (0, 1.0)), 12)
+    for values in (table.matrix.value, table.output.value, table.input.value):
+        values[0, 3], values[0, :, 3] = torch.nan, torch.nan
+        values[1], table.effective_ranks[1] = torch.nan, torch.nan
+    assert members(table, 12) == [(10, 11)]
+    assert find_minorities(table, range(3)) == ()

@@ -1,0 +1,87 @@
+"""A minority from files to the merge, the report and the exit code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import clair_cli
+
+NAMES = [f"c{k}" for k in range(10)]
+APART = ["c3", "c7"]
+
+
+def clients(size: float = 1.0) -> dict[str, Any]:
+    """Ten clients that share one direction; two of them share another one too."""
+    g = torch.Generator().manual_seed(4)
+    made: dict[str, Any] = {}
+    modules = [f"layers.{i}.q" for i in range(6)]
+    shared = {
+        m: [(torch.randn(1, 60, generator=g), torch.randn(60, 1, generator=g)) for _ in "gm"]
+        for m in modules
+    }
+    for name in NAMES:
+        state = {}
+        for m in modules:
+            (A, B), (own_A, own_B) = shared[m]
+            by = size if name in APART else 0.0
+            noise_A, noise_B = torch.randn(4, 60, generator=g), torch.randn(60, 4, generator=g)
+            state[f"{m}.lora_A.weight"] = torch.cat([A, own_A, noise_A])
+            state[f"{m}.lora_B.weight"] = torch.cat([B, by * own_B, noise_B], dim=1)
+        made[name] = state, {"r": 6, "lora_alpha": 6}
+    return made
+
+
+def test_they_are_left_out_and_named() -> None:
+    report = clair_cli.merge(clients()).report
+    found = {c.name: c for c in report.clients}
+    assert [n for n in NAMES if found[n].verdict == "minority"] == APART
+    assert {found[n].verdict for n in NAMES if n not in APART} == {"benign"}
+    (reason,) = found["c3"].reasons
+    assert (reason.code, reason.text) == ("minority", "shares with c7 what all others lack")
+    assert [found[n].weight for n in APART] == [0.0, 0.0]
+    assert sum(c.weight for c in report.clients) == pytest.approx(1.0)
+    assert report.exit_code == 0
+    assert APART in [list(g.members) for g in report.cohort.groups]
+
+
+def test_they_are_merged_where_that_is_asked_for() -> None:
+    report = clair_cli.merge(clients(), minority="merge").report
+    assert {c.weight for c in report.clients} == {0.1}
+    assert [c.name for c in report.with_verdict("minority")] == APART
+    assert report.options["minority"] == "merge"
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "code"), [("never", 0), ("contaminated", 0), ("suspicious", 3)]
+)
+def test_they_trip_suspicious(fail_on: Any, code: int) -> None:
+    assert clair_cli.inspect(clients(), fail_on=fail_on).report.exit_code == code
+
+
+def test_refine_writes_no_adapter_for_them_unless_they_are_merged() -> None:
+    assert set(clair_cli.refine(clients()).adapters) == set(NAMES) - set(APART)
+    assert set(clair_cli.refine(clients(), minority="merge").adapters) == set(NAMES)
+
+
+def test_a_large_one_leaves_no_majority() -> None:
+    """Four of nine against five; three of nine are a minority."""
+    given = clients(0.7)
+    state, config = given["c3"]
+    for count, outcome in ((3, "judged"), (4, "undetermined")):
+        g = torch.Generator().manual_seed(9)
+        chosen = {n: given[n] for n in [n for n in NAMES if n not in APART][: 9 - count]}
+        for i in range(count):
+            other = {k: t.clone() for k, t in state.items()}
+            for key in other:  # noise of its own in the same places
+                part = other[key][2:] if "lora_A" in key else other[key][:, 2:]
+                part.copy_(torch.randn(part.shape, generator=g))
+            chosen[f"x{i}"] = other, config
+        report = clair_cli.inspect(chosen).report
+        assert report.cohort.outcome == outcome
+        if outcome == "judged":
+            assert len(report.with_verdict("minority")) == 3
+        else:
+            assert "two groups of similar size" in report.cohort.outcome_text
