@@ -188,6 +188,8 @@ def factored(
     for module, delta in deltas.items():
         left, values, right = np.linalg.svd(delta, full_matrices=False)
         gauge = rng.standard_normal((rank, rank)) + 3 * np.eye(rank)
+        while np.linalg.cond(gauge) > 100:  # in such a gauge an honest client's components cancel
+            gauge = rng.standard_normal((rank, rank)) + 3 * np.eye(rank)
         scale = config["lora_alpha"] / rank
         B[module] = (left[:, :rank] * values[:rank]) @ gauge / scale
         A[module] = np.linalg.solve(gauge, right[:rank])
