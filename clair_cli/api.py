@@ -190,7 +190,8 @@ def merge(
         threads: how many modules are worked on at once, the same bytes for any number; one per
             core if None.
         fail_on: "never", "suspicious" or "contaminated": exit code 3, and no adapter.
-        minority: "exclude" or "merge" clients that share something which all others lack.
+        minority: of clients that share something which all others lack: "shared" merges what they
+            share with the others too, "merge" all of them, "exclude" nothing.
         force: replace existing outputs.
         modules: "common" (those that at least three clients have, or half of a few; a missing one
             counts as zero), "union" (all), "intersection" (those that all merged clients have)

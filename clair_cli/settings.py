@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 """Called as `progress(stage, done, total)`."""
 
 # Values of options. Older reports have some other spellings.
-Minority = Literal["exclude", "merge"]
+Minority = Literal["shared", "merge", "exclude"]
 FailOn = Literal["never", "suspicious", "contaminated"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 TensorNames = Literal["auto", "peft", "diffusers", "kohya"]
@@ -125,8 +125,9 @@ class Settings:
     )
     minority: str = option(
         one_of(get_args(Minority)),
-        "Clients that share something which all others lack: leave them out, or merge them.",
-        JUDGING, _JUDGING, default="exclude",
+        "Clients that share something which all others lack: merge what they share with the others"
+        " too, merge them whole, or leave them out.",
+        JUDGING, _JUDGING, default="shared",
     )
     weights: Path | Mapping[str, float] | None = option(
         kinds.WEIGHTS,

@@ -19,11 +19,13 @@ TOLERANCE = 1e-6
 def largest_sums(judged: JudgedRound) -> dict[str, float]:
     """Largest norm that the merged delta weight can have in each module, weight units: the weighted
     sum of the norms that the clients were judged by, with their rounding errors added."""
-    sizes, summed = judged.sizes, judged.summed
-    assert sizes is not None
+    sizes, summed, evidence = judged.sizes, judged.summed, judged.evidence
+    assert sizes is not None and evidence is not None
     found = {}
     for i, m in enumerate(summed.module_shapes):
         norms, before = sizes.most(i, summed.module_ranks[m]), float(sizes.previous_norms[i])
+        for k in judged.minority:  # a projection of its difference may be merged instead
+            norms[k] = max(norms[k], float(evidence.norms[i, k]) + before)
         found[m] = math.fsum(
             judged.weights[k] * (norms[k] if m in summed.adapters[k].modules else before)
             for k in judged.merged

@@ -62,6 +62,22 @@ class JudgedRound:
         """Indices of the clients with a weight."""
         return tuple(k for k, w in enumerate(self.weights) if w > 0)
 
+    @property
+    def minority(self) -> tuple[int, ...]:
+        """Indices of the minorities' members, if the round is judged."""
+        if self.judgement is None or self.judgement.outcome != "judged":
+            return ()
+        verdicts = enumerate(self.judgement.verdicts)
+        return tuple(k for k, v in verdicts if v.verdict == "minority")
+
+    @property
+    def ordinary_weights(self) -> tuple[float, ...]:
+        """Weights that sum to 1 over everybody who is merged and all minorities."""
+        assert self.judgement is not None
+        given = self.round.weights or tuple(1.0 for _ in self.round.adapters)
+        verdicts = zip(given, self.judgement.verdicts, strict=True)
+        return normalised([w * v.influence for w, v in verdicts])
+
     @cached_property
     def summed(self) -> Round:
         """The round as it is merged. With a previous adapter, a client lacks the modules that are
@@ -113,7 +129,7 @@ def judge_round(
 
     Args:
         allow_undetermined: whether all clients get a weight if the cohort cannot be judged.
-        minority: "exclude" or "merge" the members of minorities.
+        minority: "merge" gives the members of minorities a weight; else they have none.
 
     Raises:
         ClientLost: a tensor changed since it was checked.
@@ -178,13 +194,13 @@ def _judged(
     )
     if judgement.outcome == "judged":
         raw = [
-            0.0 if v.verdict == "minority" and minority == "exclude" else w * v.influence
+            0.0 if v.verdict == "minority" and minority != "merge" else w * v.influence
             for w, v in zip(given, judgement.verdicts, strict=True)
         ]
     else:
         raw = list(given) if allow_undetermined else [0.0 for _ in given]
     return JudgedRound(
-        round_, evidence, judgement, _normalised(raw), _normalised(given),
+        round_, evidence, judgement, normalised(raw), normalised(given),
         round_.warnings
         + previous_remarks(round_, evidence)
         + _remarks(judgement, allow_undetermined),
@@ -192,7 +208,8 @@ def _judged(
     )  # fmt: skip
 
 
-def _normalised(weights: tuple[float, ...] | list[float]) -> tuple[float, ...]:
+def normalised(weights: Sequence[float]) -> tuple[float, ...]:
+    """Weights over their sum; all 0 if none is positive."""
     largest = max(weights, default=0.0)
     if largest <= 0:
         return tuple(0.0 for _ in weights)

@@ -24,6 +24,7 @@ from clair_cli.workflow.outputs import Destination, check_least_room
 from clair_cli.workflow.read import read_cohort
 from clair_cli.workflow.refine import Refined, refine_round
 from clair_cli.workflow.report import exit_code, make_report
+from clair_cli.workflow.shared_part import merge_shared_parts
 from clair_cli.workflow.write import WrittenAdapter
 
 
@@ -129,4 +130,6 @@ def _try_round(
     judged = refused_if_empty(judged)
     if exit_code(settings, judged) != 0:
         return judged, None
+    if settings.command == "merge" and settings.minority == "shared":
+        judged = merge_shared_parts(judged, factors, engine)
     return judged, make(judged, factors, settings, engine)

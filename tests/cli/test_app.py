@@ -104,7 +104,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
         "allow_undetermined": False,
         "device": "auto",
         "fail_on": "never",
-        "minority": "exclude",
+        "minority": "shared",
         "force": False,
         "modules": "common",
         "assume_alpha": None,

@@ -35,7 +35,7 @@ def clients(size: float = 1.0) -> dict[str, Any]:
 
 
 def test_they_are_left_out_and_named() -> None:
-    report = clair_cli.merge(clients()).report
+    report = clair_cli.merge(clients(), minority="exclude").report
     found = {c.name: c for c in report.clients}
     assert [n for n in NAMES if found[n].verdict == "minority"] == APART
     assert {found[n].verdict for n in NAMES if n not in APART} == {"benign"}
@@ -45,6 +45,64 @@ def test_they_are_left_out_and_named() -> None:
     assert sum(c.weight for c in report.clients) == pytest.approx(1.0)
     assert report.exit_code == 0
     assert APART in [list(g.members) for g in report.cohort.groups]
+
+
+def delta(result: Any, module: str) -> torch.Tensor:
+    """The merged delta weight, float64."""
+    lora_A, lora_B = (
+        next(t.double() for n, t in result.tensors.items() if f"{module}.lora_{side}" in n)
+        for side in "AB"
+    )
+    return result.config["lora_alpha"] / result.config["r"] * lora_B @ lora_A
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_what_they_share_is_merged_and_what_is_their_own_is_not(later: bool) -> None:
+    given, options = clients(), dict[str, Any](rank="full", dtype="float32")
+    if later:
+        g = torch.Generator().manual_seed(7)
+        before = {
+            f"layers.{i}.q.lora_{side}.weight": torch.randn(*shape, generator=g)
+            for i in range(6) for side, shape in (("A", (2, 60)), ("B", (60, 2)))
+        }  # fmt: skip
+        options["previous"] = before, {"r": 2, "lora_alpha": 2}
+        for state, config in given.values():
+            for name, tensor in before.items():
+                state[name] = torch.cat([state[name], tensor], dim=0 if "lora_A" in name else 1)
+            config |= {"r": 8, "lora_alpha": 8}
+    ways = ("shared", "merge", "exclude")
+    found = {how: clair_cli.merge(given, minority=how, **options) for how in ways}
+    shared = {c.name: c for c in found["shared"].report.clients}
+    assert [n for n in NAMES if shared[n].verdict == "minority"] == APART
+    assert sum(c.weight for c in shared.values()) == pytest.approx(1.0)
+    assert all(0.001 < shared[n].weight < 0.06 for n in APART)
+    assert any("what they share with the others" in w for w in found["shared"].report.warnings)
+    state = given[APART[0]][0]
+    own, common = [], []
+    for i in range(6):
+        m = f"layers.{i}.q"
+        A, B = state[f"{m}.lora_A.weight"].double(), state[f"{m}.lora_B.weight"].double()
+        parts = [(B[:, j : j + 1] @ A[j : j + 1]) for j in (0, 1)]
+        merged = {how: delta(result, m) for how, result in found.items()}
+        if later:
+            P = before[f"{m}.lora_B.weight"].double() @ before[f"{m}.lora_A.weight"].double()
+            merged = {how: D - P for how, D in merged.items()}
+        for part, held in zip(parts, (common, own), strict=True):
+            held.append([float((D * part).sum() / part.square().sum()) for D in merged.values()])
+    (c_shared, c_merge, c_exclude), (o_shared, o_merge, o_exclude) = (
+        torch.tensor(held).mean(0).tolist() for held in (common, own)
+    )
+    assert o_merge > 0.15 and abs(o_shared) < 0.1 * o_merge and abs(o_exclude) < 0.1 * o_merge
+    assert c_shared == pytest.approx(c_exclude, rel=0.1) and c_merge > 0.8
+    assert torch.isfinite(torch.tensor(c_shared))
+
+
+def test_a_round_without_one_is_merged_to_the_same_bytes() -> None:
+    given = {n: pair for n, pair in clients().items() if n not in APART[:1]}
+    one, other = (clair_cli.merge(given, minority=how) for how in ("shared", "merge"))
+    assert not one.report.with_verdict("minority")
+    for name, tensor in one.tensors.items():
+        assert torch.equal(tensor, other.tensors[name])
 
 
 def test_they_are_merged_where_that_is_asked_for() -> None:

@@ -10,8 +10,9 @@ units of chance, and one common factor of the clients R outside a set S,
 e_st = z_st - l_s l_t is what two members of S have in common beyond what they share with the
 others. S is a minority when each member has clearly more of that with the other members than any
 client outside has with S: the gap between the two, in standard deviations of e inside R, is a
-Student's t whose tail is `Minority.p`. Parts of an honest cohort differ too, but without a gap:
-clients with more and less of the same data lie on a line between them.
+Student's t. Its tail times the number of sets of that size bounds the probability that some set has
+such a gap by chance (Bonferroni): `Minority.p`. Parts of an honest cohort differ too, but without a
+gap: clients with more and less of the same data lie on a line between them.
 
 Sources: one common factor: C. Spearman, "General intelligence, objectively determined and
 measured", American Journal of Psychology 15, 1904. The set and its gap: ours.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import torch
 from torch import Tensor
@@ -44,7 +46,8 @@ class Minority:
 
     Attributes:
         members: indices of the clients, ascending; two at least, at most half of those compared.
-        p: probability that clients of one kind show such a gap, 0 to 1.
+        p: bound on the probability that any set of that size among clients of one kind shows such a
+            gap, 0 to 1.
     """
 
     members: tuple[int, ...]
@@ -206,4 +209,5 @@ def _gap(pairs: _Pairs, members: tuple[int, ...]) -> Minority:
     gap = float(together[list(members)].min()) - max(0.0, float(together[outside].max()))
     if not variance > 0.0:
         return Minority(members, 1.0)
-    return Minority(members, float(stdtr(degrees, -gap / variance**0.5)))
+    tail, sets = float(stdtr(degrees, -gap / variance**0.5)), comb(len(together), len(members))
+    return Minority(members, min(1.0, tail * sets))

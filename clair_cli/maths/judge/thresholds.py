@@ -67,9 +67,8 @@ VICTIM = 0.55
 
 # --- minority
 
-# Probability of such a gap among clients of one kind. Honest clients of a pretrained BERT (80
-# cohorts): 0.0023 and more; two or three bad clients alike: 2e-4 at most, and mostly below 1e-10.
-MINORITY_P = 1e-3
+# Cohorts of one kind of clients in which some are called a minority, at most.
+MINORITY_P = 0.01
 
 
 # --- sharing

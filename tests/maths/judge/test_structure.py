@@ -100,39 +100,28 @@ def short(result: Judgement) -> str:
     return "".join(word[0] for word in words(result))
 
 
-COHORTS: dict[str, tuple[Callable[[], Deltas], str]] = {
+COHORTS: dict[str, tuple[Deltas, str]] = {
     "near copies of an honest client": (
-        lambda: copied(aligned([0.25] * 8, shapes=WIDE, seed=3), 2, 2, 0.3), "bbsbbbbbss",
+        copied(aligned([0.25] * 8, shapes=WIDE, seed=3), 2, 2, 0.3), "bbsbbbbbss",
     ),
     "near copies of an unrelated one": (
-        lambda: copied(aligned([0.25] * 7 + [0.0], shapes=WIDE, seed=3), 7, 3, 0.3),
-        "b" * 7 + "c" * 4,
+        copied(aligned([0.25] * 7 + [0.0], shapes=WIDE, seed=3), 7, 3, 0.3), "b" * 7 + "c" * 4,
     ),
     "sybils with the mean inside": (
-        lambda: inside_mean(aligned([0.2] * 7, shapes=WIDE, seed=1), 3), "b" * 7 + "sss",
+        inside_mean(aligned([0.2] * 7, shapes=WIDE, seed=1), 3), "b" * 7 + "sss",
     ),
-    "alike, and 60 % unrelated": (
-        lambda: aligned([0.7] * 8 + [0.0] * 12, shapes=WIDE), "b" * 8 + "c" * 12,
-    ),
-    "strangers like a victim": (
-        lambda: strangers(aligned([0.2] * 9, shapes=WIDE), 2), "b" * 9 + "cc",
-    ),
-    "a backdoor in four of 13": (backdoored, "b" * 9 + "cccc"),
+    "alike, and 60 % unrelated": (aligned([0.7] * 8 + [0.0] * 12, shapes=WIDE), "b" * 8 + "c" * 12),
+    "strangers like a victim": (strangers(aligned([0.2] * 9, shapes=WIDE), 2), "b" * 9 + "cc"),
+    "a backdoor in four of 13": (backdoored(), "b" * 9 + "cccc"),
     "a crowd that shares almost nothing": (
-        lambda: aligned([0.04] * 10 + [0.5] * 4, [0] * 10 + [1] * 4, shapes=WIDE),
-        "c" * 10 + "b" * 4,
+        aligned([0.04] * 10 + [0.5] * 4, [0] * 10 + [1] * 4, shapes=WIDE), "c" * 10 + "b" * 4,
     ),
 }  # fmt: skip
 
 
 @functools.cache
-def cohort(name: str) -> Deltas:
-    return COHORTS[name][0]()
-
-
-@functools.cache
 def judged_cohort(name: str) -> Judgement:
-    return judged(cohort(name))
+    return judged(COHORTS[name][0])
 
 
 @pytest.mark.parametrize("name", COHORTS)
@@ -144,7 +133,7 @@ def test_verdicts(name: str) -> None:
 @pytest.mark.parametrize("name", COHORTS)
 def test_neither_order_nor_a_common_scale_matters(name: str, seed: int) -> None:
     """Verdicts move with their clients; so do copies, but for who is the first of them."""
-    deltas, expected = cohort(name), COHORTS[name][1]
+    deltas, expected = COHORTS[name]
     order = np.random.default_rng(seed).permutation(len(expected)).tolist()
     before = judged_cohort(name)
     after = judged([(1e-3, 1e3)[seed] * module[order] for module in deltas])
@@ -170,7 +159,7 @@ def test_neither_order_nor_a_common_scale_matters(name: str, seed: int) -> None:
 
 
 def test_copies_are_no_voices_of_their_own() -> None:
-    deltas = cohort("near copies of an honest client")
+    deltas = COHORTS["near copies of an honest client"][0]
     modules = factor_all(deltas, rank_of(deltas))
     result = judge_factors(modules, WIDE)
     assert result.structure.copies == {8: 2, 9: 2}
@@ -198,7 +187,7 @@ def test_copies_follow_their_first_into_another_group() -> None:
 
 
 def test_duplicates_of_near_copies_are_duplicates() -> None:
-    near = cohort("near copies of an honest client")
+    near = COHORTS["near copies of an honest client"][0]
     result = judged(with_more(near, lambda m, d: torch.cat([d[2:3], d[8:9], 5 * d[9:10]])))
     assert short(result) == "bbsbbbbbssddd"
     assert result.structure.duplicates == {10: 2, 11: 8, 12: 9}
@@ -217,8 +206,7 @@ def test_where_all_are_nearly_the_same_all_count(n: int) -> None:
 
 @pytest.mark.parametrize("n_modules", [1, 2, 3])
 def test_copies_are_seen_in_few_modules_too(n_modules: int) -> None:
-    name = "near copies of an honest client"
-    deltas, expected = cohort(name), COHORTS[name][1]
+    deltas, expected = COHORTS["near copies of an honest client"]
     assert short(judged(deltas[:n_modules])) == expected
 
 
@@ -255,7 +243,7 @@ def test_a_homogeneous_cluster_is_no_single_vote(cosine: float) -> None:
 
 
 def test_strangers_do_not_take_a_victim_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = judged_cohort("strangers like a victim")
+    result = judged(COHORTS["strangers like a victim"][0])
     assert result.structure.others == ((9, 10),)
     assert codes(result, 0) == set()
     assert all("in_a_group" in codes(result, k) for k in (9, 10))
@@ -263,17 +251,16 @@ def test_strangers_do_not_take_a_victim_along(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         "clair_cli.maths.judge.structure._without_guests", lambda levels, g, main, copies: g
     )
-    assert words(judged(cohort("strangers like a victim")))[0] == "contaminated"
+    assert words(judged(COHORTS["strangers like a victim"][0]))[0] == "contaminated"
 
 
 def test_a_backdoor_shows_in_no_single_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its clients are one group with all others by their pairs, and apart by their means; and by
-    what they share beyond what they share with the others."""
+    """Its clients are one group with all others by their pairs, and apart by their means."""
     result = judged(backdoored())
     assert result.structure.others == ((9, 10, 11, 12),)
     assert result.structure.sharings[0].groups[0] == tuple(range(13))
     monkeypatch.setattr("clair_cli.maths.judge.structure.inner_group", lambda levels, group: ())
-    assert short(judged(backdoored())) == "b" * 9 + "m" * 4
+    assert short(judged(backdoored())) == "b" * 13
 
 
 def levels_of(table: Sequence[Sequence[float]]) -> PairLevels:

@@ -1,0 +1,170 @@
+"""What the members of a minority share with the other clients: that part of them is merged.
+
+In every module a member's delta weight (less the previous adapter's) is projected, from both
+sides, on the leading singular vectors of the other clients' weighted mean: as many as hold the
+share of the mean's energy that lies between clients, sum_{j != k} w_j w_k <D_j, D_k> over
+|sum_k w_k D_k|^2. The rest of its energy is what clients have alone. A member's weight is
+multiplied by the share of its own energy that the projection keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from clair_cli.adapters.adapter import Adapter
+from clair_cli.engine.engine import Engine
+from clair_cli.engine.factors import RoundFactors, differences_of, naming_module, previous_of
+from clair_cli.maths.factors.lowrank import svd
+from clair_cli.maths.merge.mean import weighted_sum
+from clair_cli.text import first_few
+from clair_cli.workflow.judge import JudgedRound, normalised
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What is projected on what.
+
+    Attributes:
+        others: indices of the clients outside all minorities, and their weights, which sum to 1.
+        members: indices of the minorities' members.
+        shares: by module, the share of the mean's energy that lies between clients, 0 to 1.
+    """
+
+    others: tuple[int, ...]
+    weights: tuple[float, ...]
+    members: tuple[int, ...]
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Members' delta weights in one module, left @ core @ right each, weight units.
+
+    Attributes:
+        left: orthonormal columns, (out_features, r), float32. right: orthonormal rows,
+            (r, in_features).
+        cores: one per member, (r, r), float32.
+    """
+
+    left: Tensor
+    right: Tensor
+    cores: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class ProjectedAdapter(Adapter):
+    """A member's adapter with what it shares with the others in place of its delta weights.
+
+    Attributes:
+        parts: by module: left, core and right; see `Projections`.
+        previous: the adapter that the projections are differences to, or None.
+    """
+
+    parts: Mapping[str, tuple[Tensor, Tensor, Tensor]] = None  # type: ignore[assignment]
+    previous: Adapter | None = None
+
+    def stored_factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """See `Adapter.stored_factors`; scaling is 1."""
+        left, core, right = self.parts[module]
+        lora_A, lora_B = right, left @ core
+        if self.previous is not None and module in self.previous.modules:
+            before = self.previous.factors(module)
+            lora_A = torch.cat([lora_A, before[0].float()])
+            scaled = before[1].float() * self.previous.modules[module].scaling
+            lora_B = torch.cat([lora_B, scaled], dim=1)
+        return lora_A, lora_B
+
+
+def merge_shared_parts(judged: JudgedRound, factors: RoundFactors, engine: Engine) -> JudgedRound:
+    """The round with the members of minorities merged by what they share with the others.
+
+    Raises:
+        ClientLost: a tensor changed since it was checked.
+    """
+    members = judged.minority
+    if not members:
+        return judged
+    others = judged.merged
+    weights = tuple(judged.weights[k] for k in others)
+    task = Sharing(others, weights, members, _shares(judged))
+    modules = list(judged.merged_modules)
+    found = dict(zip(
+        modules, engine.map("sharing", partial(project, task), modules, factors, on_device=False),
+        strict=True,
+    ))  # fmt: skip
+    adapters, kept = list(judged.round.adapters), {}
+    for i, k in enumerate(members):
+        parts = {m: (p.left, p.cores[i], p.right) for m, p in found.items()}
+        energy = sum(float(core.double().square().sum()) for _, core, _ in parts.values())
+        kept[k] = energy / max(_energy(judged, k, modules), 1e-300)
+        adapters[k] = _projected(adapters[k], parts, judged.round.previous)
+    raw = [w * min(1.0, kept[k]) if k in kept else w for k, w in enumerate(judged.ordinary_weights)]
+    names = [f"{adapters[k].name} ({100 * kept[k]:.0f} %)" for k in members]
+    text = f"merged by what they share with the others, a part of their energy: {first_few(names)}"
+    return replace(
+        judged,
+        round=replace(judged.round, adapters=tuple(adapters)),
+        weights=normalised(raw),
+        warnings=(*judged.warnings, text),
+    )
+
+
+def project(task: Sharing, factors: RoundFactors, module: str) -> Projections:
+    """The members' projections in one module."""
+    round_ = factors.round
+    with naming_module(module):
+        differences = differences_of(round_, module, previous_of(round_, module))
+        shape = round_.module_shapes[module]
+        mean = svd(weighted_sum([differences[k] for k in task.others], task.weights, shape))
+        energy = mean.values.square().cumsum(0)
+        share = task.shares[module]
+        n = int((energy < share * energy[-1]).sum()) + 1 if share > 0 and len(energy) else 0
+        left, right = mean.left[:, :n], mean.right[:n]
+        cores = []
+        for k in task.members:
+            own = weighted_sum([differences[k]], [1.0], shape)
+            cores.append(((left.mT @ own.lora_B) @ (own.lora_A @ right.mT)).float())
+        return Projections(left.float(), right.float(), tuple(cores))
+
+
+def _projected(
+    adapter: Adapter, parts: Mapping[str, tuple[Tensor, Tensor, Tensor]], previous: Adapter | None
+) -> ProjectedAdapter:
+    modules = {}
+    for name, entry in adapter.modules.items():
+        rank = parts[name][1].shape[0] if name in parts else 0
+        if name in parts and previous is not None and name in previous.modules:
+            rank += previous.modules[name].components
+        if rank:
+            modules[name] = replace(entry, rank=rank, alpha=float(rank), scaling=1.0)
+    fields = {name: getattr(adapter, name) for name in Adapter.__dataclass_fields__}
+    return ProjectedAdapter(**{**fields, "modules": modules}, parts=parts, previous=previous)
+
+
+def _shares(judged: JudgedRound) -> dict[str, float]:
+    """See `Sharing.shares`."""
+    evidence = judged.evidence
+    assert evidence is not None
+    weights, found = torch.tensor(judged.weights, dtype=torch.float64), {}
+    for name, cosines, norms in zip(
+        judged.round.module_shapes, evidence.matrix.value, evidence.norms, strict=True
+    ):
+        sizes = weights * norms
+        inner = torch.nan_to_num(cosines, nan=0.0) * sizes[:, None] * sizes
+        total = float(inner.sum())
+        between = total - float(inner.diagonal().sum())
+        found[name] = min(1.0, max(0.0, between / total)) if total > 0 else 0.0
+    return found
+
+
+def _energy(judged: JudgedRound, client: int, modules: Sequence[str]) -> float:
+    """Squared norm of a client's delta weights (less the previous adapter's) in some modules."""
+    assert judged.evidence is not None
+    norms = dict(zip(judged.round.module_shapes, judged.evidence.norms[:, client].tolist(),
+                     strict=True))  # fmt: skip
+    return float(sum(norms[m] ** 2 for m in modules))
