@@ -24,9 +24,12 @@ _AGREE = {
 def verdict_line(report: Report, *, report_path: str = "") -> str:
     """The verdict and what was written, in one sentence on one line (no newline)."""
     parts = [_verdict(report)]
+    minority = report.with_verdict("minority")
+    if minority:
+        parts.append(f"{len(minority)} minority: {_names(c.name for c in minority)}")
     counts = [
         f"{len(report.with_verdict(verdict))} {verdict}"
-        for verdict in ("minority", "suspicious", "duplicate", "rejected")
+        for verdict in ("suspicious", "duplicate", "rejected")
         if report.with_verdict(verdict)
     ]
     if counts:

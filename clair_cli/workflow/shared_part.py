@@ -24,6 +24,9 @@ from clair_cli.maths.merge.mean import weighted_sum
 from clair_cli.text import first_few
 from clair_cli.workflow.judge import JudgedRound, normalised
 
+# Most directions of one side: of all modules together they stay in memory.
+MAX_DIRECTIONS = 64
+
 
 @dataclass(frozen=True)
 class Sharing:
@@ -124,6 +127,7 @@ def project(task: Sharing, factors: RoundFactors, module: str) -> Projections:
         energy = mean.values.square().cumsum(0)
         share = task.shares[module]
         n = int((energy < share * energy[-1]).sum()) + 1 if share > 0 and len(energy) else 0
+        n = min(n, MAX_DIRECTIONS)
         left, right = mean.left[:, :n], mean.right[:n]
         cores = []
         for k in task.members:

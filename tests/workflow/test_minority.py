@@ -8,9 +8,17 @@ import pytest
 import torch
 
 import clair_cli
+from clair_cli.cli.sentences import verdict_line
+from clair_cli.cohort.round import load_round
+from clair_cli.engine.device import Device
+from clair_cli.engine.factors import RoundFactors
+from clair_cli.settings import make_settings
+from clair_cli.workflow import shared_part
+from clair_cli.workflow.read import read_cohort
 
 NAMES = [f"c{k}" for k in range(10)]
 APART = ["c3", "c7"]
+CPU = Device("cpu", torch.float64)
 
 
 def clients(size: float = 1.0) -> dict[str, Any]:
@@ -97,6 +105,28 @@ def test_what_they_share_is_merged_and_what_is_their_own_is_not(later: bool) -> 
     assert torch.isfinite(torch.tensor(c_shared))
 
 
+@pytest.mark.parametrize(("most", "directions"), [(1, 1), (64, 3)])
+def test_directions_hold_the_share_up_to_a_bound(
+    monkeypatch: pytest.MonkeyPatch, most: int, directions: int
+) -> None:
+    """Singular values of the mean: 3, 2, 1 and 0.1; its share between clients is 0.99."""
+    g = torch.Generator().manual_seed(2)
+    left, right = (torch.linalg.qr(torch.randn(20, 4, generator=g)).Q for _ in "lr")
+    state = {"m.lora_A.weight": right.T, "m.lora_B.weight": left * torch.tensor([3.0, 2, 1, 0.1])}
+    pairs = {f"c{k}": (state, {"r": 4, "lora_alpha": 4}) for k in range(3)}
+    settings = make_settings("merge", pairs, None, {})
+    factors = RoundFactors(load_round(settings, read_cohort(settings)), CPU)
+    monkeypatch.setattr(shared_part, "MAX_DIRECTIONS", most)
+    task = shared_part.Sharing((0, 1), (0.5, 0.5), (2,), {"m": 0.99})
+    found = shared_part.project(task, factors, "m")
+    assert found.left.shape == (20, directions) and found.right.shape == (directions, 20)
+    kept = found.left @ found.cores[0] @ found.right
+    expected = (
+        left[:, :directions] * torch.tensor([3.0, 2, 1])[:directions] @ right[:, :directions].T
+    )
+    torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_round_without_one_is_merged_to_the_same_bytes() -> None:
     given = {n: pair for n, pair in clients().items() if n not in APART[:1]}
     one, other = (clair_cli.merge(given, minority=how) for how in ("shared", "merge"))
@@ -110,6 +140,11 @@ def test_they_are_merged_where_that_is_asked_for() -> None:
     assert {c.weight for c in report.clients} == {0.1}
     assert [c.name for c in report.with_verdict("minority")] == APART
     assert report.options["minority"] == "merge"
+
+
+def test_the_last_line_names_them() -> None:
+    line = verdict_line(clair_cli.inspect(clients()).report)
+    assert line == "0 of 10 clients contaminated; 2 minority: c3, c7"
 
 
 @pytest.mark.parametrize(
