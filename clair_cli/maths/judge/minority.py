@@ -37,7 +37,7 @@ _PRIOR = 4.0
 # Pairs from which sets are grown, of each of two orders; and steps of a set until it stays.
 _PAIRS, _STEPS = 40, 6
 # Most steps of the factor's iteration, and the change of a loading (they are about one) at its end.
-_FACTOR_STEPS, _FACTOR_ERROR = 100, 1e-9
+_FACTOR_STEPS, _FACTOR_ERROR = 100, 1e-6
 
 
 @dataclass(frozen=True)
@@ -174,13 +174,15 @@ def _candidates(pairs: _Pairs) -> Iterator[tuple[int, ...]]:
         order = (table * pairs.known)[rows, columns].argsort(descending=True, stable=True)
         starts |= {(int(rows[i]), int(columns[i])) for i in order[:_PAIRS]}
     seen: set[tuple[int, ...]] = set()
+    cut: dict[tuple[int, ...], tuple[int, ...]] = {}  # most starts soon meet
     for pair in sorted(starts):
         members: tuple[int, ...] = pair
         for _ in range(_STEPS):
-            grown = _cut_at_gap(pairs, members)
-            if grown == members:
+            if members not in cut:
+                cut[members] = _cut_at_gap(pairs, members)
+            if cut[members] == members:
                 break
-            members = grown
+            members = cut[members]
         if members not in seen:
             seen.add(members)
             yield members
