@@ -216,6 +216,7 @@ def options(rng: np.random.Generator) -> dict[str, Any]:
         "modules": _pick(rng, ["common"] * 5 + ["union"] * 2 + ["intersection", "same"]),
         "keep_alpha": bool(rng.random() < 0.2),
         "allow_undetermined": bool(rng.random() < 0.2),
+        "minority": "merge",  # what is checked is the weighted sum of whole delta weights
         "fail_on": _pick(rng, ["never"] * 9 + ["contaminated"]),
         "threads": int(rng.integers(1, 3)),
     }
