@@ -24,8 +24,8 @@ def largest_sums(judged: JudgedRound) -> dict[str, float]:
     found = {}
     for i, m in enumerate(summed.module_shapes):
         norms, before = sizes.most(i, summed.module_ranks[m]), float(sizes.previous_norms[i])
-        for k in judged.minority:  # a projection of its difference may be merged instead
-            norms[k] = max(norms[k], float(evidence.norms[i, k]) + before)
+        for k in judged.minority if m in judged.projected else ():
+            norms[k] = float(evidence.norms[i, k]) + before  # a projection of the difference
         found[m] = math.fsum(
             judged.weights[k] * (norms[k] if m in summed.adapters[k].modules else before)
             for k in judged.merged

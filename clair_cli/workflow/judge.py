@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from torch import Tensor
 
 from clair_cli.cohort.choose import only_modules
 from clair_cli.cohort.round import Round
@@ -34,6 +36,9 @@ class JudgedRound:
         plain_weights: of every adapter in the plain mean of all comparable clients.
         warnings: remarks for the user, in order.
         sizes: of the clients' own delta weights; None if the round is refused.
+        projected: by module, inner products of the projections that are merged in place of the
+            minorities' members with all clients' delta weights, (n_members, n_clients); empty if
+            none are.
     """
 
     round: Round
@@ -43,6 +48,7 @@ class JudgedRound:
     plain_weights: tuple[float, ...]
     warnings: tuple[str, ...]
     sizes: OwnSizes | None = None
+    projected: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def outcome(self) -> str:
@@ -74,9 +80,7 @@ class JudgedRound:
     def ordinary_weights(self) -> tuple[float, ...]:
         """Weights that sum to 1 over everybody who is merged and all minorities."""
         assert self.judgement is not None
-        given = self.round.weights or tuple(1.0 for _ in self.round.adapters)
-        verdicts = zip(given, self.judgement.verdicts, strict=True)
-        return normalised([w * v.influence for w, v in verdicts])
+        return normalised(_influenced(self.round, self.judgement))
 
     @cached_property
     def summed(self) -> Round:
@@ -140,9 +144,10 @@ def judge_round(
     found = compare(factors, engine)
     check_components(round_, found.sizes, engine.device.dtype)
     engine.progress("judging", 0, 1)
-    judgement = partial(_judged, factors, engine, found, allow_undetermined, minority)
     # on another thread, so that a signal is answered at once
-    (judged,) = in_order(lambda _: judgement(), [0], 1)
+    (judged,) = in_order(
+        lambda _: _judged(factors, engine, found, allow_undetermined, minority), [0], 1
+    )
     engine.progress("judging", 1, 1)
     return _with_left_out(judged)
 
@@ -184,7 +189,7 @@ def _judged(
 ) -> JudgedRound:
     round_, evidence = factors.round, found.evidence
     structure = find_structure(evidence)
-    given = round_.weights or tuple(1.0 for _ in round_.adapters)
+    given = _given(round_)
     side = needs_cores(structure)
     cores = None
     if side is not None:
@@ -194,8 +199,8 @@ def _judged(
     )
     if judgement.outcome == "judged":
         raw = [
-            0.0 if v.verdict == "minority" and minority != "merge" else w * v.influence
-            for w, v in zip(given, judgement.verdicts, strict=True)
+            0.0 if v.verdict == "minority" and minority != "merge" else w
+            for w, v in zip(_influenced(round_, judgement), judgement.verdicts, strict=True)
         ]
     else:
         raw = list(given) if allow_undetermined else [0.0 for _ in given]
@@ -206,6 +211,15 @@ def _judged(
         + _remarks(judgement, allow_undetermined),
         found.sizes,
     )  # fmt: skip
+
+
+def _given(round_: Round) -> tuple[float, ...]:
+    return round_.weights or tuple(1.0 for _ in round_.adapters)
+
+
+def _influenced(round_: Round, judgement: Judgement) -> list[float]:
+    """The given weights times the influence that each verdict leaves."""
+    return [w * v.influence for w, v in zip(_given(round_), judgement.verdicts, strict=True)]
 
 
 def normalised(weights: Sequence[float]) -> tuple[float, ...]:

@@ -87,13 +87,20 @@ def _plain_mean_distance(judged: JudgedRound) -> float | None:
     assert evidence is not None
     distance = size = 0.0
     merged, nothing = set(judged.merged_modules), [0.0] * len(judged.weights)
-    for name, cosines, norms in zip(
-        judged.round.module_shapes, evidence.matrix.value, evidence.norms, strict=True
-    ):
-        inner = torch.nan_to_num(cosines, nan=0.0) * norms[:, None] * norms[None, :]
-        moved, norm = plain_distance(
-            inner, judged.weights if name in merged else nothing, judged.plain_weights
-        )
+    for name, inner in zip(judged.round.module_shapes, evidence.inner_products(), strict=True):
+        weights = list(judged.weights) if name in merged else nothing
+        plain = list(judged.plain_weights)
+        if name in judged.projected:  # they are merged in place of their clients' delta weights
+            projected, members = judged.projected[name], list(judged.minority)
+            inner = torch.cat([
+                torch.cat([inner, projected.mT], dim=1),
+                torch.cat([projected, projected[:, members]], dim=1),
+            ])  # fmt: skip
+            weights += [weights[k] for k in members]
+            plain += [0.0 for _ in members]
+            for k in members:
+                weights[k] = 0.0
+        moved, norm = plain_distance(inner, weights, plain)
         distance, size = math.hypot(distance, moved), math.hypot(size, norm)
     return distance / size if size > 0 else None
 

@@ -52,14 +52,17 @@ class Projections:
         left: orthonormal columns, (out_features, r), float32. right: orthonormal rows,
             (r, in_features).
         cores: one per member, (r, r), float32.
+        inner: inner products of the members' projections with all clients' delta weights,
+            (n_members, n_clients), float64.
     """
 
     left: Tensor
     right: Tensor
     cores: tuple[Tensor, ...]
+    inner: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProjectedAdapter(Adapter):
     """A member's adapter with what it shares with the others in place of its delta weights.
 
@@ -68,8 +71,8 @@ class ProjectedAdapter(Adapter):
         previous: the adapter that the projections are differences to, or None.
     """
 
-    parts: Mapping[str, tuple[Tensor, Tensor, Tensor]] = None  # type: ignore[assignment]
-    previous: Adapter | None = None
+    parts: Mapping[str, tuple[Tensor, Tensor, Tensor]]
+    previous: Adapter | None
 
     def stored_factors(self, module: str) -> tuple[Tensor, Tensor]:
         """See `Adapter.stored_factors`; scaling is 1."""
@@ -95,24 +98,23 @@ def merge_shared_parts(judged: JudgedRound, factors: RoundFactors, engine: Engin
     others = judged.merged
     weights = tuple(judged.weights[k] for k in others)
     task = Sharing(others, weights, members, _shares(judged))
-    modules = list(judged.merged_modules)
-    found = dict(zip(
-        modules, engine.map("sharing", partial(project, task), modules, factors, on_device=False),
-        strict=True,
-    ))  # fmt: skip
-    adapters, kept = list(judged.round.adapters), {}
+    modules = judged.merged_modules
+    looked = engine.map("sharing", partial(project, task), modules, factors, on_device=False)
+    found = dict(zip(modules, looked, strict=True))
+    adapters, raw, kept = list(judged.round.adapters), list(judged.ordinary_weights), {}
     for i, k in enumerate(members):
         parts = {m: (p.left, p.cores[i], p.right) for m, p in found.items()}
-        energy = sum(float(core.double().square().sum()) for _, core, _ in parts.values())
-        kept[k] = energy / max(_energy(judged, k, modules), 1e-300)
+        energy = sum(float(p.inner[i, k]) for p in found.values())  # |projection|^2
+        kept[k] = min(1.0, energy / max(_energy(judged, k, modules), 1e-300))
         adapters[k] = _projected(adapters[k], parts, judged.round.previous)
-    raw = [w * min(1.0, kept[k]) if k in kept else w for k, w in enumerate(judged.ordinary_weights)]
+        raw[k] *= kept[k]
     names = [f"{adapters[k].name} ({100 * kept[k]:.0f} %)" for k in members]
     text = f"merged by what they share with the others, a part of their energy: {first_few(names)}"
     return replace(
         judged,
         round=replace(judged.round, adapters=tuple(adapters)),
         weights=normalised(raw),
+        projected={m: p.inner for m, p in found.items()},
         warnings=(*judged.warnings, text),
     )
 
@@ -129,11 +131,13 @@ def project(task: Sharing, factors: RoundFactors, module: str) -> Projections:
         n = int((energy < share * energy[-1]).sum()) + 1 if share > 0 and len(energy) else 0
         n = min(n, MAX_DIRECTIONS)
         left, right = mean.left[:, :n], mean.right[:n]
-        cores = []
-        for k in task.members:
-            own = weighted_sum([differences[k]], [1.0], shape)
-            cores.append(((left.mT @ own.lora_B) @ (own.lora_A @ right.mT)).float())
-        return Projections(left.float(), right.float(), tuple(cores))
+        products = [weighted_sum([difference], [1.0], shape) for difference in differences]
+        cores = torch.stack(
+            [(left.mT @ p.lora_B) @ (p.lora_A @ right.mT) for p in products]
+        ).flatten(1)
+        own = cores[list(task.members)]
+        parts = tuple(core.float() for core in own.view(-1, n, n))
+        return Projections(left.float(), right.float(), parts, own @ cores.mT)
 
 
 def _projected(
@@ -146,8 +150,8 @@ def _projected(
             rank += previous.modules[name].components
         if rank:
             modules[name] = replace(entry, rank=rank, alpha=float(rank), scaling=1.0)
-    fields = {name: getattr(adapter, name) for name in Adapter.__dataclass_fields__}
-    return ProjectedAdapter(**{**fields, "modules": modules}, parts=parts, previous=previous)
+    fields = {**vars(adapter), "modules": modules}
+    return ProjectedAdapter(**fields, parts=parts, previous=previous)
 
 
 def _shares(judged: JudgedRound) -> dict[str, float]:
@@ -155,13 +159,9 @@ def _shares(judged: JudgedRound) -> dict[str, float]:
     evidence = judged.evidence
     assert evidence is not None
     weights, found = torch.tensor(judged.weights, dtype=torch.float64), {}
-    for name, cosines, norms in zip(
-        judged.round.module_shapes, evidence.matrix.value, evidence.norms, strict=True
-    ):
-        sizes = weights * norms
-        inner = torch.nan_to_num(cosines, nan=0.0) * sizes[:, None] * sizes
-        total = float(inner.sum())
-        between = total - float(inner.diagonal().sum())
+    for name, inner in zip(judged.round.module_shapes, evidence.inner_products(), strict=True):
+        total = float(weights @ inner @ weights)
+        between = total - float(weights.square() @ inner.diagonal())
         found[name] = min(1.0, max(0.0, between / total)) if total > 0 else 0.0
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,6 @@ import torch
 
 import clair_cli
 from clair_cli.engine.engine import CpuEngine
-from clair_cli.engine.factors import RoundFactors
 from clair_cli.workflow import merge, run
 from tests.workflow.test_paths import CASES, clients, save
 
@@ -26,21 +25,13 @@ class PickledEngine(CpuEngine):
 
     stages: set[str]
 
-    def map(
-        self,
-        stage: str,
-        work: Callable[[RoundFactors, T], R],
-        items: Iterable[T],
-        factors: RoundFactors,
-        *,
-        on_device: bool = True,
-    ) -> Iterator[R]:
+    def map(self, stage: str, work: Any, items: Any, *where: Any, **how: Any) -> Iterator[Any]:
         every = list(items)
         for described in (work, *every):
             assert len(pickle.dumps(described)) < 4000
         work, every = pickle.loads(pickle.dumps((work, every)))
         self.stages.add(stage)
-        for result in super().map(stage, work, every, factors, on_device=on_device):
+        for result in super().map(stage, work, every, *where, **how):
             yield pickle.loads(pickle.dumps(result))
 
 
@@ -63,18 +54,11 @@ def pickled(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 class Forgetful(CpuEngine):
     """Keeps nothing from one look at the modules for the next."""
 
-    def map(
-        self,
-        stage: str,
-        work: Callable[[RoundFactors, T], R],
-        items: Iterable[T],
-        factors: RoundFactors,
-        *,
-        on_device: bool = True,
-    ) -> Iterator[R]:
+    def map(self, stage: str, work: Any, items: Any, *where: Any, **how: Any) -> Iterator[Any]:
+        (factors,) = where
         factors.cores.clear()
         factors.grams.clear()
-        return super().map(stage, work, items, factors, on_device=on_device)
+        return super().map(stage, work, items, factors, **how)
 
 
 def equal(one: Any, other: Any) -> None:

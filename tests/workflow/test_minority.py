@@ -64,6 +64,11 @@ def delta(result: Any, module: str) -> torch.Tensor:
     return result.config["lora_alpha"] / result.config["r"] * lora_B @ lora_A
 
 
+def before_delta(state: dict[str, torch.Tensor], module: str) -> torch.Tensor:
+    lora_A, lora_B = (state[f"{module}.lora_{side}.weight"].double() for side in "AB")
+    return lora_B @ lora_A
+
+
 @pytest.mark.parametrize("later", [False, True])
 def test_what_they_share_is_merged_and_what_is_their_own_is_not(later: bool) -> None:
     given, options = clients(), dict[str, Any](rank="full", dtype="float32")
@@ -93,7 +98,7 @@ def test_what_they_share_is_merged_and_what_is_their_own_is_not(later: bool) -> 
         parts = [(B[:, j : j + 1] @ A[j : j + 1]) for j in (0, 1)]
         merged = {how: delta(result, m) for how, result in found.items()}
         if later:
-            P = before[f"{m}.lora_B.weight"].double() @ before[f"{m}.lora_A.weight"].double()
+            P = before_delta(before, m)
             merged = {how: D - P for how, D in merged.items()}
         for part, held in zip(parts, (common, own), strict=True):
             held.append([float((D * part).sum() / part.square().sum()) for D in merged.values()])
@@ -103,6 +108,18 @@ def test_what_they_share_is_merged_and_what_is_their_own_is_not(later: bool) -> 
     assert o_merge > 0.15 and abs(o_shared) < 0.1 * o_merge and abs(o_exclude) < 0.1 * o_merge
     assert c_shared == pytest.approx(c_exclude, rel=0.1) and c_merge > 0.8
     assert torch.isfinite(torch.tensor(c_shared))
+    moved = size = 0.0  # the distance to the plain mean, of what is merged
+    for i in range(6):
+        m = f"layers.{i}.q"
+        whole = sum(
+            s[f"{m}.lora_B.weight"].double() @ s[f"{m}.lora_A.weight"].double()
+            for s, _ in given.values()
+        ) / len(given)  # fmt: skip
+        before_it = before_delta(before, m) if later else torch.zeros(60, 60, dtype=torch.float64)
+        moved += float((delta(found["shared"], m) - whole).square().sum())
+        size += float((whole - before_it).square().sum())
+    merged = found["shared"].report.merged
+    assert merged.plain_mean_distance == pytest.approx((moved / size) ** 0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize(("most", "directions"), [(1, 1), (64, 3)])

@@ -7,7 +7,7 @@ thread or on another machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -66,6 +66,12 @@ class Evidence:
             table = self.table(stacking)
             self._levels[stacking] = PairLevels(excess_table([table.value], [table.null]))
         return self._levels[stacking]
+
+    def inner_products(self) -> Iterator[Tensor]:
+        """Inner products of all pairs of delta weights, module by module, (n_clients, n_clients);
+        0 where a delta weight is zero."""
+        for cosines, norms in zip(self.matrix.value, self.norms, strict=True):
+            yield torch.nan_to_num(cosines, nan=0.0) * norms[:, None] * norms[None, :]
 
     def cpu(self) -> Evidence:
         """A copy on the CPU."""

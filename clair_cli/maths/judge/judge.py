@@ -26,6 +26,8 @@ from clair_cli.maths.judge.structure import Structure, find_structure
 from clair_cli.maths.judge.thresholds import LONER_RATIO, NORM_SUSPICIOUS, VICTIM
 from clair_cli.maths.judge.verdicts import Finding, Verdict, decide
 
+# Verdicts of the clients that are merged whole.
+_MERGED = ("benign", "suspicious")
 _NO_UPDATE = Finding("no_update", "no update: every delta weight is zero")
 
 
@@ -99,8 +101,7 @@ def judge(
     minorities = _minorities(evidence, structure, verdicts)
     verdicts = _with_minorities(verdicts, minorities, names)
     present = sorted((*structure.distinct, *structure.copies))
-    merged = ("benign", "suspicious")
-    members = tuple(k for k in present if verdicts[k].verdict in merged)
+    members = tuple(k for k in present if verdicts[k].verdict in _MERGED)
     contrast = len(members) < len(present) or bool(structure.duplicates)
     blocked = blocked or little_shared(levels, structure, contrast) or unsolved(result.solution)
     blocked = blocked or large_minority(minorities, members, structure, names)
@@ -176,7 +177,7 @@ def _minorities(
 ) -> tuple[Minority, ...]:
     """Minorities among the clients that would be merged; those that are nearly the same as one of
     them, which are no minority for that, follow it."""
-    merged = [k for k in structure.distinct if verdicts[k].verdict in ("benign", "suspicious")]
+    merged = [k for k in structure.distinct if verdicts[k].verdict in _MERGED]
     return tuple(
         replace(
             found,

@@ -22,6 +22,7 @@ from clair_cli.maths.judge.thresholds import (
 
 # Most client names in one sentence.
 _NAMES_SHOWN = 8
+_TWO_GROUPS_REMEDY = "look at both groups, then leave the members of one out with --exclude"
 # A stable code, a sentence, a remedy.
 NoVerdict = tuple[str, str, str]
 NOTHING_SHARED: NoVerdict = (
@@ -57,7 +58,7 @@ def without_verdict(
     return (
         "two_groups",
         text.format(main=_listed(structure.group, names), other=_listed(other, names)),
-        "look at both groups, then leave the members of one out with --exclude",
+        _TWO_GROUPS_REMEDY,
     )
 
 
@@ -107,7 +108,7 @@ def large_minority(
                 "two_groups",
                 f"two groups of similar size: {_listed(voices, names)}, and "
                 f"{_listed(found.members, names)}, which share something of their own",
-                "look at both groups, then leave the members of one out with --exclude",
+                _TWO_GROUPS_REMEDY,
             )
     return None
 
