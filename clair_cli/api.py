@@ -108,6 +108,7 @@ class InspectOptions(TypedDict, total=False):
     """The options of `inspect`, as in `merge`."""
 
     weights: PathLike | Mapping[str, float] | None
+    max_weight: float | None
     previous: PathLike | tuple[Mapping[str, Tensor], Any] | None
     exclude: Sequence[str]
     min_clients: int
@@ -182,6 +183,8 @@ def merge(
         dtype: "auto" (the clients' own), "float32", "bfloat16" or "float16" (or fp32, bf16, fp16).
         tensor_names: "auto" (what most clients have), "peft", "diffusers" or "kohya".
         weights: name to positive number, or a JSON or CSV file of them; equal if None.
+        max_weight: largest share of one client in the merge, at least 1 / number merged; the excess
+            is spread over the others in proportion to their weights. Any share if None.
         previous: the adapter that all clients started this round from.
         exclude: clients left out unread.
         min_clients: fewer usable ones after rejections are refused (exit code 4).

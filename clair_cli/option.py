@@ -139,6 +139,13 @@ def _share(given: object) -> Any:
     return value
 
 
+def _fraction(given: object) -> Any:
+    value = _number(given)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
 def _whole(given: Any, minimum: int) -> int:
     if isinstance(given, str) and given.isascii() and given.isdigit():
         given = int(given)
@@ -204,6 +211,7 @@ ADAPTER = Kind(
 )
 RANK = Kind("auto, same, full or a number of at least 1", _rank, "auto|same|full|N")
 SHARE = Kind("a number between 0 and 1", _share, "X")
+FRACTION = Kind("a number above 0, at most 1", _fraction, "X")
 POSITIVE = Kind("a positive number", _positive, "SIGMA")
 ALPHA = Kind(
     "rank or a positive number",

@@ -135,6 +135,12 @@ class Settings:
         " Default: all equal.",
         JUDGING, _ALL,
     )
+    max_weight: float | None = option(
+        kinds.FRACTION,
+        "No client has more than this share of the merge; what is above it is spread over the"
+        " others.",
+        JUDGING, _JUDGING,
+    )
     previous: Any = option(
         kinds.ADAPTER, "The adapter that all clients started this round from.",
         READING, _ALL,

@@ -167,6 +167,24 @@ class DecompositionReport:
 
 
 @dataclass(frozen=True)
+class WeightSpread:
+    """How the clients' weights in the merge are spread.
+
+    Attributes:
+        largest: the largest weight, above 0 and at most 1. client: who has it.
+        effective_clients: 1 over the sum of the squared weights; the number merged where all have
+            the same, and near 1 where one has nearly everything.
+        capped: names of the clients who are held at the weight that `--max-weight` allows, sorted;
+            none where it changes nothing.
+    """
+
+    largest: float
+    client: str
+    effective_clients: float
+    capped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class CohortReport:
     """The cohort as a whole.
 
@@ -181,6 +199,7 @@ class CohortReport:
         names: order of rows and columns of `similarity`.
         similarity: of each pair in `stacking` (in "matrix" when none), above the value for
             unrelated clients; None where unknown. similarity_se: its standard errors.
+        weights: how they are spread; None if nobody has one.
     """
 
     outcome: str
@@ -197,6 +216,7 @@ class CohortReport:
     names: tuple[str, ...]
     similarity: tuple[tuple[float | None, ...], ...]
     similarity_se: tuple[tuple[float | None, ...], ...]
+    weights: WeightSpread | None = None
 
 
 @dataclass(frozen=True)

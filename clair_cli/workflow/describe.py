@@ -29,6 +29,7 @@ from clair_cli.report.model import (
 )
 from clair_cli.text import bytes_of, quoted
 from clair_cli.workflow.judge import JudgedRound
+from clair_cli.workflow.weight_cap import spread_of
 
 
 def number(value: float | None) -> float | None:
@@ -189,6 +190,7 @@ def describe_cohort(judged: JudgedRound) -> CohortReport:
         _describe_groups(judged.evidence, judgement, round_),
         _decomposition(judgement, round_),
         names, _matrix(similarity.excess, order), _matrix(similarity.se, order),
+        spread_of(judged),
     )  # fmt: skip
 
 

@@ -39,6 +39,8 @@ class JudgedRound:
         projected: by module, inner products of the projections that are merged in place of the
             minorities' members with all clients' delta weights, (n_members, n_clients); empty if
             none are.
+        capped: indices of the clients held at the largest weight that `--max-weight` allows; none
+            where it changes nothing.
     """
 
     round: Round
@@ -49,6 +51,7 @@ class JudgedRound:
     warnings: tuple[str, ...]
     sizes: OwnSizes | None = None
     projected: Mapping[str, Tensor] = field(default_factory=dict)
+    capped: tuple[int, ...] = ()
 
     @property
     def outcome(self) -> str:

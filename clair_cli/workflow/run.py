@@ -25,6 +25,7 @@ from clair_cli.workflow.read import read_cohort
 from clair_cli.workflow.refine import Refined, refine_round
 from clair_cli.workflow.report import exit_code, make_report
 from clair_cli.workflow.shared_part import merge_shared_parts
+from clair_cli.workflow.weight_cap import cap_weights
 from clair_cli.workflow.write import WrittenAdapter
 
 
@@ -125,11 +126,20 @@ def _try_round(
     judged = judge_round(
         factors, engine, allow_undetermined=settings.allow_undetermined, minority=settings.minority
     )
+    judged = cap_weights(judged, settings.max_weight, _merged_later(judged, settings))
     if make is None:
         return judged, None
     judged = refused_if_empty(judged)
     if exit_code(settings, judged) != 0:
         return judged, None
-    if settings.command == "merge" and settings.minority == "shared":
+    if settings.command == "merge" and settings.minority == "shared" and judged.minority:
         judged = merge_shared_parts(judged, factors, engine)
+        judged = cap_weights(judged, settings.max_weight)
     return judged, make(judged, factors, settings, engine)
+
+
+def _merged_later(judged: JudgedRound, settings: Settings) -> int:
+    """How many members of minorities get a weight when what they share with others is merged."""
+    if settings.minority != "shared" or settings.command == "refine":
+        return 0
+    return sum(judged.ordinary_weights[k] > 0 for k in judged.minority)

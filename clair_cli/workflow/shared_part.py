@@ -87,14 +87,12 @@ class ProjectedAdapter(Adapter):
 
 
 def merge_shared_parts(judged: JudgedRound, factors: RoundFactors, engine: Engine) -> JudgedRound:
-    """The round with the members of minorities merged by what they share with the others.
+    """A round with minorities, whose members are merged by what they share with the others.
 
     Raises:
         ClientLost: a tensor changed since it was checked.
     """
     members = judged.minority
-    if not members:
-        return judged
     others = judged.merged
     weights = tuple(judged.weights[k] for k in others)
     task = Sharing(others, weights, members, _shares(judged))

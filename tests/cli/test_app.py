@@ -98,6 +98,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
         "dtype": "auto",
         "tensor_names": "auto",
         "weights": None,
+        "max_weight": None,
         "previous": None,
         "exclude": (),
         "min_clients": 3,
@@ -125,7 +126,8 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
     given = (
         "--report r.json --rank 16 --error-target 0.2 --keep-alpha --dtype bfloat16 "
         "--tensor-names kohya "
-        "--weights w.csv --previous before.safetensors --exclude a --exclude b --min-clients 5 "
+        "--weights w.csv --max-weight 0.4 "
+        "--previous before.safetensors --exclude a --exclude b --min-clients 5 "
         "--allow-undetermined --device cpu --fail-on suspicious --force -q "
         "--threads 2 --timings --modules same --assume-alpha 32 "
         "--limit clients=20 --limit file=1G --strict --minority merge"
@@ -143,6 +145,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "dtype": "bfloat16",
         "tensor_names": "kohya",
         "weights": Path("w.csv"),
+        "max_weight": 0.4,
         "previous": Path("before.safetensors"),
         "exclude": ("a", "b"),
         "min_clients": 5,
@@ -300,7 +303,7 @@ def test_an_option_that_a_command_lacks_is_no_argument_of_its_function(tmp_path:
 
 JUDGED_BY = (
     "clients output weights previous exclude min_clients device fail_on modules assume_alpha limit"
-    " strict minority"
+    " strict minority max_weight"
 )
 WRITTEN_BY = "rank error_target keep_alpha dtype tensor_names allow_undetermined"
 

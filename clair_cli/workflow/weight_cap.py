@@ -1,0 +1,81 @@
+"""No client has more than a given share of the merge; and how the weights are spread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from clair_cli.errors import UsageError
+from clair_cli.report.model import WeightSpread
+from clair_cli.workflow.judge import JudgedRound
+
+# Share by which a limit may miss one over the number of clients: 0.333333333 is a third.
+_ROUNDING = 1e-9
+
+
+def cap_weights(judged: JudgedRound, most: float | None, n_more: int = 0) -> JudgedRound:
+    """The round with no weight above `most`; the excess is spread over the others.
+
+    Args:
+        most: largest share of one client, above 0 and at most 1; None for any.
+        n_more: clients who get a weight later; until then equal weights may be above `most`.
+
+    Raises:
+        UsageError: so few clients are merged that one of them must have more.
+    """
+    n = len(judged.merged)
+    if most is None or not n:
+        return judged
+    least = 1.0 / (n + n_more)
+    if most < least * (1.0 - _ROUNDING):
+        clients = "1 client is" if n + n_more == 1 else f"{n + n_more:,} clients are"
+        raise UsageError(
+            f"max_weight is {most:g}, and {clients} merged, so that one of them has at least "
+            f"{least:.3g}",
+            hint=f"give at least 1 / {n + n_more}, or leave --max-weight out",
+        )
+    if max(judged.weights) <= most:
+        return judged
+    weights = capped(judged.weights, most)
+    largest = max(weights)
+    held = tuple(k for k, w in enumerate(weights) if w >= largest * (1.0 - _ROUNDING))
+    return replace(judged, weights=weights, capped=held)
+
+
+def capped(weights: Sequence[float], most: float) -> tuple[float, ...]:
+    """Weights of at most `most`: what is above it goes to the others, in proportion to theirs.
+
+    Args:
+        weights: at least 0, summing to 1. Who has 0 gets nothing.
+        most: above 0; equal weights where it is too small for the number of positive ones.
+
+    >>> capped([0.5, 0.25, 0.125, 0.125, 0.0], 0.375)
+    (0.375, 0.3125, 0.15625, 0.15625, 0.0)
+    """
+    merged = [k for k, w in enumerate(weights) if w > 0]
+    most = max(most, 1.0 / max(1, len(merged)))
+    found, free = list(weights), merged
+    while any(found[k] > most for k in free):
+        for k in free:
+            found[k] = min(found[k], most)
+        free = [k for k in free if found[k] < most]
+        held = most * (len(merged) - len(free))
+        total = math.fsum(found[k] for k in free)
+        for k in free:
+            found[k] *= (1.0 - held) / total
+    return tuple(found)
+
+
+def spread_of(judged: JudgedRound) -> WeightSpread | None:
+    """How the weights are spread; None if nobody has one."""
+    if not judged.merged:
+        return None
+    names = judged.round.names
+    largest = max(judged.merged, key=lambda k: (judged.weights[k], names[k]))
+    return WeightSpread(
+        judged.weights[largest],
+        names[largest],
+        1.0 / math.fsum(w * w for w in judged.weights),
+        tuple(sorted(names[k] for k in judged.capped)),
+    )
