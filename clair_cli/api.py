@@ -111,7 +111,9 @@ class InspectOptions(TypedDict, total=False):
     max_weight: float | None
     previous: PathLike | tuple[Mapping[str, Tensor], Any] | None
     exclude: Sequence[str]
-    min_clients: int
+    min_clients: int | None
+    trust: Sequence[str]
+    trust_adapter: PathLike | tuple[Mapping[str, Tensor], Any] | None
     device: Device
     threads: int | None
     fail_on: FailOn
@@ -187,7 +189,12 @@ def merge(
             is spread over the others in proportion to their weights. Any share if None.
         previous: the adapter that all clients started this round from.
         exclude: clients left out unread.
-        min_clients: fewer usable ones after rejections are refused (exit code 4).
+        min_clients: fewer usable ones after rejections are refused (exit code 4). If None: 3, or 2
+            where something is trusted.
+        trust: clients known to be good, as "NAME" or "NAME=sha256:HASH": they are merged, and their
+            group is the cohort.
+        trust_adapter: an adapter of your own as `previous`, compared with the clients as a trusted
+            one, and not merged.
         allow_undetermined: merge everybody not rejected when no verdict is possible.
         device: "auto", "cpu" or "cuda".
         threads: how many modules are worked on at once, the same bytes for any number; one per

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -158,11 +159,45 @@ def _rank(given: Any) -> str | int:
     return str(given) if given in ("auto", "same", "full") else _whole(given, 1)
 
 
-def _names(given: Any) -> tuple[str, ...]:
+def _names(given: Any, option: str = "exclude") -> tuple[str, ...]:
     names = (given,) if isinstance(given, str) else tuple(given or ())
     if wrong := [name for name in names if not isinstance(name, str)]:
-        raise UsageError(f"exclude has {quoted(wrong[0])}, expected names of clients")
+        raise UsageError(f"{option} has {quoted(wrong[0])}, expected names of clients")
     return names
+
+
+def _trusted(given: Any) -> tuple[str, ...]:
+    names = _names(given, "trust")
+    hashes_of(names)
+    return names
+
+
+def hashes_of(names: Sequence[str]) -> dict[str, str | None]:
+    """Names to the hashes that they are bound to, or None.
+
+    Args:
+        names: "NAME" or "NAME=sha256:" and 64 hexadecimal digits.
+
+    Raises:
+        UsageError: another hash, or two for one name.
+
+    >>> hashes_of(["anna", "carl=sha256:" + 32 * "Ab"]) == {"anna": None, "carl": 32 * "ab"}
+    True
+    """
+    found: dict[str, str | None] = {}
+    for text in names:
+        name, mark, digits = text.rpartition("=sha256:")
+        if not mark:
+            found.setdefault(text, None)
+            continue
+        if not re.fullmatch("[0-9a-fA-F]{64}", digits):
+            raise UsageError(
+                f"trust has {quoted(text)}, expected NAME=sha256: and 64 hexadecimal digits"
+            )
+        if (found.get(name) or digits.lower()) != digits.lower():
+            raise UsageError(f"trust has two hashes for {quoted(name)}")
+        found[name] = digits.lower()
+    return found
 
 
 def _limits(given: Any) -> Limits:
@@ -219,4 +254,5 @@ ALPHA = Kind(
     "N|rank",
 )
 NAMES = Kind("names of clients", _names, "NAME", repeatable=True, record=sorted)
+TRUSTED = Kind("names of clients", _trusted, "NAME[=sha256:HASH]", repeatable=True, record=sorted)
 LIMITS = Kind("NAME=VALUE", _limits, "NAME=VALUE", repeatable=True, record=changed_limits)

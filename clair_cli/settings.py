@@ -38,6 +38,7 @@ _DTYPES = [name for name in get_args(Dtype) if name not in _SHORT_DTYPES]
 _WRITING = ("merge", "refine")
 _JUDGING = ("merge", "inspect", "refine")
 _ALL = (*_JUDGING, "verify")
+_PATHS = ("clients", "output", "report", "weights", "previous", "trust_adapter")
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
@@ -115,8 +116,20 @@ class Settings:
         JUDGING, _JUDGING, default=False,
     )
     min_clients: int = option(
-        whole(1), "Fewest comparable clients to judge.",
-        JUDGING, _JUDGING, default=3,
+        whole(1), "Fewest comparable clients to judge; default: 3, and 2 where one is trusted.",
+        JUDGING, _JUDGING,
+    )
+    trust: tuple[str, ...] = option(
+        kinds.TRUSTED,
+        "A client that is known to be good: it is merged, and its group is the cohort, whatever its"
+        " size. With a hash, only that file is. Repeatable.",
+        JUDGING, _JUDGING, default=(),
+    )
+    trust_adapter: Any = option(
+        kinds.ADAPTER,
+        "An adapter of your own, trained as the clients' are: compared with them, its group is the"
+        " cohort, and it is not merged.",
+        JUDGING, _ALL,
     )
     allow_undetermined: bool = option(
         kinds.FLAG,
@@ -176,6 +189,11 @@ class Settings:
     )
 
     # fmt: on
+
+    @property
+    def trusted(self) -> dict[str, str | None]:
+        """Names of the trusted clients, as given, to the SHA-256 that each is bound to, or None."""
+        return kinds.hashes_of(self.trust)
 
     @property
     def in_memory(self) -> bool:
@@ -241,7 +259,7 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
     if stream is not None and command != "merge":
         raise UsageError(f"output is a stream, but {command} does not write one adapter")
     for name, value in [("clients", clients), ("output", output), *given.items()]:
-        if value == "" and name in ("clients", "output", "report", "weights", "previous"):
+        if value == "" and name in _PATHS:
             raise UsageError(f"{name} is an empty path")
     if not isinstance(clients, (str, os.PathLike, Mapping)):
         raise UsageError(f"clients is a {type(clients).__name__}, expected a path or a mapping")
@@ -251,6 +269,8 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
     for name, declared in known.items():
         default, _ = declared.default_and_help(command)
         values[name] = declared.value(name, given.get(name, default))
+    if values["min_clients"] is None:
+        values["min_clients"] = 2 if values["trust"] or values["trust_adapter"] is not None else 3
     settings = Settings(
         command,
         clients if isinstance(clients, Mapping) else Path(clients),

@@ -11,6 +11,9 @@ from typing import Any
 from clair_cli.errors import UsageError
 from clair_cli.text import printable
 
+# Options that are paths of what is read beside the clients.
+_BESIDE = ("weights", "previous", "trust_adapter")
+
 
 def check_working_folder() -> None:
     """Refuse to work in a folder that was removed, from which torch's libraries don't even load.
@@ -27,8 +30,8 @@ def check_working_folder() -> None:
 
 
 def paths_read(clients: Path, options: Mapping[str, Any]) -> list[Path]:
-    """All that a command reads: the clients, --weights and --previous if they are given."""
-    return [p for p in (clients, options["weights"], options["previous"]) if p is not None]
+    """All that a command reads: the clients, and what is given beside them."""
+    return [clients, *(options[name] for name in _BESIDE if options[name] is not None)]
 
 
 def check_inputs(clients: Path, options: Mapping[str, Any]) -> None:
@@ -43,9 +46,9 @@ def check_inputs(clients: Path, options: Mapping[str, Any]) -> None:
             f"CLIENTS {_shown(clients)} is a file, not a folder",
             hint="put the clients' adapters into one folder and give that folder",
         )
-    for name in ("weights", "previous"):
+    for name in _BESIDE:
         if options[name] is not None:
-            check_exists(options[name], f"--{name}")
+            check_exists(options[name], f"--{name.replace('_', '-')}")
 
 
 def check_not_stdout(option: str, path: Path | None) -> None:

@@ -130,14 +130,12 @@ def _unwritable(error: NamelessModules, few: Mapping[str, tuple[Adapter, ...]]) 
 
 
 def one_name_each(
-    adapters: tuple[Adapter, ...], previous: Adapter | None
-) -> tuple[tuple[Adapter, ...], Adapter | None, tuple[str, ...]]:
-    """The clients and the previous adapter with one name for each module, and remarks."""
-    if previous is None:
-        named, notes = unify_names(adapters)
-        return named, None, notes
-    (*named_list, previous), notes = unify_names([*adapters, previous])
-    return tuple(named_list), previous, notes
+    adapters: tuple[Adapter, ...], *given: Adapter | None
+) -> tuple[tuple[Adapter, ...], tuple[Adapter | None, ...], tuple[str, ...]]:
+    """The clients and the adapters given beside them, with one name for each module; remarks."""
+    named, notes = unify_names([*adapters, *(a for a in given if a is not None)])
+    rest = iter(named[len(adapters) :])
+    return named[: len(adapters)], tuple(a and next(rest) for a in given), notes
 
 
 def _with_previous(layouts: Mapping[str, Layout], previous: Adapter) -> dict[str, Layout]:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Real
 from pathlib import Path
-from typing import Any
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.output_format import OutputFormat
+from clair_cli.cohort.beside import load_given, weights_given
 from clair_cli.cohort.choose import Choice, choose_comparable, one_name_each
-from clair_cli.cohort.load import load_one
 from clair_cli.cohort.majority import majority_modules
-from clair_cli.cohort.memory import adapters_from_memory
 from clair_cli.cohort.model import Cohort, Rejection, rejection
-from clair_cli.cohort.weights import read_weights
+from clair_cli.cohort.trust import (
+    check_hashes,
+    fitting,
+    lost_trusted,
+    trusted_clients,
+)
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.settings import Settings
 from clair_cli.text import MAX_NOTES, at_most, first_few, quoted
@@ -75,6 +76,8 @@ class Round:
         output: how adapters are written, or None when none will be.
         refusal: why no judgement is possible at all, or None.
         warnings: remarks for the report.
+        trusted: names of the trusted clients.
+        trust_adapter: the user's own adapter, which is compared and not merged, or None.
         modules: which of the modules are merged, in the words of `--modules`.
     """
 
@@ -87,10 +90,31 @@ class Round:
     refusal: InputRefused | None
     warnings: tuple[str, ...]
     modules: str = "common"
+    trusted: frozenset[str] = frozenset()
+    trust_adapter: Adapter | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(a.name for a in self.adapters)
+
+    @cached_property
+    def compared(self) -> Round:
+        """The round with the user's own adapter as one more client, the last."""
+        if self.trust_adapter is None:
+            return self
+        adapters = (*self.adapters, self.trust_adapter)
+        return replace(self, adapters=adapters, weights=None, trust_adapter=None)
+
+    @property
+    def trusted_indices(self) -> tuple[int, ...]:
+        """Indices in `compared` of the trusted clients and of the user's own adapter."""
+        found = [k for k, name in enumerate(self.names) if name in self.trusted]
+        return (*found, *range(len(self.adapters), len(self.compared.adapters)))
+
+    @property
+    def given_beside(self) -> dict[str, Adapter | None]:
+        """The user's adapters beside the clients, by option of the command line."""
+        return {"--previous": self.previous, "--trust-adapter": self.trust_adapter}
 
     @property
     def usual_shapes(self) -> tuple[tuple[int, int], ...]:
@@ -141,21 +165,30 @@ def load_round(
         adapters=tuple(a for a in cohort.adapters if a.name not in gone),
         rejected=tuple(r for r in cohort.rejected if r.name not in gone) + tuple(dropped),
     )
-    weights = _read_weights(settings, cohort)
-    previous = _load_previous(settings)
-    adapters, previous, renamed = one_name_each(cohort.adapters, previous)
+    weights = weights_given(settings, cohort)
+    trusted = _trusted(settings, cohort)
+    previous, trust_adapter = (
+        load_given(settings, "previous"),
+        load_given(settings, "trust_adapter"),
+    )
+    adapters, (previous, trust_adapter), renamed = one_name_each(
+        cohort.adapters, previous, trust_adapter
+    )
     cohort = replace(cohort, adapters=adapters)
     warnings = [*cohort.notes, *_ignored(cohort, settings), *renamed]
     warnings += _on_clients(adapters)
     try:
         chosen = choose_comparable(settings, cohort, previous)
         refusal = None
+        if trust_adapter is not None:
+            trust_adapter = fitting(trust_adapter, chosen.adapters, chosen.layouts)
     except InputRefused as error:
         error.hint = error.hint or "look at the groups, then leave one out with --exclude"
         chosen, refusal = Choice(adapters, (), {}, None, ()), error
     rejected = [*cohort.rejected, *chosen.rejected]
     warnings += chosen.notes
     adapters = tuple(sorted(chosen.adapters, key=lambda a: _content(a, weights)))
+    refusal = refusal or lost_trusted(trusted, rejected)
     refusal = refusal or _too_few(settings, len(adapters), len(rejected))
     return Round(
         adapters,
@@ -167,7 +200,17 @@ def load_round(
         refusal,
         tuple(warnings),
         settings.modules,
+        frozenset(trusted),
+        trust_adapter,
     )
+
+
+def _trusted(settings: Settings, cohort: Cohort) -> dict[str, str | None]:
+    """The trusted clients, whose files are those that they are bound to."""
+    names = [a.name for a in cohort.adapters] + [r.name for r in cohort.rejected]
+    found = trusted_clients(settings.trusted, names, {*settings.exclude, *cohort.excluded})
+    check_hashes(found, cohort)
+    return found
 
 
 def _foldable(cohort: Cohort, *, in_memory: bool) -> Cohort:
@@ -222,49 +265,15 @@ def _content(adapter: Adapter, weights: Mapping[str, float] | None) -> tuple[str
     return adapter.content(), (weights or {}).get(adapter.name, 1.0), config, adapter.name
 
 
-def _read_weights(settings: Settings, cohort: Cohort) -> dict[str, float] | None:
-    """Weights by name; names are those of all clients found, rejected or not."""
-    if settings.weights is None:
-        return None
-    found = [a.name for a in cohort.adapters] + [r.name for r in cohort.rejected]
-    excluded = sorted({*settings.exclude, *cohort.excluded})
-    names = sorted(set(found) - set(excluded))
-    if not isinstance(settings.weights, Mapping):
-        return read_weights(settings.weights, names, optional=excluded)
-    given: dict[str, Any] = dict(settings.weights)
-    if missing := sorted(set(names) - set(given)):
-        raise UsageError(f"weights: no weight for client {quoted(missing[0])}")
-    if unknown := sorted(set(given) - set(names) - set(excluded)):
-        raise UsageError(f"weights: unknown client {quoted(unknown[0])}")
-    for name, value in given.items():
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if not (number and value > 0 and math.isfinite(value)):
-            raise UsageError(f"weights: {value} for {quoted(name)} is not a positive number")
-    return given
-
-
-def _load_previous(settings: Settings) -> Adapter | None:
-    """The previous round's adapter: a PEFT folder, a file, or (state dict, config)."""
-    given = settings.previous
-    if given is None:
-        return None
-    if isinstance(given, Path):
-        cohort = load_one(given, limits=settings.limit)
-    else:
-        cohort = adapters_from_memory({"previous": given}, limits=settings.limit)
-    if cohort.rejected:
-        raise UsageError(f"--previous: {cohort.rejected[0].message}", hint=cohort.rejected[0].hint)
-    return cohort.adapters[0]
-
-
 def _too_few(settings: Settings, usable: int, rejected: int) -> InputRefused | None:
     if settings.strict and rejected:
         return InputRefused(
             f"{rejected} client{'' if rejected == 1 else 's'} rejected, and --strict allows none",
             hint="mend or remove them, or run without --strict",
         )
+    compared = usable + (settings.trust_adapter is not None)
     small = usable < 3 and not rejected and settings.min_clients <= 3
-    if usable >= settings.min_clients or (small and usable):
+    if (usable and compared >= settings.min_clients) or (small and usable):
         return None
     return InputRefused(
         f"{usable} usable client{'' if usable == 1 else 's'} ({rejected} rejected), "

@@ -107,7 +107,9 @@ class GpuEngine:
         warm_up(device)
 
     def load(self, round_: Round) -> RoundFactors:
-        cache = cache_on_device(round_, self.device, partial(self._map, self._workers, "loading"))
+        cache = cache_on_device(
+            round_.compared, self.device, partial(self._map, self._workers, "loading")
+        )
         return RoundFactors(round_, self.device, cache)
 
     def map(

@@ -145,7 +145,7 @@ class RoundFactors:
         self.round, self.device, self.cache = round_, device, cache
         self.grams: dict[str, PackedGrams] = {}
         self.cores: dict[str, CoreSVD] = {}
-        sources = [*round_.adapters, *([round_.previous] if round_.previous else [])]
+        sources = [*round_.compared.adapters, *([round_.previous] if round_.previous else [])]
         # if one client has float64 factors, all stacks of the round are balanced, whichever clients
         # are in them: Grams of one stack are used with another
         self._balanced = any(m.is_double for a in sources for m in a.modules.values())
@@ -166,8 +166,9 @@ class RoundFactors:
 
         Args:
             modules: names of modules of one shape.
-            clients: of a merge, ascending: the entries of `summed_of`. None for all clients, whose
-                delta weights are then less the previous adapter's.
+            clients: of a merge, ascending: the entries of `summed_of`. None for all clients and the
+                user's own adapter, as in `Round.compared`, whose delta weights are then less the
+                previous adapter's.
 
         Raises:
             ClientLost: a tensor changed since it was checked.
@@ -176,7 +177,9 @@ class RoundFactors:
             return self.cache.stack(modules, clients)
         if clients is not None:
             return self._stacked([summed_of(self.round, m, clients) for m in modules], modules)
-        each = [[factors_of(adapter, m) for adapter in self.round.adapters] for m in modules]
+        each = [
+            [factors_of(adapter, m) for adapter in self.round.compared.adapters] for m in modules
+        ]
         before = [previous_of(self.round, m) for m in modules]
         if all(factors is None for factors in before):
             return self._stacked(each, modules)

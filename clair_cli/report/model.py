@@ -94,6 +94,7 @@ class ClientReport:
         modules: by module name.
         name_bytes: base64 of the name's bytes if they are not Unicode; then `name`, in which they
             stand as `\\xNN`, need not be unique.
+        trusted: whether it was given with `--trust`.
     """
 
     name: str
@@ -107,6 +108,7 @@ class ClientReport:
     scales: tuple[float, ...] = ()
     modules: Mapping[str, ModuleScores] = field(default_factory=dict)
     name_bytes: str | None = None
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,12 @@ class ModuleReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything one run found: what the JSON report holds, key by key."""
+    """Everything one run found: what the JSON report holds, key by key.
+
+    Attributes:
+        inputs: SHA-256 (hex) of what was given beside the clients and changes the result, by the
+            name of its option: of "trust_adapter".
+    """
 
     version: str
     command: str
@@ -261,6 +268,7 @@ class Report:
     warnings: tuple[str, ...]
     exit_code: int
     schema: str = SCHEMA
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def with_verdict(self, verdict: str) -> tuple[ClientReport, ...]:
         """The clients of one verdict, in the report's order."""

@@ -137,6 +137,7 @@ def _adapters(data: Mapping[str, Any], limits: Limits) -> tuple[NamedAdapter, ..
     if data["command"] not in ("merge", "refine"):
         raise ValueError(f"unknown command {quoted(data['command'])}")
     _typed(data["cohort"], dict, "cohort")
+    _typed(data.get("inputs", {}), dict, "inputs")
     if len(_typed(data["clients"], list, "clients")) > limits.max_clients:
         raise ValueError(f"it has {len(data['clients']):,} clients")
     for client in _typed(data["clients"], list, "clients"):

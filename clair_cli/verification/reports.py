@@ -23,7 +23,7 @@ def compare_reports(
     """
     before = {client["name"]: client for client in old.data["clients"]}
     after = {client["name"]: client for client in new["clients"]}
-    differences = list(_files(before, after))
+    differences = [*_inputs(old.data.get("inputs", {}), new["inputs"]), *_files(before, after)]
     both = sorted(before.keys() & after.keys())
     verdicts = [_changed(n, before[n], after[n], "verdict") for n in both]
     numbers = [line for n in both for line in _numbers(n, before[n], after[n])]
@@ -41,6 +41,14 @@ def compare_reports(
             f"the report is by clair {quoted(old.data.get('version'))}, this is {new['version']}"
         )
     return tuple(differences), tuple(notes)
+
+
+def _inputs(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Inputs beside the clients that are other files now, by option."""
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            yield f"{flag} has sha256 {after.get(name)}, the report says {quoted(before.get(name))}"
 
 
 def _files(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from clair_cli import api
 
 # Options of the report that are given anew: they are paths, or about this run only.
-_GIVEN = {"clients", "output", "weights", "previous", "report", "force", "progress"}
+_AGAIN = ("weights", "previous", "trust_adapter")
+_GIVEN = {"clients", "output", "report", "force", "progress", *_AGAIN}
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def verify(
     report: str | Path | None = None,
     weights: str | Path | Mapping[str, float] | None = None,
     previous: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
+    trust_adapter: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> VerifyResult:
@@ -70,7 +72,8 @@ def verify(
         output: what `merge` or `refine` wrote: a file or a folder.
         clients: as for `merge`. The options are those that the report records.
         report: default: the report beside a file, or in a folder.
-        weights, previous: given again if the report records them; no path is taken from it.
+        weights, previous, trust_adapter: given again if the report records them; no path is taken
+            from it.
         threads: as for `merge`.
         progress: called as `progress(stage, done, total)`.
 
@@ -91,11 +94,12 @@ def verify(
             hint="" if report else "give it with --report",
         )
     old = read_report(path, __version__)
-    if clients is None and (weights is not None or previous is not None):
-        raise UsageError("weights and previous are for merging again: give CLIENTS too")
+    inputs = dict(zip(_AGAIN, (weights, previous, trust_adapter), strict=True))
+    if clients is None and any(value is not None for value in inputs.values()):
+        raise UsageError(f"{', '.join(_AGAIN)}: these are for merging again, so give CLIENTS too")
     if old.command == "refine" and not target.is_dir():
         raise UsageError(f"{quoted(target.as_posix())} is a file, and refine writes a folder")
-    options = {} if clients is None else _options(old, weights, previous)
+    options = {} if clients is None else _options(old, inputs)
     differences = list(_compare_files(target, old))
     checked = [_what_was_compared(old)]
     notes: tuple[str, ...] = ()
@@ -164,7 +168,7 @@ def _compare_files(target: Path, old: OldReport) -> Iterator[str]:
         yield from check_entries(target, old)
 
 
-def _options(old: OldReport, weights: Any, previous: Any) -> dict[str, Any]:
+def _options(old: OldReport, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The recorded options, with the inputs that are given anew."""
     declared = options_of(old.command)
     known = declared.keys() | {option.older for option in declared.values()}
@@ -172,14 +176,15 @@ def _options(old: OldReport, weights: Any, previous: Any) -> dict[str, Any]:
     if unknown := sorted(set(options) - known):
         raise UsageError(f"the report records the option {quoted(unknown[0])}, unknown to this "
                          f"clair {__version__}")  # fmt: skip
-    for name, value in (("weights", weights), ("previous", previous)):
+    for name, value in inputs.items():
+        flag = f"--{name.replace('_', '-')}"
         recorded = old.options.get(name)
         if recorded is not None and value is None:
             raise UsageError(
-                f"the report was made with --{name} {quoted(recorded)}", hint=f"give --{name} again"
+                f"the report was made with {flag} {quoted(recorded)}", hint=f"give {flag} again"
             )
         if recorded is None and value is not None:
-            raise UsageError(f"the report was made without --{name}")
+            raise UsageError(f"the report was made without {flag}")
         options[name] = value
     options["limit"] = old.limits
     return options
@@ -214,6 +219,8 @@ def _again(
 
     try:
         settings = make_settings(old.command, clients, None, options)
+        # another file than the one that a client was bound to is a difference of the reports
+        settings = replace(settings, trust=tuple(settings.trusted))
     except (TypeError, UsageError) as error:
         raise UsageError(f"the report's options are damaged: {error}") from None
     report, files = do_again(settings, one_file=one_file)

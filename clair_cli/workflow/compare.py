@@ -36,8 +36,8 @@ class Comparison:
 
 
 def compare(factors: RoundFactors, engine: Engine) -> Comparison:
-    """Compare the clients in every module, in order of name."""
-    round_ = factors.round
+    """Compare the clients, and the user's own adapter, in every module, in order of name."""
+    round_ = factors.round.compared
     keep = frozenset(kept_grams(round_)) if factors.cache is None else frozenset()
     work = partial(compare_batch, keep)
     parts = list(engine.map("comparing", work, batches(round_, engine.device), factors))
@@ -57,7 +57,7 @@ def compare_batch(keep: frozenset[str], factors: RoundFactors, modules: list[str
     Args:
         keep: modules whose Grams are kept in `factors.grams`.
     """
-    round_ = factors.round
+    round_ = factors.round.compared
     with naming_module(modules[0]):
         stack = factors.stack(modules)
         if overcomplete(round_, modules[0]):
@@ -86,7 +86,7 @@ def _concatenated(parts: Iterable[Comparison]) -> Comparison:
 
 def gather_cores(factors: RoundFactors, side: str, engine: Engine) -> SideCores:
     """Joint cores of all modules on one side, "output" or "input", for the decomposition."""
-    work, items = partial(cores_of_batch, side), batches(factors.round, engine.device)
+    work, items = partial(cores_of_batch, side), batches(factors.round.compared, engine.device)
     found: dict[str, SideCores] = {}
     for cores in engine.map("decomposing", work, items, factors):
         found.update(cores)
@@ -95,7 +95,7 @@ def gather_cores(factors: RoundFactors, side: str, engine: Engine) -> SideCores:
 
 def cores_of_batch(side: str, factors: RoundFactors, modules: list[str]) -> dict[str, SideCores]:
     """Cores of one side, "output" or "input", in some modules of one shape, by module."""
-    round_ = factors.round
+    round_ = factors.round.compared
     ranks = largest_ranks(round_, list(round_.module_shapes))
     with naming_module(modules[0]):
         kept = [factors.grams[m] for m in modules if m in factors.grams]

@@ -22,7 +22,7 @@ def check_overcomplete(round_: Round) -> None:
         ClientLost: a tensor changed since it was checked.
     """
     found: dict[int, Rejection] = {}
-    adapters = [*enumerate(round_.adapters)]
+    adapters = [*enumerate(round_.compared.adapters)]
     if round_.previous is not None:
         adapters.append((-1, round_.previous))
     for k, adapter in adapters:
@@ -45,7 +45,7 @@ def check_components(round_: Round, sizes: OwnSizes, dtype: torch.dtype) -> None
 
     Raises:
         ClientsUnfit: with all clients that have such a delta weight.
-        UsageError: the previous adapter has one.
+        UsageError: the previous adapter has one, or the user's own.
     """
     modules, found = list(round_.module_shapes), dict[int, Rejection]()
     for m, k in sizes.cancelling(dtype):
@@ -59,18 +59,19 @@ def _cancelling_client(round_: Round, k: int, module: str, share: float) -> Reje
     """The rejection of client k, whose components cancel in a module.
 
     Args:
-        k: index in the round; -1 for the previous adapter.
+        k: index in `Round.compared`; -1 for the previous adapter.
         share: norm of the delta weight over the size of its components.
 
     Raises:
-        UsageError: it is the previous adapter.
+        UsageError: it is the previous adapter, or the user's own.
     """
     text = (
         f"its rank-one components cancel: together they are {share:.1e} of their size, expected at "
         f"least {CANCELLING_BELOW:g}"
     )
-    if k < 0:
-        raise UsageError(f"--previous: module {quoted(module)}: {text}")
+    if k < 0 or k == len(round_.adapters):
+        option = "--previous" if k < 0 else "--trust-adapter"
+        raise UsageError(f"{option}: module {quoted(module)}: {text}")
     adapter = round_.adapters[k]
     error = RejectedClient(
         text,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from statistics import median
 
 from torch import Tensor
@@ -47,17 +47,18 @@ def _bounded_share(value: float) -> float | None:
 def describe_clients(judged: JudgedRound) -> tuple[ClientReport, ...]:
     """All clients, rejected ones too, sorted by name."""
     clients = [_client(judged, k) for k in range(len(judged.round.adapters))]
-    clients += [_rejected(r) for r in judged.round.rejected]
+    clients += [_rejected(r, judged.round.trusted) for r in judged.round.rejected]
     return tuple(sorted(clients, key=lambda c: c.name))
 
 
-def _rejected(rejection: Rejection) -> ClientReport:
+def _rejected(rejection: Rejection, trusted: Container[str]) -> ClientReport:
     """The report on a rejected client."""
     text = rejection.message.removeprefix(f"client {quoted(rejection.name)}").lstrip(":, ")
     text += f"; {rejection.hint}" if rejection.hint else ""
     return ClientReport(
         rejection.name, "rejected", (Reason("rejected", text),), ClientScores(), 0.0,
         rejection.sha256, rejection.path, name_bytes=bytes_of(rejection.name),
+        trusted=rejection.name in trusted,
     )  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def _client(judged: JudgedRound, k: int) -> ClientReport:
         adapter.path,
         tuple(sorted({m.rank for m in modules})), tuple(sorted({m.scaling for m in modules})),
         _module_scores(judged, k),
-        bytes_of(adapter.name),
+        bytes_of(adapter.name), adapter.name in judged.round.trusted,
     )  # fmt: skip
 
 
@@ -107,6 +108,8 @@ _NOT_JUDGED = {
     "nothing_shared": "nothing is shared",
     "little_shared": "almost nothing is shared",
     "two_groups": "two groups of similar size",
+    "trusted_alone": "unlike the trusted client",
+    "trusted_disagree": "trusted clients contradict each other",
     "not_converged": "the decomposition did not converge",
 }
 

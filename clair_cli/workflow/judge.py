@@ -23,6 +23,7 @@ from clair_cli.text import first_few
 from clair_cli.workflow.compare import Comparison, compare, gather_cores
 from clair_cli.workflow.components import check_components, check_overcomplete
 from clair_cli.workflow.previous_remarks import previous_remarks
+from clair_cli.workflow.trusted import first_clients, first_judged
 
 
 @dataclass(frozen=True)
@@ -191,15 +192,20 @@ def _judged(
     minority: str,
 ) -> JudgedRound:
     round_, evidence = factors.round, found.evidence
-    structure = find_structure(evidence)
+    trusted, n = round_.trusted_indices, len(round_.adapters)
+    structure = find_structure(evidence, trusted)
     given = _given(round_)
     side = needs_cores(structure)
     cores = None
     if side is not None:
         cores = gather_cores(factors, side, engine)
     judgement = judge(
-        evidence, round_.names, tuple(round_.module_shapes), structure=structure, cores=cores
-    )
+        evidence, round_.compared.names, tuple(round_.module_shapes), structure=structure,
+        cores=cores, trusted=trusted,
+    )  # fmt: skip
+    if round_.trust_adapter is not None:
+        found, judgement = first_clients(found, n), first_judged(judgement, n)
+        evidence = found.evidence
     if judgement.outcome == "judged":
         raw = [
             0.0 if v.verdict == "minority" and minority != "merge" else w

@@ -44,7 +44,7 @@ def work_memory(round_: Round, engine: Engine) -> int:
 
     The estimate takes the largest batches to be in work at the same time.
     """
-    working = kept = 0
+    round_, working, kept = round_.compared, 0, 0
     if engine.device.name == "cpu":
         work = sorted((_in_work(round_, b) for b in batches(round_, engine.device)), reverse=True)
         working = sum(work[: engine.threads])

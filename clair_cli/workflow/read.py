@@ -9,6 +9,7 @@ from functools import partial
 from clair_cli.cohort.find import find_clients
 from clair_cli.cohort.load import cohort_of, load_client
 from clair_cli.cohort.model import Cohort
+from clair_cli.cohort.trust import trusted_clients
 from clair_cli.engine.threads import Workers, available_threads, reported
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.safetensors.reader import KeptBytes
@@ -28,7 +29,7 @@ def read_cohort(
         meanwhile: called while the files are being read.
 
     Raises:
-        UsageError: as `find_clients`; or a client to exclude is not there.
+        UsageError: as `find_clients` and `trusted_clients`; or a client to exclude is not there.
     """
     try:
         return _from_memory(settings) if settings.in_memory else _from_files(settings, meanwhile)
@@ -38,6 +39,8 @@ def read_cohort(
 
 def _from_files(settings: Settings, meanwhile: Callable[[], object] | None) -> Cohort:
     listing = find_clients(settings.clients, exclude=settings.exclude, limits=settings.limit)
+    found = [candidate.name for candidate in listing.candidates]
+    trusted_clients(settings.trusted, found, listing.excluded)
     load = partial(
         load_client,
         assume_alpha=settings.assume_alpha,
@@ -61,5 +64,6 @@ def _from_memory(settings: Settings) -> Cohort:
     unknown = [name for name in exclude if name not in clients]
     if unknown:
         raise UsageError(f"no client is called {quoted(unknown[0])}, so it can't be excluded")
+    trusted_clients(settings.trusted, [n for n in clients if n not in exclude], exclude)
     kept = {name: pair for name, pair in clients.items() if name not in exclude}
     return adapters_from_memory(kept, limits=settings.limit)  # type: ignore[arg-type]

@@ -55,7 +55,14 @@ def make_report(
         refined=None if refined is None else _refined_report(settings, refined),
         warnings=judged.warnings + (() if merged is None else merged.plan.warnings),
         exit_code=exit_code(settings, judged),
+        inputs=_inputs(judged),
     )
+
+
+def _inputs(judged: JudgedRound) -> dict[str, str]:
+    """Hashes of the inputs beside the clients that change the result, by option."""
+    own = judged.round.trust_adapter
+    return {} if own is None else {"trust_adapter": own.sha256}
 
 
 def _merged_report(

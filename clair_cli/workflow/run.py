@@ -98,8 +98,9 @@ def run_round(
             except ClientsUnfit as unfit:
                 dropped += unfit.rejections
             except ClientLost as lost:
-                if lost.adapter is round_.previous:
-                    raise UsageError(f"--previous: {lost.error.message}") from None
+                for option, own in round_.given_beside.items():
+                    if lost.adapter is own:
+                        raise UsageError(f"{option}: {lost.error.message}") from None
                 dropped.append(rejection_of(lost.error, lost.adapter))
                 cohort = read_cohort(settings)
 

@@ -102,6 +102,8 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
         "previous": None,
         "exclude": (),
         "min_clients": 3,
+        "trust": (),
+        "trust_adapter": None,
         "allow_undetermined": False,
         "device": "auto",
         "fail_on": "never",
@@ -123,7 +125,9 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
 def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
     Path("w.csv").touch()
     Path("before.safetensors").touch()
+    Path("mine").mkdir()
     given = (
+        f"--trust c --trust d=sha256:{32 * 'aB'} --trust-adapter mine "
         "--report r.json --rank 16 --error-target 0.2 --keep-alpha --dtype bfloat16 "
         "--tensor-names kohya "
         "--weights w.csv --max-weight 0.4 "
@@ -149,6 +153,8 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "previous": Path("before.safetensors"),
         "exclude": ("a", "b"),
         "min_clients": 5,
+        "trust": ("c", "d=sha256:" + 32 * "aB"),
+        "trust_adapter": Path("mine"),
         "allow_undetermined": True,
         "device": "cpu",
         "fail_on": "suspicious",
@@ -303,7 +309,7 @@ def test_an_option_that_a_command_lacks_is_no_argument_of_its_function(tmp_path:
 
 JUDGED_BY = (
     "clients output weights previous exclude min_clients device fail_on modules assume_alpha limit"
-    " strict minority max_weight"
+    " strict minority max_weight trust trust_adapter"
 )
 WRITTEN_BY = "rank error_target keep_alpha dtype tensor_names allow_undetermined"
 

@@ -15,6 +15,7 @@ from clair_cli.maths.judge.collaborate import CollaborativeSet, collaborate, mat
 from clair_cli.maths.judge.minority import Minority, find_minorities
 from clair_cli.maths.judge.outcome import (
     NOTHING_SHARED,
+    contradicting,
     large_minority,
     little_shared,
     some_names,
@@ -24,7 +25,7 @@ from clair_cli.maths.judge.outcome import (
 from clair_cli.maths.judge.scores import Scores, captured_by_mean, score_clients
 from clair_cli.maths.judge.structure import Structure, find_structure
 from clair_cli.maths.judge.thresholds import LONER_RATIO, NORM_SUSPICIOUS, VICTIM
-from clair_cli.maths.judge.verdicts import Finding, Verdict, decide
+from clair_cli.maths.judge.verdicts import Finding, Verdict, as_trusted, decide
 
 # Verdicts of the clients that are merged whole.
 _MERGED = ("benign", "suspicious")
@@ -73,6 +74,7 @@ def judge(
     *,
     structure: Structure | None = None,
     cores: SideCores | None = None,
+    trusted: Sequence[int] = (),
 ) -> Judgement:
     """Judge every client of a cohort.
 
@@ -80,16 +82,18 @@ def judge(
         evidence: of all modules.
         names: of the clients, in the evidence's order; used in sentences only.
         module_names: of the modules, likewise.
-        structure: from `find_structure`, if it was computed before.
+        structure: from `find_structure` with the same `trusted`, if it was computed before.
         cores: joint cores of the side that `needs_cores` names.
+        trusted: indices of clients whose group is the cohort; they are merged.
 
     Raises:
         ValueError: the cores are needed and missing.
     """
-    structure = find_structure(evidence) if structure is None else structure
+    structure = find_structure(evidence, trusted) if structure is None else structure
+    least = 2 if trusted else 3
     levels = evidence.levels(structure.stacking or "matrix")
-    blocked = without_verdict(levels, structure, names)
-    if structure.stacking is None or len(structure.group) < 3:
+    blocked = without_verdict(levels, structure, names, trusted)
+    if structure.stacking is None or len(structure.group) < least:
         code, text, remedy = blocked or NOTHING_SHARED
         return Judgement("undetermined", code, text, remedy, structure, None, (), None, ())
     if structure.stacking == "matrix":
@@ -97,19 +101,24 @@ def judge(
     if cores is None:
         raise ValueError(f"stacking {structure.stacking!r} needs the cores of that side")
     result, scores = _weigh(evidence, structure, levels, cores)
-    verdicts = _verdicts(structure, result, scores, names, tuple(module_names))
+    verdicts = _verdicts(structure, result, scores, names, tuple(module_names), trusted)
     minorities = _minorities(evidence, structure, verdicts)
     verdicts = _with_minorities(verdicts, minorities, names)
+    verdicts = tuple(
+        as_trusted(v, scores[k]) if k in trusted else v for k, v in enumerate(verdicts)
+    )
+    blocked = blocked or contradicting(trusted, verdicts, names)
     present = sorted((*structure.distinct, *structure.copies))
     members = tuple(k for k in present if verdicts[k].verdict in _MERGED)
     contrast = len(members) < len(present) or bool(structure.duplicates)
     blocked = blocked or little_shared(levels, structure, contrast) or unsolved(result.solution)
-    blocked = blocked or large_minority(minorities, members, structure, names)
+    rivals = [m for m in minorities if not trusted or set(m.members) & set(trusted)]
+    blocked = blocked or large_minority(rivals, members, structure, names)
     sound = [k for k in members if verdicts[k].influence > 0 and k not in structure.copies]
-    if blocked is None and len(sound) < 3:
+    if blocked is None and len(sound) < least:
         blocked = (
             "too_few_left",
-            f"only {len(sound)} clients agree and have no other finding; 3 are needed",
+            f"only {len(sound)} clients agree and have no other finding; {least} are needed",
             "mend or replace the clients left out, or collect more",
         )
     code, text, remedy = blocked or ("judged", "", "")
@@ -153,6 +162,7 @@ def _verdicts(
     scores: Sequence[Scores],
     names: Sequence[str],
     module_names: tuple[str, ...],
+    trusted: Sequence[int],
 ) -> tuple[Verdict, ...]:
     apart = {k: g for g in structure.others for k in g}
     for k, first in structure.copies.items():
@@ -165,7 +175,8 @@ def _verdicts(
             verdicts.append(Verdict("suspicious", (_NO_UPDATE,), 0.0))
             continue
         others = some_names(names[j] for j in apart.get(k, ()) if j != k)
-        verdicts.append(decide(scores[k], k in result.kept, others, signed, module_names))
+        found = decide(scores[k], k in result.kept, others, signed, module_names)
+        verdicts.append(as_trusted(found, scores[k]) if k in trusted else found)
     verdicts = _one_vote(structure, verdicts, names)
     for k, first in structure.duplicates.items():
         verdicts[k] = _duplicate(scores[k], verdicts[first], names[first])

@@ -19,9 +19,12 @@ from clair_cli.maths.judge.thresholds import (
     SECOND_GROUP_SHARE,
     SEPARATION,
 )
+from clair_cli.maths.judge.verdicts import Verdict
 
 # Most client names in one sentence.
 _NAMES_SHOWN = 8
+# Findings that set a client apart from the group.
+_UNLIKE = {"unlike_the_others", "in_a_group", "opposite"}
 _TWO_GROUPS_REMEDY = "look at both groups, then leave the members of one out with --exclude"
 # A stable code, a sentence, a remedy.
 NoVerdict = tuple[str, str, str]
@@ -33,13 +36,17 @@ NOTHING_SHARED: NoVerdict = (
 
 
 def without_verdict(
-    levels: PairLevels, structure: Structure, names: Sequence[str]
+    levels: PairLevels,
+    structure: Structure,
+    names: Sequence[str],
+    trusted: Sequence[int] = (),
 ) -> NoVerdict | None:
     """The reason why the clients' similarities allow no verdict; None if they allow one.
 
     Args:
         levels: similarities in the stacking where sharing was found, or else in `matrix`.
         names: of the clients.
+        trusted: clients whose group needs no majority.
     """
     n = len(structure.distinct)
     allow = "merge everybody who is not rejected with --allow-undetermined"
@@ -51,7 +58,7 @@ def without_verdict(
         return "too_few", "2 clients: can't tell which is wrong", allow
     if structure.stacking is None:
         return NOTHING_SHARED
-    two = _two_groups(levels, structure)
+    two = None if trusted else _two_groups(levels, structure)
     if two is None:
         return None
     other, text = two
@@ -59,6 +66,31 @@ def without_verdict(
         "two_groups",
         text.format(main=_listed(structure.group, names), other=_listed(other, names)),
         _TWO_GROUPS_REMEDY,
+    )
+
+
+def contradicting(
+    trusted: Sequence[int], verdicts: Sequence[Verdict], names: Sequence[str]
+) -> NoVerdict | None:
+    """The reason for no verdict if a trusted client is unlike the group of the other trusted ones,
+    or the only trusted one is unlike everybody; else None."""
+    codes = {k: {f.code for f in verdicts[k].findings} for k in trusted}
+    apart = [k for k in trusted if "trusted" in codes[k] and codes[k] & _UNLIKE]
+    if not apart:
+        return None
+    distinct = [k for k in trusted if "duplicate" not in codes[k]]
+    if len(distinct) == 1:
+        return (
+            "trusted_alone",
+            f"nobody is like {names[apart[0]]}, which is trusted",
+            "look at the trusted adapter, or judge by the largest group without --trust",
+        )
+    others = [k for k in distinct if k not in apart]
+    return (
+        "trusted_disagree",
+        f"trusted clients contradict each other: {_listed(apart, names)} "
+        + (f"against {_listed(others, names)}" if others else "are all unlike one another"),
+        "find out which of them is wrong, and trust the others only",
     )
 
 

@@ -82,13 +82,16 @@ def _unit_columns(norms: Tensor) -> Tensor:
     return scaled / torch.where(total > 0, total, 1.0)
 
 
-def find_duplicates(evidence: Evidence, clients: Sequence[int]) -> dict[int, int]:
+def find_duplicates(
+    evidence: Evidence, clients: Sequence[int], trusted: Sequence[int] = ()
+) -> dict[int, int]:
     """Clients with the same delta weights up to a positive factor, in whatever gauge.
 
     Args:
         clients: in order of content. The first of each group of equals keeps its vote, but those
             of ordinary size come before all others: a copy scaled up must not speak for its
             original.
+        trusted: clients who come before all of these.
 
     Returns:
         Client -> the first of its group of equals; the first client itself is no key.
@@ -100,7 +103,7 @@ def find_duplicates(evidence: Evidence, clients: Sequence[int]) -> dict[int, int
     ordinary = {k for k in clients if 1.0 / NORM_CAP <= float(ratio[k]) <= NORM_CAP}
     first: dict[int, int] = {}
     kept: list[int] = []
-    for k in sorted(clients, key=lambda k: k not in ordinary):  # stable: else in order
+    for k in sorted(clients, key=lambda k: (k not in trusted, k not in ordinary)):  # stable
         same = [j for j in kept if float(cosine[j, k]) >= DUPLICATE_COSINE]
         if same:
             first[k] = same[0]
@@ -109,7 +112,7 @@ def find_duplicates(evidence: Evidence, clients: Sequence[int]) -> dict[int, int
     return first
 
 
-def find_structure(evidence: Evidence) -> Structure:
+def find_structure(evidence: Evidence, trusted: Sequence[int] = ()) -> Structure:
     """Find duplicates, empty clients, and coherent groups in the stacking that shows sharing.
 
     Clients that are nearly the same count as one at first, because a few who act together would
@@ -117,50 +120,70 @@ def find_structure(evidence: Evidence) -> Structure:
     no larger than the largest set of near copies, the near copies may be the clients that share,
     and all clients count one by one.
 
+    Args:
+        trusted: clients whose group is the cohort, whatever its size.
+
     Returns:
         With `stacking` None and without groups if no stacking shows sharing beyond chance.
     """
     alive = evidence.norms.amax(0) > 0
     empty = tuple(k for k in range(len(alive)) if not bool(alive[k]))
     present = [k for k in range(len(alive)) if bool(alive[k])]
-    duplicates = find_duplicates(evidence, present)
+    duplicates = find_duplicates(evidence, present, trusted)
     distinct = tuple(k for k in present if k not in duplicates)
-    copies = near_copies(evidence.levels("matrix"), distinct)
+    copies = _trusted_first(near_copies(evidence.levels("matrix"), distinct), trusted)
     if copies:
         single = tuple(k for k in distinct if k not in copies)
-        found = _arrange(evidence, Structure(duplicates, empty, copies, single))
+        found = _arrange(evidence, Structure(duplicates, empty, copies, single), trusted)
         largest = 1 + max(Counter(copies.values()).values())
         if found.stacking is not None and len(found.group) > largest:
             return found
-    return _arrange(evidence, Structure(duplicates, empty, {}, distinct))
+    return _arrange(evidence, Structure(duplicates, empty, {}, distinct), trusted)
 
 
-def _arrange(evidence: Evidence, start: Structure) -> Structure:
+def _arrange(evidence: Evidence, start: Structure, trusted: Sequence[int]) -> Structure:
     """Fill in groups and stacking for the distinct clients of `start`."""
     sharings = tuple(find_sharing(evidence, s, start.distinct) for s in STACKINGS)
     chosen = choose_stacking(sharings)
     if chosen is None:
         return replace(start, sharings=sharings)
     levels = evidence.levels(chosen.stacking)
-    first = _main(levels, chosen.groups)
+    first = _of_the_trusted(chosen.groups, trusted) or _main(levels, chosen.groups)
     rest = [g for g in chosen.groups if g is not first]
     others = tuple(g for g in rest if _is_group(levels, g, first))
     apart = {k for g in others for k in g}
     free = [k for k in start.distinct if k not in apart]
     group = trimmed(levels, settle(levels, first, free))
     inner = inner_group(levels, group)
-    if inner:
+    if inner and not set(inner) & set(trusted):
         group = trimmed(levels, [k for k in group if k not in inner])
         others = (*others, inner)
     for same in _copied(start.copies):
         main = [k for k in group if k not in same]
-        if any(same[0] in g for g in others):
+        if any(same[0] in g for g in others) or same[0] in trusted:
             continue  # they go with their first
         if len(main) > 2 and _elsewhere(levels, same, main):
             group, others = tuple(main), (*others, same)
     others = tuple(_without_guests(levels, g, group, start.copies) for g in others)
     others = tuple(sorted((g for g in others if len(g) > 1), key=lambda g: (-len(g), g)))
     return replace(start, sharings=sharings, stacking=chosen.stacking, group=group, others=others)
+
+
+def _trusted_first(copies: dict[int, int], trusted: Sequence[int]) -> dict[int, int]:
+    """The same sets of near copies, with a trusted client as the first of each."""
+    found: dict[int, int] = {}
+    for same in _copied(copies):
+        first = next((k for k in same if k in trusted), same[0])
+        found |= {k: first for k in same if k != first}
+    return found
+
+
+def _of_the_trusted(
+    groups: Sequence[tuple[int, ...]], trusted: Sequence[int]
+) -> tuple[int, ...] | None:
+    """The group of two or more with most trusted clients (of equal ones the largest), if any."""
+    having = [g for g in groups if len(g) > 1 and set(g) & set(trusted)]
+    return max(having, key=lambda g: (len(set(g) & set(trusted)), len(g)), default=None)
 
 
 def _copied(copies: dict[int, int]) -> list[tuple[int, ...]]:

@@ -219,6 +219,18 @@ def decide(
     return Verdict(verdict, tuple(findings), influence)
 
 
+def as_trusted(old: Verdict, scores: Scores) -> Verdict:
+    """The verdict on a trusted client: one that would leave it out is "suspicious", so that it is
+    merged within the bounds of one, and what was found stays."""
+    if old.verdict not in ("contaminated", "minority"):
+        return old
+    finding = Finding("trusted", f"trusted, and merged for that: else {old.verdict}")
+    influence = old.influence
+    if old.verdict == "contaminated":
+        influence = _influence("suspicious", scores, old.findings)
+    return Verdict("suspicious", (*old.findings, finding), influence)
+
+
 def _influence(verdict: str, scores: Scores, findings: Sequence[Finding]) -> float:
     """Factor on the weight, 0 to 1. A benign client moves the merge little further than a typical
     client would; a suspicious one at most as far; and one that is not clearly a member only by the
