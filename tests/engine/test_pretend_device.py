@@ -4,6 +4,7 @@ results. What only a real one shows (its rounding, streams) is in `test_gpu`."""
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -76,6 +77,16 @@ def test_a_sketched_stack(far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_sample(far: Any) -> None:
     same(clair_cli.merge(SAMPLE), far(clair_cli.merge, SAMPLE))
+
+
+def test_an_adapter_of_the_users_own(far: Any, tmp_path: Path) -> None:
+    """From a file that is in the device's memory with the clients'."""
+    folder = shutil.copytree(SAMPLE, tmp_path / "clients")
+    (folder / "cedar").rename(tmp_path / "own")
+    options: dict[str, Any] = {"trust_adapter": tmp_path / "own", "rank": 8}
+    here = clair_cli.merge(folder, **options)
+    same(here, far(clair_cli.merge, folder, **options))
+    assert here.report.inputs.keys() == {"trust_adapter"}
 
 
 def test_a_later_round(far: Any, tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import clair_cli
 from clair_cli import UsageError
 from tests import cohorts
 from tests.cohorts import clair, codes, verdicts
+from tests.workflow import test_minority
 from tests.workflow.test_minority import APART, NAMES
 from tests.workflow.test_minority import clients as with_minority
 
@@ -68,6 +71,37 @@ def test_a_group_of_two_is_enough(work: Path) -> None:
     code, report = inspected("--trust", "c1")
     assert (code, report["cohort"]["outcome"]) == (3, "judged")
     assert merged_names(report) == {"c0", "c1"}
+
+
+def nearly(client: cohorts.Client, seed: int) -> cohorts.Client:
+    """The same update but for a few hundredths of its size."""
+    rng = np.random.default_rng(seed)
+    noisy = {
+        m: b + 0.05 * np.abs(b).mean() * rng.standard_normal(b.shape) for m, b in client.B.items()
+    }
+    return replace(client, B=noisy)
+
+
+@pytest.mark.parametrize("trusted", ["c0", "same0", "same1"])
+def test_a_trusted_client_among_near_copies_speaks_for_them(work: Path, trusted: str) -> None:
+    """Whichever of them comes first in the order of content."""
+    honest, bad = cohorts.honest(5), cohorts.colluders(7)
+    same = {f"same{k}": nearly(honest["c0"], k) for k in range(2)}
+    save({**honest, **same, **{f"bad{k}": client for k, client in enumerate(bad)}})
+    code, report = inspected("--trust", trusted)
+    assert code == 3 and merged_names(report) == {*honest, *same}
+    assert "near_copy" in codes(report, trusted)
+
+
+def test_a_large_minority_is_no_rival_of_a_trusted_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_minority, "APART", NAMES[5:])
+    found = clair_cli.inspect(with_minority()).report
+    assert found.cohort.outcome == "undetermined"
+    found = clair_cli.inspect(with_minority(), trust=NAMES[:1]).report
+    assert {c.name for c in found.with_verdict("minority")} == set(NAMES[5:])
+    assert {c.name for c in found.clients if c.weight > 0} == set(NAMES[:5])
+    found = clair_cli.inspect(with_minority(), trust=NAMES[5:6]).report  # it is a member
+    assert found.cohort.outcome == "undetermined"
 
 
 def test_two_groups_of_one_size_are_told_apart(work: Path) -> None:

@@ -14,6 +14,7 @@ import clair_cli
 from clair_cli import UsageError
 from tests import cohorts
 from tests.cohorts import clair, codes, verdicts
+from tests.workflow.test_changes import at, flip_a_bit
 from tests.workflow.test_trust import inspected, merged_names, outnumbered, row, save
 
 HONEST = cohorts.honest(5)
@@ -179,6 +180,42 @@ def test_components_that_cancel_are_a_usage_error(work: Path) -> None:
     result = clair("inspect", "clients", "--trust-adapter", "odd")
     assert result.exit_code == 2, result.stdout
     assert "--trust-adapter: module" in result.stderr and "cancel" in result.stderr
+
+
+@pytest.mark.parametrize("stage", ["comparing", "judging"])
+def test_one_that_changes_during_the_run_is_a_usage_error(work: Path, stage: str) -> None:
+    save(outnumbered())
+    progress = at(stage, Path("own"), flip_a_bit)
+    if stage == "judging":  # it was read for the last time
+        found = clair_cli.inspect("clients", trust_adapter="own", progress=progress)
+        assert found.report.cohort.outcome == "judged"
+        return
+    with pytest.raises(UsageError, match=r"--trust-adapter: .*changed while reading"):
+        clair_cli.inspect("clients", trust_adapter="own", progress=progress)
+
+
+def test_one_in_float64_changes_nothing_of_the_merge() -> None:
+    """Its factors make the stacks balanced in which the clients' Grams are kept for the merge, and
+    the layers are wide enough to merge from these."""
+    rng = np.random.default_rng(2)
+    common = rng.standard_normal((2, 4, 80)), rng.standard_normal((2, 90, 4))
+
+    def adapter(dtype: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        state = {}
+        for m, (A, B) in enumerate(zip(*common, strict=True)):
+            for side, factor, size in (("A", A, 30.0), ("B", B, 0.1)):
+                own = size * (factor + 0.5 * rng.standard_normal(factor.shape))
+                state[f"layers.{m}.q.lora_{side}.weight"] = own.astype(dtype)
+        return state, {"r": 4, "lora_alpha": 4}
+
+    clients = {f"c{k}": adapter(np.float32) for k in range(4)}
+    exact = cohorts.mean([cohorts.dense(*client) for client in clients.values()])
+    for dtype in (np.float32, np.float64):
+        own = adapter(dtype)
+        found = clair_cli.merge(clients, trust_adapter=own, rank="full", dtype="float32")
+        assert found.tensors is not None and found.config is not None
+        merged = cohorts.dense(found.tensors, found.config)
+        assert cohorts.relative(merged, exact) <= 1e-5
 
 
 def test_modules_that_no_client_has_are_not_compared(work: Path) -> None:

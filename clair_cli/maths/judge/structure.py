@@ -155,12 +155,12 @@ def _arrange(evidence: Evidence, start: Structure, trusted: Sequence[int]) -> St
     free = [k for k in start.distinct if k not in apart]
     group = trimmed(levels, settle(levels, first, free))
     inner = inner_group(levels, group)
-    if inner and not set(inner) & set(trusted):
+    if inner:
         group = trimmed(levels, [k for k in group if k not in inner])
         others = (*others, inner)
     for same in _copied(start.copies):
         main = [k for k in group if k not in same]
-        if any(same[0] in g for g in others) or same[0] in trusted:
+        if any(same[0] in g for g in others):
             continue  # they go with their first
         if len(main) > 2 and _elsewhere(levels, same, main):
             group, others = tuple(main), (*others, same)
