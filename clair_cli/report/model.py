@@ -173,7 +173,7 @@ class WeightSpread:
     """How the clients' weights in the merge are spread.
 
     Attributes:
-        largest: the largest weight, above 0 and at most 1. client: who has it.
+        largest: the largest weight, above 0 and at most 1. client: who has it; None if several do.
         effective_clients: 1 over the sum of the squared weights; the number merged where all have
             the same, and near 1 where one has nearly everything.
         capped: names of the clients who are held at the weight that `--max-weight` allows, sorted;
@@ -181,7 +181,7 @@ class WeightSpread:
     """
 
     largest: float
-    client: str
+    client: str | None
     effective_clients: float
     capped: tuple[str, ...]
 

@@ -10,7 +10,7 @@ from clair_cli.errors import UsageError
 from clair_cli.report.model import WeightSpread
 from clair_cli.workflow.judge import JudgedRound
 
-# Share by which a limit may miss one over the number of clients: 0.333333333 is a third.
+# Share by which numbers may differ that are the same but for rounding: 0.333333333 is a third.
 _ROUNDING = 1e-9
 
 
@@ -38,9 +38,13 @@ def cap_weights(judged: JudgedRound, most: float | None, n_more: int = 0) -> Jud
     if max(judged.weights) <= most:
         return judged
     weights = capped(judged.weights, most)
-    largest = max(weights)
-    held = tuple(k for k, w in enumerate(weights) if w >= largest * (1.0 - _ROUNDING))
-    return replace(judged, weights=weights, capped=held)
+    return replace(judged, weights=weights, capped=_with_largest(weights))
+
+
+def _with_largest(weights: Sequence[float]) -> tuple[int, ...]:
+    """The clients who have the largest weight."""
+    least = max(weights) * (1.0 - _ROUNDING)
+    return tuple(k for k, w in enumerate(weights) if w >= least)
 
 
 def capped(weights: Sequence[float], most: float) -> tuple[float, ...]:
@@ -71,11 +75,10 @@ def spread_of(judged: JudgedRound) -> WeightSpread | None:
     """How the weights are spread; None if nobody has one."""
     if not judged.merged:
         return None
-    names = judged.round.names
-    largest = max(judged.merged, key=lambda k: (judged.weights[k], names[k]))
+    names, largest = judged.round.names, _with_largest(judged.weights)
     return WeightSpread(
-        judged.weights[largest],
-        names[largest],
+        max(judged.weights),
+        names[largest[0]] if len(largest) == 1 else None,
         1.0 / math.fsum(w * w for w in judged.weights),
         tuple(sorted(names[k] for k in judged.capped)),
     )

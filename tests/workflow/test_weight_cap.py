@@ -51,7 +51,7 @@ def test_the_excess_is_spread_over_the_others_in_proportion(work: Path) -> None:
     assert cohorts.relative(cohorts.read_dense(Path("m.safetensors")), exact) <= 1e-5
     spread = report["cohort"]["weights"]
     assert (spread["largest"], spread["capped"]) == (pytest.approx(0.3), ["c0", "c1"])
-    assert spread["client"] in ("c0", "c1")
+    assert spread["client"] is None  # two have it
     assert spread["effective_clients"] == pytest.approx(1 / (0.09 + 0.09 + 0.04 + 0.02))
     assert clair("verify", "m.safetensors", "clients", "--weights", "w.json").exit_code == 0
 
