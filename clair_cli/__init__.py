@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clair_cli.api import InspectResult, MergeResult, RefineResult, inspect, merge, refine
     from clair_cli.errors import ClairError, InputRefused, OutputError, RejectedClient, UsageError
+    from clair_cli.remark import Remark
     from clair_cli.report.model import ClientReport, CohortReport, Reason, Report
     from clair_cli.report.results import MergedReport
     from clair_cli.verification.verify import VerifyResult, verify
@@ -34,6 +35,7 @@ __all__ = [
     "Reason",
     "RefineResult",
     "RejectedClient",
+    "Remark",
     "Report",
     "UsageError",
     "VerifyResult",
@@ -54,6 +56,7 @@ _HOME = {
     "CohortReport": "report.model",
     "MergedReport": "report.results",
     "Reason": "report.model",
+    "Remark": "remark",
     "Report": "report.model",
     "InspectResult": "api",
     "MergeResult": "api",

@@ -110,6 +110,7 @@ class InspectOptions(TypedDict, total=False):
     weights: PathLike | Mapping[str, float] | None
     max_weight: float | None
     previous: PathLike | tuple[Mapping[str, Tensor], Any] | None
+    fresh: bool
     exclude: Sequence[str]
     min_clients: int | None
     trust: Sequence[str]
@@ -188,6 +189,7 @@ def merge(
         max_weight: largest share of one client in the merge, at least 1 / number merged; the excess
             is spread over the others in proportion to their weights. Any share if None.
         previous: the adapter that all clients started this round from.
+        fresh: the clients started from a fresh adapter: if they are nearly the same, they agree.
         exclude: clients left out unread.
         min_clients: fewer usable ones after rejections are refused (exit code 4). If None: 3, or 2
             where something is trusted.
@@ -199,7 +201,8 @@ def merge(
         device: "auto", "cpu" or "cuda".
         threads: how many modules are worked on at once, the same bytes for any number; one per
             core if None.
-        fail_on: "never", "suspicious" or "contaminated": exit code 3, and no adapter.
+        fail_on: "never", "warning", "suspicious" or "contaminated": exit code 3, and no adapter,
+            from this finding on.
         minority: of clients that share something which all others lack: "shared" merges what they
             share with the others too, "merge" all of them, "exclude" nothing.
         force: replace existing outputs.

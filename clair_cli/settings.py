@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 
 # Values of options. Older reports have some other spellings.
 Minority = Literal["shared", "merge", "exclude"]
-FailOn = Literal["never", "suspicious", "contaminated"]
+FailOn = Literal["never", "warning", "suspicious", "contaminated"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 TensorNames = Literal["auto", "peft", "diffusers", "kohya"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -104,11 +104,11 @@ class Settings:
         JUDGING, ("refine",),
     )
     fail_on: str = option(
-        one_of(get_args(FailOn)), "Exit 3, and write no adapter, from this verdict on.",
+        one_of(get_args(FailOn)), "Exit 3, and write no adapter, from this finding on.",
         JUDGING, _JUDGING, default="never",
         in_inspect=(
             "contaminated",
-            "Exit 3 from this verdict on; a rejected client trips it too.",
+            "Exit 3 from this finding on; a rejected client trips it too.",
         ),
     )
     strict: bool = option(
@@ -157,6 +157,11 @@ class Settings:
     previous: Any = option(
         kinds.ADAPTER, "The adapter that all clients started this round from.",
         READING, _ALL,
+    )
+    fresh: bool = option(
+        kinds.FLAG,
+        "The clients started from a fresh adapter: if they are nearly the same, they agree.",
+        READING, _JUDGING, default=False,
     )
     exclude: tuple[str, ...] = option(
         kinds.NAMES, "Leave a client out; repeatable.",
@@ -279,6 +284,11 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
         progress,
         **values,
     )
+    if settings.fresh and settings.previous is not None:
+        raise UsageError(
+            "fresh says that the clients started from a fresh adapter, and previous names another",
+            hint="give one of the two",
+        )
     if isinstance(settings.rank, int) and settings.rank > settings.limit.max_rank:
         raise UsageError(
             f"rank is {settings.rank}, above the limit of {settings.limit.max_rank}",

@@ -7,8 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from clair_cli.errors import shortened
-
 _LOG_COMMAND = re.compile(r"#(#(?:vso)?\[)", re.IGNORECASE)
 
 
@@ -133,14 +131,3 @@ def some_of(texts: Sequence[str], limit: int = 3) -> str:
     text = ", ".join(texts[:limit])
     more = len(texts) - limit
     return f"{text} and {more:,} more" if more > 0 else text
-
-
-def at_most(notes: Sequence[str], what: str) -> list[str]:
-    """Notes of one kind for the report: the first of them, and how many more.
-
-    >>> at_most(["x"] * 22, "notes on modules")[19:]
-    ['x', 'and 2 more notes on modules']
-    """
-    more = len(notes) - MAX_NOTES
-    shown = [shortened(note) for note in notes[:MAX_NOTES]]
-    return [*shown, f"and {more:,} more {what}"] if more > 0 else shown

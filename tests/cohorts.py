@@ -22,6 +22,7 @@ import numpy as np
 import typer.testing
 
 from clair_cli.cli import app as cli
+from clair_cli.remark import Remark
 from clair_cli.report.encode import load_schema
 
 Array = np.ndarray
@@ -201,6 +202,14 @@ def mean(deltas: Sequence[Deltas], weights: Sequence[float] | None = None) -> De
 
 def plus(left: Deltas, right: Deltas) -> Deltas:
     return {m: left.get(m, 0.0) + right.get(m, 0.0) for m in {**left, **right}}
+
+
+def on_top(clients: Clients, before: Deltas) -> Clients:
+    """The clients as they are if they started from an adapter, whose delta weights are added."""
+    return {
+        name: factored(plus(client.deltas(), before), 16, seed=k)
+        for k, (name, client) in enumerate(clients.items())
+    }
 
 
 def relative(found: Deltas, wanted: Deltas) -> float:
@@ -398,3 +407,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def texts(remarks: Iterable[Remark | Mapping[str, str]]) -> tuple[str, ...]:
+    """The sentences of remarks, as Python has them or as a report file does."""
+    return tuple(r.text if isinstance(r, Remark) else r["text"] for r in remarks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from clair_cli.remark import note
 from clair_cli.report.model import (
     ClientReport,
     ClientScores,
@@ -56,7 +57,7 @@ def fake_report(*, command: str = "merge", path: str = "merged.safetensors") -> 
         ),
         merged=_merged(path) if command == "merge" else None,
         refined=_refined("refined") if command == "refine" else None,
-        warnings=("3 adapters name a local path as base model; not compared",),
+        warnings=(note("x", "3 adapters name a local path as base model; not compared"),),
         exit_code=3 if command == "inspect" else 0,
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from clair_cli.cohort import find
 from clair_cli.formats import limits
 from clair_cli.report import model
 from tests.pages import BLOCK, COMMANDS, PAGES, README, ROOT, run_clair
@@ -73,6 +74,29 @@ def test_every_reason_is_explained() -> None:
     assert set(explained) == reason_codes()
 
 
+def remark_codes() -> dict[str, str]:
+    """Every code that a remark is made with, and its class, but for blocking ones."""
+    found = {"more": "that of the worst"}
+    for path in (ROOT / "clair_cli").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                first = node.args[0] if node.args else None
+                if node.func.id in ("note", "warning") and isinstance(first, ast.Constant):
+                    found[first.value] = node.func.id
+    return found | {kind[0]: "note" for kind in (find._EMPTY, find._BESIDE, find._NO_CONFIG)}
+
+
+def test_every_remark_is_explained() -> None:
+    page = PAGES["docs/reading-the-report.md"]
+    section = page.split("\n## Remarks\n", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\w ]+) \| ", section, re.MULTILINE)
+    explained = {code: class_ for codes, class_ in rows for code in re.findall(r"\w+", codes)}
+    blocking = {code for code, class_ in explained.items() if class_ == "blocking"}
+    assert {"same_start", "previous_cancels", "previous_absent"} == blocking
+    assert {"rank_capped", "pickle_ignored"} <= remark_codes().keys()
+    assert {c: class_ for c, class_ in explained.items() if c not in blocking} == remark_codes()
+
+
 def test_every_verdict_is_explained() -> None:
     section = PAGES["docs/reading-the-report.md"].split("\n## Reasons\n", 1)[0]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(model.VERDICTS)
@@ -82,7 +106,7 @@ def test_every_verdict_is_explained() -> None:
 def test_every_field_of_the_report_is_explained(kind: type) -> None:
     page = PAGES["docs/reading-the-report.md"].split("\n## The file\n", 1)[1]
     named = set(re.findall(r"`(\w+)`", page))
-    assert {field.name for field in dataclasses.fields(kind)} - named == set()
+    assert {field.name.rstrip("_") for field in dataclasses.fields(kind)} - named == set()
 
 
 def links(text: str) -> Iterator[str]:

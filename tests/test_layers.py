@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, str] = {
     "errors": "",
     "version": "",
     "text": "errors",
+    "remark": "errors text",
     # maths: torch, numpy and scipy only
     "maths": "",
     "maths.factors": "",
@@ -25,27 +26,27 @@ MAY_IMPORT: dict[str, str] = {
     # what strangers send
     "formats": "errors text",
     "formats.safetensors": "errors text formats",
-    "adapters.names": "errors text formats",
+    "adapters.names": "errors text remark formats",
     "option": "errors text formats",
     "settings": "errors text formats option",
-    "adapters": "errors text formats formats.safetensors adapters.names",
-    "cohort": "errors text formats formats.safetensors adapters.names adapters settings",
+    "adapters": "errors text remark formats formats.safetensors adapters.names",
+    "cohort": "errors text remark formats formats.safetensors adapters.names adapters settings",
     # what comes of it
     "report.results": "",
-    "report.model": "report.results",
+    "report.model": "remark report.results",
     "report": "errors text formats report.model",
     "output": "errors text formats formats.safetensors",
     # where work runs
     "engine": "errors text settings formats formats.safetensors adapters cohort output"
     " maths.factors maths.evidence maths.merge",
     # from clients to a result
-    "workflow": "errors version text settings formats formats.safetensors adapters cohort"
+    "workflow": "errors version text remark settings formats formats.safetensors adapters cohort"
     " maths.factors maths.evidence maths.judge maths.merge maths.refine report.results report.model"
     " report output engine",
     "api": "errors settings cohort report.model engine workflow",
     "verification": "errors version text settings formats adapters cohort report.model report"
     " output engine workflow api",
-    "__init__": "errors version report.results report.model api verification",
+    "__init__": "errors version remark report.results report.model api verification",
     # what people see: imports no torch
     "cli": "__init__ errors version text option settings formats report.results report.model"
     " report output engine api verification",
@@ -56,7 +57,7 @@ MAY_IMPORT: dict[str, str] = {
 IMPURE = {"os", "sys", "json", "pathlib", "io", "logging", "time", "random", "subprocess"}
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 MAY_NOT_IMPORT_TORCH = {"__init__", "__main__", "cli", "errors", "option", "report", "settings"}
-MAY_NOT_IMPORT_TORCH |= {"text", "version", "report.model", "report.results"}
+MAY_NOT_IMPORT_TORCH |= {"text", "remark", "version", "report.model", "report.results"}
 
 
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:

@@ -11,6 +11,7 @@ from clair_cli.adapters.config import AdapterConfig
 from clair_cli.adapters.layout import Layout
 from clair_cli.adapters.names.parts import Format
 from clair_cli.formats.safetensors.source import TensorSource, tensor_of
+from clair_cli.remark import Remark
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +83,7 @@ class Adapter:
     prefix: str
     modules: Mapping[str, LoraModule]
     source: TensorSource
-    notes: tuple[str, ...] = ()
+    notes: tuple[Remark, ...] = ()
     format: Format = "peft"
 
     def content(self) -> str:

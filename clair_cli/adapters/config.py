@@ -12,6 +12,7 @@ from typing import Any
 from clair_cli.adapters import patterns
 from clair_cli.adapters.variants import guarded_init, init_effect, refuse_variants
 from clair_cli.errors import RejectedClient, UsageError
+from clair_cli.remark import Remark, warning
 from clair_cli.text import first_few, quoted
 
 
@@ -115,14 +116,15 @@ class AdapterConfig:
         return max([guarded_init(self.init_lora_weights), *parts])
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[Remark, ...]:
         """Remarks worth a line in the report."""
         found = []
         if self.lora_alpha == 0:
-            found.append("lora_alpha is 0: the update is zero")
+            found.append(warning("zero_alpha", "lora_alpha is 0: the update is zero"))
         init = self.guarded_init
         if init:
-            found.append(f"init_lora_weights {quoted(init)} {init_effect(init)}")
+            text = f"init_lora_weights {quoted(init)} {init_effect(init)}"
+            found.append(warning("guarded_init", text))
         return tuple(found)
 
 

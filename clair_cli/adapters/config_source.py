@@ -15,6 +15,7 @@ from clair_cli.errors import RejectedClient
 from clair_cli.formats.files import kind_of, read_small, real_path
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.strict_json import parse_strict
+from clair_cli.remark import Remark, note
 from clair_cli.text import first_few, quoted, some_of
 
 HEADER_FIELD = "lora_adapter_metadata"
@@ -29,7 +30,7 @@ def find_config(
     root: Path | None,
     assume_alpha: float | str | None,
     limits: Limits,
-) -> tuple[AdapterConfig, tuple[str, ...]]:
+) -> tuple[AdapterConfig, tuple[Remark, ...]]:
     """The config of one client, and notes if it had to be assumed.
 
     Args:
@@ -62,7 +63,7 @@ def find_config(
         return inside_config(keys)
     if assume_alpha is not None:
         text = "alpha = rank" if assume_alpha == "rank" else f"alpha = {assume_alpha}"
-        return assumed_config(assume_alpha), (f"no config: {text} assumed",)
+        return assumed_config(assume_alpha), (note("alpha_assumed", f"no config: {text} assumed"),)
     looked = some_of([quoted(path.as_posix()) for path in tried], 5)
     text = f"no adapter config, so the scale is unknown; looked for {looked} and the header's "
     raise RejectedClient(
@@ -73,12 +74,13 @@ def find_config(
     )
 
 
-def inside_config(keys: KeyMap) -> tuple[AdapterConfig, tuple[str, ...]]:
+def inside_config(keys: KeyMap) -> tuple[AdapterConfig, tuple[Remark, ...]]:
     """The config of a file that needs none, and a note where its format's rule was needed."""
     without = [pair.module for pair in keys.pairs if pair.key_alpha is None]
     if not without or keys.format == "kohya":  # `check_header` notes it
         return assumed_config("rank"), ()
-    return assumed_config("rank"), ("no config: alpha = rank, as diffusers loads it",)
+    text = "no config: alpha = rank, as diffusers loads it"
+    return assumed_config("rank"), (note("alpha_missing", text),)
 
 
 def _is_config(path: Path, no_files: list[str]) -> bool:

@@ -16,6 +16,7 @@ from clair_cli.adapters.names.parts import FORMATS, Format
 from clair_cli.adapters.names.peft import PREFIX
 from clair_cli.adapters.output_paths import OPTION, NamelessModules, adapters_of, module_paths
 from clair_cli.adapters.same_modules import split_part
+from clair_cli.remark import Remark, note
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +94,7 @@ class OutputFormat:
 
 def choose_output(
     adapters: Sequence[Adapter], layouts: Mapping[str, Layout], wanted: str
-) -> tuple[OutputFormat, tuple[str, ...]]:
+) -> tuple[OutputFormat, tuple[Remark, ...]]:
     """The format that adapters are written in, and remarks for the report.
 
     Args:
@@ -112,7 +113,8 @@ def choose_output(
     notes = []
     if len(own) > 1:
         listed = ", ".join(f"{counts[name]} {name}" for name in own)
-        notes.append(f"the clients' formats differ ({listed}): {OPTION} chooses what is written")
+        text = f"the clients' formats differ ({listed}): {OPTION} chooses what is written"
+        notes.append(note("formats_differ", text))
     errors = []
     for name in own:
         try:
@@ -121,7 +123,8 @@ def choose_output(
             if error.minority(adapters):
                 raise
             errors.append(error)
-            notes.append(f"not written in {name}'s format: {error.message}")
+            text = f"not written in {name}'s format: {error.message}"
+            notes.append(note("other_format", text))
     raise errors[0]
 
 

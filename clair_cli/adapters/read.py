@@ -18,6 +18,7 @@ from clair_cli.formats.safetensors.source import (
     TensorSource,
     number_of,
 )
+from clair_cli.remark import Remark
 from clair_cli.text import quoted
 
 _WIDER = {  # of two dtypes that differ, one that holds the values of both
@@ -42,7 +43,7 @@ def build_adapter(
     config: AdapterConfig,
     limits: Limits,
     *,
-    notes: Iterable[str] = (),
+    notes: Iterable[Remark] = (),
 ) -> Adapter:
     """Turn checked tensors, from a file or from memory, into an adapter.
 

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from clair_cli.adapters.adapter import Adapter
+from clair_cli.remark import Remark, note
 from clair_cli.text import first_few, quoted
 
 # Part of a pipeline by the name that begins a dotted path, and by kohya's.
@@ -48,7 +49,7 @@ _WORDS = frozenset(
 Place = tuple[str, str]  # part of the pipeline or "", and the path in it
 
 
-def unify_names(adapters: Sequence[Adapter]) -> tuple[tuple[Adapter, ...], tuple[str, ...]]:
+def unify_names(adapters: Sequence[Adapter]) -> tuple[tuple[Adapter, ...], tuple[Remark, ...]]:
     """The same adapters with one name for each module, and remarks.
 
     It is the name that most clients use; of equally common names the dotted one. One client never
@@ -79,7 +80,8 @@ def unify_names(adapters: Sequence[Adapter]) -> tuple[tuple[Adapter, ...], tuple
     if not changed:
         return tuple(result), ()
     example = next(iter(changed.values()))
-    return tuple(result), (f"modules of {first_few(changed)} go by the others' names: {example}",)
+    text = f"modules of {first_few(changed)} go by the others' names: {example}"
+    return tuple(result), (note("modules_renamed", text),)
 
 
 def is_kohya(name: str) -> bool:

@@ -239,11 +239,11 @@ def _show_result(result: MergeResult | RefineResult, output: Path, *, quiet: boo
 
 
 def _words(report: Report, stream: TextIO | None, path: str, *, short: bool) -> str:
-    """The report as text for a stream: all of it, or only the verdict in one line."""
+    """The report as text for a stream: all of it, or only warnings and the verdict."""
     if short:
-        from clair_cli.cli.sentences import verdict_line
+        from clair_cli.cli import sentences
 
-        return verdict_line(report, report_path=path) + "\n"
+        return "\n".join(sentences.short(report, report_path=path)) + "\n"
     from clair_cli.cli.render import render
 
     return render(report, view_of(stream), report_path=path)

@@ -175,7 +175,10 @@ Format = Annotated[
 Quiet = Annotated[
     bool,
     typer.Option(
-        "-q", "--quiet", rich_help_panel=OUTPUT, help="Print only the last line, and errors."
+        "-q",
+        "--quiet",
+        rich_help_panel=OUTPUT,
+        help="Print only warnings, the last line, and errors.",
     ),
 ]
 Timings = Annotated[

@@ -193,7 +193,7 @@ def _write_lines(console: Console, lines: list[str]) -> None:
     from rich.text import Text
 
     for line in lines:
-        style = "yellow" if line.startswith("warning: ") else ""
+        style = "yellow" if line.startswith(("warning: ", "blocking: ")) else ""
         console.print(Text(line, style=style, overflow="fold"))
 
 

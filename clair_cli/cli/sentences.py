@@ -109,7 +109,7 @@ def below(report: Report) -> list[str]:
         lines.append(_merged(report.merged))
     if report.refined is not None:
         lines.append(_refined(report.refined))
-    lines += [f"warning: {printable(warning)}" for warning in report.warnings]
+    lines += remark_lines(report, notes=True)
     if report.with_verdict("rejected"):
         lines.append(
             "note: ask rejected clients for their files again, or leave them out (--exclude)"
@@ -119,9 +119,34 @@ def below(report: Report) -> list[str]:
         lines.append(
             "note: exit code 0 although clients were left out; --fail-on contaminated makes it 3"
         )
-    if report.cohort.remedy and report.merged is None and report.refined is None:
-        lines.append(f"what to do: {printable(report.cohort.remedy)}")
-    return lines
+    return lines + _what_to_do(report)
+
+
+def short(report: Report, *, report_path: str = "") -> list[str]:
+    """What must not be missed: warnings, what to do where they block the round, and the verdict;
+    each on a line."""
+    blocked = any(remark.class_ == "blocking" for remark in report.warnings)
+    lines = remark_lines(report, notes=False) + (_what_to_do(report) if blocked else [])
+    return [*lines, verdict_line(report, report_path=report_path)]
+
+
+def remark_lines(report: Report, *, notes: bool) -> list[str]:
+    """The remarks, each on a line that begins with its class.
+
+    Args:
+        notes: whether those of class `note` are among them.
+    """
+    return [
+        f"{remark.class_}: {printable(remark.text)}"
+        for remark in report.warnings
+        if (notes or remark.class_ != "note") and remark.text != report.cohort.outcome_text
+    ]  # the last line says the outcome
+
+
+def _what_to_do(report: Report) -> list[str]:
+    if not report.cohort.remedy or report.merged is not None or report.refined is not None:
+        return []
+    return [f"what to do: {printable(report.cohort.remedy)}"]
 
 
 def _merged(merged: MergedReport) -> str:

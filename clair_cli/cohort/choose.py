@@ -13,6 +13,7 @@ from clair_cli.adapters.same_modules import unify_names
 from clair_cli.cohort.comparable import check_comparable
 from clair_cli.cohort.model import Cohort, Rejection, rejection
 from clair_cli.errors import RejectedClient, UsageError
+from clair_cli.remark import Remark
 from clair_cli.settings import Settings
 from clair_cli.text import quoted
 
@@ -33,7 +34,7 @@ class Choice:
     rejected: tuple[Rejection, ...]
     layouts: Mapping[str, Layout]
     output: OutputFormat | None
-    notes: tuple[str, ...]
+    notes: tuple[Remark, ...]
 
 
 def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | None) -> Choice:
@@ -131,7 +132,7 @@ def _unwritable(error: NamelessModules, few: Mapping[str, tuple[Adapter, ...]]) 
 
 def one_name_each(
     adapters: tuple[Adapter, ...], *given: Adapter | None
-) -> tuple[tuple[Adapter, ...], tuple[Adapter | None, ...], tuple[str, ...]]:
+) -> tuple[tuple[Adapter, ...], tuple[Adapter | None, ...], tuple[Remark, ...]]:
     """The clients and the adapters given beside them, with one name for each module; remarks."""
     named, notes = unify_names([*adapters, *(a for a in given if a is not None)])
     rest = iter(named[len(adapters) :])

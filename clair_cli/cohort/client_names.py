@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from clair_cli.cohort.model import Candidate
 from clair_cli.errors import UsageError
-from clair_cli.text import at_most, by_spelling, escaped, quoted, some_of
+from clair_cli.remark import Remark, at_most, warning
+from clair_cli.text import by_spelling, escaped, quoted, some_of
 
 
 def excluded_names(given: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
@@ -50,7 +51,7 @@ def distinct_names(candidates: list[Candidate]) -> list[Candidate]:
         ]
 
 
-def similar_names(names: Iterable[str]) -> list[str]:
+def similar_names(names: Iterable[str]) -> list[Remark]:
     """One note for each group of names that differ only in case or Unicode form."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -60,4 +61,5 @@ def similar_names(names: Iterable[str]) -> list[str]:
         if len(group) > 1:
             listed = some_of([escaped(name) for name in sorted(group)])
             notes.append(f"clients {listed}: names differ only in case or Unicode form")
-    return at_most(sorted(notes), "groups of clients whose names differ only in this")
+    found = [warning("similar_names", text) for text in sorted(notes)]
+    return at_most(found, "groups of clients whose names differ only in this")

@@ -17,6 +17,7 @@ from clair_cli.cohort.selection import select_modules
 from clair_cli.cohort.work import reject_by_work
 from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.formats.limits import Limits
+from clair_cli.remark import Remark, note, warning
 from clair_cli.settings import MODULES, Modules
 from clair_cli.text import first_few, quoted
 
@@ -36,7 +37,7 @@ class ComparableClients:
     adapters: tuple[Adapter, ...]
     rejected: tuple[Rejection, ...]
     layouts: dict[str, Layout]
-    notes: tuple[str, ...]
+    notes: tuple[Remark, ...]
 
 
 def check_comparable(
@@ -65,7 +66,7 @@ def check_comparable(
     if not cohort.adapters:
         count = len(cohort.rejected)
         raise InputRefused(f"no usable client ({count:,} rejected)")
-    notes: list[str] = []
+    notes: list[Remark] = []
     errors: dict[str, RejectedClient] = {}
     adapters = list(cohort.adapters)
     adapters = _same_base(adapters, errors, notes)
@@ -85,11 +86,11 @@ def check_comparable(
 
 def _by_module(
     adapters: list[Adapter], modules: str, limits: Limits, errors: dict[str, RejectedClient]
-) -> tuple[list[Adapter], dict[str, Layout], list[str]]:
+) -> tuple[list[Adapter], dict[str, Layout], list[Remark]]:
     """The clients whose modules can be compared, the layouts of those modules, and remarks. The
     common modules are determined again without a client that is rejected for its work."""
     while True:
-        notes: list[str] = []
+        notes: list[Remark] = []
         adapters, left_out = reject_by_module(adapters, errors, notes)
         adapters, layouts = select_modules(adapters, modules, left_out, errors, notes)
         found = reject_by_work(adapters, layouts, limits)
@@ -122,7 +123,7 @@ def _init(adapter: Adapter) -> str:
 
 
 def _same_init(
-    adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[str]
+    adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[Remark]
 ) -> list[Adapter]:
     """The clients of one init. A client without a config counts as one of an ordinary init, so that
     few configs never reject most clients; where the others share a guarded init, it is rejected."""
@@ -162,7 +163,7 @@ def _majority(
     field: str,
     key: Callable[[Adapter], str],
     errors: dict[str, RejectedClient],
-    notes: list[str],
+    notes: list[Remark],
 ) -> list[Adapter]:
     """The adapters without those of `voters` that differ from the voters' strict majority.
 
@@ -176,7 +177,7 @@ def _majority(
     if 2 * len(groups[top]) <= len(voters):
         listed = describe_groups({str(value): names for value, names in groups.items()})
         if 2 * len(voters) <= len(adapters):
-            notes.append(f"{field} differs: {listed}")
+            notes.append(warning("config_differs", f"{field} differs: {listed}"))
             return adapters
         raise InputRefused(f"no majority for {field}: {listed}")
     count, total = len(groups[top]), len(voters)
@@ -204,7 +205,7 @@ def describe_groups(groups: Mapping[str, Sequence[str]]) -> str:
 
 
 def _same_base(
-    adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[str]
+    adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[Remark]
 ) -> list[Adapter]:
     """The clients of one base model. Hub names vote; local paths and missing names are noted."""
     voters = [a for a in adapters if _base_name(a) and not is_local_path(_base_name(a))]
@@ -220,7 +221,8 @@ def _same_base(
     missing = [a.name for a in adapters if not _base_name(a)]
     if missing:
         clients = "1 client" if len(missing) == 1 else f"{len(missing)} clients"
-        notes.append(f"base model not named by {clients}: {first_few(missing)}")
+        text = f"base model not named by {clients}: {first_few(missing)}"
+        notes.append(note("base_unknown", text))
     local = [a for a in adapters if is_local_path(_base_name(a))]
     kept = [a for a in kept if a.name in named]
     names = {_last_part(_base_name(a)) for a in kept} or {_last_part(_base_name(a)) for a in local}
@@ -232,17 +234,17 @@ def _same_base(
                 for a in odd
             }
         )
-        notes.append(f"base model is a local path that can't be compared: {listed}")
+        text = f"base model is a local path that can't be compared: {listed}"
+        notes.append(note("base_path", text))
     return [adapter for adapter in adapters if adapter.name not in errors]
 
 
-def _note_differences(adapters: Sequence[Adapter], notes: list[str]) -> None:
+def _note_differences(adapters: Sequence[Adapter], notes: list[Remark]) -> None:
     revisions = _groups([a for a in adapters if a.config.revision], lambda a: a.config.revision)
     if len(revisions) > 1:
         listed = describe_groups({quoted(value): names for value, names in revisions.items()})
-        notes.append(f"base model revisions differ: {listed}")
+        notes.append(warning("revisions_differ", f"base model revisions differ: {listed}"))
     inits = {adapter.config.guarded_init for adapter in adapters} - {""}
     for init in sorted(inits):
-        notes.append(
-            f"all clients used init_lora_weights {quoted(init)}, which {init_effect(init)}"
-        )
+        text = f"all clients used init_lora_weights {quoted(init)}, which {init_effect(init)}"
+        notes.append(warning("guarded_init", text))

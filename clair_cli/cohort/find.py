@@ -28,20 +28,24 @@ from clair_cli.errors import InputRefused, RejectedClient, UsageError, is_out_of
 from clair_cli.formats.filenames import CONFIG, SUFFIX, WEIGHTS, is_weights
 from clair_cli.formats.files import FAILURES, as_rejection, real_path
 from clair_cli.formats.limits import Limits
+from clair_cli.remark import Remark, note
 from clair_cli.text import first_few, quoted
 
 _BACKUPS = ("~", ".bak", ".orig", ".tmp", ".swp", ".part", ".crdownload", ".old")
 
-# Remarks on one entry, and on several.
+# A remark's code, its text on one entry, and on several.
 _EMPTY = (
+    "folder_ignored",
     "folder {} ignored: it holds no adapter file",
     "folders {} ignored: they hold no adapter file",
 )
 _BESIDE = (
+    "pickle_ignored",
     "{} ignored: the .safetensors file beside it is read",
     "{} ignored: the .safetensors files beside them are read",
 )
 _NO_CONFIG = (
+    "no_config_file",
     "{} is not a regular file, so it is nobody's config",
     "{} are not regular files, so they are nobody's configs",
 )
@@ -53,17 +57,19 @@ class _Remarks:
 
     Attributes:
         ignored: entries that are no clients.
-        by_text: a remark (on one entry, on several) to the entries that it is on.
+        by_kind: a remark (code, text on one entry, on several) to the entries that it is on.
     """
 
     ignored: list[str] = field(default_factory=list)
-    by_text: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+    by_kind: dict[tuple[str, str, str], list[str]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
-    def notes(self) -> list[str]:
-        """One note for each remark."""
+    def notes(self) -> list[Remark]:
+        """One note for each kind."""
         return [
-            text[len(entries) > 1].format(first_few(entries))
-            for text, entries in self.by_text.items()
+            note(code, (several if len(entries) > 1 else one).format(first_few(entries)))
+            for (code, one, several), entries in self.by_kind.items()
         ]
 
 
@@ -93,9 +99,8 @@ def find_clients(
         if alone and os.path.isfile(folder / CONFIG):
             only = _the_folder_itself(folder, candidates[0])
             candidates = [only]
-            notes.append(
-                f"the folder is itself one adapter: read as the one client {quoted(only.name)}"
-            )
+            text = f"the folder is itself one adapter: read as the one client {quoted(only.name)}"
+            notes.append(note("one_adapter", text))
     except OSError as error:
         if is_out_of_files(error):
             raise
@@ -190,7 +195,7 @@ def _candidate(
         weights = real_path(path, root) if path.is_symlink() else root / entry
         mode = os.stat(weights).st_mode
     if is_config and not path.is_file() and not path.is_symlink():
-        remarks.by_text[_NO_CONFIG].append(entry)
+        remarks.by_kind[_NO_CONFIG].append(entry)
     if stat.S_ISDIR(mode):
         return _in_folder(folder, root, entry, remarks)
     if is_weights(entry):
@@ -208,7 +213,7 @@ def _candidate(
     if is_pickle(entry):
         if _without_suffix(entry) not in stems:
             raise pickle_refused(entry)
-        remarks.by_text[_BESIDE].append(entry)
+        remarks.by_kind[_BESIDE].append(entry)
     elif is_archive(entry):
         raise archive_refused(entry)
     if not is_config:
@@ -234,19 +239,20 @@ def _in_folder(folder: Path, root: Path, entry: str, remarks: _Remarks) -> Candi
         if nested is None:
             check_no_weights(names)
             remarks.ignored.append(f"{entry}/")
-            remarks.by_text[_EMPTY].append(entry)
+            remarks.by_kind[_EMPTY].append(entry)
             return None
         base, names = nested, entries_of(nested)
-        notes.append(f"read from the sub-folder {quoted(nested.name)}")
+        notes.append(note("sub_folder_read", f"read from the sub-folder {quoted(nested.name)}"))
     others = [name for name in names if os.path.lexists(base / name / WEIGHTS)]
     if others:
         listed = first_few(others)
-        notes.append(f"ignored, as the folder has an adapter itself: sub-folders {listed}")
+        text = f"ignored, as the folder has an adapter itself: sub-folders {listed}"
+        notes.append(note("sub_folders_ignored", text))
     file = weights_name(names)
     if file != WEIGHTS:
-        notes.append(f"read {quoted(file)}")
+        notes.append(note("other_file_read", f"read {quoted(file)}"))
     if pickles := list(filter(is_pickle, names)):
-        notes.append(f"{first_few(pickles)} ignored")
+        notes.append(note("pickle_ignored", f"{first_few(pickles)} ignored"))
     path = base / file
     weights = real_path(path, root)
     mode = os.lstat(weights).st_mode

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.layout import Layout
 from clair_cli.errors import InputRefused, RejectedClient
-from clair_cli.text import at_most, first_few, quoted
+from clair_cli.remark import Remark, at_most, warning
+from clair_cli.text import first_few, quoted
 
 Holders = Mapping[str, Mapping[Layout, Sequence[str]]]
 # A client may have FACTOR x the majority's modules + MORE beyond them. Each of them costs memory,
@@ -17,7 +18,7 @@ BEYOND_FACTOR, BEYOND_MORE = 4, 16
 
 
 def reject_by_module(
-    adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[str]
+    adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[Remark]
 ) -> tuple[list[Adapter], set[str]]:
     """Reject clients whose shapes are a minority's, that share no module with the majority, or that
     have far more modules than it.
@@ -82,7 +83,7 @@ def _minorities(adapters: Sequence[Adapter], holders: Holders) -> dict[str, Reje
     return found
 
 
-def _ties(holders: Holders, n_clients: int, notes: list[str]) -> set[str]:
+def _ties(holders: Holders, n_clients: int, notes: list[Remark]) -> set[str]:
     """Modules without a majority shape; InputRefused if more than half of the clients have one."""
     left_out, found = set(), []
     for module in sorted(holders):
@@ -94,7 +95,8 @@ def _ties(holders: Holders, n_clients: int, notes: list[str]) -> set[str]:
         listed = "; ".join(f"{shape} ({first_few(names)})" for shape, names in ordered[:5])
         if 2 * total > n_clients:
             raise InputRefused(f"no majority for the shape of module {quoted(module)}: {listed}")
-        found.append(f"module {quoted(module)} left out, its shapes have no majority: {listed}")
+        text = f"module {quoted(module)} left out, its shapes have no majority: {listed}"
+        found.append(warning("no_shape", text))
         left_out.add(module)
     notes += at_most(found, "modules left out, whose shapes have no majority")
     return left_out

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.errors import RejectedClient, shortened
+from clair_cli.remark import Remark
 from clair_cli.text import quoted
 
 
@@ -33,7 +34,7 @@ class Candidate:
     weights: Path
     configs: tuple[Path, ...] = ()
     shared: Path | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Remark, ...] = ()
     refusal: RejectedClient | None = None
     root: Path | None = None
 
@@ -52,7 +53,7 @@ class Listing:
     candidates: tuple[Candidate, ...]
     excluded: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Cohort:
     rejected: tuple[Rejection, ...] = ()
     excluded: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Remark, ...] = ()
 
 
 def rejection(error: RejectedClient, name: str, path: str, sha256: str | None = None) -> Rejection:

@@ -23,8 +23,9 @@ from clair_cli.cohort.trust import (
     trusted_clients,
 )
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
+from clair_cli.remark import Remark, at_most, note
 from clair_cli.settings import Settings
-from clair_cli.text import MAX_NOTES, at_most, first_few, quoted
+from clair_cli.text import MAX_NOTES, first_few, quoted
 
 RESERVED = "report.json"  # no client may be called so: its folder would stand next to the report
 
@@ -88,7 +89,7 @@ class Round:
     previous: Adapter | None
     output: OutputFormat | None
     refusal: InputRefused | None
-    warnings: tuple[str, ...]
+    warnings: tuple[Remark, ...]
     modules: str = "common"
     trusted: frozenset[str] = frozenset()
     trust_adapter: Adapter | None = None
@@ -234,27 +235,28 @@ def _foldable(cohort: Cohort, *, in_memory: bool) -> Cohort:
     return replace(cohort, adapters=tuple(kept), rejected=(*cohort.rejected, *refused))
 
 
-def _ignored(cohort: Cohort, settings: Settings) -> list[str]:
+def _ignored(cohort: Cohort, settings: Settings) -> list[Remark]:
     """A note on entries of the folder that were not read as clients."""
     if not cohort.ignored:
         return []
     entries = "entry" if len(cohort.ignored) == 1 else "entries"
-    return [
+    text = (
         f"{len(cohort.ignored):,} other {entries} of {quoted(Path(settings.clients).as_posix())} "
         f"ignored: {first_few(cohort.ignored)}"
-    ]
+    )
+    return [note("entries_ignored", text)]
 
 
-def _on_clients(adapters: Sequence[Adapter]) -> list[str]:
+def _on_clients(adapters: Sequence[Adapter]) -> list[Remark]:
     """The notes on clients; equal notes on several clients are one."""
-    by_text: dict[str, list[str]] = defaultdict(list)
+    holders: dict[Remark, list[str]] = defaultdict(list)
     for adapter in adapters:
-        for note in adapter.notes:
-            by_text[note].append(adapter.name)
-    notes = [
-        f"client{'s'[: len(names) > 1]} {first_few(names, MAX_NOTES)}: {note}"
-        for note, names in by_text.items()
-    ]
+        for remark in adapter.notes:
+            holders[remark].append(adapter.name)
+    notes = []
+    for remark, names in holders.items():
+        clients = f"client{'s'[: len(names) > 1]} {first_few(names, MAX_NOTES)}"
+        notes.append(replace(remark, text=f"{clients}: {remark.text}"))
     return at_most(notes, "notes on clients")
 
 

@@ -9,7 +9,8 @@ from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.layout import Layout
 from clair_cli.cohort.majority import holders_of, majority_modules
 from clair_cli.errors import InputRefused, RejectedClient
-from clair_cli.text import at_most, first_few
+from clair_cli.remark import Remark, at_most, note, warning
+from clair_cli.text import first_few
 
 # So many clients make a module common, in a cohort of any size: each of three can be compared with
 # two others.
@@ -30,7 +31,7 @@ def select_modules(
     modules: str,
     left_out: set[str],
     errors: dict[str, RejectedClient],
-    notes: list[str],
+    notes: list[Remark],
 ) -> tuple[list[Adapter], dict[str, Layout]]:
     """Choose the modules that are compared; `modules_to_merge` chooses from them later.
 
@@ -55,10 +56,11 @@ def select_modules(
     shapes = {m: next(iter(holders[m])) for m in candidates if n_holders[m] >= least}
     if rare := [m for m in candidates if m not in shapes]:
         names = {name for m in rare for having in holders[m].values() for name in having}
-        notes.append(
+        text = (
             f"{_counted(rare, 'module')} left out: fewer than {least} of {len(adapters):,} clients "
             f"have {'it' if len(rare) == 1 else 'each'} ({_counted(sorted(names), 'client')})"
         )
+        notes.append(warning("rare_modules", text))
     _note_absent(adapters, [m for m in shapes if n_holders[m] < len(adapters)], modules, notes)
     if not shapes:
         raise InputRefused("no module is left that the clients have in common")
@@ -78,7 +80,7 @@ def modules_to_merge(holders: Mapping[str, int], n_merged: int, modules: str) ->
 
 
 def _note_absent(
-    adapters: Sequence[Adapter], some_lack: Sequence[str], modules: str, notes: list[str]
+    adapters: Sequence[Adapter], some_lack: Sequence[str], modules: str, notes: list[Remark]
 ) -> None:
     """Note which clients lack which modules."""
     lacking: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -88,7 +90,10 @@ def _note_absent(
     if modules != "intersection":
         effect = "a zero update there"
     absences = [
-        f"{_counted(names, 'module')} absent from {_counted(absent, 'client')}: {effect}"
+        note(
+            "absent_modules",
+            f"{_counted(names, 'module')} absent from {_counted(absent, 'client')}: {effect}",
+        )
         for absent, names in lacking.items()
     ]
     notes += at_most(absences, "notes on modules absent from some clients")

@@ -1,4 +1,4 @@
-"""What a run found, as plain numbers and words: `clair.report/1`. Standard library only.
+"""What a run found, as plain numbers and words: `clair.report/2`. Standard library only.
 
 Every float here is finite or None: a number that can't be known is None, never NaN.
 Shares and ratios lie in 0 to 1 unless said otherwise; norms are in weight units.
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from clair_cli.remark import Remark
 from clair_cli.report.results import MergedReport, RefinedReport
 
-SCHEMA = "clair.report/1"
+SCHEMA = "clair.report/2"
 
 # In the order a reader wants them: who was left out first.
 VERDICTS = (
@@ -265,7 +266,7 @@ class Report:
     modules: tuple[ModuleReport, ...]
     merged: MergedReport | None
     refined: RefinedReport | None
-    warnings: tuple[str, ...]
+    warnings: tuple[Remark, ...]
     exit_code: int
     schema: str = SCHEMA
     inputs: Mapping[str, str] = field(default_factory=dict)

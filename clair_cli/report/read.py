@@ -97,7 +97,7 @@ def read_report(path: Path, version: str) -> OldReport:
     if schema != SCHEMA:
         raise UsageError(
             f"{shown} has schema {quoted(schema)}; clair {version} reads {SCHEMA}",
-            hint=f"use clair {quoted(data.get('version'))}, which wrote it",
+            hint=_other_schema(schema, data.get("version")),
         )
     if data.get("command") == "inspect":
         raise UsageError(f"{shown} is of clair inspect, which writes no adapter")
@@ -110,6 +110,14 @@ def read_report(path: Path, version: str) -> OldReport:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UsageError(f"{shown} is damaged: {reason}") from None
+
+
+def _other_schema(schema: str, version: Any) -> str:
+    """What to do about a report of another schema."""
+    number, ours = (text.partition("/")[2] for text in (schema, SCHEMA))
+    if number.isascii() and number.isdigit() and len(number) < 9 and int(number) < int(ours):
+        return "an older clair made it: run the merge or refinement again with this version"
+    return f"use clair {quoted(version)}, which wrote it"
 
 
 def _check_depth(data: Any) -> None:

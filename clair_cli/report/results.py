@@ -1,4 +1,4 @@
-"""What a run made, as plain numbers and words: part of `clair.report/1`. Standard library only."""
+"""What a run made, as plain numbers and words: part of `clair.report/2`. Standard library only."""
 
 from __future__ import annotations
 

@@ -102,6 +102,10 @@ def _scale_reason(judged: JudgedRound, k: int, found: Sequence[Reason]) -> tuple
 
 
 _NOT_JUDGED = {
+    "same_start": "all clients are nearly the same",
+    "previous_cancels": "what was added to the previous adapter cancels out",
+    "previous_absent": "little of the previous adapter is in the clients",
+    "same_update": "all clients are the same update",
     "no_updates": "every delta weight is zero",
     "too_few": "too few clients to compare",
     "too_few_left": "too few clients agree",

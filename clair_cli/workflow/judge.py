@@ -19,11 +19,13 @@ from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.own_sizes import OwnSizes
 from clair_cli.maths.judge.judge import Judgement, judge, needs_cores
 from clair_cli.maths.judge.structure import find_structure
+from clair_cli.remark import Remark, warning
 from clair_cli.text import first_few
 from clair_cli.workflow.compare import Comparison, compare, gather_cores
 from clair_cli.workflow.components import check_components, check_overcomplete
-from clair_cli.workflow.previous_remarks import previous_remarks
+from clair_cli.workflow.remarks import judgement_remarks, weight_remarks
 from clair_cli.workflow.trusted import first_clients, first_judged
+from clair_cli.workflow.wrong_previous import wrong_previous
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class JudgedRound:
     judgement: Judgement | None
     weights: tuple[float, ...]
     plain_weights: tuple[float, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[Remark, ...]
     sizes: OwnSizes | None = None
     projected: Mapping[str, Tensor] = field(default_factory=dict)
     capped: tuple[int, ...] = ()
@@ -124,20 +126,21 @@ class JudgedRound:
         return tuple(m for m in self.round.module_shapes if m in found)
 
 
-def refused(round_: Round, warnings: tuple[str, ...] | None = None) -> JudgedRound:
+def refused(round_: Round, warnings: tuple[Remark, ...] | None = None) -> JudgedRound:
     """A round in which nobody is judged."""
     zeros = tuple(0.0 for _ in round_.adapters)
     return JudgedRound(round_, None, None, zeros, zeros, warnings or round_.warnings)
 
 
 def judge_round(
-    factors: RoundFactors, engine: Engine, *, allow_undetermined: bool, minority: str
+    factors: RoundFactors, engine: Engine, *, allow_undetermined: bool, minority: str, fresh: bool
 ) -> JudgedRound:
     """Compare the clients and judge them; nothing is merged yet.
 
     Args:
         allow_undetermined: whether all clients get a weight if the cohort cannot be judged.
         minority: "merge" gives the members of minorities a weight; else they have none.
+        fresh: see `wrong_previous`.
 
     Raises:
         ClientLost: a tensor changed since it was checked.
@@ -150,7 +153,7 @@ def judge_round(
     engine.progress("judging", 0, 1)
     # on another thread, so that a signal is answered at once
     (judged,) = in_order(
-        lambda _: _judged(factors, engine, found, allow_undetermined, minority), [0], 1
+        lambda _: _judged(factors, engine, found, allow_undetermined, minority, fresh), [0], 1
     )
     engine.progress("judging", 1, 1)
     return _with_left_out(judged)
@@ -163,14 +166,15 @@ def _with_left_out(judged: JudgedRound) -> JudgedRound:
     return replace(judged, warnings=(*judged.warnings, _left_out(judged, gone))) if gone else judged
 
 
-def _left_out(judged: JudgedRound, modules: Sequence[str]) -> str:
+def _left_out(judged: JudgedRound, modules: Sequence[str]) -> Remark:
     """The warning for modules that too few merged clients have, or in which all delta weights are
     zero."""
     n = len(judged.merged)
     few = {"common": f"fewer than {fewest_holders(n)}", "intersection": "not all"}
     why = f"{few.get(judged.round.modules, 'none')} of the {n} merged clients have an update there"
     noun = "module" if len(modules) == 1 else "modules"
-    return f"{len(modules):,} {noun} ({first_few(modules)}) not merged: {why}"
+    text = f"{len(modules):,} {noun} ({first_few(modules)}) not merged: {why}"
+    return warning("modules_not_merged", text)
 
 
 def refused_if_empty(judged: JudgedRound) -> JudgedRound:
@@ -190,6 +194,7 @@ def _judged(
     found: Comparison,
     allow_undetermined: bool,
     minority: str,
+    fresh: bool,
 ) -> JudgedRound:
     round_, evidence = factors.round, found.evidence
     trusted, n = round_.trusted_indices, len(round_.adapters)
@@ -206,6 +211,12 @@ def _judged(
     if round_.trust_adapter is not None:
         found, judgement = first_clients(found, n), first_judged(judgement, n)
         evidence = found.evidence
+    remarks: list[Remark] = []
+    wrong = wrong_previous(round_, evidence, judgement.structure.distinct, fresh=fresh)
+    if wrong is not None:
+        code, text, remedy = wrong
+        remarks.append(Remark(code, "blocking", text))
+        judgement = replace(judgement, outcome="undetermined", code=code, text=text, remedy=remedy)
     if judgement.outcome == "judged":
         raw = [
             0.0 if v.verdict == "minority" and minority != "merge" else w
@@ -213,11 +224,11 @@ def _judged(
         ]
     else:
         raw = list(given) if allow_undetermined else [0.0 for _ in given]
+    remarks += weight_remarks(round_, normalised(given))
+    remarks += judgement_remarks(judgement, allow_undetermined=allow_undetermined)
     return JudgedRound(
         round_, evidence, judgement, normalised(raw), normalised(given),
-        round_.warnings
-        + previous_remarks(round_, evidence)
-        + _remarks(judgement, allow_undetermined),
+        (*round_.warnings, *remarks),
         found.sizes,
     )  # fmt: skip
 
@@ -239,16 +250,3 @@ def normalised(weights: Sequence[float]) -> tuple[float, ...]:
     scaled = [w / largest for w in weights]
     total = sum(scaled)
     return tuple(w / total for w in scaled)
-
-
-def _remarks(judgement: Judgement, allow_undetermined: bool) -> tuple[str, ...]:
-    """Warnings about the judgement as a whole."""
-    if judgement.outcome != "judged":
-        text = "merged without a verdict (--allow-undetermined): everybody who is not rejected"
-        return (text,) if allow_undetermined else ()
-    if judgement.structure.stacking != "input":
-        return ()
-    return (
-        "sharing shows only in the input directions, which adapters that started from the same "
-        "lora_A share whatever they learnt: read the verdicts with care",
-    )

@@ -14,6 +14,7 @@ from torch import Tensor
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.maths.factors.lowrank import numerical_rank, tail_norm
 from clair_cli.maths.merge.mean import SERVING_RANKS, choose_rank
+from clair_cli.remark import Remark, note, warning
 from clair_cli.settings import Settings
 from clair_cli.workflow.describe import number
 
@@ -72,7 +73,7 @@ class Plan:
     norm: float
     error_by_rank: Mapping[str, float | None]
     module_error_by_rank: Mapping[str, Mapping[str, float | None]]
-    warnings: tuple[str, ...]
+    warnings: tuple[Remark, ...]
     capped: bool
 
 
@@ -96,10 +97,11 @@ def plan_adapter(
     largest = max((float(v[0]) for v in each if len(v)), default=0.0)
     dtype, warnings = _dtype(settings, adapters, largest / scale.scaling)
     if capped:
-        warnings += (
+        text = (
             f"rank {rank} is the largest that serving engines accept, and leaves an error of "
-            f"{errors.get(rank) or 0.0:.2f}, above --error-target {settings.error_target:g}",
+            f"{errors.get(rank) or 0.0:.2f}, above --error-target {settings.error_target:g}"
         )
+        warnings += (warning("rank_capped", text),)
     return Plan(
         Cut(rank, scale.scaling, dtype), scale, full, norm,
         {str(r): e for r, e in errors.items()},
@@ -149,7 +151,7 @@ def _scale(settings: Settings, adapters: Sequence[Adapter], rank: int) -> Scale:
 
 def _dtype(
     settings: Settings, adapters: Sequence[Adapter], largest: float
-) -> tuple[str, tuple[str, ...]]:
+) -> tuple[str, tuple[Remark, ...]]:
     """The dtype to write, and why it is not the clients' own; `auto` takes that of more than half
     of them unless it might overflow, and else float32.
 
@@ -162,14 +164,15 @@ def _dtype(
     own, count = max(counts.items(), key=lambda item: (item[1], item[0]), default=("float32", 0))
     if own not in TORCH_DTYPES or 2 * count <= len(adapters):
         own = "float32"
-    why: tuple[str, ...] = ()
+    why: tuple[Remark, ...] = ()
     if len(counts) > 1:
         listed = ", ".join(sorted(counts))
         most = ", which most of them have" if 2 * counts[own] > len(adapters) else ""
-        why = (f"the clients' dtypes differ ({listed}): {own} written{most}",)
+        text = f"the clients' dtypes differ ({listed}): {own} written{most}"
+        why = (note("dtypes_differ", text),)
     if largest**0.5 > torch.finfo(TORCH_DTYPES[own]).max:
         text = f"{own} might not hold the factors (singular value {largest:.3g}): float32 written"
-        return "float32", (text,)
+        return "float32", (note("dtype_too_small", text),)
     return own, why
 
 

@@ -28,12 +28,18 @@ def exit_code(settings: Settings, judged: JudgedRound) -> int:
         return 4
     if judged.outcome == "undetermined" and not settings.allow_undetermined:
         return 5
-    if settings.fail_on == "never":
-        return 0
+    return 3 if _trips(settings.fail_on, judged) else 0
+
+
+def _trips(fail_on: str, judged: JudgedRound) -> bool:
+    """Whether something in the round is as bad as `--fail-on` says, or worse."""
+    if fail_on == "never":
+        return False
     tripping = {"contaminated", "rejected"}
-    if settings.fail_on == "suspicious":
+    if fail_on in ("warning", "suspicious"):
         tripping |= {"minority", "suspicious"}
-    return 3 if judged.verdicts & tripping else 0
+    remarked = fail_on == "warning" and any(r.class_ != "note" for r in judged.warnings)
+    return remarked or bool(judged.verdicts & tripping)
 
 
 def make_report(
@@ -53,7 +59,7 @@ def make_report(
         modules=describe_modules(judged),
         merged=None if merged is None else _merged_report(settings, judged, merged),
         refined=None if refined is None else _refined_report(settings, refined),
-        warnings=judged.warnings + (() if merged is None else merged.plan.warnings),
+        warnings=judged.warnings,
         exit_code=exit_code(settings, judged),
         inputs=_inputs(judged),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -49,6 +50,11 @@ def merge_cohort(
 ) -> tuple[Report, WrittenAdapter | None]:
     """Judge the clients and merge the benign ones; see `merge_round`."""
     judged, merged = run_round(settings, cohort, partial(merge_round, destination=destination))
+    if merged is not None:
+        judged = replace(judged, warnings=judged.warnings + merged.plan.warnings)
+        if exit_code(settings, judged) != 0:  # what was found while it was made
+            destination.close()
+            merged = None
     return make_report(settings, judged, merged=merged), merged
 
 
@@ -125,7 +131,11 @@ def _try_round(
         check_least_room(settings, round_.usual_shapes)
     factors = engine.load(round_)
     judged = judge_round(
-        factors, engine, allow_undetermined=settings.allow_undetermined, minority=settings.minority
+        factors,
+        engine,
+        allow_undetermined=settings.allow_undetermined,
+        minority=settings.minority,
+        fresh=settings.fresh,
     )
     judged = cap_weights(judged, settings.max_weight, _merged_later(judged, settings))
     if make is None:

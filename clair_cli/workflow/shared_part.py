@@ -21,6 +21,7 @@ from clair_cli.engine.engine import Engine
 from clair_cli.engine.factors import RoundFactors, differences_of, naming_module, previous_of
 from clair_cli.maths.factors.lowrank import svd
 from clair_cli.maths.merge.mean import weighted_sum
+from clair_cli.remark import note
 from clair_cli.text import first_few
 from clair_cli.workflow.judge import JudgedRound, normalised
 
@@ -113,7 +114,7 @@ def merge_shared_parts(judged: JudgedRound, factors: RoundFactors, engine: Engin
         round=replace(judged.round, adapters=tuple(adapters)),
         weights=normalised(raw),
         projected={m: p.inner for m, p in found.items()},
-        warnings=(*judged.warnings, text),
+        warnings=(*judged.warnings, note("minority_shared", text)),
     )
 
 

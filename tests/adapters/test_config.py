@@ -13,6 +13,7 @@ import torch
 from clair_cli.adapters.config import assumed_config, parse_config
 from clair_cli.errors import RejectedClient, UsageError
 from clair_cli.formats.strict_json import parse_strict
+from tests.cohorts import texts
 from tests.hostile import config, load_cohort
 
 REFUSED = [
@@ -81,12 +82,14 @@ def test_assumed_configs() -> None:
 
 
 def test_notes_for_zero_alpha_and_changed_bases() -> None:
-    assert parse_config(config(lora_alpha=0)).notes == ("lora_alpha is 0: the update is zero",)
+    assert texts(parse_config(config(lora_alpha=0)).notes) == (
+        "lora_alpha is 0: the update is zero",
+    )
     for init in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "future", "eva"):
         parsed = parse_config(config(init_lora_weights=init))
         assert parsed.guarded_init == init
-        assert init in parsed.notes[0]
-        assert ("changes the base" in parsed.notes[0]) == (init != "eva")
+        assert init in texts(parsed.notes)[0]
+        assert ("changes the base" in texts(parsed.notes)[0]) == (init != "eva")
     for plain in (True, False, None, "gaussian", "orthogonal", "mica"):
         assert parse_config(config(init_lora_weights=plain)).guarded_init == ""
 

@@ -10,6 +10,7 @@ import torch
 from clair_cli.adapters.layout import layout_of
 from clair_cli.adapters.names.pair import pair_keys
 from clair_cli.errors import RejectedClient
+from tests.cohorts import texts
 
 P = "base_model.model."
 
@@ -151,7 +152,7 @@ def test_base_weights_beside_factors_are_named_and_left() -> None:
     names = [f"{P}e.lora_embedding_A", f"{P}e.lora_embedding_B", f"{P}e.base_layer.weight"]
     found = pair_keys(shapes(*names))
     assert [pair.module for pair in found.pairs] == ["e"]
-    assert "base weights of 'e' are in the file and not merged" in found.notes[0]
+    assert "base weights of 'e' are in the file and not merged" in texts(found.notes)[0]
 
 
 LAYOUTS = [

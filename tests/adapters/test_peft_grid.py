@@ -15,6 +15,7 @@ import torch
 
 import clair_cli
 from clair_cli.adapters.adapter import Adapter
+from tests.cohorts import texts
 from tests.hostile import load_cohort
 
 peft = pytest.importorskip("peft")
@@ -167,7 +168,7 @@ def test_half_precision_and_other_adapter_names(tmp_path: Path, case: str) -> No
     model.save_pretrained(tmp_path / "clients" / "one", selected_adapters=["other"])
     assert (tmp_path / "clients/one/other/adapter_model.safetensors").exists()
     (adapter,) = load_cohort(tmp_path / "clients").adapters
-    assert "sub-folder 'other'" in adapter.notes[0]
+    assert "sub-folder 'other'" in texts(adapter.notes)[0]
     (dtype,) = {module.dtype for module in adapter.modules.values()}
     assert dtype in ("bfloat16", "float32")  # peft casts bfloat16 adapters up unless told not to
 
@@ -184,7 +185,7 @@ def test_a_state_dict_in_memory(tmp_path: Path) -> None:
     config = model.peft_config["default"]
     result = clair_cli.merge({"c": (state, config)}, rank="full", allow_undetermined=True)
     assert result.tensors is not None
-    assert any("base weights of 'emb'" in warning for warning in result.report.warnings)
+    assert any("base weights of 'emb'" in warning for warning in texts(result.report.warnings))
     stem = "base_model.model.emb.lora_embedding_"
     delta = (result.tensors[f"{stem}B"] @ result.tensors[f"{stem}A"]).T
     assert worst({"emb": delta}, {"emb": theirs(model)["emb"]}) <= EPS
@@ -305,7 +306,9 @@ def test_inits_that_peft_makes_from_weights_and_data(
     result = clair_cli.merge(
         tmp_path / "clients", tmp_path / "merged", rank="full", allow_undetermined=True
     )
-    assert any(f"all clients used init_lora_weights '{init}'" in w for w in result.report.warnings)
+    assert any(
+        f"all clients used init_lora_weights '{init}'" in w for w in texts(result.report.warnings)
+    )
     loaded = peft.PeftModel.from_pretrained(Chain(), tmp_path / "merged")
     assert worst(theirs(loaded), wanted) <= EPS
 

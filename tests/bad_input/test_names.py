@@ -22,6 +22,7 @@ from clair_cli.text import MAX_NOTES
 from tests import cohorts
 from tests.bad_input.clients import CONFIG, WEIGHTS
 from tests.bad_input.running import OUT, merge
+from tests.cohorts import texts
 from tests.hostile import client, config, load_cohort, only_rejection, pair
 
 CLIENTS = Path("clients")
@@ -136,7 +137,7 @@ def test_thousands_of_files_are_one_note(work: Path) -> None:
         (CLIENTS / f"{k:03d}{'y' * 100}").mkdir()
     ran = merge()
     assert ran.code == 0 and ran.report is not None
-    notes = ran.report["warnings"]
+    notes = texts(ran.report["warnings"])
     assert len(notes) == 3
     assert "and 1,997 more ignored" in notes[2] and "and 197 more ignored" in notes[0]
     assert all(len(note) < MAX_MESSAGE for note in notes)
@@ -146,7 +147,7 @@ def test_folders_in_a_clients_folder(folder: Path) -> None:
     for k in range(30):
         (folder / "good" / f"{k:02d}").mkdir()
         (folder / "good" / f"{k:02d}" / WEIGHTS).touch()
-    (note,) = load_cohort(folder).adapters[0].notes
+    (note,) = texts(load_cohort(folder).adapters[0].notes)
     assert note.endswith("sub-folders '00', '01', '02' and 27 more")
 
 
@@ -155,13 +156,15 @@ def test_notes_on_clients_are_joined_and_cut(count: int) -> None:
     """One note for all clients that it is true of; not one for each."""
     alpha = {f"c{k:02d}": (pair(), config(lora_alpha=0)) for k in range(2 * count)}
     report = clair_cli.inspect(alpha).report
-    (note,) = (w for w in report.warnings if "lora_alpha is 0" in w)
+    (note,) = (w for w in texts(report.warnings) if "lora_alpha is 0" in w)
     assert note.startswith("clients 'c00', 'c01'") and f"and {2 * count - 20} more: " in note
     inits = {
         f"c{k:02d}": (pair(), config(init_lora_weights=f"pissa_niter_{k}")) for k in range(count)
     }
     report = clair_cli.inspect(inits).report
-    notes = [w for w in report.warnings if "notes on clients" in w or "init_lora_weights" in w]
+    notes = [
+        w for w in texts(report.warnings) if "notes on clients" in w or "init_lora_weights" in w
+    ]
     assert len([n for n in notes if n.startswith("client 'c")]) == MAX_NOTES
     assert ("and 1 more notes on clients" in notes) == (count > MAX_NOTES)
 
@@ -175,13 +178,13 @@ def test_notes_on_modules_and_on_names_are_cut(count: int) -> None:
     usual = pair("q") | pair("k")
     clients: dict[str, Any] = {f"c{k}": (usual, config()) for k in range(3)}
     clients |= {"a": (state(8), config()), "b": (state(9), config())}
-    notes = check_comparable(adapters_from_memory(clients), "union").notes
+    notes = texts(check_comparable(adapters_from_memory(clients), "union").notes)
     assert len([n for n in notes if n.startswith("module 'x")]) == MAX_NOTES
     assert any("and 1 more modules left out" in n for n in notes) == (count > MAX_NOTES)
     names = [name for k in range(count) for name in (f"a{k}", f"A{k}")]
     assert len(similar_names(names)) == MAX_NOTES + (count > MAX_NOTES)
     (alike,) = similar_names([f"{k:07b}".replace("0", "a").replace("1", "A") for k in range(128)])
-    assert alike.startswith("clients 'AAAAAAA', 'AAAAAAa', 'AAAAAaA' and 125 more:")
+    assert alike.text.startswith("clients 'AAAAAAA', 'AAAAAAa', 'AAAAAaA' and 125 more:")
 
 
 def many_adapters(folder: Path) -> None:

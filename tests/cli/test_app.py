@@ -100,6 +100,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
         "weights": None,
         "max_weight": None,
         "previous": None,
+        "fresh": False,
         "exclude": (),
         "min_clients": 3,
         "trust": (),
@@ -151,6 +152,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "weights": Path("w.csv"),
         "max_weight": 0.4,
         "previous": Path("before.safetensors"),
+        "fresh": False,
         "exclude": ("a", "b"),
         "min_clients": 5,
         "trust": ("c", "d=sha256:" + 32 * "aB"),
@@ -277,6 +279,18 @@ def test_quiet_inspect_says_the_verdict_only(clients: Path, calls: list[Settings
     assert found.stderr.count("\n") == 1
 
 
+def test_fresh_and_previous_are_a_wrong_call(clients: Path, calls: list[Settings]) -> None:
+    Path("before.safetensors").touch()
+    for command in ("merge", "inspect", "refine"):
+        more = () if command == "inspect" else ("-o", "out")
+        given = (command, clients, *more, "--fresh")
+        assert run(*given).exit_code in (0, 3) and calls[-1].fresh is True
+        result = run(*given, "--previous", "before.safetensors")
+        assert result.exit_code == 2 and "fresh" in result.stderr and "previous" in result.stderr
+    with pytest.raises(UsageError, match="previous"):
+        make_settings("inspect", clients, None, {"fresh": True, "previous": "before.safetensors"})
+
+
 TYPED = {
     "merge": api.MergeOptions,
     "inspect": api.InspectOptions,
@@ -309,7 +323,7 @@ def test_an_option_that_a_command_lacks_is_no_argument_of_its_function(tmp_path:
 
 JUDGED_BY = (
     "clients output weights previous exclude min_clients device fail_on modules assume_alpha limit"
-    " strict minority max_weight trust trust_adapter"
+    " strict minority fresh max_weight trust trust_adapter"
 )
 WRITTEN_BY = "rank error_target keep_alpha dtype tensor_names allow_undetermined"
 

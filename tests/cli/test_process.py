@@ -456,9 +456,10 @@ SHOWING = f"""
 from dataclasses import replace
 from types import SimpleNamespace
 from tests.fake_report import fake_report, renamed
+from clair_cli.remark import warning
 def run_inspect(settings):
     report = renamed(fake_report(command="inspect"), {{"amber": {LONG_NAME!r}}})
-    report = replace(report, warnings=("a word " * 50,))
+    report = replace(report, warnings=(warning("x", "a word " * 50),))
     return SimpleNamespace(report=report)
 def run_merge(settings):
     settings.progress("reading", 1, 3)

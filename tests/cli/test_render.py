@@ -9,6 +9,7 @@ from rich.cells import cell_len
 
 from clair_cli.cli.render import NARROWEST, View, render
 from clair_cli.cli.sentences import MAX_NAMES, verdict_line
+from clair_cli.remark import warning
 from clair_cli.report.model import Group
 from clair_cli.text import printable
 from tests.fake_report import BENIGN, REASONS, all_benign, fake_report, renamed, undetermined
@@ -113,7 +114,7 @@ def test_hostile_names_are_shown_and_harmless(view: View) -> None:
 
 
 def test_hostile_words_outside_names_are_harmless() -> None:
-    report = replace(undetermined(), warnings=("w\x1b[2J\nx",))
+    report = replace(undetermined(), warnings=(warning("x", "w\x1b[2J\nx"),))
     cohort = replace(report.cohort, outcome_text="o\x1b[2J", remedy="r\r\n")
     text = render(replace(report, cohort=cohort), TERMINAL, report_path="p\x1b.json")
     assert "\x1b" not in text

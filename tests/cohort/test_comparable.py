@@ -13,6 +13,7 @@ from clair_cli.cohort.comparable import check_comparable
 from clair_cli.cohort.memory import adapters_from_memory
 from clair_cli.cohort.model import Cohort
 from clair_cli.errors import InputRefused
+from tests.cohorts import texts
 from tests.hostile import config, pair
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -44,7 +45,7 @@ def test_equal_clients_pass_without_a_word() -> None:
     assert names(found) == ["a", "b", "c"]
     shapes = [(name, layout.matrix) for name, layout in found.layouts.items()]
     assert shapes == [("k", (4, 8)), ("q", (6, 8))]
-    assert (found.rejected, found.notes) == ((), ())
+    assert (found.rejected, texts(found.notes)) == ((), ())
 
 
 BASE = {"base_model_name_or_path": "org/base"}
@@ -71,7 +72,7 @@ def test_a_tie_in_a_module_of_few_clients_leaves_it_out() -> None:
     )
     assert list(found.layouts) == ["q"]
     assert len(found.adapters) == 5
-    assert any("module 'x' left out" in note for note in found.notes)
+    assert any("module 'x' left out" in note for note in texts(found.notes))
 
 
 def test_ties_are_told_up_to_a_bound() -> None:
@@ -86,7 +87,7 @@ def test_ties_are_told_up_to_a_bound() -> None:
             )
         )  # fmt: skip
         assert len(found.notes) == told
-    assert found.notes[-1] == "and 1 more modules left out, whose shapes have no majority"
+    assert texts(found.notes)[-1] == "and 1 more modules left out, whose shapes have no majority"
 
 
 def test_a_client_without_a_shared_module_is_rejected() -> None:
@@ -119,7 +120,7 @@ def test_twenty_groups_of_absent_modules_are_noted(count: int, last: str) -> Non
         )
         for k in range(7)
     }
-    notes = check_comparable(cohort(**clients)).notes
+    notes = texts(check_comparable(cohort(**clients)).notes)
     assert len(notes) == count and notes[-1].startswith(last)
 
 
@@ -130,7 +131,7 @@ def test_modules_that_few_have_are_left_out_in_one_note() -> None:
         cohort(a=(many, BASE), b=(many, BASE), **dict.fromkeys("cdefg", (Q, BASE)))
     )
     assert list(found.layouts) == ["q"] and len(found.adapters) == 7
-    assert found.notes == (
+    assert texts(found.notes) == (
         "20 modules ('x00', 'x01', 'x02' and 17 more) left out: fewer than 3 of 7 clients have "
         "each (2 clients ('a', 'b'))",
     )
@@ -143,10 +144,12 @@ def test_module_sets() -> None:
     for modules in ("common", "union"):
         found = check_comparable(clients, modules)  # type: ignore[arg-type]
         assert list(found.layouts) == ["k", "q"]
-        assert found.notes == ("1 module ('k') absent from 1 client ('c'): a zero update there",)
+        assert texts(found.notes) == (
+            "1 module ('k') absent from 1 client ('c'): a zero update there",
+        )
     shared = check_comparable(clients, "intersection")
     assert list(shared.layouts) == ["k", "q"] and names(shared) == ["a", "b", "c"]
-    assert shared.notes == (
+    assert texts(shared.notes) == (
         "1 module ('k') absent from 1 client ('c'): left out where such a client is merged",
     )
     strict = check_comparable(clients, "same")
@@ -163,7 +166,7 @@ def test_at_most_twenty_notes_say_who_lacks_what(count: int) -> None:
         f"c{k:02}": ({m: shape for m, shape in whole.items() if m != f"m{k:02}"}, BASE)
         for k in range(count)
     }
-    notes = check_comparable(cohort(**clients)).notes
+    notes = texts(check_comparable(cohort(**clients)).notes)
     assert notes[0] == "1 module ('m00') absent from 1 client ('c00'): a zero update there"
     more = ("and 1 more notes on modules absent from some clients",)
     assert notes[20:] == (() if count == 20 else more)
@@ -222,11 +225,14 @@ def test_local_and_missing_bases_are_notes() -> None:
     local = {"base_model_name_or_path": "/data/models/base/"}
     found = check_comparable(cohort(a=(Q, BASE), b=(Q, BASE), c=(Q, local), d=(Q, {})))
     assert names(found) == ["a", "b", "c", "d"]
-    assert found.notes == ("base model not named by 1 client: 'd'",)
+    assert texts(found.notes) == ("base model not named by 1 client: 'd'",)
     odd = {"base_model_name_or_path": "/data/models/other"}
     found = check_comparable(cohort(a=(Q, BASE), b=(Q, BASE), c=(Q, odd)))
     assert names(found) == ["a", "b", "c"]
-    assert "local path that can't be compared: 1 client has '/data/models/other'" in found.notes[0]
+    assert (
+        "local path that can't be compared: 1 client has '/data/models/other'"
+        in texts(found.notes)[0]
+    )
 
 
 def test_two_named_clients_of_many_do_not_end_the_round() -> None:
@@ -234,15 +240,15 @@ def test_two_named_clients_of_many_do_not_end_the_round() -> None:
     clients: dict[str, Any] = {f"c{i}": (Q, {}) for i in range(5)}
     found = check_comparable(cohort(a=(Q, BASE), b=(Q, other), **clients))
     assert len(found.adapters) == 7
-    assert any("base_model_name_or_path differs" in note for note in found.notes)
+    assert any("base_model_name_or_path differs" in note for note in texts(found.notes))
 
 
 def test_a_shared_init_is_a_warning() -> None:
     pissa = {"init_lora_weights": "pissa", "revision": "v1"}
     found = check_comparable(cohort(a=(Q, pissa), b=(Q, pissa | {"revision": "v2"})))
     assert names(found) == ["a", "b"]
-    assert any("all clients used init_lora_weights 'pissa'" in note for note in found.notes)
-    assert any("revisions differ" in note for note in found.notes)
+    assert any("all clients used init_lora_weights 'pissa'" in note for note in texts(found.notes))
+    assert any("revisions differ" in note for note in texts(found.notes))
 
 
 def test_no_client_is_left() -> None:
@@ -256,7 +262,9 @@ def test_an_init_that_all_must_share(init: str) -> None:
     same = {"init_lora_weights": init}
     found = check_comparable(cohort(a=(Q, same), b=(Q, same), c=(Q, same)))
     assert names(found) == ["a", "b", "c"]
-    assert any(f"all clients used init_lora_weights '{init}'" in note for note in found.notes)
+    assert any(
+        f"all clients used init_lora_weights '{init}'" in note for note in texts(found.notes)
+    )
     found = check_comparable(cohort(a=(Q, same), b=(Q, same), c=(Q, {})))
     assert names(found) == ["a", "b"]
     assert f"2 of 3 clients have '{init}'" in found.rejected[0].message
@@ -303,12 +311,12 @@ def test_two_configs_of_many_do_not_end_the_round() -> None:
     clients |= {"a": (state(Q), config()), "b": (state(Q), config(fan_in_fan_out=True))}
     found = check_comparable(adapters_from_memory(clients))
     assert len(found.adapters) == 5
-    assert any("fan_in_fan_out differs: 1 client has false ('a')" in n for n in found.notes)
+    assert any("fan_in_fan_out differs: 1 client has false ('a')" in n for n in texts(found.notes))
     local = {"base_model_name_or_path": "/data/base"}
     other = {"base_model_name_or_path": "org/other"}
     found = check_comparable(cohort(a=(Q, BASE), b=(Q, other), c=(Q, local), d=(Q, local)))
     assert len(found.adapters) == 4
-    assert any("base_model_name_or_path differs" in note for note in found.notes)
+    assert any("base_model_name_or_path differs" in note for note in texts(found.notes))
 
 
 def test_one_name_means_one_kind_of_layer() -> None:

@@ -15,6 +15,7 @@ from clair_cli.adapters.write import safetensors_bytes
 from clair_cli.cohort.load import load_one
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.limits import Limits
+from tests.cohorts import texts
 from tests.hostile import client, config, load_cohort, only_rejection, pair, rejected
 
 
@@ -38,7 +39,7 @@ def test_folders_and_files_are_clients_sorted_by_bytes(folder: Path) -> None:
     assert set(cohort.ignored) == {
         ".hidden.safetensors", "x.safetensors~", "README.md", "notes.json", "a.tmp", "logs/",
     }  # fmt: skip
-    assert cohort.notes == ("folder 'logs' ignored: it holds no adapter file",)
+    assert texts(cohort.notes) == ("folder 'logs' ignored: it holds no adapter file",)
 
 
 def test_order_is_that_of_names_and_not_of_entries(folder: Path) -> None:
@@ -98,7 +99,7 @@ def test_nested_links_inside_and_pickles_beside(folder: Path) -> None:
     assert cohort.rejected == ()
     assert [a.name for a in cohort.adapters] == ["again", "file", "good", "nested"]
     assert len({a.sha256 for a in cohort.adapters}) == 1
-    assert cohort.adapters[3].notes == (
+    assert texts(cohort.adapters[3].notes) == (
         "read from the sub-folder 'default'",
         "'adapter_model.bin' ignored",
     )
@@ -109,7 +110,9 @@ def test_sub_folders_beside_an_adapter_are_named(folder: Path) -> None:
     """PEFT saves the adapter "default" in the folder, and others below it."""
     client(folder / "good", "other")
     (adapter,) = load_cohort(folder).adapters
-    assert adapter.notes == ("ignored, as the folder has an adapter itself: sub-folders 'other'",)
+    assert texts(adapter.notes) == (
+        "ignored, as the folder has an adapter itself: sub-folders 'other'",
+    )
 
 
 def test_one_peft_folder_is_one_client(folder: Path) -> None:
@@ -117,7 +120,9 @@ def test_one_peft_folder_is_one_client(folder: Path) -> None:
     (folder / "good" / "README.md").write_text("x")
     cohort = load_cohort(folder / "good")
     assert [a.name for a in cohort.adapters] == ["good"]
-    assert cohort.notes == ("the folder is itself one adapter: read as the one client 'good'",)
+    assert texts(cohort.notes) == (
+        "the folder is itself one adapter: read as the one client 'good'",
+    )
     assert cohort.ignored == ("README.md", "training_args.bin")
 
 
@@ -129,7 +134,9 @@ def test_equal_names_are_told_apart(folder: Path) -> None:
     cohort = load_cohort(folder, assume_alpha=4)
     names = [a.name for a in cohort.adapters]
     assert names == ["GOOD", "good", "good.safetensors", "good.safetensors.safetensors"]
-    assert cohort.notes == ("clients 'GOOD', 'good': names differ only in case or Unicode form",)
+    assert texts(cohort.notes) == (
+        "clients 'GOOD', 'good': names differ only in case or Unicode form",
+    )
 
 
 def test_a_suffix_in_capitals_is_the_suffix(folder: Path) -> None:

@@ -12,6 +12,7 @@ from clair_cli.cohort.comparable import check_comparable
 from clair_cli.cohort.memory import adapters_from_memory
 from clair_cli.cohort.model import Cohort
 from clair_cli.formats.limits import parse_limits
+from tests.cohorts import texts
 from tests.hostile import config, pair
 
 SHAPE = (40, 60)  # 100 numbers a component
@@ -73,7 +74,10 @@ def test_who_goes_makes_no_module_common(monkeypatch: pytest.MonkeyPatch) -> Non
     clients["odd"] = ({**pair("q", 35, SHAPE), **pair("k", 35, SHAPE)}, config(35))
     found = check_comparable(adapters_from_memory(clients))
     assert kept(found) == ["c0", "c1", "c2", "c3", "c4"] and list(found.layouts) == ["q"]
-    assert len(found.notes) == 2 and "1 module ('k') left out: fewer than 3 of 5" in found.notes[1]
+    assert (
+        len(found.notes) == 2
+        and "1 module ('k') left out: fewer than 3 of 5" in texts(found.notes)[1]
+    )
 
 
 def test_nobody_honest_comes_near() -> None:

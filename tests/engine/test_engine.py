@@ -98,9 +98,9 @@ def test_an_engine_may_keep_nothing(monkeypatch: pytest.MonkeyPatch, case: str) 
 
 @pytest.mark.parametrize("later", [False, True])
 def test_refinement(pickled: Callable[..., Any], tmp_path: Path, later: bool) -> None:
-    folder, options = save(tmp_path / "clients", 32), dict[str, Any]()
+    folder, options = save(tmp_path / "clients", 32), dict[str, Any](fresh=True)
     if later:
-        clair_cli.merge(folder, tmp_path / "before")
+        clair_cli.merge(folder, tmp_path / "before", fresh=True)
         options = {"previous": tmp_path / "before", "allow_undetermined": True}
     stages = "comparing measuring refining writing"
     found = pickled(clair_cli.refine, stages, folder, **options)

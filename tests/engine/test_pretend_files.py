@@ -83,11 +83,11 @@ def test_what_does_not_fit_the_device_stays_in_its_files(
     far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save(tmp_path / "clients", 16)
-    small = clair_cli.merge(folder)
+    small = clair_cli.merge(folder, fresh=True)
     monkeypatch.setattr(engine, "_MEMORY", 1000)
     round_, on_device = opened(folder)
     assert on_device.load(round_).cache is None
-    same(small, far(clair_cli.merge, folder))
+    same(small, far(clair_cli.merge, folder, fresh=True))
 
 
 @pytest.mark.parametrize("rank", [20, 21])
@@ -125,9 +125,9 @@ def test_a_round_that_starts_again_gives_what_it_would_have_given(far: Any, tmp_
             shutil.rmtree(folder / "c1")
             done.append(True)
 
-    first = far(clair_cli.merge, folder, progress=change)
+    first = far(clair_cli.merge, folder, progress=change, fresh=True)
     assert [c.name for c in first.report.with_verdict("rejected")] == ["c1"]
-    again = far(clair_cli.merge, folder)
+    again = far(clair_cli.merge, folder, fresh=True)
     for name, tensor in again.tensors.items():
         assert torch.equal(first.tensors[name], tensor)
 

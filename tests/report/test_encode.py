@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, is_dataclass, replace
+from typing import get_args
 
 import jsonschema
 import numpy as np
 import pytest
 
+from clair_cli.remark import Remark, RemarkClass
 from clair_cli.report import model as report_module
 from clair_cli.report import results
 from clair_cli.report.encode import _indented, load_schema, report_dict, report_json
-from clair_cli.report.model import VERDICTS, Report
+from clair_cli.report.model import VERDICTS, Reason, Report
 from tests.fake_report import all_benign, fake_report, renamed, undetermined, with_score
 
 REPORTS = {
@@ -66,7 +68,7 @@ def dataclasses_of_the_report() -> list[type]:
 def test_the_schema_has_exactly_the_fields_of_the_dataclass(cls: type) -> None:
     schema = load_schema()
     part = schema if cls is Report else schema["$defs"][cls.__name__]
-    names = {field.name for field in fields(cls)}
+    names = {field.name.rstrip("_") for field in fields(cls)}
     assert set(part["properties"]) == names
     assert set(part["required"]) == names
     assert part["additionalProperties"] is False
@@ -82,6 +84,14 @@ def test_the_schema_knows_the_verdicts() -> None:
     assert verdict["enum"] == list(VERDICTS)
 
 
+def test_the_schema_knows_the_classes_of_remarks() -> None:
+    known = load_schema()["$defs"]["Remark"]["properties"]["class"]["enum"]
+    assert known == list(get_args(RemarkClass))
+    wrong = Remark("x", "fatal", "x")  # type: ignore[arg-type]
+    with pytest.raises(jsonschema.ValidationError, match="fatal"):
+        validate(json.loads(report_json(replace(fake_report(), warnings=(wrong,)))))
+
+
 @pytest.mark.parametrize(
     ("change", "value"),
     [
@@ -91,6 +101,7 @@ def test_the_schema_knows_the_verdicts() -> None:
         ("sha256", "abc"),
         ("name", ""),
         ("ranks", (8.5,)),
+        ("reasons", (Reason("Bad code", "x"),)),
     ],
 )
 def test_the_schema_refuses_what_a_report_can_not_say(change: str, value: object) -> None:

@@ -120,7 +120,10 @@ def test_older_names_in_a_report_are_read(work: Path) -> None:
 
 def test_weights_and_previous_are_given_again(work: Path) -> None:
     Path("w.json").write_text(json.dumps({n: 1.0 + k for k, n in enumerate(CLIENTS)}))
-    cohorts.save_peft(Path("before"), cohorts.honest(1, seed=9)["c0"])
+    before = cohorts.honest(1, seed=9)["c0"]
+    cohorts.save_peft(Path("before"), before)
+    shutil.rmtree("clients")
+    cohorts.save(Path("clients"), cohorts.on_top(CLIENTS, before.deltas()))
     output = made("file", weights="w.json", previous="before")
     result = clair("verify", output, "clients")
     assert result.exit_code == 2
@@ -295,8 +298,12 @@ def edited(**changes: Any) -> str:
 
 BAD_REPORTS: dict[str, tuple[Callable[[], str], str]] = {
     "newer": (
-        lambda: edited(schema="clair.report/2", version="9.1"),
-        r"schema 'clair\.report/2'; clair .* reads clair\.report/1",
+        lambda: edited(schema="clair.report/3", version="9.1"),
+        r"schema 'clair\.report/3'; clair .* reads clair\.report/2",
+    ),
+    "older": (
+        lambda: edited(schema="clair.report/1"),
+        r"schema 'clair\.report/1'; clair .* reads clair\.report/2",
     ),
     "another program's": (lambda: '{"schema": "trivy/1"}', "is no report of clair"),
     "no object": (lambda: "[1]", "is no report of clair"),
@@ -335,6 +342,21 @@ def test_bad_reports_are_refused(work: Path, kind: str) -> None:
     result = clair("verify", output, "--report", "bad.json")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "bad.json" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ("clair.report/1", "an older clair made it: run the merge or refinement again"),
+        ("clair.report/3", "use clair '9.1', which wrote it"),
+        ("clair.report/x", "use clair '9.1', which wrote it"),
+    ],
+)
+def test_what_to_do_about_a_report_of_another_schema(work: Path, schema: str, words: str) -> None:
+    output = made("file")
+    Path("m.report.json").write_text(edited(schema=schema, version="9.1"))
+    result = clair("verify", output)
+    assert result.exit_code == 2 and schema in result.stderr and words in result.stderr
 
 
 def test_a_refined_client_that_the_report_lacks(work: Path) -> None:

@@ -124,7 +124,8 @@ def test_a_state_dict_that_changes_is_seen_too() -> None:
 
 
 def test_a_previous_adapter_that_changes_ends_the_run(tmp_path: Path) -> None:
-    folder = cohorts.save(tmp_path / "clients", cohorts.honest(4))
+    clients = cohorts.on_top(cohorts.honest(4), cohorts.unrelated().deltas())
+    folder = cohorts.save(tmp_path / "clients", clients)
     before = cohorts.save_peft(tmp_path / "before", cohorts.unrelated())
     wanted = clair_cli.merge(folder, tmp_path / "wanted", previous=before)
     weights = "adapter_model.safetensors"

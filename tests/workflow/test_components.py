@@ -85,9 +85,9 @@ def report_weight(report: Any, name: str) -> float:
 
 
 def test_a_previous_adapter_that_hides_something_is_a_wrong_option(tmp_path: Path) -> None:
-    clients = cohorts.honest(6)
-    folder = cohorts.save(tmp_path / "clients", clients)
     before = cohorts.unrelated(3)
+    clients = cohorts.on_top(cohorts.honest(6), before.deltas())
+    folder = cohorts.save(tmp_path / "clients", clients)
     for share, name in ((1.2e-4, "mild"), (0.8e-4, "wild")):
         cohorts.save_peft(tmp_path / name, with_share(before, share), "F64")
     assert clair_cli.inspect(folder, previous=tmp_path / "mild").report.exit_code == 0
@@ -96,9 +96,10 @@ def test_a_previous_adapter_that_hides_something_is_a_wrong_option(tmp_path: Pat
 
 
 def test_a_previous_adapter_is_looked_at_where_nobody_has_the_module(tmp_path: Path) -> None:
-    clients = {n: cohorts.without(c, [MODULE]) for n, c in cohorts.honest(6).items()}
-    folder = cohorts.save(tmp_path / "clients", clients)
     before = cohorts.unrelated(3)
+    whole = cohorts.on_top(cohorts.honest(6), before.deltas())
+    clients = {n: cohorts.without(c, [MODULE]) for n, c in whole.items()}
+    folder = cohorts.save(tmp_path / "clients", clients)
     cohorts.save_peft(tmp_path / "mild", before, "F64")
     cohorts.save_peft(tmp_path / "wild", cancelling(before, 1e16), "F64")
     _, result = merged(folder, tmp_path / "merged.safetensors", previous=tmp_path / "mild")
@@ -133,7 +134,9 @@ def test_what_is_judged_zero_beside_the_previous_adapter_is_merged_as_zero(tmp_p
 def test_refined_adapters_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from clair_cli.workflow import refine as refining
 
-    folder = cohorts.save(tmp_path / "clients", cohorts.honest(6))
+    clients, before = cohorts.honest(6), cohorts.unrelated(3)
+    first = cohorts.save(tmp_path / "first", clients)
+    second = cohorts.save(tmp_path / "second", cohorts.on_top(clients, before.deltas()))
     seen: list[tuple[float, float]] = []
 
     def look(module: str, values: torch.Tensor, most: float) -> None:
@@ -141,9 +144,9 @@ def test_refined_adapters_are_bounded_too(tmp_path: Path, monkeypatch: pytest.Mo
         check_sum(module, values, most)
 
     monkeypatch.setattr(refining, "check_sum", look)
-    previous = cohorts.save_peft(tmp_path / "previous", cohorts.unrelated(3))
-    for before in (None, previous):
-        clair_cli.refine(folder, previous=before)
+    previous = cohorts.save_peft(tmp_path / "previous", before)
+    for folder, given in ((first, None), (second, previous)):
+        clair_cli.refine(folder, previous=given)
     assert len(seen) == 2 * 6 * len(cohorts.MODULES)
     assert all(norm <= most for norm, most in seen)
 
@@ -220,7 +223,7 @@ def test_a_client_in_float64_that_is_left_out_changes_nothing(tmp_path: Path, ki
         B = {m: np.hstack([b, np.zeros((len(b), 18))]) for m, b in bad.B.items()}
         bad = cohorts.Client(A, B, {"r": 20, "lora_alpha": 40})
     cohorts.save_peft(folder / "c6", bad, "F32" if kind == "rank above width" else "F64")
-    report, result = merged(folder, tmp_path / "merged.safetensors")
+    report, result = merged(folder, tmp_path / "merged.safetensors", fresh=True)
     assert report_weight(report, "c6") == 0.0 and report.exit_code == 0
     honest = [client.deltas() for client in clients.values()]
     assert cohorts.relative(result, cohorts.mean(honest)) < 1e-6

@@ -13,7 +13,7 @@ import pytest
 
 import clair_cli
 from tests import cohorts
-from tests.cohorts import Client, clair, factored, low_rank
+from tests.cohorts import Client, clair, factored, low_rank, texts
 
 # A U-Net's attention and a text encoder's: dotted path in the pipeline to (out, in).
 UNET = {
@@ -132,7 +132,7 @@ def test_clients_of_every_format_merge_together(tmp_path: Path) -> None:
     report = cohorts.read_report(tmp_path / "m.report.json")
     assert set(cohorts.verdicts(report).values()) == {"benign"}
     assert {m["name"] for m in report["modules"]} == set(MODULES)
-    warnings = "\n".join(report["warnings"])
+    warnings = "\n".join(texts(report["warnings"]))
     assert "modules of 'c0', 'c1' go by the others' names: 'lora_te_text_model_" in warnings
     assert "client 'c1': no alpha tensor in some modules: alpha = rank there" in warnings
     assert "client 'c2': no config: alpha = rank, as diffusers loads it" in warnings
@@ -414,7 +414,7 @@ def kohya_with(tmp_path: Path, bad: Mapping[str, Any], metadata: Mapping[str, st
     report = cohorts.read_report(tmp_path / "m.report.json")
     rejected = [n for n, verdict in cohorts.verdicts(report).items() if verdict == "rejected"]
     assert rejected in ([], ["c4"])
-    return cohorts.reasons(report, "c4") if rejected else "\n".join(report["warnings"])
+    return cohorts.reasons(report, "c4") if rejected else "\n".join(texts(report["warnings"]))
 
 
 STEM = kohya_module(next(iter(UNET)))
@@ -592,7 +592,9 @@ def test_names_that_differ_in_module_or_part_alone(tmp_path: Path) -> None:
     report = cohorts.read_report(tmp_path / "m/report.json")
     assert {m["name"] for m in report["modules"]} == set(UNET)
     assert all(m["absent"] == [] for m in report["modules"])
-    assert any("modules of 'c2', 'c3' go by the others' names" in w for w in report["warnings"])
+    assert any(
+        "modules of 'c2', 'c3' go by the others' names" in w for w in texts(report["warnings"])
+    )
 
 
 @pytest.mark.parametrize("form", ["kohya", "diffusers"])

@@ -18,7 +18,7 @@ from clair_cli.settings import make_settings
 from clair_cli.workflow import outputs
 from clair_cli.workflow.read import read_cohort
 from tests import cohorts
-from tests.cohorts import MODULES, Client, Clients
+from tests.cohorts import MODULES, Client, Clients, texts
 
 EXTRA = "model.lm_head"
 SHAPE = (20, 12)
@@ -77,9 +77,9 @@ def test_who_is_left_out_does_not_make_a_module_common(holders: int) -> None:
     if holders < 3:
         del wanted[EXTRA]
         words = f"1 module ('{EXTRA}') not merged: fewer than 3 of the 6 merged clients"
-        assert any(words in warning for warning in report.warnings)
+        assert any(words in warning for warning in texts(report.warnings))
     assert cohorts.relative(found, wanted) <= 1e-5
-    assert not any("not merged" in w for w in report.warnings) or holders < 3
+    assert not any("not merged" in w for w in texts(report.warnings)) or holders < 3
 
 
 def test_one_clients_module_is_left_out_before_any_work() -> None:
@@ -90,7 +90,7 @@ def test_one_clients_module_is_left_out_before_any_work() -> None:
     assert set(verdicts(report).values()) == {"benign"}
     wanted = cohorts.mean([c.deltas() for c in clients.values()])
     assert cohorts.relative(found, wanted) <= 1e-5
-    told = [w for w in report.warnings if EXTRA in w]
+    told = [w for w in texts(report.warnings) if EXTRA in w]
     assert told == [f"1 module ('{EXTRA}') left out: fewer than 3 of 7 clients have it "
                     "(1 client ('c6'))"]  # fmt: skip
     assert [m.name for m in report.modules] == sorted(MODULES)
@@ -131,7 +131,7 @@ def test_a_module_that_is_zero_in_all_is_not_written(modules: str) -> None:
     assert set(verdicts(report).values()) == {"benign"}
     assert sorted(found) == sorted(MODULES)
     words = f"1 module ('{EXTRA}') not merged: "
-    assert any(w.startswith(words) for w in report.warnings)
+    assert any(w.startswith(words) for w in texts(report.warnings))
     (entry,) = [m for m in report.modules if m.name == EXTRA]
     assert (entry.written, entry.n_updates) == (None, 0)
     clients["c0"] = with_module(honest["c0"], head(1e-3))
@@ -183,7 +183,7 @@ def test_a_previous_module_that_too_few_of_the_merged_have_stays() -> None:
     found, report = merged(clients, previous=previous)
     assert verdicts(report)["c6"] == "contaminated"
     assert cohorts.relative({"m": found[EXTRA]}, {"m": before[EXTRA]}) <= 1e-5
-    assert any("not merged: fewer than 3 of the 6" in w for w in report.warnings)
+    assert any("not merged: fewer than 3 of the 6" in w for w in texts(report.warnings))
 
 
 def test_room_is_looked_for_as_the_majority_needs_it(

@@ -15,7 +15,7 @@ import pytest
 import clair_cli
 from clair_cli import UsageError
 from tests import cohorts
-from tests.cohorts import MODULES, Deltas, clair, factored
+from tests.cohorts import MODULES, Deltas, clair, factored, texts
 
 FULL = ("--rank", "full", "--dtype", "float32")
 SERVING = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -137,7 +137,9 @@ def test_modules(work: Path, modules: str) -> None:
         assert verdict == "benign"
     elif modules == "intersection":
         assert entry is not None and entry["written"] is None and verdict == "benign"
-        assert any(f"'{LACKING}') not merged: not all of the 6" in w for w in report["warnings"])
+        assert any(
+            f"'{LACKING}') not merged: not all of the 6" in w for w in texts(report["warnings"])
+        )
     else:
         assert verdict == "rejected" and "lacks" in cohorts.reasons(report, "c2")
     listed = cohorts.read_config(Path("m.safetensors"))["target_modules"]
@@ -274,7 +276,7 @@ def test_a_warning_when_the_largest_serving_rank_misses_the_target() -> None:
     )
     merged = result.report.merged
     assert merged is not None and merged.rank == 512 and merged.error > 1e-3
-    assert any("512" in w and "--error-target" in w for w in result.report.warnings)
+    assert any("512" in w and "--error-target" in w for w in texts(result.report.warnings))
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -318,7 +320,7 @@ def test_dtype_auto_is_that_of_most_clients(work: Path, stored: list[str], wante
         cohorts.save(Path("clients"), {name: client}, dtype=stored[k % len(stored)])
     _, report = merged()
     assert report["merged"]["dtype"] == wanted
-    notes = [note for note in report["warnings"] if "dtypes differ" in note]
+    notes = [note for note in texts(report["warnings"]) if "dtypes differ" in note]
     assert len(notes) == (len(set(stored)) > 1) and all(f"{wanted} written" in n for n in notes)
     data = Path("m.safetensors").read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -377,7 +379,7 @@ def test_previous(work: Path, form: str) -> None:
     assert cohorts.left_out(report) == {"flip", "odd"}
     honest = [d for n, c in alone.items() for d in [c.deltas()] if n not in ("flip", "odd")]
     assert cohorts.relative(found, cohorts.plus(start, cohorts.mean(honest))) <= 1e-6
-    assert not any("--previous" in w for w in report["warnings"])
+    assert not any("--previous" in w for w in texts(report["warnings"]))
 
     cohorts.save(Path("alone"), alone, "mixed", "F64")
     first = cohorts.check_report(clair("inspect", "alone", "--json").stdout)
@@ -389,8 +391,9 @@ def test_previous(work: Path, form: str) -> None:
 
 def test_previous_may_be_links(work: Path) -> None:
     """As in a download cache: a link that one names oneself is no stranger's."""
-    cohorts.save(Path("clients"), cohorts.honest(6))
-    cohorts.save_peft(Path("store"), cohorts.honest(8)["c7"])
+    before = cohorts.honest(8)["c7"]
+    cohorts.save(Path("clients"), cohorts.on_top(cohorts.honest(6), before.deltas()))
+    cohorts.save_peft(Path("store"), before)
     Path("cache").mkdir()
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         Path("cache", name).symlink_to(f"../store/{name}")
@@ -400,12 +403,15 @@ def test_previous_may_be_links(work: Path) -> None:
         assert cohorts.relative(found, wanted) == 0
 
 
-def test_a_warning_when_previous_looks_needed(work: Path) -> None:
+def test_no_verdict_when_previous_looks_needed(work: Path) -> None:
     _, alone, clients = second_round()
     for name, cohort, wanted in (("alone", alone, False), ("clients", clients, True)):
         cohorts.save(Path(name), cohort)
         report = cohorts.check_report(clair("inspect", name, "--json").stdout)
-        assert any("--previous" in w for w in report["warnings"]) is wanted
+        blocked = [w["code"] for w in report["warnings"] if w["class"] == "blocking"]
+        assert blocked == (["same_start"] if wanted else [])
+        assert ("--previous" in report["cohort"]["remedy"]) is wanted
+        assert report["exit_code"] == (5 if wanted else 3)
 
 
 def test_a_previous_adapter_of_other_shapes_is_an_error(work: Path) -> None:

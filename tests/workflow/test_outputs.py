@@ -13,6 +13,7 @@ from clair_cli.errors import ClairError, OutputError
 from clair_cli.output import publish
 from clair_cli.workflow import outputs as destination
 from tests import cohorts
+from tests.cohorts import texts
 
 
 def saved(tmp_path: Path, n_clients: int) -> Path:
@@ -58,7 +59,7 @@ def test_a_report_without_an_adapter_does_not_block_the_remedy(tmp_path: Path, n
     assert json.loads(beside.read_text())["merged"] is None
     result = clair_cli.merge(clients, merged, allow_undetermined=True)
     assert result.report.exit_code == 0
-    assert any("without a verdict" in warning for warning in result.report.warnings)
+    assert any("without a verdict" in warning for warning in texts(result.report.warnings))
     report: dict[str, Any] = json.loads(Path(result.report_path or "").read_text())
     assert report["merged"]["sha256"]
     assert beside.exists() == (name == "m.safetensors")

@@ -126,7 +126,7 @@ def test_bytes_held_from_the_check_on_change_nothing(
         for module in (safetensors_file, safetensors_scan):
             monkeypatch.setattr(module, "open_regular", counted)
         out = tmp_path / ("r.json" if command == "inspect" else "r")
-        report = getattr(clair_cli, command)(folder, out, force=True).report
+        report = getattr(clair_cli, command)(folder, out, force=True, fresh=True).report
         assert len(report.with_verdict("contaminated")) == 1
         files = sorted(out.rglob("*")) if out.is_dir() else [out]
         found.append((len(opens), [f.read_bytes() for f in files if f.is_file()]))
@@ -147,7 +147,7 @@ def losing_c1(merge: Any, folder: Path, stage: str) -> None:
             os.utime(file, ns=(1, 1))
             done.append(True)
 
-    result = merge(folder, folder.with_name("m.safetensors"), progress=change)
+    result = merge(folder, folder.with_name("m.safetensors"), progress=change, fresh=True)
     (lost,) = result.report.with_verdict("rejected")
     assert lost.name == "c1"
     assert "changed while reading" in str(lost.reasons)

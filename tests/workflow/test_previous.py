@@ -11,6 +11,7 @@ from torch import Tensor
 
 import clair_cli
 from tests import cohorts
+from tests.cohorts import texts
 
 Pair = tuple[Tensor, Tensor]
 Modules = Mapping[str, Pair]
@@ -119,7 +120,7 @@ def test_a_client_that_is_as_before_has_no_delta_weight(rank: int, shape: tuple[
     in an over-complete stack."""
     ranks = dict.fromkeys(MODULES, rank)
     clients, previous = cohort(ranks, ranks, shape)
-    clients["c3"] = previous
+    clients = on_top(clients, previous) | {"c3": dict(previous)}
     given = {name: adapter(modules) for name, modules in clients.items()}
     (same,) = (
         c
@@ -134,7 +135,7 @@ def remarks(clients: Mapping[str, Modules], previous: Modules) -> str:
     """What is said of the previous adapter."""
     given = {name: adapter(modules) for name, modules in clients.items()}
     warnings = clair_cli.inspect(given, previous=adapter(previous)).report.warnings
-    return " ".join(warning for warning in warnings if "--previous" in warning)
+    return " ".join(warning for warning in texts(warnings) if "--previous" in warning)
 
 
 @pytest.mark.parametrize("left_out", [("c0",), ("c0", "c1")])
@@ -192,4 +193,4 @@ def test_a_client_that_changes_before_the_remarks_is_left_out(tmp_path: Path) ->
     report = clair_cli.inspect(folder, previous=previous, progress=progress).report
     (lost,) = (c for c in report.clients if c.name == "c2")
     assert lost.verdict == "rejected"
-    assert any("have little of the --previous adapter" in text for text in report.warnings)
+    assert any("have little of the --previous adapter" in text for text in texts(report.warnings))

@@ -16,6 +16,7 @@ from clair_cli.adapters.names.parts import TensorPart
 from clair_cli.adapters.names.peft import strip_wrappers
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.strict_json import parse_strict
+from clair_cli.remark import Remark, note, warning
 from clair_cli.text import quoted
 
 _NAME = re.compile(r"(?P<module>.+)\.(?:lora_(?P<side>down|up)\.weight|alpha)")
@@ -52,7 +53,7 @@ _REFUSED_ARGS = {
 
 def check_header(
     metadata: Mapping[str, str], ranks: Iterable[int], *, without_alpha: bool
-) -> tuple[str, ...]:
+) -> tuple[Remark, ...]:
     """Remarks on a kohya file's header.
 
     Args:
@@ -77,12 +78,15 @@ def check_header(
     dim, alpha = _number(metadata.get(DIM)), _number(metadata.get(ALPHA))
     known = set(ranks)
     if dim is not None and dim not in known:
-        notes.append(f"header's {DIM} {dim:g} is the rank of no module; the tensors count")
+        text = f"header's {DIM} {dim:g} is the rank of no module; the tensors count"
+        notes.append(note("header_rank", text))
     if without_alpha:
         text = "no alpha tensor in some modules: alpha = rank there, as kohya's loaders take it"
         if alpha is not None and alpha not in known:
             text += f", although the header's {ALPHA} is {alpha:g}"
-        notes.append(text)
+            notes.append(warning("alpha_contradicted", text))
+        else:
+            notes.append(note("alpha_missing", text))
     return tuple(notes)
 
 

@@ -10,6 +10,7 @@ from clair_cli.adapters.names.parts import Format, KeyMap, KeyPair, TensorPart
 from clair_cli.adapters.names.peft import PREFIX, peft_name
 from clair_cli.adapters.names.refused import refuse
 from clair_cli.errors import RejectedClient
+from clair_cli.remark import Remark, warning
 from clair_cli.text import first_few, quoted, some_of
 
 READERS: tuple[Callable[[str], TensorPart | None], ...] = (peft_name, diffusers_name, kohya_name)
@@ -143,11 +144,12 @@ def _format(factors: Mapping[str, TensorPart]) -> Format:
     return "diffusers" if blocks or firsts != {TRANSFORMER} else "peft"
 
 
-def _notes(found: PartTable) -> tuple[str, ...]:
+def _notes(found: PartTable) -> tuple[Remark, ...]:
     base = [module for module, part in found if part == "base"]
     if not base:
         return ()
-    return (
+    text = (
         f"base weights of {first_few(base)} are in the file and not merged: the merged adapter "
-        "goes with the clients' own base model",
+        "goes with the clients' own base model"
     )
+    return (warning("base_weights", text),)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from clair_cli.remark import Remark
+
 Format = Literal["peft", "diffusers", "kohya"]
 Part = Literal["A", "B", "alpha", "base"]
 
@@ -62,4 +64,4 @@ class KeyMap:
     pairs: tuple[KeyPair, ...]
     format: Format = "peft"
     scale_inside: bool = False
-    notes: tuple[str, ...] = ()
+    notes: tuple[Remark, ...] = ()

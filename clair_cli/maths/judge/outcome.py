@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from clair_cli.maths.evidence.pair_levels import PairLevels
@@ -11,6 +12,7 @@ from clair_cli.maths.judge.loadings import stand_apart
 from clair_cli.maths.judge.minority import Minority
 from clair_cli.maths.judge.structure import Structure, far_tighter, next_to_nothing
 from clair_cli.maths.judge.thresholds import (
+    DUPLICATE_COSINE,
     FAR_TIGHTER,
     LEAST_LEVEL,
     LONER_RATIO,
@@ -52,6 +54,8 @@ def without_verdict(
     allow = "merge everybody who is not rejected with --allow-undetermined"
     if not n:
         return "no_updates", "no client has any update: every delta weight is zero", allow
+    if n == 1 and structure.duplicates:
+        return _same_update(structure)
     if n == 1:
         return "too_few", "1 client: nothing to compare with", allow
     if n == 2:
@@ -91,6 +95,19 @@ def contradicting(
         f"trusted clients contradict each other: {_listed(apart, names)} "
         + (f"against {_listed(others, names)}" if others else "are all unlike one another"),
         "find out which of them is wrong, and trust the others only",
+    )
+
+
+def _same_update(structure: Structure) -> NoVerdict:
+    """The case that all clients with an update equal one another."""
+    n = len(structure.duplicates) + 1
+    having = " that have an update" if structure.empty else ""
+    return (
+        "same_update",
+        f"all {n} clients{having} are the same update (cosine {DUPLICATE_COSINE} or more), as "
+        "checkpoints or copies of one run are",
+        "give one adapter per client, each of its own training; if all started from the last "
+        "merged adapter and hardly moved, give that with --previous",
     )
 
 
@@ -166,9 +183,10 @@ def little_shared(levels: PairLevels, structure: Structure, contrast: bool) -> N
     level = levels.level(structure.group).mean
     if level >= (LEAST_LEVEL if contrast else MIN_LEVEL):
         return None
+    number = "" if math.isnan(level) else f" (similarity {level:.3f})"
     return (
         "little_shared",
-        f"the clients have almost nothing in common (similarity {level:.3f})"
+        f"the clients have almost nothing in common{number}"
         f"{'' if contrast else ', and nobody stands out'}",
         NOTHING_SHARED[2],
     )

@@ -83,6 +83,23 @@ def _rounded(value: float) -> str:
     return f"{value:.2f}"
 
 
+def _level(ratio: float) -> str:
+    if math.isnan(ratio):
+        return "similarity to the others unknown"
+    return f"similarity to the others {_rounded(ratio)} of their own"
+
+
+def _norm(ratio: float) -> str:
+    return "norm not comparable" if math.isnan(ratio) else f"norm {ratio:.3g} x the median"
+
+
+def _inside(ratio: float) -> str:
+    """How much of a client the shared subspace holds; NaN where it holds nothing of most."""
+    if math.isnan(ratio):
+        return "it holds no more of anybody than chance would"
+    return f"{_rounded(ratio)} of the typical share inside"
+
+
 def alignment_findings(
     scores: Scores, kept: bool, apart: str, signed: bool
 ) -> tuple[str, list[Finding]]:
@@ -97,7 +114,7 @@ def alignment_findings(
     """
     ratio, high = scores.alignment.ratio, scores.alignment.high
     turned = signed and high < 0 and ratio < -OPPOSITE_RATIO
-    level = f"similarity to the others {_rounded(ratio)} of their own"
+    level = _level(ratio)
     if apart:
         finding = Finding("in_a_group", f"in a group with {apart}, apart from the others ({level})")
         opposite = [Finding("opposite", f"opposite to the others ({_rounded(ratio)})")]
@@ -126,8 +143,7 @@ def alignment_findings(
         return "suspicious", [
             Finding(
                 "off_subspace",
-                f"off the shared subspace ({_rounded(scores.captured_ratio)} of the typical share "
-                f"inside), though {level}",
+                f"off the shared subspace ({_inside(scores.captured_ratio)}), though {level}",
             )
         ]
     return "benign", []
@@ -137,7 +153,7 @@ def size_findings(scores: Scores) -> tuple[str, list[Finding]]:
     """Verdict and reasons of the norms. A client that is clearly less alike than the others are is
     held to NORM_CAP, everybody else to wider bounds."""
     ratio, module = scores["norm_ratio"], scores["module_norm_ratio"]
-    text = f"norm {ratio:.3g} x the median"
+    text = _norm(ratio)
     if scores.clear and ratio > NORM_CAP:
         text += f", and clearly less alike ({_rounded(scores.alignment.ratio)}) than the others are"
         return "contaminated", [Finding("norm", text)]
@@ -146,15 +162,11 @@ def size_findings(scores: Scores) -> tuple[str, list[Finding]]:
     if not ratio < NORM_CONTAMINATED:  # also catches NaN
         return "contaminated", [Finding("norm", text)]
     if not module < MODULE_NORM_CONTAMINATED:
-        return "contaminated", [
-            Finding("module_norm", f"norm {module:.3g} x the median in one module")
-        ]
+        return "contaminated", [Finding("module_norm", f"{_norm(module)} in one module")]
     if ratio > NORM_SUSPICIOUS:
         return "suspicious", [Finding("norm", text)]
     if module > MODULE_NORM_SUSPICIOUS:
-        return "suspicious", [
-            Finding("module_norm", f"norm {module:.3g} x the median in one module")
-        ]
+        return "suspicious", [Finding("module_norm", f"{_norm(module)} in one module")]
     if ratio < NORM_VANISHING:
         return "suspicious", [Finding("no_update", f"almost no update: {text}")]
     return "benign", []
@@ -170,7 +182,7 @@ def shape_findings(scores: Scores) -> tuple[str, list[Finding]]:
             Finding(
                 "noise",
                 f"like noise: spread over {spread:.3g} x as many directions as the others, "
-                f"similarity {_rounded(scores.alignment.ratio)} of their own level",
+                f"{_level(scores.alignment.ratio)}",
             )
         ]
     if distance > CORE_FAR:

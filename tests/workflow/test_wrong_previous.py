@@ -10,7 +10,7 @@ import pytest
 
 import clair_cli
 from tests import cohorts
-from tests.cohorts import MODULES, Client, factored
+from tests.cohorts import MODULES, Client, factored, texts
 
 N_DIRECTIONS = 6
 
@@ -35,7 +35,7 @@ def warnings(folder: Path, clients: np.ndarray, previous: np.ndarray | None = No
     if previous is not None:
         before = folder / "before"
         cohorts.save_peft(before, client(list(previous)))
-    return " ".join(clair_cli.inspect(folder / "clients", previous=before).report.warnings)
+    return " ".join(texts(clair_cli.inspect(folder / "clients", previous=before).report.warnings))
 
 
 def with_cosine(n_clients: int, cosine: float) -> np.ndarray:
