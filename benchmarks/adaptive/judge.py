@@ -98,9 +98,10 @@ def crafted_clients(
 
 
 def judge(honest: Sequence[Member], attackers: Sequence[Member]) -> Judged:
-    """Judge a cohort with the defaults of the command line."""
+    """Judge a cohort with `--fresh` and the defaults of the command line."""
     members = [*honest, *attackers]
-    report = clair_cli.inspect({name: (state, config) for name, state, config, _ in members}).report
+    clients = {name: (state, config) for name, state, config, _ in members}
+    report = clair_cli.inspect(clients, fresh=True).report
     found = {client.name: client for client in report.clients}
     each = [found[member[0]] for member in members]
     return Judged(

@@ -42,7 +42,7 @@ def interval(hits: int, total: int) -> str:
 def judged(members: Sequence[Member]) -> tuple[bool, dict[str, str]]:
     """Whether there is a verdict on the cohort, and each client's."""
     clients = {name: (state, config) for name, state, config, _ in members}
-    report = clair_cli.inspect(clients).report
+    report = clair_cli.inspect(clients, fresh=True).report
     return report.cohort.outcome == "judged", {c.name: c.verdict for c in report.clients}
 
 

@@ -1,9 +1,10 @@
 """One cohort with known truth, judged and merged: who was found, and how far off the merge is.
 
-`clair_cli.merge` runs on adapters in memory with the defaults of the command line, except rank
-full and dtype float32, so that errors are those of the set of clients and not of truncation, and
-except that a cohort without a verdict is merged whole (its error is then that of the plain mean).
-Errors are ||merged - mean of the truly benign|| / ||that mean|| on exact delta weights.
+`clair_cli.merge` runs on adapters in memory with `--fresh` and the defaults of the command line,
+except rank full and dtype float32, so that errors are those of the set of clients and not of
+truncation, and except that a cohort without a verdict is merged whole (its error is then that of
+the plain mean). Errors are ||merged - mean of the truly benign|| / ||that mean|| on exact delta
+weights.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ def judged(members: Sequence[Member], rules: Mapping[str, Rule] | None = None) -
         rules: name to f(points (K, D), true number of bad ones), as `peers.PEERS`.
     """
     clients = {name: (state, config) for name, state, config, _ in members}
-    result = clair_cli.merge(clients, rank="full", dtype="float32", allow_undetermined=True)
+    result = clair_cli.merge(
+        clients, rank="full", dtype="float32", allow_undetermined=True, fresh=True
+    )
     found = {client.name: client for client in result.report.clients}
     good = [found[name] for name, _, _, bad in members if not bad]
     bad = [found[name] for name, _, _, bad in members if bad]

@@ -122,7 +122,7 @@ class Pool:
         clients = {name: (state, config) for name, state, config, _ in members}
         benign, others = members[: CLIENTS - bad], members[CLIENTS - bad :]
         updates = peer_updates(members, bad)
-        merged = clair_cli.merge(clients, rank="full", dtype="float32")
+        merged = clair_cli.merge(clients, rank="full", dtype="float32", fresh=True)
         updates["clair merge"] = {}
         if merged.tensors is not None and merged.config is not None:
             updates["clair merge"] = cohorts.dense(dict(merged.tensors), merged.config)

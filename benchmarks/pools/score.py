@@ -1,9 +1,10 @@
 """One cohort judged and merged: verdicts against the truth, and the error of the merge.
 
-`clair_cli.merge` runs on adapters in memory with the defaults of the command line, except rank
-full and dtype float32: errors are those of the set of clients, not of truncation. All errors are
-distances of delta weights from the mean of the truly benign clients, relative to the norm of that
-mean; in a second round the previous adapter is subtracted from everything first.
+`clair_cli.merge` runs on adapters in memory with `--fresh` (in a second round `--previous`) and the
+defaults of the command line, except rank full and dtype float32: errors are those of the set of
+clients, not of truncation. All errors are distances of delta weights from the
+mean of the truly benign clients, relative to the norm of that mean; in a second round the
+previous adapter is subtracted from everything first.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def score(cohort: Cohort, domain: str, task: Task | None = None) -> Result:
         task: (delta weights, seed) to loss and backdoor success of the model with them.
     """
     adapters, previous = load(cohort, domain)
-    options: dict[str, Any] = {} if previous is None else {"previous": previous}
+    options: dict[str, Any] = {"fresh": True} if previous is None else {"previous": previous}
     result = clair_cli.merge(dict(adapters), rank="full", dtype="float32", threads=1, **options)
     verdicts = {client.name: client.verdict for client in result.report.clients}
     bad, honest = Counter[str](), Counter[str]()

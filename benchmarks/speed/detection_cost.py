@@ -48,7 +48,7 @@ def main() -> None:
             if done == total:
                 SECONDS["judging"] = time.perf_counter() - begun[stage]
 
-    result = clair_cli.inspect(given.cohort, threads=1, progress=progress)
+    result = clair_cli.inspect(given.cohort, threads=1, progress=progress, fresh=True)
     timed("report", report_json)(result.report)
     for name, seconds in SECONDS.items():
         print(f"{name:24}{seconds:8.2f} s")

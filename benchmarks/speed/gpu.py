@@ -83,7 +83,7 @@ def measure(cohort: Path, out: Path, runs: int) -> None:
             old.unlink(missing_ok=True)
         merge = cost(
             [sys.executable, "-m", "clair_cli", "merge", str(cohort), "-o", str(target), "-q",
-             "--timings", "--device", "cuda"]
+             "--fresh", "--timings", "--device", "cuda"]
         )  # fmt: skip
         if run >= 0:
             starts.append(start.wall)
@@ -105,7 +105,7 @@ def compare(cohort: Path, out: Path) -> None:
     target = out / "cpu.safetensors"
     merge = cost(
         [sys.executable, "-m", "clair_cli", "merge", str(cohort), "-o", str(target), "-q",
-         "--force", "--device", "cpu"]
+         "--fresh", "--force", "--device", "cpu"]
     )  # fmt: skip
     there, here = (json.loads((out / f"{n}.report.json").read_text()) for n in ("clair", "cpu"))
     pairs = list(zip(there["clients"], here["clients"], strict=True))

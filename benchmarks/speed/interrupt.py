@@ -25,7 +25,7 @@ def answer(cohort: Path, after: float, sent: int = signal.SIGINT) -> tuple[float
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "merged.safetensors"
         process = subprocess.Popen(
-            [sys.executable, "-m", "clair_cli", "merge", str(cohort), "-o", str(out)],
+            [sys.executable, "-m", "clair_cli", "merge", str(cohort), "-o", str(out), "--fresh"],
             stderr=subprocess.PIPE,
             text=True,
         )

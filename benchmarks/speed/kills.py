@@ -59,7 +59,7 @@ class Ended:
 def start(clients: Path, folder: Path, rank: str) -> subprocess.Popen[str]:
     """Its handlers are Python's own, whatever this process ignores."""
     return subprocess.Popen(
-        [sys.executable, "-m", "clair_cli", "merge", str(clients), "-o", OUT, "--force",
+        [sys.executable, "-m", "clair_cli", "merge", str(clients), "-o", OUT, "--force", "--fresh",
          "--rank", rank],
         cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

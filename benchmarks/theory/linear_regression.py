@@ -50,9 +50,9 @@ def compare(seed: int) -> tuple[list[str], dict[str, float]]:
     clients = {site: ({A: torch.eye(IN), B: matrix}, CONFIG) for site, matrix in local.items()}
     noise = NOISE / (SAMPLES - IN - 1) ** 0.5  # standard deviation of a least-squares entry
 
-    report = clair_cli.inspect(clients).report
-    merged = clair_cli.merge(clients, rank="full")
-    refined = clair_cli.refine(clients, rank="full", noise=noise)
+    report = clair_cli.inspect(clients, fresh=True).report
+    merged = clair_cli.merge(clients, rank="full", fresh=True)
+    refined = clair_cli.refine(clients, rank="full", noise=noise, fresh=True)
 
     guesses = {
         "local": local,

@@ -104,7 +104,9 @@ def refined_both_ways(
     with one_thread_each():
         loaded = load_round(settings, read_cohort(settings))
         factors = engine.load(loaded)
-        judged = judge_round(factors, engine, allow_undetermined=False, minority="exclude")
+        judged = judge_round(
+            factors, engine, allow_undetermined=False, minority="exclude", fresh=True
+        )
         if judged.outcome != "judged":
             return None
         choice = refine_round(judged, factors, settings, engine, Destination())

@@ -1,9 +1,9 @@
 """Cohorts drawn from a simulated pool, judged by `clair`, beside three rules of the field.
 
-`clair_cli.merge` runs in memory with the defaults of the command line, except rank full and dtype
-float32, so that errors are those of the set of clients and not of truncation. Errors are
-||merged - mean of the honest|| / ||that mean||, all from inner products of factors. The other rules
-need nothing but the clients' Gram matrix: they get K points in K dimensions that have it.
+`clair_cli.merge` runs in memory with `--fresh` and the defaults of the command line, except rank
+full and dtype float32, so that errors are those of the set of clients and not of truncation. Errors
+are ||merged - mean of the honest|| / ||that mean||, all from inner products of factors. The other
+rules need nothing but the clients' Gram matrix: they get K points in K dimensions that have it.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def judge(pool: Pool, indices: Sequence[int]) -> Found:
     kinds = pool.setting.kinds
     names = {f"client-{i:02d}": i for i in indices}
     clients = {name: pool.client(i) for name, i in names.items()}
-    result = clair_cli.merge(clients, rank="full", dtype="float32")
+    result = clair_cli.merge(clients, rank="full", dtype="float32", fresh=True)
     verdicts = {names[client.name]: client.verdict for client in result.report.clients}
     honest = [i for i in indices if kinds[i] == "honest"]
     bad = [i for i in indices if kinds[i] != "honest"]

@@ -31,7 +31,7 @@ def test_one_in_five_shares_nothing_and_is_found(tmp_path: Path, kind: str) -> N
     folder = tmp_path / "cohort"
     size = make_cohort(folder, "small", 10, "8", kind=kind)
     assert size == make_cohort(folder, "small", 10, "8"), "kept"
-    report = clair_cli.inspect(folder).report
+    report = clair_cli.inspect(folder, fresh=True).report
     found = {c.name for c in report.clients if c.verdict == "contaminated"}
     assert found == {"client-004", "client-009"}
     assert report.cohort.stacking == ("output" if kind == "output" else "matrix")
@@ -70,7 +70,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "cost", in_this_process)
     assert command("clair", Path("c"), Path("o"), 2)[-2:] == ["--threads", "2"]
     assert command("inspect", Path("c"), Path("o"), None)[2:] == [
-        "clair_cli", "inspect", "c", "--fail-on", "never",
+        "clair_cli", "inspect", "c", "--fail-on", "never", "--fresh",
     ]  # fmt: skip
     folder = tmp_path / "cohort"
     make_cohort(folder, "small", 5, "8", layers=1)

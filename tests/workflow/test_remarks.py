@@ -1,0 +1,120 @@
+"""Remarks on a round as a whole, and what their class does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import clair_cli
+from clair_cli.workflow import plan
+from tests import cohorts
+from tests.cohorts import clair
+
+
+def found(folder: Path, n_clients: int, weights: dict[str, float]) -> dict[str, str]:
+    """Code to class of the remarks on weights."""
+    clients = cohorts.save(folder, cohorts.honest(n_clients))
+    given = {f"c{k}": 1.0 for k in range(n_clients)} | weights
+    remarks = clair_cli.inspect(clients, weights=given).report.warnings
+    return {r.code: r.class_ for r in remarks if r.code.startswith("weight")}
+
+
+@pytest.mark.parametrize(
+    ("weight", "wanted"),
+    [
+        (1.0, {}),
+        (3.8, {}),  # 2.97 x an equal share of ten
+        (3.9, {"weight_large": "note"}),  # 3.02 x
+        (8.9, {"weight_large": "note"}),  # 0.497 of the sum
+        (9.1, {"weight_majority": "warning"}),  # 0.503
+    ],
+)
+def test_a_large_weight_is_told(tmp_path: Path, weight: float, wanted: dict[str, str]) -> None:
+    assert found(tmp_path, 10, {"c3": weight}) == wanted
+
+
+def test_of_two_clients_one_has_half_in_any_case(tmp_path: Path) -> None:
+    assert found(tmp_path / "two", 2, {"c1": 5.0}) == {}
+    assert found(tmp_path / "three", 3, {"c1": 5.0}) == {"weight_majority": "warning"}
+
+
+def test_a_warning_trips_and_a_note_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cohorts.save(Path("clients"), cohorts.honest(10))
+    merge = ("merge", "clients", "-o", "m.safetensors", "--force", "-q", "--weights", "w.csv")
+    for weight, code in ((3.9, 0), (9.1, 3)):
+        rows = [f"c{k},{weight if k == 3 else 1}\n" for k in range(10)]
+        Path("w.csv").write_text("".join(rows))
+        for level in ("never", "contaminated", "suspicious"):
+            assert clair(*merge, "--fail-on", level).exit_code == 0
+        Path("m.safetensors").unlink()
+        result = clair(*merge, "--fail-on", "warning")
+        assert (result.exit_code, Path("m.safetensors").exists()) == (code, code == 0)
+        lines = result.stderr.splitlines()
+        assert len(lines) == (2 if code else 1), "notes are not shown, warnings are"
+        assert lines[0].startswith("warning: client 'c3' has 50% of all weight") == bool(code)
+        assert ("nothing merged (--fail-on warning)" in lines[-1]) == bool(code)
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_from_warning_on_verdicts_trip_too(tmp_path: Path, odd: bool) -> None:
+    clients = cohorts.honest(7)
+    if odd:
+        clients["c6"] = cohorts.scaled(clients["c6"], 3.0)
+    folder = cohorts.save(tmp_path, clients)
+    report = clair_cli.inspect(folder, fail_on="warning").report
+    assert {r.class_ for r in report.warnings} <= {"note"}
+    assert report.exit_code == (3 if odd else 0)
+
+
+def test_a_warning_that_comes_with_the_result_leaves_no_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of the largest serving rank is known when the adapter is made."""
+    monkeypatch.setattr(plan, "SERVING_RANKS", (1, 2))
+    clients = cohorts.save(tmp_path / "clients", cohorts.honest(6))
+    result = clair_cli.merge(clients, tmp_path / "m")
+    assert result.report.exit_code == 0
+    (capped,) = (r for r in result.report.warnings if r.code == "rank_capped")
+    assert capped.class_ == "warning"
+    result = clair_cli.merge(clients, tmp_path / "n", fail_on="warning")
+    assert (result.report.exit_code, result.report.merged, result.tensors) == (3, None, None)
+    assert capped in result.report.warnings
+    assert not (tmp_path / "n" / "adapter_model.safetensors").exists()
+
+
+def sentences(report: clair_cli.Report) -> list[str]:
+    reasons = [reason.text for client in report.clients for reason in client.reasons]
+    remarks = [remark.text for remark in report.warnings]
+    return [*reasons, *remarks, report.cohort.outcome_text, report.cohort.remedy]
+
+
+@pytest.mark.parametrize("width", [256, 512])
+def test_no_sentence_has_a_number_that_is_none(width: int) -> None:
+    """Clients that start from one lora_A and learn unrelated lora_B: there may be nothing in the
+    shared subspace beyond chance, and then no share of a typical one."""
+    g = torch.Generator().manual_seed(1)
+    modules = "abcdef"
+    lora_A = {m: torch.randn(8, width, generator=g) / width**0.5 for m in modules}
+    clients = {
+        f"c{k}": (
+            {
+                f"{m}.lora_{side}.weight": lora_A[m]
+                if side == "A"
+                else torch.randn(width, 8, generator=g)
+                for m in modules
+                for side in "AB"
+            },
+            {"r": 8, "lora_alpha": 8},
+        )
+        for k in range(6)
+    }
+    report = clair_cli.inspect(clients).report
+    assert report.cohort.stacking == "input"
+    assert [text for text in sentences(report) if "nan" in text.split() or "(nan" in text] == []
+    unknown = [client.scores.captured_ratio is None for client in report.clients]
+    assert any(unknown) == (width == 512), "else it does not test what it says"
