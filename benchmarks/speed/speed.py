@@ -82,11 +82,8 @@ def command(method: str, cohort: Path, out: Path, threads: int | None) -> list[s
         return [sys.executable, str(PEERS), method, str(cohort), str(out / method)]
     name, written = OURS[method]
     given = ["-o", str(out / written), "--force", "-q"] if written else ["--fail-on", "never"]
-    later = [
-        "--previous",
-        str(out / PREVIOUS),
-        "--allow-undetermined",
-    ]  # their own merge: no verdict
+    # no verdict: what the clients added to their own merge cancels out
+    later = ["--allow-undetermined", "--previous", str(out / PREVIOUS)]
     given += later if method == "later" else ["--fresh"]
     given += ["--threads", str(threads)] if threads else []
     return [sys.executable, "-m", "clair_cli", name, str(cohort), *given]

@@ -53,7 +53,6 @@ def merge_cohort(
     if merged is not None:
         judged = replace(judged, warnings=judged.warnings + merged.plan.warnings)
         if exit_code(settings, judged) != 0:  # what was found while it was made
-            destination.close()
             merged = None
     return make_report(settings, judged, merged=merged), merged
 
