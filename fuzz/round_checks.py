@@ -135,7 +135,7 @@ def reported(report: Any, made: Round, folder: Path) -> dict[int, Any]:
 
 
 def check_end(made: Round, report: Any, folder: Path) -> Iterator[Finding]:
-    """The exit code, and that nobody honest is rejected."""
+    """The exit code, and that nobody honest is rejected and the hostile client blocks no round."""
     code = report.exit_code
     if code not in EXITS:
         yield Finding("exit", f"exit code {code}")
@@ -145,6 +145,9 @@ def check_end(made: Round, report: Any, folder: Path) -> Iterator[Finding]:
         yield Finding("refused", f"seven honest clients refused: {report.cohort.outcome_text}")
     if code == 3 and made.options["fail_on"] == "never":
         yield Finding("exit", "exit code 3 with --fail-on never")
+    for remark in report.warnings:
+        if remark.class_ == "blocking":
+            yield Finding("blocked", remark.text)
     clients = reported(report, made, folder)
     for k in range(N_HONEST):
         if k not in clients:
