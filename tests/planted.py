@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,15 +27,23 @@ class Planted:
 
     Attributes:
         deltas: dense delta weights, (n_clients, out, in), float64.
-        factors: per client (lora_A (rank, in), lora_B (out, rank), scaling).
+        rank: of every client's factors.
         contaminated: indices of the bad clients.
         shared_subspace: orthonormal basis of the benign column space, (out, subspace_dim).
+        generator: what random gauges are drawn from.
     """
 
     deltas: Tensor
-    factors: list[tuple[Tensor, Tensor, float]]
+    rank: int
     contaminated: frozenset[int]
     shared_subspace: Tensor
+    generator: torch.Generator
+
+    @functools.cached_property
+    def factors(self) -> list[tuple[Tensor, Tensor, float]]:
+        """Per client (lora_A (rank, in), lora_B (out, rank), scaling): an SVD each, so only where
+        they are asked for."""
+        return [factor(delta, self.rank, self.generator) for delta in self.deltas]
 
 
 def orthonormal(rows: int, cols: int, generator: torch.Generator) -> Tensor:
@@ -91,7 +100,7 @@ def planted(
             delta = delta + noise * error / error.norm()
         deltas.append(delta)
     rank = min(out, in_) if noise else dim
-    return Planted(torch.stack(deltas), [factor(d, rank, g) for d in deltas], bad, shared)
+    return Planted(torch.stack(deltas), rank, bad, shared, g)
 
 
 def subspace_error(estimate: Tensor, truth: Tensor) -> float:

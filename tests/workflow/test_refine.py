@@ -33,7 +33,7 @@ def refined(clients: cohorts.Clients, *args: object) -> tuple[dict[str, Deltas],
 
 
 def leading(matrices: list[Array], dim: int) -> Array:
-    return np.linalg.svd(np.hstack(matrices))[0][:, :dim]
+    return np.linalg.svd(np.hstack(matrices), full_matrices=False)[0][:, :dim]
 
 
 def refined_densely(
