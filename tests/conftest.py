@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import compileall
 import functools
+import gc
 import os
 import re
 import signal
 import socket
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.testing
+from _pytest.doctest import DoctestModule
 from hypothesis import settings
 
 import clair_cli
+
+# Idle threads of torch and numpy sleep: to wait busily takes a core from the other worker. Read
+# when those are imported, which happens after this file; no result depends on it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # The default: the same examples on every machine. HYPOTHESIS_PROFILE=long looks for new ones.
 settings.register_profile("ci", derandomize=True, deadline=None)
@@ -55,6 +63,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [
         item for item in items if (item.get_closest_marker("loaders") is not None) is wanted
     ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(
+    file_path: Path,
+) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """No search for doctests, through all that a test's file imports, where none is written."""
+    found = yield
+    if ">>>" in file_path.read_text(encoding="utf-8", errors="replace"):
+        return found
+    return [collector for collector in found if not isinstance(collector, DoctestModule)]
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -107,6 +132,19 @@ def one_torch_thread() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "set_num_threads"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that a test can see tells a synced file from another, and a run syncs a dozen times.
+
+    A closed descriptor is an error still. `tests/output` and processes sync as they should.
+    """
+
+    def seems_synced(descriptor: int) -> None:
+        os.fstat(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seems_synced)
 
 
 @pytest.fixture
