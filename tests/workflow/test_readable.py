@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -50,21 +51,30 @@ def test_every_limit_on_one_file_is_checked() -> None:
     assert len(fields(Limits)) == len(ABOVE) + len(("clients", "total", "work"))
 
 
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six clients that each lack another module, merged to a file and to a folder."""
+    folder = tmp_path_factory.mktemp("merged")
+    made = cohorts.honest(6)
+    for k, module in enumerate(cohorts.MODULES):
+        made[f"c{k}"] = cohorts.without(made[f"c{k}"], [module])
+    clients = cohorts.save(folder / "clients", made)
+    clair_cli.merge(clients, folder / "m.safetensors", rank="full")
+    clair_cli.merge(clients, folder / "m", rank="full")
+    return folder
+
+
 @pytest.mark.parametrize("output", ["m.safetensors", "m"])
 @pytest.mark.parametrize(
     "name", ["max_rank", "max_tensors", "max_config_bytes", "max_header_bytes"]
 )
 def test_nothing_is_published_that_can_not_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged: Path, output: str, name: str
 ) -> None:
     """What was found in a result is a limit that just fits, and one less does not. The clients'
     own files are smaller: ranks add up, and so do modules that not all have."""
+    shutil.copytree(merged, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    made = cohorts.honest(6)
-    for k, module in enumerate(cohorts.MODULES):
-        made[f"c{k}"] = cohorts.without(made[f"c{k}"], [module])
-    cohorts.save(Path("clients"), made)
-    clair_cli.merge("clients", output, rank="full")
     one = load_one(Path(output)).adapters[0]
     weights = Path(output) / "adapter_model.safetensors" if output == "m" else Path(output)
     config = cohorts.read_safetensors(weights)[1].get("lora_adapter_metadata", "").encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -124,6 +125,7 @@ def scores_of(result: Judgement) -> np.ndarray[tuple[int, int], np.dtype[np.floa
     ])  # fmt: skip
 
 
+@functools.cache
 def mixed_cohort(stacking: str) -> tuple[list[list[Factors]], Sequence[tuple[int, int]]]:
     """Benign, unrelated, opposite and large clients."""
     if stacking == "matrix":
@@ -134,6 +136,11 @@ def mixed_cohort(stacking: str) -> tuple[list[list[Factors]], Sequence[tuple[int
         return factor_all(deltas, RANK, seed=9), SHAPES
     deltas = paper_model(11, 3, 5, seed=2)
     return factor_all(deltas, 4, seed=9), [(64, 48)] * 5
+
+
+@functools.cache
+def judged_mixed(stacking: str) -> Judgement:
+    return judge_factors(*mixed_cohort(stacking))
 
 
 def turned(modules: list[list[Factors]], scale: float, seed: int) -> list[list[Factors]]:
@@ -157,7 +164,7 @@ def turned(modules: list[list[Factors]], scale: float, seed: int) -> list[list[F
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_gauge_and_common_scale_change_no_score_and_no_verdict(stacking: str, scale: float) -> None:
     modules, shapes = mixed_cohort(stacking)
-    before = judge_factors(modules, shapes)
+    before = judged_mixed(stacking)
     after = judge_factors(turned(modules, scale, seed=1), shapes)
     assert before.structure.stacking == after.structure.stacking == stacking
     np.testing.assert_allclose(scores_of(after), scores_of(before), atol=1e-6, rtol=1e-6)
@@ -178,7 +185,7 @@ def test_the_order_of_clients_changes_no_score_and_no_verdict(stacking: str, see
     n = len(modules[0])
     order = np.random.default_rng(seed).permutation(n).tolist()
     names = [f"c{k}" for k in range(n)]
-    before = judge_factors(modules, shapes, names)
+    before = judged_mixed(stacking)
     after = judge_factors(
         [[clients[k] for k in order] for clients in modules], shapes, [names[k] for k in order]
     )
@@ -190,7 +197,7 @@ def test_the_order_of_clients_changes_no_score_and_no_verdict(stacking: str, see
 
 def test_names_are_words_only() -> None:
     modules, shapes = mixed_cohort("matrix")
-    before = judge_factors(modules, shapes)
+    before = judged_mixed("matrix")
     after = judge_factors(modules, shapes, [f"z{9 - k}" for k in range(10)])
     assert words(after) == words(before)
     np.testing.assert_array_equal(scores_of(after), scores_of(before))

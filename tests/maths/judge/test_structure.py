@@ -100,28 +100,44 @@ def short(result: Judgement) -> str:
     return "".join(word[0] for word in words(result))
 
 
-COHORTS: dict[str, tuple[Deltas, str]] = {
+# Made when a test asks for one: verdicts are their first letters.
+COHORTS: dict[str, tuple[Callable[[], Deltas], str]] = {
     "near copies of an honest client": (
-        copied(aligned([0.25] * 8, shapes=WIDE, seed=3), 2, 2, 0.3), "bbsbbbbbss",
+        lambda: copied(aligned([0.25] * 8, shapes=WIDE, seed=3), 2, 2, 0.3),
+        "bbsbbbbbss",
     ),
     "near copies of an unrelated one": (
-        copied(aligned([0.25] * 7 + [0.0], shapes=WIDE, seed=3), 7, 3, 0.3), "b" * 7 + "c" * 4,
+        lambda: copied(aligned([0.25] * 7 + [0.0], shapes=WIDE, seed=3), 7, 3, 0.3),
+        "b" * 7 + "c" * 4,
     ),
     "sybils with the mean inside": (
-        inside_mean(aligned([0.2] * 7, shapes=WIDE, seed=1), 3), "b" * 7 + "sss",
+        lambda: inside_mean(aligned([0.2] * 7, shapes=WIDE, seed=1), 3),
+        "b" * 7 + "sss",
     ),
-    "alike, and 60 % unrelated": (aligned([0.7] * 8 + [0.0] * 12, shapes=WIDE), "b" * 8 + "c" * 12),
-    "strangers like a victim": (strangers(aligned([0.2] * 9, shapes=WIDE), 2), "b" * 9 + "cc"),
-    "a backdoor in four of 13": (backdoored(), "b" * 9 + "cccc"),
+    "alike, and 60 % unrelated": (
+        lambda: aligned([0.7] * 8 + [0.0] * 12, shapes=WIDE),
+        "b" * 8 + "c" * 12,
+    ),
+    "strangers like a victim": (
+        lambda: strangers(aligned([0.2] * 9, shapes=WIDE), 2),
+        "b" * 9 + "cc",
+    ),
+    "a backdoor in four of 13": (backdoored, "b" * 9 + "cccc"),
     "a crowd that shares almost nothing": (
-        aligned([0.04] * 10 + [0.5] * 4, [0] * 10 + [1] * 4, shapes=WIDE), "c" * 10 + "b" * 4,
+        lambda: aligned([0.04] * 10 + [0.5] * 4, [0] * 10 + [1] * 4, shapes=WIDE),
+        "c" * 10 + "b" * 4,
     ),
-}  # fmt: skip
+}
+
+
+@functools.cache
+def cohort(name: str) -> Deltas:
+    return COHORTS[name][0]()
 
 
 @functools.cache
 def judged_cohort(name: str) -> Judgement:
-    return judged(COHORTS[name][0])
+    return judged(cohort(name))
 
 
 @pytest.mark.parametrize("name", COHORTS)
@@ -133,7 +149,7 @@ def test_verdicts(name: str) -> None:
 @pytest.mark.parametrize("name", COHORTS)
 def test_neither_order_nor_a_common_scale_matters(name: str, seed: int) -> None:
     """Verdicts move with their clients; so do copies, but for who is the first of them."""
-    deltas, expected = COHORTS[name]
+    deltas, expected = cohort(name), COHORTS[name][1]
     order = np.random.default_rng(seed).permutation(len(expected)).tolist()
     before = judged_cohort(name)
     after = judged([(1e-3, 1e3)[seed] * module[order] for module in deltas])
@@ -159,7 +175,7 @@ def test_neither_order_nor_a_common_scale_matters(name: str, seed: int) -> None:
 
 
 def test_copies_are_no_voices_of_their_own() -> None:
-    deltas = COHORTS["near copies of an honest client"][0]
+    deltas = cohort("near copies of an honest client")
     modules = factor_all(deltas, rank_of(deltas))
     result = judge_factors(modules, WIDE)
     assert result.structure.copies == {8: 2, 9: 2}
@@ -187,7 +203,7 @@ def test_copies_follow_their_first_into_another_group() -> None:
 
 
 def test_duplicates_of_near_copies_are_duplicates() -> None:
-    near = COHORTS["near copies of an honest client"][0]
+    near = cohort("near copies of an honest client")
     result = judged(with_more(near, lambda m, d: torch.cat([d[2:3], d[8:9], 5 * d[9:10]])))
     assert short(result) == "bbsbbbbbssddd"
     assert result.structure.duplicates == {10: 2, 11: 8, 12: 9}
@@ -206,8 +222,8 @@ def test_where_all_are_nearly_the_same_all_count(n: int) -> None:
 
 @pytest.mark.parametrize("n_modules", [1, 2, 3])
 def test_copies_are_seen_in_few_modules_too(n_modules: int) -> None:
-    deltas, expected = COHORTS["near copies of an honest client"]
-    assert short(judged(deltas[:n_modules])) == expected
+    name = "near copies of an honest client"
+    assert short(judged(cohort(name)[:n_modules])) == COHORTS[name][1]
 
 
 def test_a_large_near_copy_does_not_speak_for_its_victim() -> None:
@@ -243,7 +259,7 @@ def test_a_homogeneous_cluster_is_no_single_vote(cosine: float) -> None:
 
 
 def test_strangers_do_not_take_a_victim_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = judged(COHORTS["strangers like a victim"][0])
+    result = judged(cohort("strangers like a victim"))
     assert result.structure.others == ((9, 10),)
     assert codes(result, 0) == set()
     assert all("in_a_group" in codes(result, k) for k in (9, 10))
@@ -251,7 +267,7 @@ def test_strangers_do_not_take_a_victim_along(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         "clair_cli.maths.judge.structure._without_guests", lambda levels, g, main, copies: g
     )
-    assert words(judged(COHORTS["strangers like a victim"][0]))[0] == "contaminated"
+    assert words(judged(cohort("strangers like a victim")))[0] == "contaminated"
 
 
 def test_a_backdoor_shows_in_no_single_pair(monkeypatch: pytest.MonkeyPatch) -> None:
