@@ -51,30 +51,29 @@ def test_every_limit_on_one_file_is_checked() -> None:
     assert len(fields(Limits)) == len(ABOVE) + len(("clients", "total", "work"))
 
 
-@pytest.fixture(scope="module")
-def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six clients that each lack another module, merged to a file and to a folder."""
+@pytest.fixture(scope="module", params=["m.safetensors", "m"])
+def merged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six clients that each lack another module, beside what they were merged to."""
     folder = tmp_path_factory.mktemp("merged")
     made = cohorts.honest(6)
     for k, module in enumerate(cohorts.MODULES):
         made[f"c{k}"] = cohorts.without(made[f"c{k}"], [module])
     clients = cohorts.save(folder / "clients", made)
-    clair_cli.merge(clients, folder / "m.safetensors", rank="full")
-    clair_cli.merge(clients, folder / "m", rank="full")
-    return folder
+    clair_cli.merge(clients, folder / request.param, rank="full")
+    return Path(folder / request.param)
 
 
-@pytest.mark.parametrize("output", ["m.safetensors", "m"])
 @pytest.mark.parametrize(
     "name", ["max_rank", "max_tensors", "max_config_bytes", "max_header_bytes"]
 )
 def test_nothing_is_published_that_can_not_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged: Path, output: str, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged: Path, name: str
 ) -> None:
     """What was found in a result is a limit that just fits, and one less does not. The clients'
     own files are smaller: ranks add up, and so do modules that not all have."""
-    shutil.copytree(merged, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(merged.parent, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    output = merged.name
     one = load_one(Path(output)).adapters[0]
     weights = Path(output) / "adapter_model.safetensors" if output == "m" else Path(output)
     config = cohorts.read_safetensors(weights)[1].get("lora_adapter_metadata", "").encode()
