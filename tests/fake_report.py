@@ -16,7 +16,6 @@ from clair_cli.report.model import (
     ModuleScores,
     Reason,
     Report,
-    Sharing,
 )
 from clair_cli.report.results import MergedReport, RefinedClient, RefinedReport
 
@@ -26,7 +25,7 @@ REASONS = {
     "amber": (
         "contaminated",
         "unlike_the_others",
-        "unlike the others (alignment 0.03)",
+        "unlike the others (has 0.03 of what two of the others share)",
     ),
     "mallory": ("contaminated", "in_a_group", "in a group of 2 that only agree among themselves"),
     "zoe": ("contaminated", "in_a_group", "in a group of 2 that only agree among themselves"),
@@ -72,7 +71,6 @@ def all_benign(n_clients: int = 6, *, prefix: str = "client-") -> Report:
         n_clients=n_clients,
         contaminated_ratio=0.0,
         groups=(Group(names, 0.3, "collaborative"),),
-        sharing=(Sharing("matrix", 0.31, 0.02, names, True),),
     )
     return replace(report, clients=clients, cohort=cohort, warnings=())
 
@@ -115,14 +113,12 @@ def _client(name: str) -> ClientReport:
     verdict, code, text = REASONS.get(name, ("benign", "", ""))
     benign = verdict == "benign"
     scores = ClientScores(
-        alignment=0.98 if benign else 0.03,
-        alignment_se=0.05,
+        loading=0.98 if benign else 0.03,
+        loading_se=0.05,
         similarity=0.31 if benign else 0.01,
-        off_subspace_ratio=0.4 if benign else 0.95,
-        captured_ratio=1.1,
-        separation=0.5 if benign else 1.0,
+        off_line_ratio=0.4 if benign else 0.95,
         block_norm=0.0 if benign else 2.4,
-        measures={"norm": 2.5, "norm_ratio": 1.0, "core_distance": None},
+        measures={"norm": 2.5, "norm_ratio": 1.0, "effective_rank_ratio": None},
     )
     return ClientReport(
         name=name,
@@ -134,7 +130,10 @@ def _client(name: str) -> ClientReport:
         path=f"clients/{name}",
         ranks=(8,),
         scales=(2.0,),
-        modules={m: ModuleScores(1.7, 0.3, 0.4, 8, 2.0) for m in MODULES},
+        p_honest=None if verdict == "duplicate" else 0.6 if benign else 0.001,
+        confidence=None if verdict == "duplicate" else "clear",
+        power=0.998,
+        modules={m: ModuleScores(1.7, 0.3, 0.04, 8, 2.0) for m in MODULES},
     )
 
 
@@ -149,12 +148,9 @@ def _cohort(names: tuple[str, ...]) -> CohortReport:
         n_clients=len(names) + 1,
         n_comparable=len(names),
         stacking="matrix",
-        sharing=(
-            Sharing("matrix", 0.31, 0.02, inside, True),
-            Sharing("output", 0.2, 0.03, inside, True),
-            Sharing("input", None, None, (), False),
-        ),
-        subspace_dim=4,
+        level=0.31,
+        level_se=0.02,
+        power=0.998,
         contaminated_ratio=3 / 11,
         groups=(
             Group(inside, 0.31, "collaborative"),

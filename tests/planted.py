@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence.gather import concatenate, gather
-from clair_cli.maths.evidence.side_cores import SideCores, joint_cores, side_cores
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import Factors, stack_factors
-from clair_cli.maths.judge.judge import Judgement, judge, needs_cores
-from clair_cli.maths.judge.structure import find_structure
+from clair_cli.maths.judge.judge import Judgement, judge
 
 RANK = 8  # of every `aligned` client
 # Large enough that chance similarities stay far below those planted.
@@ -172,18 +170,7 @@ def judge_factors(
     given = [m for ms in by_shape.values() for m in ms]
     order = sorted(range(len(given)), key=given.__getitem__)
     evidence = concatenate([gather(grams(stack)) for stack in stacks], order)
-    structure = find_structure(evidence)
-    side = needs_cores(structure)
-    cores = None if side is None else _ordered([side_cores(grams(s), side) for s in stacks], order)
-    return judge(
-        evidence, names, [f"m{m}" for m in range(len(modules))], structure=structure,
-        cores=cores,
-    )  # fmt: skip
-
-
-def _ordered(parts: Sequence[SideCores], order: Sequence[int]) -> SideCores:
-    joint = joint_cores(parts)
-    return SideCores(joint.stack[order], joint.outside[order], joint.ranks)
+    return judge(evidence, names, [f"m{m}" for m in range(len(modules))])
 
 
 def judge_deltas(deltas: Sequence[Tensor], rank: int, seed: int = 0) -> Judgement:

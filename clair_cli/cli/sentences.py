@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from clair_cli.report.model import Report
+from clair_cli.report.model import CohortReport, Report
 from clair_cli.report.results import MergedReport, RefinedReport
 from clair_cli.text import printable
 
@@ -78,17 +78,16 @@ def above(report: Report) -> list[str]:
         clients += f" ({cohort.n_comparable} comparable)"
     if cohort.outcome == "refused":
         return [f"{clients}: not compared"]
-    sharing = next((s for s in cohort.sharing if s.stacking == cohort.stacking), None)
-    if sharing is None:
+    group = next((g for g in cohort.groups if g.role == "collaborative"), None)
+    if group is None or cohort.stacking is None:
         found = ": no agreement found among them" if cohort.n_comparable > 2 else ""
         lines = [clients + found]
     else:
-        numbers = [] if sharing.level is None else [f"similarity {_plus_minus(sharing)}"]
-        if cohort.subspace_dim is not None:
-            numbers.append(f"shared dimension {cohort.subspace_dim}")
-        text = f"{clients}; {_AGREE[sharing.stacking].format(len(sharing.members))}"
-        lines = [f"{text} ({', '.join(numbers)})" if numbers else text]
-    others = [g for g in cohort.groups if g.role == "other" and len(g.members) > 1]
+        level = "" if cohort.level is None else f" (similarity {_plus_minus(cohort)})"
+        lines = [f"{clients}; {_AGREE[cohort.stacking].format(len(group.members))}{level}"]
+        if cohort.power is not None:
+            lines.append(_noticed(cohort.power))
+    others = [g for g in cohort.groups if g.role in ("minority", "other") and len(g.members) > 1]
     for group in others[:MAX_NAMES]:
         names = _names(group.members)
         lines.append(f"{len(group.members)} form a group of their own: {names}")
@@ -97,9 +96,16 @@ def above(report: Report) -> list[str]:
     return lines
 
 
-def _plus_minus(sharing: object) -> str:
-    level, se = getattr(sharing, "level", None), getattr(sharing, "se", None)
-    return f"{level:.2f}" if se is None else f"{level:.2f} +/- {se:.2f}"
+def _plus_minus(cohort: CohortReport) -> str:
+    level, se = cohort.level or 0.0, cohort.level_se
+    digits = 2 if level >= 0.1 else 3  # similarities of wide layers are small
+    return f"{level:.{digits}f}" + ("" if se is None else f" +/- {se:.{digits}f}")
+
+
+def _noticed(power: float) -> str:
+    """The power of a round in words."""
+    said = f"{power:.3f}" if power < 0.9995 else "more than 0.999"
+    return f"a client that shares nothing would have been noticed with probability {said}"
 
 
 def below(report: Report) -> list[str]:

@@ -39,29 +39,23 @@ class ClientScores:
     """The numbers behind a verdict; None where a number does not exist.
 
     Attributes:
-        alignment: similarity to the collaborative set over the set's own internal level
-            (leave-one-out); about 1 for a member, about 0 for an unrelated client.
-        alignment_se: its standard error over modules.
-        similarity: the similarity itself (above the value for unrelated clients).
-        off_subspace_ratio: share of the delta weight's norm outside the subspace that the
-            *other* members share.
-        captured_ratio: energy inside that subspace over the set's typical one.
+        loading: how much of what the cohort's group has in common the client has, over a typical
+            member; about 1 for a member, about 0 for an unrelated client, below 0 for an opposite
+            one.
+        loading_se: its standard error, from the members' own pairs and from chance.
+        similarity: mean similarity to the other members (above the value for unrelated clients).
+        off_line_ratio: share of the delta weights' norm off the line of the *other* members' mean;
+            None where only a side is shared.
         block_norm: ||S_k|| of the decomposition; 0 means the decomposition keeps the client.
-        separation: share of comparisons in which a pair inside the set is more similar than
-            the client is to a member; 1 is clearly outside.
         measures: further numbers by name: `norm` of all delta weights and `norm_ratio` to the
-            members' median, `module_norm_ratio` (the largest in one module), `core_distance`
-            (of U' D V from the members' mean core, over their median distance),
-            `effective_rank_ratio` (directions the energy is spread over, over their median),
-            `member_p` (chance that a member's alignment lies as low).
+            members' median, `module_norm_ratio` (the largest in one module),
+            `effective_rank_ratio` (directions the energy is spread over, over their median).
     """
 
-    alignment: float | None = None
-    alignment_se: float | None = None
+    loading: float | None = None
+    loading_se: float | None = None
     similarity: float | None = None
-    off_subspace_ratio: float | None = None
-    captured_ratio: float | None = None
-    separation: float | None = None
+    off_line_ratio: float | None = None
     block_norm: float | None = None
     measures: Mapping[str, float | None] = field(default_factory=dict)
 
@@ -72,15 +66,16 @@ class ModuleScores:
 
     Attributes:
         norm: of its delta weight (0: it has none here).
-        similarity: mean similarity to the collaborative set in this module.
-        off_subspace_ratio: as in `ClientScores`, in this module.
+        similarity: mean similarity to the other members in this module.
+        chance: standard deviation of `similarity` for an unrelated client, from the spectra and
+            the directions used; None where there is no similarity.
         rank: LoRA rank of the client's factors here (0: the module is absent).
         scaling: what the reader multiplied B @ A with.
     """
 
     norm: float
     similarity: float | None
-    off_subspace_ratio: float | None
+    chance: float | None
     rank: int
     scaling: float | None
 
@@ -96,6 +91,11 @@ class ClientReport:
         name_bytes: base64 of the name's bytes if they are not Unicode; then `name`, in which they
             stand as `\\xNN`, need not be unique.
         trusted: whether it was given with `--trust`.
+        p_honest: probability that an honest client of this round looks at least as unlike the
+            others (not that this one is honest), 0.001 to 1; None where that was not asked.
+        confidence: "clear", "likely" or "open"; None without a verdict on the client's update.
+        power: probability that the client would have been noticed if it shared nothing with the
+            others; None without a group.
     """
 
     name: str
@@ -110,35 +110,20 @@ class ClientReport:
     modules: Mapping[str, ModuleScores] = field(default_factory=dict)
     name_bytes: str | None = None
     trusted: bool = False
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """How strongly a stacking's largest coherent group shares.
-
-    Attributes:
-        stacking: "matrix", "output" or "input".
-        level: mean similarity inside the group above the value for unrelated clients.
-        se: standard error of `level`.
-        members: names.
-        accepted: whether that is sharing rather than chance.
-    """
-
-    stacking: str
-    level: float | None
-    se: float | None
-    members: tuple[str, ...]
-    accepted: bool
+    p_honest: float | None = None
+    confidence: str | None = None
+    power: float | None = None
 
 
 @dataclass(frozen=True)
 class Group:
-    """A coherent group that the pairwise similarities suggest.
+    """Clients that have something in common.
 
     Attributes:
         members: names, sorted.
         level: mean similarity inside, None for a single client.
-        role: "collaborative", "other" or "loner".
+        role: "collaborative" (the cohort's group, which is merged), "minority" (has that in common
+            too, and something of its own), "other" or "loner".
     """
 
     members: tuple[str, ...]
@@ -151,11 +136,10 @@ class DecompositionReport:
     """How the low-rank plus block-sparse decomposition went.
 
     Attributes:
-        kept: names of the clients that it keeps: refitted on the members, leaving each one
-            out, the shared subspace holds enough of their energy. left_out: the others that
-            took part. (`ClientScores.block_norm` has S itself.)
+        kept: names of the clients that it keeps (S_k = 0). left_out: the others that took part.
+            (`ClientScores.block_norm` has S itself.)
         gap: relative duality gap. converged: whether it reached the tolerance.
-        agrees: whether it and the pairwise similarities suggest the same set.
+        agrees: whether it keeps the cohort's group and nobody who is contaminated.
     """
 
     program: str
@@ -195,9 +179,11 @@ class CohortReport:
         outcome: "judged", "undetermined" or "refused"; `outcome_text` says why, in a sentence,
             and `remedy` what to do about it ("" when judged).
         n_clients: found; n_comparable: left after rejections, duplicates included.
-        stacking: where sharing was found, or None.
-        sharing: all three stackings.
-        subspace_dim: largest shared dimension over modules (per module: `ModuleReport`).
+        stacking: where agreement was found: "matrix" (whole delta weights), "output" or "input"
+            (that side only), or None.
+        level: mean similarity inside the cohort's group; level_se: its standard error over modules.
+        power: probability that a client that shares nothing with the others would have been
+            noticed; None without a group.
         contaminated_ratio: contaminated over judged clients, or None.
         names: order of rows and columns of `similarity`.
         similarity: of each pair in `stacking` (in "matrix" when none), above the value for
@@ -211,8 +197,9 @@ class CohortReport:
     n_clients: int
     n_comparable: int
     stacking: str | None
-    sharing: tuple[Sharing, ...]
-    subspace_dim: int | None
+    level: float | None
+    level_se: float | None
+    power: float | None
     contaminated_ratio: float | None
     groups: tuple[Group, ...]
     decomposition: DecompositionReport | None
@@ -231,8 +218,6 @@ class ModuleReport:
             embedding, (out, in x kernel) of a convolution.
         n_updates: comparable clients with a nonzero delta weight here.
         absent: names of comparable clients without the module.
-        subspace_dim: dimension of the shared subspace here; None in the matrix stacking, where
-            all modules share one line together.
         similarity_inside, similarity_outside: mean similarity within the collaborative set,
             and between it and the clients left out.
         written: its path in adapters written from this round; None when none can be, and for
@@ -243,7 +228,6 @@ class ModuleReport:
     shape: tuple[int, int]
     n_updates: int
     absent: tuple[str, ...]
-    subspace_dim: int | None
     similarity_inside: float | None
     similarity_outside: float | None
     written: str | None = None

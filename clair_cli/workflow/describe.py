@@ -14,7 +14,6 @@ from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.similarity import mean_similarity
 from clair_cli.maths.judge.judge import Judgement
 from clair_cli.maths.judge.scores import Scores
-from clair_cli.maths.judge.sharing import SharingTest
 from clair_cli.maths.judge.structure import Structure
 from clair_cli.report.model import (
     ClientReport,
@@ -25,7 +24,6 @@ from clair_cli.report.model import (
     ModuleReport,
     ModuleScores,
     Reason,
-    Sharing,
 )
 from clair_cli.text import bytes_of, quoted
 from clair_cli.workflow.judge import JudgedRound
@@ -83,7 +81,20 @@ def _client(judged: JudgedRound, k: int) -> ClientReport:
         tuple(sorted({m.rank for m in modules})), tuple(sorted({m.scaling for m in modules})),
         _module_scores(judged, k),
         bytes_of(adapter.name), adapter.name in judged.round.trusted,
+        *_how_sure(judged, k),
     )  # fmt: skip
+
+
+def _how_sure(judged: JudgedRound, k: int) -> tuple[float | None, str | None, float | None]:
+    """A client's `p_honest`, `confidence` and `power`."""
+    scores, judgement = _scores_of(judged, k), judged.judgement
+    power = None if scores is None else number(scores.power)
+    if judgement is None or judgement.outcome != "judged":
+        return None, None, power
+    verdict = judgement.verdicts[k]
+    if math.isnan(verdict.p_honest):
+        return None, None, power
+    return verdict.p_honest, verdict.confidence, power
 
 
 def _scale_reason(judged: JudgedRound, k: int, found: Sequence[Reason]) -> tuple[Reason, ...]:
@@ -110,11 +121,10 @@ _NOT_JUDGED = {
     "too_few": "too few clients to compare",
     "too_few_left": "too few clients agree",
     "nothing_shared": "nothing is shared",
-    "little_shared": "almost nothing is shared",
+    "little_shared": "too little is shared to judge by",
     "two_groups": "two groups of similar size",
     "trusted_alone": "unlike the trusted client",
     "trusted_disagree": "trusted clients contradict each other",
-    "not_converged": "the decomposition did not converge",
 }
 
 
@@ -129,17 +139,18 @@ def _scores(judged: JudgedRound, k: int) -> ClientScores:
     scores, judgement = _scores_of(judged, k), judged.judgement
     if scores is None or judgement is None:
         return ClientScores()
-    block = None
-    if judgement.collaborative is not None and k in judgement.collaborative.clients:
-        index = judgement.collaborative.clients.index(k)
-        block = float(judgement.collaborative.solution.block_norms[index])
+    block = off = None
+    result = judgement.collaborative
+    if result is not None:
+        off = _bounded_share(math.sqrt(max(0.0, 1.0 - float(result.captured[k]))))
+        if k in result.clients:
+            block = float(result.solution.block_norms[result.clients.index(k)])
+    similar = [x for x in scores.module_similarity.tolist() if not math.isnan(x)]
     return ClientScores(
-        alignment=number(scores.alignment.ratio),
-        alignment_se=number(scores.alignment.se),
-        similarity=number(scores.alignment.similarity),
-        off_subspace_ratio=_bounded_share(math.sqrt(max(0.0, 1.0 - scores.captured))),
-        captured_ratio=number(scores.captured_ratio),
-        separation=number(scores.separation),
+        loading=number(scores.loading),
+        loading_se=number(scores.loading_se),
+        similarity=number(math.fsum(similar) / len(similar)) if similar else None,
+        off_line_ratio=off,
         block_norm=number(block),
         measures={name: number(value) for name, value in scores.values.items()},
     )
@@ -151,19 +162,14 @@ def _module_scores(judged: JudgedRound, k: int) -> dict[str, ModuleScores]:
     norms = [0.0] * len(names)
     if judged.evidence is not None:
         norms = judged.evidence.norms[:, k].tolist()
-    alike = captured = None
+    alike = chance = [math.nan] * len(names)
     if scores is not None:
-        alike = scores.module_similarity.tolist()
-        if len(scores.module_captured) > 1:
-            captured = scores.module_captured.tolist()
+        alike, chance = scores.module_similarity.tolist(), scores.module_chance.tolist()
     found = {}
     for i, (name, norm) in enumerate(zip(names, norms, strict=True)):
         entry = judged.round.adapters[k].modules.get(name)
-        off = None
-        if captured is not None and norm > 0:
-            off = _bounded_share(math.sqrt(max(0.0, 1.0 - captured[i])))
         found[name] = ModuleScores(
-            number(norm) or 0.0, None if alike is None else number(alike[i]), off,
+            number(norm) or 0.0, number(alike[i]), number(chance[i]),
             0 if entry is None else entry.rank, None if entry is None else entry.scaling,
         )  # fmt: skip
     return found
@@ -178,8 +184,8 @@ def describe_cohort(judged: JudgedRound) -> CohortReport:
         refusal = round_.refusal
         text, remedy = ("", "") if refusal is None else (refusal.message, refusal.hint)
         return CohortReport(
-            "refused", text, remedy, n_clients, n_comparable, None, (), None, None, (), None,
-            (), (), (),
+            "refused", text, remedy, n_clients, n_comparable, None, None, None, None, None, (),
+            None, (), (), (),
         )  # fmt: skip
     structure = judgement.structure
     names, order = _sorted_names(round_)
@@ -187,12 +193,14 @@ def describe_cohort(judged: JudgedRound) -> CohortReport:
     similarity = mean_similarity(stacking, [judged.evidence.table(stacking)])
     judged_now = judgement.outcome == "judged"
     votes = [judgement.verdicts[k].verdict for k in structure.distinct] if judged_now else []
-    dims = _subspace_dims(judgement)
+    level = None
+    if structure.groups:
+        level = judged.evidence.levels(stacking).level(structure.group)
     return CohortReport(
         judgement.outcome, judgement.text, judgement.remedy, n_clients, n_comparable,
         structure.stacking,
-        tuple(_describe_sharing(s, round_) for s in structure.sharings),
-        max(dims, default=None) if dims else None,
+        None if level is None else number(level.mean),
+        None if level is None else number(level.se), number(judgement.power),
         votes.count("contaminated") / len(votes) if votes else None,
         _describe_groups(judged.evidence, judgement, round_),
         _decomposition(judgement, round_),
@@ -215,14 +223,6 @@ def _named(group: Sequence[int], round_: Round) -> tuple[str, ...]:
     return tuple(sorted(round_.adapters[k].name for k in group))
 
 
-def _describe_sharing(sharing: SharingTest, round_: Round) -> Sharing:
-    group = sharing.groups[0] if sharing.groups else ()
-    return Sharing(
-        sharing.stacking, number(sharing.level.mean), number(sharing.level.se),
-        _named(group, round_) if len(group) > 1 else (), sharing.accepted,
-    )  # fmt: skip
-
-
 def _describe_groups(evidence: Evidence, judgement: Judgement, round_: Round) -> tuple[Group, ...]:
     structure = judgement.structure
     if structure.stacking is None:
@@ -233,15 +233,9 @@ def _describe_groups(evidence: Evidence, judgement: Judgement, round_: Round) ->
     found += [
         Group(_named(g, round_), number(levels.level(g).mean), "other") for g in structure.others
     ]
-    found += [Group(_named(m.members, round_), None, "other") for m in judgement.minorities]
+    found += [Group(_named(m.members, round_), None, "minority") for m in judgement.minorities]
     singletons = sorted(round_.adapters[k].name for k in structure.singletons)
     return (*found, *(Group((name,), None, "loner") for name in singletons))
-
-
-def _subspace_dims(judgement: Judgement) -> tuple[int, ...]:
-    if judgement.collaborative is None:
-        return ()
-    return judgement.collaborative.penalties.subspace_dims
 
 
 def _decomposition(judgement: Judgement, round_: Round) -> DecompositionReport | None:
@@ -250,11 +244,13 @@ def _decomposition(judgement: Judgement, round_: Round) -> DecompositionReport |
         return None
     solution = result.solution
     kept = _named(result.kept, round_)
+    blamed = {k for k in result.clients if judgement.verdicts[k].verdict == "contaminated"}
+    agrees = set(judgement.structure.group) <= set(result.kept) and not blamed & set(result.kept)
     left = _named([k for k in result.clients if k not in result.kept], round_)
     return DecompositionReport(
         "stable", solution.low_rank_penalty, solution.block_penalty, solution.gap,
         solution.n_iter, solution.outcome == "converged", kept, left,
-        set(result.kept) == set(judgement.structure.group),
+        agrees,
     )  # fmt: skip
 
 
@@ -265,19 +261,16 @@ def describe_modules(judged: JudgedRound) -> tuple[ModuleReport, ...]:
     n_updates: list[int] = [0] * n
     inside: list[float | None] = [None] * n
     outside: list[float | None] = [None] * n
-    dims: Sequence[int | None] = [None] * n
     names = {} if round_.output is None else round_.output.names
     written = set(judged.written if judged.merged else names)
     if judgement is not None and evidence is not None:
         n_updates = (evidence.norms > 0).sum(1).tolist()
         inside, outside = _module_levels(evidence, judgement.structure)
-        found = _subspace_dims(judgement)
-        dims = found if len(found) == n and judgement.structure.stacking != "matrix" else dims
     return tuple(
         ModuleReport(
             name, shape, n_updates[i],
             tuple(sorted(a.name for a in round_.adapters if name not in a.modules)),
-            dims[i], inside[i], outside[i],
+            inside[i], outside[i],
             names.get(name) if name in written else None,
         )
         for i, (name, shape) in enumerate(round_.module_shapes.items())
@@ -290,7 +283,7 @@ def _module_levels(
     """Similarity inside the coherent group, and between the group and the other distinct clients,
     in every module."""
     nothing: list[float | None] = [None] * len(evidence.norms)
-    if structure.stacking is None:
+    if structure.stacking is None or not structure.groups:
         return nothing, nothing
     levels = evidence.levels(structure.stacking)
     rest = [k for k in structure.distinct if k not in structure.group]

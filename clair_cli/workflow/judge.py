@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from clair_cli.adapters.adapter import Adapter
 from clair_cli.cohort.choose import only_modules
 from clair_cli.cohort.round import Round
 from clair_cli.cohort.selection import fewest_holders, modules_to_merge
@@ -17,11 +18,10 @@ from clair_cli.engine.threads import in_order
 from clair_cli.errors import InputRefused
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.own_sizes import OwnSizes
-from clair_cli.maths.judge.judge import Judgement, judge, needs_cores
-from clair_cli.maths.judge.structure import find_structure
+from clair_cli.maths.judge.judge import Judgement, judge
 from clair_cli.remark import Remark, warning
 from clair_cli.text import first_few
-from clair_cli.workflow.compare import Comparison, compare, gather_cores
+from clair_cli.workflow.compare import Comparison, compare
 from clair_cli.workflow.components import check_components, check_overcomplete
 from clair_cli.workflow.remarks import judgement_remarks, weight_remarks
 from clair_cli.workflow.trusted import first_clients, first_judged
@@ -198,15 +198,10 @@ def _judged(
 ) -> JudgedRound:
     round_, evidence = factors.round, found.evidence
     trusted, n = round_.trusted_indices, len(round_.adapters)
-    structure = find_structure(evidence, trusted)
     given = _given(round_)
-    side = needs_cores(structure)
-    cores = None
-    if side is not None:
-        cores = gather_cores(factors, side, engine)
     judgement = judge(
-        evidence, round_.compared.names, tuple(round_.module_shapes), structure=structure,
-        cores=cores, trusted=trusted,
+        evidence, round_.compared.names, tuple(round_.module_shapes), trusted=trusted,
+        ranks=[_rank(adapter) for adapter in round_.compared.adapters],
     )  # fmt: skip
     if round_.trust_adapter is not None:
         found, judgement = first_clients(found, n), first_judged(judgement, n)
@@ -231,6 +226,10 @@ def _judged(
         (*round_.warnings, *remarks),
         found.sizes,
     )  # fmt: skip
+
+
+def _rank(adapter: Adapter) -> int:
+    return max((module.rank for module in adapter.modules.values()), default=0)
 
 
 def _given(round_: Round) -> tuple[float, ...]:

@@ -109,7 +109,7 @@ def refine_round(
     modules, factors = judged.written, factors.of(judged.summed)
     side, why = choose_side(judged)
     weights = tuple(judged.weights[k] for k in judged.merged)
-    task = Refinement(judged.merged, weights, side, _dims(judged))
+    task = Refinement(judged.merged, weights, side)
     offs = list(engine.map("measuring", partial(measure, task), modules, factors, on_device=False))
     gains, model = _gains(judged, settings, offs)
     task = replace(task, local=tuple(gain is not None and not gain.sure for gain in gains))
@@ -160,16 +160,6 @@ def _writers(
         plan = plan_adapter({m: looked[i].values for m, looked in changes.items()}, own, settings)
         writers.append(AdapterWriter(plan, own, output, settings, destination))
     return writers
-
-
-def _dims(judged: JudgedRound) -> dict[str, int] | None:
-    """Shared dimensions of every module by the decomposition, if one side was decomposed."""
-    judgement = judged.judgement
-    if judgement is None or judgement.structure.stacking not in ("output", "input"):
-        return None
-    assert judgement.collaborative is not None
-    dims = judgement.collaborative.penalties.subspace_dims
-    return dict(zip(judged.round.module_shapes, dims, strict=True))
 
 
 def _gains(

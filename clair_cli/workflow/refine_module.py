@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,15 +31,12 @@ class Refinement:
         clients: indices in the round, ascending.
         weights: one positive number per client, summing to 1.
         side: side of the delta weights that the subspace is on: "output", "input" or "both".
-        dims: shared dimensions by module, as the judgement found them; None for the number of
-            dimensions that hold 90 % of the mean's energy.
         local: whether a client's local delta weights are written as they are, one per client.
     """
 
     clients: tuple[int, ...]
     weights: tuple[float, ...]
     side: str
-    dims: Mapping[str, int] | None
     local: tuple[bool, ...] = ()
 
 
@@ -88,7 +85,7 @@ class _Module:
         sizes = [norm(p) for p in self.local]
         alive = [i for i, s in enumerate(sizes) if s > 0]
         if alive:
-            dim = _effective_rank(self.mean) if task.dims is None else task.dims[module]
+            dim = _effective_rank(self.mean)
             members, scales = [self.local[i] for i in alive], [1.0 / sizes[i] for i in alive]
             self.subspace = shared_subspace(members, scales, task.side, dim)
         else:

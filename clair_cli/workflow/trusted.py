@@ -8,6 +8,7 @@ from dataclasses import replace
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.own_sizes import OwnSizes
 from clair_cli.maths.evidence.similarity import PairTable
+from clair_cli.maths.judge.groups import Group
 from clair_cli.maths.judge.judge import Judgement
 from clair_cli.maths.judge.structure import Structure
 from clair_cli.workflow.compare import Comparison
@@ -23,7 +24,7 @@ def first_judged(judgement: Judgement, n: int) -> Judgement:
     result, scores = judgement.collaborative, judgement.scores
     if result is not None:
         clients, kept = _below(result.clients, n), _below(result.kept, n)
-        result = replace(result, clients=clients, kept=kept, captured=result.captured[:, :n])
+        result = replace(result, clients=clients, kept=kept, captured=result.captured[:n])
     minorities = (replace(m, members=_below(m.members, n)) for m in judgement.minorities)
     return replace(
         judgement,
@@ -41,19 +42,22 @@ def _below(clients: Iterable[int], n: int) -> tuple[int, ...]:
 
 
 def _structure(structure: Structure, n: int) -> Structure:
-    sharings = tuple(
-        replace(s, groups=tuple(filter(None, (_below(g, n) for g in s.groups))))
-        for s in structure.sharings
-    )
     return replace(
         structure,
         duplicates={k: first for k, first in structure.duplicates.items() if k < n},
         empty=_below(structure.empty, n),
         copies={k: first for k, first in structure.copies.items() if k < n},
         distinct=_below(structure.distinct, n),
-        sharings=sharings,
-        group=_below(structure.group, n),
-        others=tuple(filter(None, (_below(g, n) for g in structure.others))),
+        groups=tuple(_group(g, n) for g in structure.groups),
+    )
+
+
+def _group(group: Group, n: int) -> Group:
+    minorities = (replace(m, members=_below(m.members, n)) for m in group.minorities)
+    return replace(
+        group,
+        members=_below(group.members, n),
+        minorities=tuple(m for m in minorities if m.members),
     )
 
 

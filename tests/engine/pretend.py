@@ -106,8 +106,8 @@ def same(one: Any, other: Any, rtol: float = 1e-6) -> None:
     """Whether two merges say the same: verdicts, scores, error, and about the same tensors."""
     assert [c.verdict for c in one.report.clients] == [c.verdict for c in other.report.clients]
     for first, second in zip(one.report.clients, other.report.clients, strict=True):
-        if first.scores.alignment is not None:
-            assert second.scores.alignment == pytest.approx(first.scores.alignment, rel=1e-9)
+        if first.scores.loading is not None:
+            assert second.scores.loading == pytest.approx(first.scores.loading, rel=1e-9)
     assert one.report.merged.error == pytest.approx(other.report.merged.error, rel=rtol, abs=1e-12)
     assert one.tensors.keys() == other.tensors.keys()
     for name, tensor in one.tensors.items():

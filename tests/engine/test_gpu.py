@@ -30,7 +30,7 @@ def test_cuda_and_cpu_agree() -> None:
     for name, tensor in cpu.tensors.items():
         torch.testing.assert_close(cuda.tensors[name], tensor, rtol=1e-5, atol=1e-7)
     for one, other in zip(cpu.report.clients, cuda.report.clients, strict=True):
-        assert one.scores.alignment == pytest.approx(other.scores.alignment, rel=1e-9)
+        assert one.scores.loading == pytest.approx(other.scores.loading, rel=1e-9)
 
 
 @pytest.mark.gpu
@@ -75,7 +75,7 @@ def test_batches_of_larger_layers_agree(tmp_path: Path, clients: int, ranks: str
     )
     assert [c.verdict for c in cpu.report.clients] == [c.verdict for c in cuda.report.clients]
     for one, other in zip(cpu.report.clients, cuda.report.clients, strict=True):
-        assert one.scores.alignment == pytest.approx(other.scores.alignment, rel=1e-6)
+        assert one.scores.loading == pytest.approx(other.scores.loading, rel=1e-6)
     assert cpu.report.merged is not None and cuda.report.merged is not None
     assert cuda.report.merged.error == pytest.approx(cpu.report.merged.error, rel=1e-6)
     assert cuda.report.merged.norm == pytest.approx(cpu.report.merged.norm, rel=1e-9)

@@ -62,7 +62,7 @@ def test_an_honest_report_is_not_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = {
         f"model.layers.{k}.self_attn.q_proj": {
             "norm": 1.92102763911613 + k,
-            "off_subspace_ratio": 0.5913208735772193,
+            "off_line_ratio": 0.5913208735772193,
             "rank": 8,
             "scaling": 2.0,
             "similarity": 0.6661318032966665,

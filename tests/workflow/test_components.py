@@ -175,7 +175,7 @@ def test_gauges_within_float32_change_nothing(tmp_path: Path, by: float) -> None
     one, other = (clair_cli.inspect(tmp_path / name).report for name in ("one", "other"))
     for a, b in zip(one.clients, other.clients, strict=True):
         assert a.verdict == b.verdict
-        assert a.scores.alignment == pytest.approx(b.scores.alignment, rel=1e-6)
+        assert a.scores.loading == pytest.approx(b.scores.loading, rel=1e-6)
         assert a.scores.measures["norm"] == pytest.approx(b.scores.measures["norm"], rel=1e-9)
 
 

@@ -148,7 +148,7 @@ def numbers(report: Mapping[str, Any], back: Mapping[str, str], scale: float) ->
             found[name, key] = value / scale if key == "measures.norm" else value
         for module, entry in client["modules"].items():
             found[name, module, "norm"] = entry["norm"] / scale
-            for key in ("similarity", "off_subspace_ratio"):
+            for key in ("similarity", "off_line_ratio"):
                 found[name, module, key] = entry[key]
     names = [back.get(n, n) for n in report["cohort"]["names"]]
     for j, row in enumerate(report["cohort"]["similarity"]):

@@ -29,7 +29,7 @@ def test_the_sample_is_judged_alike(
     exact = clair_cli.merge(SAMPLE, rank="full", dtype="float32")
     for one, other in zip(found.report.clients, exact.report.clients, strict=True):
         assert (one.name, one.verdict) == (other.name, other.verdict)
-        assert one.scores.alignment == pytest.approx(other.scores.alignment, abs=0.02)
+        assert one.scores.loading == pytest.approx(other.scores.loading, abs=0.02)
     assert found.tensors is not None and exact.tensors is not None
     for name in (n for n in exact.tensors if ".lora_A." in n):
         one, other = (

@@ -73,8 +73,8 @@ def test_an_adapter_in_memory_is_the_same(work: Path) -> None:
     assert found.report.options["trust_adapter"] == "(in memory)"
     assert len(found.report.inputs["trust_adapter"]) == 64
     file = clair_cli.inspect("clients", trust_adapter="own").report
-    scores = {c.name: c.scores.alignment for c in file.clients}
-    assert scores == pytest.approx({c.name: c.scores.alignment for c in found.report.clients})
+    scores = {c.name: c.scores.loading for c in file.clients}
+    assert scores == pytest.approx({c.name: c.scores.loading for c in found.report.clients})
 
 
 def test_refinement_takes_it_too(work: Path) -> None:

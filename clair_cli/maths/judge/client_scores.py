@@ -1,7 +1,7 @@
 """The scores that need only the evidence and the members of the collaborative set.
 
-They measure the size of a delta weight compared with the members', its place inside the shared
-subspace, and the number of directions that it spreads over. Each function takes the evidence of all
+They measure the size of a delta weight compared with the members', and the number of directions
+that it spreads over. Each function takes the evidence of all
 modules and the members, and returns one number per client, (n_clients,), NaN where the number does
 not exist. All scores reach the report: a new one is a function and a line in `CLIENT_SCORES`.
 """
@@ -14,41 +14,6 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence.gather import Evidence
-from clair_cli.maths.evidence.pair_levels import MIN_MODULES
-
-
-def core_distance(evidence: Evidence, members: Sequence[int]) -> Tensor:
-    """Distance of each client's core U' D V to the other members' mean core, over the members'
-    median distance.
-
-    Norms are in units of the members' median norm per module, so that size counts. U and V
-    are the leading directions of the members' mean core that hold 90 % of its energy.
-
-    Returns:
-        Shape (n_clients,); NaN with fewer than three members or with few modules.
-    """
-    n_clients = evidence.norms.shape[1]
-    if len(members) < 3 or len(evidence.norms) < MIN_MODULES:
-        return torch.full((n_clients,), torch.nan, dtype=torch.float64)
-    ratio = torch.nan_to_num(median_ratio(evidence.norms, members), nan=0.0)
-    cores = evidence.cores * ratio[:, :, None, None]
-    index = list(members)
-    mean = cores[:, index].mean(1)
-    left, singular, right = torch.linalg.svd(mean)
-    energy = singular.square().cumsum(-1)
-    inside = (energy - singular.square() < 0.9 * energy[:, -1:]).to(cores.dtype)
-    dim = int(inside.sum(1).max())
-    left, right = (left * inside[:, None, :])[:, :, :dim], (right * inside[:, :, None])[:, :dim]
-    # all clients of a module at once; transposed, which changes no norm
-    cores = (cores.flatten(1, 2) @ right.mT).unflatten(1, (n_clients, -1)).transpose(2, 3)
-    cores = (cores.flatten(1, 2) @ left).unflatten(1, (n_clients, -1))
-    total = cores[:, index].sum(1)
-    distances = torch.empty(n_clients, dtype=torch.float64)
-    for k in range(n_clients):
-        own = len(index) - 1 if k in members else len(index)
-        others = (total - cores[:, k] if k in members else total) / own
-        distances[k] = torch.linalg.vector_norm(cores[:, k] - others)
-    return median_ratio(distances, members)
 
 
 def effective_rank_ratio(evidence: Evidence, members: Sequence[int]) -> Tensor:
@@ -120,6 +85,5 @@ CLIENT_SCORES: dict[str, ClientScore] = {
     "norm": total_norm,
     "norm_ratio": norm_ratio,
     "module_norm_ratio": module_norm_ratio,
-    "core_distance": core_distance,
     "effective_rank_ratio": effective_rank_ratio,
 }

@@ -1,52 +1,46 @@
-"""The collaborative set and the shared subspace, from the decomposition.
+"""The decomposition of a cohort into what is shared and the clients that do not share it: a second
+opinion beside the loadings, with a certificate.
 
-The penalties come from the stack itself. Every client's block has norm one over all modules,
-so a direction of the stack with a singular value above 1 is one that no client can make alone:
+Every client is one column of norm one, its delta weights of all modules on top of each other. The
+shared part is a line then, and the program finds the clients whose columns are not near it. The
+penalties come from the columns themselves:
 
     lam1 = sqrt(sigma_d * max(1, sigma_{d+1}))      d: where the group's spectrum falls most
-    lam2 = sqrt(1 - LONER_RATIO^2 * captured)       captured: energy that L takes of a typical
-                                                    member's block at this lam1
+    lam2 = sqrt(1 - LINE^2 * captured)              captured: energy that L takes of a typical
+                                                    member's column at this lam1
 
-lam2 <= 1 <= lam1 holds by construction, which is the window of theory: one unrelated block can't
-enter L, while a member's residual sqrt(1 - captured) stays below lam2. Many unrelated blocks in
-little room can add up, which is why the set is filtered by a refit (judge.py). The group that
-the similarities suggest is only the starting point: the program is convex, and is solved over
-every client that is not in another coherent group.
+lam2 <= 1 <= lam1 holds by construction, which is the window of theory: one unrelated column can't
+enter L, while a member's residual sqrt(1 - captured) stays below lam2. The group that the
+similarities suggest is only the starting point: the program is convex, and is solved over
+all distinct clients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from clair_cli.maths.evidence.side_cores import SideCores
 from clair_cli.maths.factors.roots import core_from_gram
-from clair_cli.maths.factors.stack import client_columns
 from clair_cli.maths.judge.decompose import Decomposition, solve_stable
 from clair_cli.maths.judge.prox import left_singular
-from clair_cli.maths.judge.thresholds import LONER_RATIO
-
-# Up to this many clients the program is solved once more without each of them.
-LEAVE_ONE_OUT = 64
+from clair_cli.maths.judge.thresholds import LINE
 
 
 @dataclass(frozen=True)
 class Penalties:
-    """Estimated penalties of the stable program, for blocks of unit norm.
+    """Estimated penalties of the stable program, for columns of unit norm.
 
     Attributes:
         low_rank: lam1, at least 1.
         block: lam2, at most 1.
-        subspace_dims: shared dimensions in each module; 0 where nothing is shared.
         captured: share of a typical member's energy that L takes at lam1, 0 to 1.
     """
 
     low_rank: float
     block: float
-    subspace_dims: tuple[int, ...]
     captured: float
 
 
@@ -66,36 +60,24 @@ def shared_dim(singular: Tensor, bar: float) -> int:
     return int(falls.argmax()) + 1
 
 
-def estimate_penalties(
-    stack: Tensor, ranks: Sequence[int], group: Sequence[int], *, one_line: bool = False
-) -> Penalties:
-    """Penalties for a stack from the group that the pairwise similarities suggest.
+def estimate_penalties(columns: Tensor, group: Sequence[int]) -> Penalties:
+    """Penalties for the clients' columns from the group that the similarities suggest.
 
     Args:
-        stack: cores of all clients scaled to joint norm one, (n_modules, rows, sum(ranks)).
-        group: at least two clients.
-        one_line: matrix stacking: the line of the group's mean counts as shared even where two
-            of its members make a stronger direction between them.
+        columns: one of norm one per client, (n, n_clients).
+        group: at least two clients. The line of their mean counts as shared even where two of them
+            make a stronger direction between them.
     """
-    members = stack[:, :, client_columns(ranks, group)]
-    bar = 1.0 / len(stack) ** 0.5  # norm of one client's block in one module
-    dims, above, below = [], [], []
-    left, values = left_singular(members)
-    for basis, singular, stacked in zip(left, values, members, strict=True):
-        dim = shared_dim(singular, bar)
-        if one_line:
-            dim = max(dim, int((basis.mT @ stacked.sum(-1)).abs().argmax()) + 1)
-        dims.append(dim)
-        if dim:
-            above.append(float(singular[dim - 1]))
-            below.append(max(bar, float(singular[dim]) if dim < len(singular) else 0.0))
-    if not above:
-        return Penalties(bar, 1.0, tuple(dims), 0.0)
-    low_rank = float(torch.tensor(above).median() * torch.tensor(below).median()) ** 0.5
-    energy = float((values**2 - low_rank**2).clamp_min(0.0).sum())
+    members = columns[:, list(group)]
+    left, values = left_singular(members[None])
+    basis, singular = left[0], values[0]
+    dim = max(shared_dim(singular, 1.0), int((basis.mT @ members.sum(-1)).abs().argmax()) + 1)
+    above = float(singular[dim - 1])
+    below = max(1.0, float(singular[dim]) if dim < len(singular) else 0.0)
+    low_rank = max(1.0, above * below) ** 0.5
+    energy = float((singular**2 - low_rank**2).clamp_min(0.0).sum())
     captured = min(1.0, energy / len(group))
-    block = (1.0 - LONER_RATIO**2 * captured) ** 0.5
-    return Penalties(low_rank, block, tuple(dims), captured)
+    return Penalties(low_rank, (1.0 - LINE**2 * captured) ** 0.5, captured)
 
 
 @dataclass(frozen=True)
@@ -107,9 +89,8 @@ class CollaborativeSet:
         penalties: with which the program was solved.
         clients: all who took part, in the order of the solution's blocks.
         kept: the clients with S_k = 0.
-        captured: share of each client's energy inside the low-rank part of the *others*, 0 to
-            1; (n_modules, n_clients). The matrix stacking has one row for all modules together, in
-            which a client opposite to the others has 0.
+        captured: share of each client's energy along the line of the *other* members' mean, 0 to 1;
+            0 for a client opposite to them, (n_clients,).
     """
 
     solution: Decomposition
@@ -120,125 +101,62 @@ class CollaborativeSet:
 
 
 def collaborate(
-    cores: SideCores,
+    cosines: Tensor,
     group: Sequence[int],
     clients: Sequence[int],
     *,
-    one_line: bool = False,
     tol: float = 1e-6,
     max_iter: int = 300,
 ) -> CollaborativeSet:
     """Solve the stable program over `clients` with penalties estimated from `group`.
 
     Args:
-        cores: of all clients; each client's block has joint norm one.
-        group: the coherent group that the similarities suggest.
-        clients: all who take part: everybody but duplicates and members of other coherent groups.
-        one_line: matrix stacking: `cores` is a `matrix_core`, with one column per client.
+        cosines: of all clients, (n_modules, n_clients, n_clients), NaN where a delta weight is
+            zero.
+        group: the group that the similarities suggest.
+        clients: all who take part: everybody but duplicates and near copies.
         tol: relative duality gap at which the solver stops.
         max_iter: most iterations of the solver.
     """
-    stack, ranks = cores.stack, cores.ranks
-
-    def solve(part: Sequence[int]) -> tuple[Penalties, Decomposition]:
-        penalties = estimate_penalties(
-            stack, ranks, [k for k in group if k in part], one_line=one_line
-        )
-        return penalties, solve_stable(
-            stack[:, :, client_columns(ranks, part)], [ranks[k] for k in part],
-            penalties.low_rank, penalties.block,
-            outside=cores.outside[:, list(part)], max_iter=max_iter, tol=tol,
-        )  # fmt: skip
-
-    penalties, solution = solve(clients)
-    kept = tuple(k for k, s in zip(clients, solution.block_norms.tolist(), strict=True) if s == 0.0)
-    if one_line:
-        captured = _captured_by_line(stack, group, clients, solution, solve)
-    else:
-        basis = kept if len(kept) >= 3 else group
-        captured = captured_by_space(cores, basis, penalties.subspace_dims)
-        typical = LONER_RATIO**2 * captured.mean(0)[list(group)].median()
-        cleaned = tuple(k for k in basis if float(captured.mean(0)[k]) >= typical)
-        if len(cleaned) >= 3:  # many outliers may have slipped into L together: refit without
-            captured = captured_by_space(cores, cleaned, penalties.subspace_dims)
-    return CollaborativeSet(solution, penalties, tuple(clients), kept, captured)
+    columns = joint_columns(cosines)
+    penalties = estimate_penalties(columns, group)
+    chosen = list(clients)
+    solution = solve_stable(
+        columns[None][:, :, chosen], [1] * len(chosen), penalties.low_rank, penalties.block,
+        outside=columns.new_zeros(1, len(chosen)), max_iter=max_iter, tol=tol,
+    )  # fmt: skip
+    kept = tuple(k for k, s in zip(chosen, solution.block_norms.tolist(), strict=True) if s == 0.0)
+    captured = captured_by_mean((columns.mT @ columns)[None], group)[0]
+    return CollaborativeSet(solution, penalties, tuple(chosen), kept, captured)
 
 
-def _captured_by_line(
-    stack: Tensor,
-    group: Sequence[int],
-    clients: Sequence[int],
-    solution: Decomposition,
-    solve: Callable[[Sequence[int]], tuple[Penalties, Decomposition]],
-) -> Tensor:
-    """Matrix stacking: energy along the mean column of the low-rank part without the client.
-
-    L holds what the clients share, and the columns of outliers are in S, so the mean column of L is
-    a robust consensus. With up to LEAVE_ONE_OUT clients the program is solved again without each of
-    them, because a client must not be compared with an L that it is a large part of.
-    """
-    captured = torch.zeros(1, stack.shape[-1], dtype=stack.dtype)
-    for k in range(stack.shape[-1]):
-        others = [j for j in clients if j != k]
-        low_rank = solution.low_rank[0][:, [i for i, j in enumerate(clients) if j != k]]
-        if k in clients and len(clients) <= LEAVE_ONE_OUT and len(set(group) - {k}) > 1:
-            low_rank = solve(others)[1].low_rank[0]
-        line = low_rank[:, [i for i, j in enumerate(others) if j in group]].sum(-1)
-        column = stack[0, :, k]
-        size = float(line.square().sum() * column.square().sum())
-        if size > 0:
-            captured[0, k] = min(1.0, max(0.0, float(line @ column)) ** 2 / size)
-    return captured
-
-
-def captured_by_space(cores: SideCores, members: Sequence[int], dims: Sequence[int]) -> Tensor:
-    """Other stackings: share of each client's energy inside the subspace of the other members.
-
-    Args:
-        members: clients with S_k = 0. The subspace is refitted on them, because the columns of L
-            are tilted towards outliers with decaying spectra; for each client without itself.
-        dims: shared dimensions per module.
-
-    Returns:
-        Shape (n_modules, n_clients), 0 to 1; 0 for a zero block.
-    """
-    stack, ranks = cores.stack, cores.ranks
-    captured = stack.new_zeros(len(stack), len(ranks))
-    together = stack[:, :, client_columns(ranks, members)]
-    whole = together @ together.mT
-    leading = torch.arange(whole.shape[1]) < torch.tensor(list(dims))[:, None]
-    of_all = _directions(whole)
-    for k in range(len(ranks)):
-        if all(j == k for j in members):
-            continue
-        block = stack[:, :, client_columns(ranks, [k])]
-        basis = _directions(whole - block @ block.mT) if k in members else of_all
-        inside = (basis.mT @ block).square().sum(-1) * leading
-        energy = block.square().sum((1, 2)) + cores.outside[:, k]
-        share = (inside.sum(-1) / energy).clamp(0.0, 1.0)
-        captured[:, k] = torch.where(energy > 0, share, 0.0)
-    return captured
-
-
-def _directions(squares: Tensor) -> Tensor:
-    """Eigenvectors of every module, those of the largest eigenvalues first."""
-    vectors: Tensor = torch.linalg.eigh(squares).eigenvectors
-    return vectors.flip(-1)
-
-
-def matrix_core(cosines: Tensor) -> SideCores:
-    """The core of the matrix stacking: one unit column per client, all modules on top of
-    each other.
-
-    Args:
-        cosines: (n_modules, n_clients, n_clients), NaN where a delta weight is zero.
-
-    Returns:
-        A stack (1, n_clients, n_clients); a client whose delta weights are all zero has a zero
-        column.
-    """
+def joint_columns(cosines: Tensor) -> Tensor:
+    """One column per client whose inner products are the cosines summed over modules, of norm one;
+    zero for a client whose delta weights are all zero, (n_clients, n_clients)."""
     gram = torch.nan_to_num(cosines, nan=0.0).sum(0)
     present = gram.diagonal()
     inverse = torch.where(present > 0, present.clamp_min(1e-300).rsqrt(), 0.0)
-    core = core_from_gram((gram * inverse[:, None] * inverse[None, :])[None])[0]
-    return SideCores(core, core.new_zeros(1, len(gram)), (1,) * len(gram))
+    columns: Tensor = core_from_gram((gram * inverse[:, None] * inverse[None, :])[None])[0][0]
+    return columns
+
+
+def captured_by_mean(cosines: Tensor, members: Sequence[int]) -> Tensor:
+    """Share of each client's energy along the mean of the *other* members.
+
+    Args:
+        cosines: of the clients' updates, 0 where one has none, (n_modules, n_clients, n_clients).
+
+    Returns:
+        Shape (n_modules, n_clients), 0 to 1; 0 for a client opposite to the mean.
+    """
+    own = torch.zeros(cosines.shape[-1], dtype=cosines.dtype)
+    own[list(members)] = 1.0
+    energy = cosines.diagonal(dim1=1, dim2=2)
+    with_members = cosines @ own  # of each client's update, and the members' sum
+    inner = with_members - energy * own
+    size = (with_members @ own)[:, None] - own * (2.0 * with_members - energy)  # of others' sum
+    sizes = size * energy
+    captured: Tensor = torch.where(
+        sizes > 0, inner.clamp_min(0.0).square() / sizes.clamp_min(1e-300), 0.0
+    )
+    return captured.clamp_max(1.0)

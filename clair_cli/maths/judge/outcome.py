@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
-from clair_cli.maths.evidence.pair_levels import PairLevels
-from clair_cli.maths.judge.decompose import Decomposition
-from clair_cli.maths.judge.groups import alignment, tighter
-from clair_cli.maths.judge.loadings import stand_apart
-from clair_cli.maths.judge.minority import Minority
-from clair_cli.maths.judge.structure import Structure, far_tighter, next_to_nothing
-from clair_cli.maths.judge.thresholds import (
-    DUPLICATE_COSINE,
-    FAR_TIGHTER,
-    LEAST_LEVEL,
-    LONER_RATIO,
-    MAX_GAP,
-    MIN_LEVEL,
-    SECOND_GROUP_SHARE,
-    SEPARATION,
-)
+from clair_cli.maths.judge.structure import Structure
+from clair_cli.maths.judge.thresholds import DUPLICATE_COSINE, SECOND_GROUP_SHARE
 from clair_cli.maths.judge.verdicts import Verdict
 
 # Most client names in one sentence.
 _NAMES_SHOWN = 8
 # Findings that set a client apart from the group.
 _UNLIKE = {"unlike_the_others", "in_a_group", "opposite"}
-_TWO_GROUPS_REMEDY = "look at both groups, then leave the members of one out with --exclude"
+_TWO_GROUPS_REMEDY = (
+    "look at both groups, then leave the members of one out with --exclude, or name a client that "
+    "you trust with --trust"
+)
 # A stable code, a sentence, a remedy.
 NoVerdict = tuple[str, str, str]
 NOTHING_SHARED: NoVerdict = (
@@ -38,15 +26,11 @@ NOTHING_SHARED: NoVerdict = (
 
 
 def without_verdict(
-    levels: PairLevels,
-    structure: Structure,
-    names: Sequence[str],
-    trusted: Sequence[int] = (),
+    structure: Structure, names: Sequence[str], trusted: Sequence[int] = ()
 ) -> NoVerdict | None:
     """The reason why the clients' similarities allow no verdict; None if they allow one.
 
     Args:
-        levels: similarities in the stacking where sharing was found, or else in `matrix`.
         names: of the clients.
         trusted: clients whose group needs no majority.
     """
@@ -58,19 +42,45 @@ def without_verdict(
         return _same_update(structure)
     if n == 1:
         return "too_few", "1 client: nothing to compare with", allow
-    if n == 2:
+    if n == 2 and not trusted:
         return "too_few", "2 clients: can't tell which is wrong", allow
-    if structure.stacking is None:
+    if not structure.groups:
         return NOTHING_SHARED
-    two = None if trusted else _two_groups(levels, structure)
-    if two is None:
-        return None
-    other, text = two
+    if not structure.groups[0].is_sure:
+        return _little_shared(structure)
+    return None if trusted else _two_groups(structure, names)
+
+
+def _little_shared(structure: Structure) -> NoVerdict:
+    """The case that an unrelated client might pass unnoticed."""
+    power = structure.groups[0].power
     return (
-        "two_groups",
-        text.format(main=_listed(structure.group, names), other=_listed(other, names)),
-        _TWO_GROUPS_REMEDY,
+        "little_shared",
+        "too little in common to judge by: a client that shares nothing with the others would be "
+        f"noticed with probability {power:.2f} only",
+        "collect more clients, train longer, or name one that you trust with --trust",
     )
+
+
+def _two_groups(structure: Structure, names: Sequence[str]) -> NoVerdict | None:
+    """The case of a second group, or a minority, nearly as large as the first."""
+    first = structure.groups[0]
+    most = SECOND_GROUP_SHARE * len(first.members)
+    for group in structure.groups[1:]:
+        if len(group.members) > most:
+            text = (
+                f"two groups of similar size: {_listed(first.members, names)}, and "
+                f"{_listed(group.members, names)}"
+            )
+            return "two_groups", text, _TWO_GROUPS_REMEDY
+    for minority in first.minorities:
+        if len(minority.members) > most:
+            text = (
+                f"two groups of similar size: {_listed(first.members, names)}, and "
+                f"{_listed(minority.members, names)}, which share something of their own"
+            )
+            return "two_groups", text, _TWO_GROUPS_REMEDY
+    return None
 
 
 def contradicting(
@@ -108,87 +118,6 @@ def _same_update(structure: Structure) -> NoVerdict:
         "checkpoints or copies of one run are",
         "give one adapter per client, each of its own training; if all started from the last "
         "merged adapter and hardly moved, give that with --previous",
-    )
-
-
-def _two_groups(levels: PairLevels, structure: Structure) -> tuple[tuple[int, ...], str] | None:
-    """Another group that leaves the largest one no clear majority, and a sentence with places for
-    the two groups, `{main}` and `{other}`."""
-    main = structure.group
-    level = levels.level(main).mean
-    # clients that are nearly the same are one voice
-    others = [tuple(k for k in g if k in structure.distinct) for g in structure.others]
-    others = [g for g in others if len(g) > 1]
-    for group in others:
-        apart = levels.separation(main, group) >= SEPARATION
-        if not apart and levels.level(group).mean < FAR_TIGHTER * level:
-            apart = stand_apart(levels, group, main)
-        if not apart and tighter(levels, group, main):
-            text = "the largest group, {main}, shares far less than {other}, and does not stand "
-            return group, text + "apart from it"
-        if far_tighter(levels, group, main) and 2 * len(group) >= len(main):
-            return group, "the largest group, {main}, shares next to nothing beside {other}"
-    elsewhere = {k for g in structure.others for k in g}
-    free = [k for k in structure.distinct if k not in elsewhere]
-    with_main = sum(alignment(levels, k, main).ratio >= LONER_RATIO for k in free)
-    rivals = [g for g in others if not next_to_nothing(levels, g, main)]
-    second = max(rivals, key=len, default=())
-    if len(second) > SECOND_GROUP_SHARE * max(with_main, len(main)):
-        return second, "two coherent groups of similar size: {main} and {other}"
-    return None
-
-
-def large_minority(
-    minorities: Sequence[Minority],
-    members: Sequence[int],
-    structure: Structure,
-    names: Sequence[str],
-) -> NoVerdict | None:
-    """The reason for no verdict if a minority is nearly as large as what is left of the cohort;
-    else None.
-
-    Args:
-        members: the clients that would be merged.
-    """
-    voices = [k for k in members if k in structure.distinct]
-    for found in minorities:
-        if sum(k in structure.distinct for k in found.members) > SECOND_GROUP_SHARE * len(voices):
-            return (
-                "two_groups",
-                f"two groups of similar size: {_listed(voices, names)}, and "
-                f"{_listed(found.members, names)}, which share something of their own",
-                _TWO_GROUPS_REMEDY,
-            )
-    return None
-
-
-def unsolved(solution: Decomposition) -> NoVerdict | None:
-    """The reason for no verdict if the decomposition did not converge; else None."""
-    if solution.gap <= MAX_GAP:
-        return None
-    return (
-        "not_converged",
-        f"the decomposition did not converge in {solution.n_iter} iterations (duality gap "
-        f"{solution.gap:.1e}, at most {MAX_GAP:g} is trusted)",
-        "report this cohort: it should not happen",
-    )
-
-
-def little_shared(levels: PairLevels, structure: Structure, contrast: bool) -> NoVerdict | None:
-    """The reason for no verdict if the group shares too little to vouch for anybody; else None.
-
-    Args:
-        contrast: whether somebody stands out from the group, so that a lower level is enough.
-    """
-    level = levels.level(structure.group).mean
-    if level >= (LEAST_LEVEL if contrast else MIN_LEVEL):
-        return None
-    number = "" if math.isnan(level) else f" (similarity {level:.3f})"
-    return (
-        "little_shared",
-        f"the clients have almost nothing in common{number}"
-        f"{'' if contrast else ', and nobody stands out'}",
-        NOTHING_SHARED[2],
     )
 
 

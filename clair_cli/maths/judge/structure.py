@@ -1,5 +1,4 @@
-"""The votes and the coherent groups of a cohort: which clients count as one, and who belongs with
-whom."""
+"""The votes and the groups of a cohort: which clients count as one, and who belongs with whom."""
 
 from __future__ import annotations
 
@@ -11,54 +10,67 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence.gather import Evidence
-from clair_cli.maths.evidence.pair_levels import PairLevels, over_modules
-from clair_cli.maths.evidence.similarity import STACKINGS
 from clair_cli.maths.judge.client_scores import norm_ratio
-from clair_cli.maths.judge.groups import alignment, coherent
-from clair_cli.maths.judge.loadings import inner_group, near_copies, trimmed
-from clair_cli.maths.judge.sharing import SharingTest, choose_stacking, find_sharing
-from clair_cli.maths.judge.thresholds import (
-    AT_HOME,
-    DUPLICATE_COSINE,
-    FAR_TIGHTER,
-    GROUP_RATIO,
-    LONER_RATIO,
-    MIN_LEVEL,
-    NORM_CAP,
-    PAIR_LEVEL,
-    SEPARATION,
-    VICTIM,
-)
+from clair_cli.maths.judge.copies import near_copies
+from clair_cli.maths.judge.factor import Loadings
+from clair_cli.maths.judge.groups import Group, find_groups
+from clair_cli.maths.judge.minority import Minority
+from clair_cli.maths.judge.pairs import pairs_of
+from clair_cli.maths.judge.signature import Signatures, signatures_of
+from clair_cli.maths.judge.thresholds import DUPLICATE_COSINE, NORM_CAP
+
+# Sides of the delta weights in which agreement is looked for if their directions show none.
+_SIDES = ("output", "input")
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Groups that the pairwise similarities suggest.
+    """Who counts as one, and the groups that the clients' similarities show.
 
     Attributes:
         duplicates: client -> the first client (in the given order) it equals up to scale.
         empty: clients whose delta weights are all zero.
         copies: client -> the first of the clients it is nearly the same as; one vote for all.
         distinct: the other clients, one vote each.
-        sharings: one test per stacking.
-        stacking: in which sharing was found, or None.
-        group: the largest coherent group in that stacking.
-        others: further coherent groups of two or more, largest first.
+        stacking: "matrix" where the groups are of whole delta weights; "output" or "input" where
+            only that side shows any; None where nothing does.
+        groups: the cohort first; () if no three clients have anything in common.
+        signatures: of all clients.
     """
 
     duplicates: dict[int, int]
     empty: tuple[int, ...]
     copies: dict[int, int]
     distinct: tuple[int, ...]
-    sharings: tuple[SharingTest, ...] = ()
     stacking: str | None = None
-    group: tuple[int, ...] = ()
-    others: tuple[tuple[int, ...], ...] = ()
+    groups: tuple[Group, ...] = ()
+    signatures: Signatures | None = None
+
+    @property
+    def group(self) -> tuple[int, ...]:
+        """Members of the cohort's group; () if there is none."""
+        return self.groups[0].members if self.groups else ()
+
+    @property
+    def loadings(self) -> Loadings | None:
+        """Of all clients on what the cohort's group has in common."""
+        return self.groups[0].loadings if self.groups else None
+
+    @property
+    def minorities(self) -> tuple[Minority, ...]:
+        """Sets that share something of their own beside what the cohort's group shares."""
+        return self.groups[0].minorities if self.groups else ()
+
+    @property
+    def others(self) -> tuple[tuple[int, ...], ...]:
+        """Further groups."""
+        return tuple(group.members for group in self.groups[1:])
 
     @property
     def singletons(self) -> tuple[int, ...]:
-        """Distinct clients in no group."""
-        grouped = {k for g in (self.group, *self.others) for k in g}
+        """Distinct clients in no group and no minority."""
+        grouped = {k for g in self.groups for k in g.members}
+        grouped |= {k for g in self.groups for m in g.minorities for k in m.members}
         return tuple(k for k in self.distinct if k not in grouped)
 
 
@@ -112,19 +124,19 @@ def find_duplicates(
     return first
 
 
-def find_structure(evidence: Evidence, trusted: Sequence[int] = ()) -> Structure:
-    """Find duplicates, empty clients, and coherent groups in the stacking that shows sharing.
+def find_structure(
+    evidence: Evidence, trusted: Sequence[int] = (), ranks: Sequence[int] | None = None
+) -> Structure:
+    """Find duplicates, empty clients, near copies, and the groups.
 
     Clients that are nearly the same count as one at first, because a few who act together would
-    otherwise make a group so tight that nobody else belongs to any. If the group found this way is
-    no larger than the largest set of near copies, the near copies may be the clients that share,
-    and all clients count one by one.
+    else be the most coherent group there is. Where that leaves no group, or one that is no larger
+    than the largest set of near copies, the near copies may be the clients that share, and all
+    clients count one by one.
 
     Args:
         trusted: clients whose group is the cohort, whatever its size.
-
-    Returns:
-        With `stacking` None and without groups if no stacking shows sharing beyond chance.
+        ranks: numbers of rank-one components of the clients; None if they are the same.
     """
     alive = evidence.norms.amax(0) > 0
     empty = tuple(k for k in range(len(alive)) if not bool(alive[k]))
@@ -132,140 +144,52 @@ def find_structure(evidence: Evidence, trusted: Sequence[int] = ()) -> Structure
     duplicates = find_duplicates(evidence, present, trusted)
     distinct = tuple(k for k in present if k not in duplicates)
     copies = _trusted_first(near_copies(evidence.levels("matrix"), distinct), trusted)
+    signatures = signatures_of(evidence, ranks)
     if copies:
         single = tuple(k for k in distinct if k not in copies)
-        found = _arrange(evidence, Structure(duplicates, empty, copies, single), trusted)
+        start = Structure(duplicates, empty, copies, single, signatures=signatures)
+        found = _grouped(evidence, start, trusted)
         largest = 1 + max(Counter(copies.values()).values())
         if found.stacking is not None and len(found.group) > largest:
             return found
-    return _arrange(evidence, Structure(duplicates, empty, {}, distinct), trusted)
+    start = Structure(duplicates, empty, {}, distinct, signatures=signatures)
+    return _grouped(evidence, start, trusted)
 
 
-def _arrange(evidence: Evidence, start: Structure, trusted: Sequence[int]) -> Structure:
-    """Fill in groups and stacking for the distinct clients of `start`."""
-    sharings = tuple(find_sharing(evidence, s, start.distinct) for s in STACKINGS)
-    chosen = choose_stacking(sharings)
-    if chosen is None:
-        return replace(start, sharings=sharings)
-    levels = evidence.levels(chosen.stacking)
-    first = _of_the_trusted(chosen.groups, trusted) or _main(levels, chosen.groups)
-    rest = [g for g in chosen.groups if g is not first]
-    others = tuple(g for g in rest if _is_group(levels, g, first))
-    apart = {k for g in others for k in g}
-    free = [k for k in start.distinct if k not in apart]
-    group = trimmed(levels, settle(levels, first, free))
-    inner = inner_group(levels, group)
-    if inner:
-        group = trimmed(levels, [k for k in group if k not in inner])
-        others = (*others, inner)
-    for same in _copied(start.copies):
-        main = [k for k in group if k not in same]
-        if any(same[0] in g for g in others):
-            continue  # they go with their first
-        if len(main) > 2 and _elsewhere(levels, same, main):
-            group, others = tuple(main), (*others, same)
-    others = tuple(_without_guests(levels, g, group, start.copies) for g in others)
-    others = tuple(sorted((g for g in others if len(g) > 1), key=lambda g: (-len(g), g)))
-    return replace(start, sharings=sharings, stacking=chosen.stacking, group=group, others=others)
+def _grouped(evidence: Evidence, start: Structure, trusted: Sequence[int]) -> Structure:
+    """Fill in the groups of the distinct clients of `start`. A side of the delta weights counts
+    only with contrast: where somebody stands clearly outside."""
+    assert start.signatures is not None
+    clients = [k for k in start.distinct if _has_half(evidence, k)]
+    found = find_groups(pairs_of(evidence), start.signatures, clients, trusted)
+    matrix = replace(start, stacking="matrix" if found else None, groups=tuple(found))
+    if found and found[0].is_sure:
+        return matrix
+    for side in _SIDES:
+        found = find_groups(pairs_of(evidence, side), None, clients, trusted)
+        if found and _contrasts(found[0], clients):
+            return replace(start, stacking=side, groups=tuple(found))
+    return matrix
+
+
+def _contrasts(group: Group, clients: Sequence[int]) -> bool:
+    """Whether most clients clearly share a side, and some clearly do not."""
+    held = group.loadings
+    below = sum(float(held.depth[k]) > held.bar for k in clients)
+    return group.is_sure and 2 * len(group.members) > len(clients) and below > 0
+
+
+def _has_half(evidence: Evidence, client: int) -> bool:
+    """Whether a client has an update in half of the modules that anybody has one in."""
+    has = evidence.norms > 0
+    return 2 * int(has[:, client].sum()) >= int(has.any(1).sum())
 
 
 def _trusted_first(copies: dict[int, int], trusted: Sequence[int]) -> dict[int, int]:
     """The same sets of near copies, with a trusted client as the first of each."""
     found: dict[int, int] = {}
-    for same in _copied(copies):
-        first = next((k for k in same if k in trusted), same[0])
-        found |= {k: first for k in same if k != first}
+    for first in sorted(set(copies.values())):
+        same = (first, *sorted(k for k, j in copies.items() if j == first))
+        front = next((k for k in same if k in trusted), first)
+        found |= {k: front for k in same if k != front}
     return found
-
-
-def _of_the_trusted(
-    groups: Sequence[tuple[int, ...]], trusted: Sequence[int]
-) -> tuple[int, ...] | None:
-    """The group of two or more with most trusted clients (of equal ones the largest), if any."""
-    having = [g for g in groups if len(g) > 1 and set(g) & set(trusted)]
-    return max(having, key=lambda g: (len(set(g) & set(trusted)), len(g)), default=None)
-
-
-def _copied(copies: dict[int, int]) -> list[tuple[int, ...]]:
-    """Sets of clients that are nearly the same, the first one of each set in front."""
-    firsts = sorted(set(copies.values()))
-    return [(first, *sorted(k for k, j in copies.items() if j == first)) for first in firsts]
-
-
-def _elsewhere(levels: PairLevels, same: Sequence[int], main: Sequence[int]) -> bool:
-    """Whether clients that are nearly the same, three or more, are a group apart from `main`. If
-    they are about as alike to the main group as its members are, they may be one honest client and
-    others who copied it."""
-    if len(same) < 3 or coherent(levels, main, same):
-        return False
-    between = over_modules(levels.between(same, main)).mean
-    return between < GROUP_RATIO * levels.level(main).mean
-
-
-def _main(levels: PairLevels, groups: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The largest group, unless it shares next to nothing and a smaller one shares a lot: all
-    training has something in common, that of unrelated clients too."""
-    others = [g for g in groups[1:] if next_to_nothing(levels, groups[0], g)]
-    return others[0] if others else groups[0]
-
-
-def far_tighter(levels: PairLevels, group: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether a group of three or more is FAR_TIGHTER times as coherent as another."""
-    if len(group) < 3 or len(other) < 2:
-        return False
-    return levels.level(group).mean >= FAR_TIGHTER * levels.level(other).mean
-
-
-def next_to_nothing(levels: PairLevels, group: Sequence[int], beside: Sequence[int]) -> bool:
-    """Whether a group shares less than a cohort must to be judged, and far less than another."""
-    return far_tighter(levels, beside, group) and levels.level(group).mean < MIN_LEVEL
-
-
-def _is_group(levels: PairLevels, group: Sequence[int], main: Sequence[int]) -> bool:
-    """Whether a further coherent group has three clients, or two that are not alike by chance."""
-    if len(group) == 2 and len(main) > 1:
-        return levels.level(group).mean >= PAIR_LEVEL * levels.level(main).mean
-    return len(group) > 2
-
-
-def _without_guests(
-    levels: PairLevels, group: Sequence[int], main: Sequence[int], copies: dict[int, int]
-) -> tuple[int, ...]:
-    """The members of another group without those that are well aligned with the main group too: an
-    attacker who copies an honest client must not pull it out of the main group. Of clients that are
-    nearly the same, each may be the honest one, so a lower alignment is enough."""
-    if far_tighter(levels, group, main):  # everybody is at home where next to nothing is shared
-        return tuple(group)
-    bar = VICTIM if any(copies.get(k) in group for k in group) else AT_HOME
-    return tuple(k for k in group if not alignment(levels, k, main).ratio >= bar)
-
-
-def _belongs(levels: PairLevels, client: int, group: Sequence[int]) -> bool:
-    """Whether a client is aligned with a group, or alike to it as the members are to each other."""
-    found = alignment(levels, client, group)
-    if (found.high if levels.few else found.ratio) >= LONER_RATIO:
-        return True
-    separation = levels.separation([k for k in group if k != client], [client])
-    return found.ratio > 0 and not separation >= SEPARATION
-
-
-def settle(
-    levels: PairLevels, group: Sequence[int], clients: Sequence[int], max_iter: int = 10
-) -> tuple[int, ...]:
-    """Let every client join or leave a group by its own alignment with it, until it settles.
-
-    Args:
-        group: the members to begin with.
-        clients: who may be a member: all distinct clients outside other coherent groups.
-        max_iter: rounds after which the group is taken as it is.
-
-    Returns:
-        Sorted members; the group as given if fewer than three would be left.
-    """
-    current = tuple(sorted(group))
-    for _ in range(max_iter):
-        following = tuple(k for k in clients if _belongs(levels, k, current))
-        if following == current or len(following) < 3:
-            break
-        current = following
-    return current

@@ -1,31 +1,20 @@
-"""Verdicts with reasons: one documented rule joins alignment and decomposition.
+"""Verdicts with reasons, by one rule.
 
 For a distinct client, in this order:
 
-    group apart      member of another coherent group                          contaminated
-    opposite         alignment ratio below -OPPOSITE_RATIO and, by two standard
-                     errors, below 0 (matrix stacking: others have no sign)    contaminated
-    unlike           alignment ratio < LONER_RATIO, not kept by the decomposition
-                     (energy inside the shared subspace), outside the members'
-                     spread (pairs by SEPARATION, or its ratio by MEMBER_P),
-                     and not doubtful                                          contaminated
-    disagreement     only one of the two says that it does not share, both do
-                     but it is doubtful (the ratio reaches DOUBT_RATIO within
-                     two standard errors, is above DOUBT_FLOOR, and not every
-                     pair of members is clearly more alike), or every pair is
-                     and the ratio is below DOUBT_RATIO                        suspicious
-    one module       aligned as a whole, unlike the others in single modules   contaminated
-    size             norm (whole, or in a module) far from the set's median,   contaminated
-                     or above NORM_CAP and every pair of members more alike    or suspicious
-    spread           energy over far more directions than the others': noise   contaminated
-                     (suspicious if its alignment does not suffer)             or suspicious
-    place            core U' D V far from the others', or all but their mean   suspicious
-    else                                                                       benign
+    contaminated  unlike      clearly less than LINE of what the others share (chance LINE_P): in
+                              another group, opposite, or by itself
+                  size        norm beyond the fourth power of what the round allows
+                  odd module  a member as a whole, unlike the others in single modules
+    minority                  shares with some others what all the rest lack (chance MINORITY_P)
+    suspicious    not shown   nothing shows that it shares anything, though it might
+                  odd         sizes and directions unlike the others' (chance ODD_P)
+                  size        norm beyond the third power of what the round allows
+    benign                    else
 
 A duplicate takes no vote; clients that are nearly the same share one vote and are suspicious; a
 zero delta weight has nothing to merge. Whatever the verdict, a delta weight counts as no larger
-than NORM_CAP median norms. No fraction of bad clients is asked for, and every line is an absolute
-one: nobody may cross it, or most clients.
+than the round allows. No fraction of bad clients is asked for, and nobody need cross a line.
 """
 
 from __future__ import annotations
@@ -34,28 +23,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clair_cli.maths.evidence.pair_levels import N_SE
 from clair_cli.maths.judge.scores import Scores
-from clair_cli.maths.judge.thresholds import (
-    CORE_FAR,
-    CORE_NEAR,
-    DOUBT_FLOOR,
-    DOUBT_RATIO,
-    LEAST_SHARE,
-    LONER_RATIO,
-    MEMBER_P,
-    MODULE_NORM_CAP,
-    MODULE_NORM_CONTAMINATED,
-    MODULE_NORM_SUSPICIOUS,
-    NORM_CAP,
-    NORM_CONTAMINATED,
-    NORM_SUSPICIOUS,
-    NORM_VANISHING,
-    OPPOSITE_RATIO,
-    SEPARATION,
-    SPREAD_ALIGNED,
-    SPREAD_RATIO,
-)
+from clair_cli.maths.judge.sizes import VANISHING, Sizes
+from clair_cli.maths.judge.thresholds import LINE, ODD_P
+
+# Log sizes over what is allowed from which on a client is suspicious, and contaminated.
+_SUSPICIOUS_SIZE, _CONTAMINATED_SIZE = 3.0, 4.0
+# No probability is stated below this.
+LEAST_P = 1e-3
+# Probabilities of a verdict's evidence: below the first it is clear, below the second likely.
+_CLEAR, _LIKELY = 1e-3, 0.05
 
 
 @dataclass(frozen=True)
@@ -72,191 +49,146 @@ class Verdict:
 
     Attributes:
         influence: factor on the client's weight, 0 to 1; 1 for a benign client of ordinary size.
+        p_honest: probability that an honest client of this round looks at least as unlike the
+            others, LEAST_P to 1; NaN where the verdict is not about that.
+        confidence: "clear", "likely" or "open".
     """
 
     verdict: str
     findings: tuple[Finding, ...]
     influence: float
+    p_honest: float = math.nan
+    confidence: str = "clear"
 
 
-def _rounded(value: float) -> str:
-    return f"{value:.2f}"
+def _shared(scores: Scores) -> str:
+    if math.isnan(scores.loading):
+        return "what it shares with the others is unknown"
+    loading = 0.0 if abs(scores.loading) < 0.005 else scores.loading  # never "-0.00"
+    return f"has {loading:.2f} of what two of the others share"
 
 
-def _level(ratio: float) -> str:
+def _norm(ratio: float, where: str = "") -> str:
     if math.isnan(ratio):
-        return "similarity to the others unknown"
-    return f"similarity to the others {_rounded(ratio)} of their own"
+        return "norm not comparable"
+    return f"norm {ratio:.3g} x the median{where}"
 
 
-def _norm(ratio: float) -> str:
-    return "norm not comparable" if math.isnan(ratio) else f"norm {ratio:.3g} x the median"
-
-
-def _inside(ratio: float) -> str:
-    """How much of a client the shared subspace holds; NaN where it holds nothing of most."""
-    if math.isnan(ratio):
-        return "it holds no more of anybody than chance would"
-    return f"{_rounded(ratio)} of the typical share inside"
-
-
-def alignment_findings(
-    scores: Scores, kept: bool, apart: str, signed: bool
-) -> tuple[str, list[Finding]]:
-    """Verdict and reasons of alignment and decomposition together.
+def likeness(scores: Scores, apart: str) -> tuple[str, list[Finding]]:
+    """Verdict and reasons of what the client shares with the cohort.
 
     Args:
-        scores: of the client.
-        kept: whether the decomposition left the client's block at zero.
-        apart: names of the other members of the client's coherent group, if it is another one than
-            the collaborative set; else "".
-        signed: whether the stacking's similarities have a sign (`matrix`).
+        apart: names of the other members of the client's own group or minority; "" if none.
     """
-    ratio, high = scores.alignment.ratio, scores.alignment.high
-    turned = signed and high < 0 and ratio < -OPPOSITE_RATIO
-    level = _level(ratio)
+    if scores.is_below:
+        found = []
+        if apart:
+            text = f"in a group with {apart}, apart from the others ({_shared(scores)})"
+            found.append(Finding("in_a_group", text))
+        if scores.is_opposite:
+            found.append(Finding("opposite", f"opposite to the others: {_shared(scores)}"))
+        if not found:
+            found.append(Finding("unlike_the_others", f"unlike the others: {_shared(scores)}"))
+        return "contaminated", found
     if apart:
-        finding = Finding("in_a_group", f"in a group with {apart}, apart from the others ({level})")
-        opposite = [Finding("opposite", f"opposite to the others ({_rounded(ratio)})")]
-        return "contaminated", [finding, *(opposite if turned else [])]
-    if turned:  # inside the subspace or not: the decomposition can't see a sign
-        return "contaminated", [Finding("opposite", f"opposite to the others: {level}")]
-    below = not ratio >= LONER_RATIO  # also catches NaN
-    doubtful = high >= DOUBT_RATIO and ratio >= DOUBT_FLOOR and not scores.clear
-    outside = not scores.separation < SEPARATION or scores["member_p"] < MEMBER_P
-    if below and not kept and not doubtful and outside:
-        return "contaminated", [Finding("unlike_the_others", f"unlike the others: {level}")]
-    if below and not kept:
-        why = (
-            f"within {N_SE:g} standard errors of belonging"
-            if doubtful
-            else "as some others are to each other"
-        )
-        return "suspicious", [Finding("weakly_alike", f"{level}, {why}")]
-    if below and (math.isnan(ratio) or outside):
-        return "suspicious", [
-            Finding("weakly_alike", f"{level}, though the decomposition keeps it")
-        ]
-    if scores.clear and ratio < DOUBT_RATIO:
-        return "suspicious", [Finding("weakly_alike", f"{level}, and clearly less alike than they")]
-    if not kept:
-        return "suspicious", [
-            Finding(
-                "off_subspace",
-                f"off the shared subspace ({_inside(scores.captured_ratio)}), though {level}",
-            )
-        ]
+        text = f"shares with {apart} what all others lack"
+        return "minority", [Finding("minority", text)]
+    if not scores.is_shown:
+        text = f"{_shared(scores)}, too uncertain to tell it from an unrelated client"
+        return "suspicious", [Finding("weakly_alike", text)]
+    if scores.p_odd < ODD_P:
+        text = "sizes over the modules, number of directions and share unlike the others' together"
+        return "suspicious", [Finding("odd_signature", text)]
     return "benign", []
 
 
-def size_findings(scores: Scores) -> tuple[str, list[Finding]]:
-    """Verdict and reasons of the norms. A client that is clearly less alike than the others are is
-    held to NORM_CAP, everybody else to wider bounds."""
-    ratio, module = scores["norm_ratio"], scores["module_norm_ratio"]
-    text = _norm(ratio)
-    if scores.clear and ratio > NORM_CAP:
-        text += f", and clearly less alike ({_rounded(scores.alignment.ratio)}) than the others are"
-        return "contaminated", [Finding("norm", text)]
-    if scores.alignment.ratio >= LONER_RATIO and ratio >= NORM_SUSPICIOUS:
-        text += ", though its direction agrees"
-    if not ratio < NORM_CONTAMINATED:  # also catches NaN
-        return "contaminated", [Finding("norm", text)]
-    if not module < MODULE_NORM_CONTAMINATED:
-        return "contaminated", [Finding("module_norm", f"{_norm(module)} in one module")]
-    if ratio > NORM_SUSPICIOUS:
-        return "suspicious", [Finding("norm", text)]
-    if module > MODULE_NORM_SUSPICIOUS:
-        return "suspicious", [Finding("module_norm", f"{_norm(module)} in one module")]
-    if ratio < NORM_VANISHING:
-        return "suspicious", [Finding("no_update", f"almost no update: {text}")]
-    return "benign", []
+def size_findings(scores: Scores, sizes: Sizes) -> tuple[str, list[Finding]]:
+    """Verdict and reasons of the norms."""
+    whole, module = scores["norm_ratio"], scores["module_norm_ratio"]
+    if whole < VANISHING:
+        return "suspicious", [Finding("no_update", f"almost no update: {_norm(whole)}")]
+    if not scores.over > _SUSPICIOUS_SIZE:
+        return "benign", []
+    verdict = "contaminated" if scores.over > _CONTAMINATED_SIZE else "suspicious"
+    by_whole = not math.log(whole) / math.log(sizes.whole_cap) < scores.over if whole > 0 else True
+    if by_whole or math.isnan(whole):
+        agrees = "" if scores.is_below else ", though its direction agrees"
+        return verdict, [Finding("norm", _norm(whole) + agrees)]
+    return verdict, [Finding("module_norm", _norm(module, " in one module"))]
 
 
-def shape_findings(scores: Scores) -> tuple[str, list[Finding]]:
-    """Verdict and reasons of the number of directions that a delta weight is spread over and of its
-    place in the shared subspace; for a client without other findings."""
-    spread, distance = scores["effective_rank_ratio"], scores["core_distance"]
-    if spread > SPREAD_RATIO:
-        low = scores.alignment.high < SPREAD_ALIGNED
-        return "contaminated" if low else "suspicious", [
-            Finding(
-                "noise",
-                f"like noise: spread over {spread:.3g} x as many directions as the others, "
-                f"{_level(scores.alignment.ratio)}",
-            )
-        ]
-    if distance > CORE_FAR:
-        return "suspicious", [
-            Finding(
-                "far_inside",
-                f"far out inside the shared subspace ({distance:.3g} x the typical distance)",
-            )
-        ]
-    if distance < CORE_NEAR:
-        return "suspicious", [
-            Finding(
-                "near_mean",
-                f"unnaturally close to the others' mean ({distance:.3g} x the typical distance)",
-            )
-        ]
-    return "benign", []
-
-
-_ORDER = ("benign", "suspicious", "contaminated")
-_NOT_A_MEMBER = ("weakly_alike",)
+_ORDER = ("benign", "suspicious", "minority", "contaminated")
 
 
 def decide(
-    scores: Scores, kept: bool, apart: str, signed: bool, module_names: tuple[str, ...]
+    scores: Scores, sizes: Sizes, client: int, apart: str, modules: Sequence[str]
 ) -> Verdict:
     """The verdict on one distinct client, by the rule at the top of this file.
 
     Args:
         scores: of the client.
-        kept, apart, signed: see `alignment_findings`.
-        module_names: of all modules, in the order of the evidence.
+        sizes: of all clients; `client` is its index.
+        apart: see `likeness`.
+        modules: names of all modules, in the order of the evidence.
     """
-    verdict, findings = alignment_findings(scores, kept, apart, signed)
-    sized, more = size_findings(scores)
+    verdict, findings = likeness(scores, apart)
+    sized, more = size_findings(scores, sizes)
     verdict, findings = max(verdict, sized, key=_ORDER.index), findings + more
     if scores.odd_modules and not findings:
         verdict = "contaminated"
-        named = ", ".join(module_names[m] for m in scores.odd_modules[:3])
+        named = ", ".join(modules[m] for m in scores.odd_modules[:3])
         findings.append(Finding("odd_module", f"unlike the others in {named}"))
-    if verdict == "benign":
-        verdict, findings = shape_findings(scores)
-    influence = _influence(verdict, scores, findings)
+    influence = _influence(verdict, scores, sizes, client, findings)
     if verdict == "benign" and influence < 1.0:
         findings.append(Finding("large", f"large: counts {influence:.2f} of its weight"))
-    return Verdict(verdict, tuple(findings), influence)
+    return sure(Verdict(verdict, tuple(findings), influence), scores)
 
 
-def as_trusted(old: Verdict, scores: Scores) -> Verdict:
+def sure(verdict: Verdict, scores: Scores, p_minority: float = 1.0) -> Verdict:
+    """The verdict with its probability and confidence.
+
+    Args:
+        p_minority: bound on the probability of the client's minority, if it is in one.
+    """
+    p = min(scores.p_line, scores.p_odd, p_minority)
+    if verdict.verdict == "benign":
+        confidence = "open" if p < _LIKELY else _of_power(scores.power)
+    elif any(
+        f.code in ("norm", "module_norm", "no_update", "odd_module") for f in verdict.findings
+    ):
+        p, confidence = min(p, LEAST_P), "clear"
+    else:
+        confidence = "clear" if p < _CLEAR else "likely" if p < _LIKELY else "open"
+    return Verdict(
+        verdict.verdict, verdict.findings, verdict.influence, max(p, LEAST_P), confidence
+    )
+
+
+def _of_power(power: float) -> str:
+    return "clear" if power > 0.99 else "likely" if power > 0.9 else "open"
+
+
+def as_trusted(old: Verdict, scores: Scores, sizes: Sizes, client: int) -> Verdict:
     """The verdict on a trusted client: one that would leave it out is "suspicious", so that it is
     merged within the bounds of one, and what was found stays."""
     if old.verdict not in ("contaminated", "minority"):
         return old
     finding = Finding("trusted", f"trusted, and merged for that: else {old.verdict}")
-    influence = old.influence
-    if old.verdict == "contaminated":
-        influence = _influence("suspicious", scores, old.findings)
-    return Verdict("suspicious", (*old.findings, finding), influence)
+    findings = (*old.findings, finding)
+    influence = _influence("suspicious", scores, sizes, client, findings)
+    return Verdict("suspicious", findings, influence, old.p_honest, old.confidence)
 
 
-def _influence(verdict: str, scores: Scores, findings: Sequence[Finding]) -> float:
+def _influence(
+    verdict: str, scores: Scores, sizes: Sizes, client: int, findings: Sequence[Finding]
+) -> float:
     """Factor on the weight, 0 to 1. A benign client moves the merge little further than a typical
-    client would; a suspicious one at most as far; and one that is not clearly a member only by the
-    share of its energy that it has in common with the others."""
-    if verdict == "contaminated" or scores["norm_ratio"] < NORM_VANISHING:
+    one would; a suspicious one at most as far; and one that may be unrelated, or that is unlike by
+    its signature, only by a part of it."""
+    if verdict == "contaminated" or scores["norm_ratio"] < VANISHING:
         return 0.0  # a zero delta weight would only dilute the mean
-    whole, module = scores["norm_ratio"], scores["module_norm_ratio"]
-    if verdict == "benign":
-        return _capped(whole / NORM_CAP, module / MODULE_NORM_CAP)
-    factor = _capped(whole, module / 2.0, scores["core_distance"] / CORE_FAR)
-    if any(f.code in _NOT_A_MEMBER for f in findings) and not math.isnan(scores.captured_ratio):
-        factor *= min(1.0, max(LEAST_SHARE, scores.captured_ratio))
-    return factor
-
-
-def _capped(*sizes: float) -> float:
-    return 1.0 / max(x for x in (1.0, *sizes) if not math.isnan(x))
+    if verdict in ("benign", "minority"):
+        return sizes.factor(client, sizes.whole_cap, sizes.module_cap)
+    factor = sizes.factor(client, 1.0, 2.0)
+    codes = {f.code for f in findings}
+    return factor * LINE if codes & {"weakly_alike", "odd_signature"} else factor

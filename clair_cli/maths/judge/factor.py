@@ -1,0 +1,147 @@
+"""One common factor of the clients' similarities, and how much of it each client has.
+
+What honest clients have in common makes the similarity of two of them the product of what each has
+of it: value_jk = l_j l_k + error. A client's *loading* is its l from its pairs with the other
+members, over the typical one: about 1 for a member, 0 for an unrelated client, below 0 for an
+opposite one. Errors are of the members' own pairs, together with the variance by chance, which is
+known (`pairs.py`).
+
+Source: C. Spearman, "General intelligence, objectively determined and measured", American Journal
+of Psychology 15, 1904.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.judge.pairs import Pairs
+from clair_cli.maths.judge.thresholds import LINE, LINE_P
+
+# Degrees of freedom that the variance by chance counts for beside the one that is seen.
+PRIOR = 12.0
+# Most steps of the factor's iteration, and the change of a loading over the largest at its end.
+_STEPS, _ERROR = 200, 1e-7
+# Up to this many members each is held against a factor that it had no part in.
+_LEAVE_ONE_OUT = 64
+
+
+def one_factor(pairs: Pairs, members: Tensor, start: Tensor | None = None) -> Tensor:
+    """Loadings l of one common factor of some clients, value = l l' where it is known.
+
+    Args:
+        members: 1 for those clients, 0 for the others, (n,).
+        start: loadings to begin with, (n,); else those of the centroid method.
+
+    Returns:
+        Shape (n,); 0 for the clients that are no members, and for all if nothing is shared.
+    """
+    if start is None:
+        sums = (pairs.value @ members) * members
+        total = float(sums.sum())
+        if total <= 0.0:
+            return torch.zeros_like(sums)
+        start = sums / total**0.5
+    loadings = start * members
+    for _ in range(_STEPS):
+        fitted = (pairs.value @ loadings) / (pairs.known @ loadings.square()).clamp_min(1e-300)
+        fitted = fitted * members
+        moved, loadings = (fitted - loadings).abs().max(), (loadings + fitted) / 2
+        if not float(moved) > _ERROR * float(loadings.abs().max()):
+            break
+    return loadings
+
+
+@dataclass(frozen=True)
+class Loadings:
+    """How much every client has of what the members have in common.
+
+    Attributes:
+        ratio: over the members' typical loading, each from pairs with other members, (n,).
+        se: standard error of `ratio`, (n,).
+        degrees: of freedom of the errors, for Student's t.
+        level: similarity of two typical members in deviations by chance, 0 or more.
+    """
+
+    ratio: Tensor
+    se: Tensor
+    degrees: float
+    level: float
+
+    @property
+    def bar(self) -> float:
+        """Standard errors below the line from which on a client is said to lie below it."""
+        from scipy.special import stdtrit  # Student's t; a fifth of a second
+
+        return float(stdtrit(self.degrees, 1.0 - LINE_P))
+
+    @property
+    def depth(self) -> Tensor:
+        """How many standard errors each client lies below LINE, (n,)."""
+        return (LINE - self.ratio) / self.se
+
+    @property
+    def p_line(self) -> Tensor:
+        """Probability of a loading as low as this one for a client that has just LINE of the
+        typical one, 0 to 1, (n,)."""
+        from scipy.special import stdtr
+
+        return torch.from_numpy(stdtr(self.degrees, -self.depth.numpy()))
+
+    @property
+    def power(self) -> Tensor:
+        """Probability that each client, were it unrelated to the others, would be found to lie
+        below LINE, 0 to 1, (n,)."""
+        from scipy.special import ndtr
+
+        return torch.from_numpy(ndtr((LINE / self.se - self.bar).numpy()))
+
+
+def loadings(pairs: Pairs, members: Sequence[int], unlike: Sequence[int] = ()) -> Loadings:
+    """Every client's loading on what the members have in common.
+
+    Args:
+        members: two clients or more.
+        unlike: clients that share nothing: their pairs with members show errors too.
+    """
+    core = torch.zeros(len(pairs.value), dtype=pairs.value.dtype)
+    core[list(members)] = 1.0
+    factor = one_factor(pairs, core).clamp_min(0.0)
+    weights = factor * pairs.known  # row k: the loadings that client k is held against
+    if len(members) <= _LEAVE_ONE_OUT:
+        for k in members:
+            others = core.clone()
+            others[k] = 0.0
+            weights[k] = one_factor(pairs, others, factor).clamp_min(0.0) * pairs.known[k]
+    squares = weights.square().sum(1).clamp_min(1e-300)
+    raw = (pairs.value * weights).sum(1) / squares
+    errors, degrees = 0.0, PRIOR
+    for k in unlike:
+        apart = (pairs.value[k] - raw[k] * factor) * pairs.known[k] * core
+        errors += float(apart.square().sum())
+        degrees += max(0.0, float(pairs.known[k] @ core) - 1.0)
+    rest = (pairs.value - factor[:, None] * factor) * pairs.known * core * core[:, None]
+    errors += float(rest.square().sum()) / 2
+    degrees += max(0.0, float((pairs.known * core * core[:, None]).sum()) / 2 - len(members))
+    noise = pairs.of(torch.tensor(sorted(members))).noise
+    variance = (errors + PRIOR * noise) / degrees
+    typical = max(_middle(raw[list(members)]), 1e-9)
+    floor = torch.maximum(torch.tensor(variance, dtype=raw.dtype), _noise(pairs, core))
+    return Loadings(raw / typical, (floor / squares).sqrt() / typical, degrees, typical**2)
+
+
+def _noise(pairs: Pairs, core: Tensor) -> Tensor:
+    """Each client's mean variance by chance with the members, (n,)."""
+    known = pairs.known * core
+    return (pairs.chance * known).sum(1) / known.sum(1).clamp_min(1.0)
+
+
+def _middle(values: Tensor) -> float:
+    """Median of the values weighted by their squares, so that those of clients that share nothing
+    do not count."""
+    ordered = values.clamp_min(1e-9).sort().values
+    share = ordered.square().cumsum(0)
+    return float(ordered[int((share >= share[-1] / 2).nonzero()[0])])

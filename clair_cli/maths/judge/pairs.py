@@ -1,0 +1,79 @@
+"""How alike pairs of clients are, over all modules, in units of what chance does.
+
+Unrelated delta weights that use the same output and input directions, in whatever combination,
+have a cosine of variance <D D', E E'> <D' D, E' E> for D and E of norm one ("pairing null"). Each
+module's cosines are divided by the root of that variance, of its median pair, so that a module
+counts by how much it can tell, and their mean has a known variance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.evidence.gather import Evidence
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Similarities of n clients, means over the modules that both clients have.
+
+    Attributes:
+        value: in deviations by chance of one module; 0 where it is not known, (n, n).
+        chance: variance of `value` between unrelated clients, (n, n).
+        known: 1 where the clients have a quarter of the modules in common, else 0, as on the
+            diagonal, (n, n).
+    """
+
+    value: Tensor
+    chance: Tensor
+    known: Tensor
+
+    def of(self, clients: Tensor) -> Pairs:
+        """The pairs of some clients, by index, in the order given."""
+        return Pairs(*(t[clients][:, clients] for t in (self.value, self.chance, self.known)))
+
+    @property
+    def noise(self) -> float:
+        """Median variance by chance of the known pairs; 0 if none is known."""
+        known = self.chance[self.known > 0]
+        return float(known.median()) if len(known) else 0.0
+
+
+def variance_by_chance(evidence: Evidence, stacking: str = "matrix") -> Tensor:
+    """Variance of every module's similarities between unrelated clients, see `pairs_of`; NaN where
+    a delta weight is zero, (n_modules, n_clients, n_clients)."""
+    ranks = evidence.effective_ranks[:, :, None] * evidence.effective_ranks[:, None, :]
+    if stacking == "matrix":
+        return evidence.output.value * evidence.input.value / ranks
+    return 2.0 * evidence.table(stacking).null.square() / ranks
+
+
+def pairs_of(evidence: Evidence, stacking: str = "matrix") -> Pairs:
+    """All pairs of clients in one stacking.
+
+    Args:
+        stacking: "matrix" for cosines; "output" or "input" for the similarity of a side above its
+            value by chance, whose variance is that of Haar distributed directions, 2 / width^2.
+    """
+    table, variance = evidence.table(stacking), variance_by_chance(evidence, stacking)
+    similar = table.value - table.null
+    others = ~torch.eye(similar.shape[1], dtype=torch.bool)
+    if not bool(others.any()):
+        return Pairs(*(torch.zeros(similar.shape[1:], dtype=similar.dtype) for _ in range(3)))
+    unit = variance[:, others].nanmedian(1).values.sqrt()
+    used = torch.isfinite(unit) & (unit > 0)
+    similar = similar[used] / unit[used, None, None]
+    variance = variance[used] / unit[used, None, None].square()
+    both = torch.isfinite(similar) & torch.isfinite(variance)
+    count = both.sum(0)
+    known = others & (4 * count >= len(similar)) & (count > 0)
+    value = torch.where(both, similar, 0.0).sum(0) / count.clamp_min(1)
+    chance = torch.where(both, variance, 0.0).sum(0) / count.clamp_min(1).square()
+    nothing = torch.zeros_like(value)
+    return Pairs(
+        torch.where(known, value, nothing), torch.where(known, chance, nothing),
+        known.to(value.dtype),
+    )  # fmt: skip

@@ -1,0 +1,143 @@
+"""What a client's delta weights look like by themselves: their sizes over the modules, and how many
+directions they use.
+
+Clients with wrong labels or a backdoor follow the direction that all training takes further than
+others do, in other modules, and in fewer directions. The cohort is the bank of what is ordinary.
+
+    profile         log norm in each module less the client's mean: learning rate, number of steps
+                    and scaling drop out
+    concentration   less the mean over modules of the log effective rank
+
+Source of the idea: "Weight space detection of backdoors in LoRA adapters", arXiv 2602.15195.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.evidence.gather import Evidence
+
+# Fewest modules of a profile.
+MIN_MODULES = 4
+# Least deviation of concentrations, and of the log of a profile's distance, that one kind of
+# clients is thought to have; with the weight of this many clients.
+_LEAST, _PRIOR = 0.05, 4.0
+# Up to this many clients each is held against a median that it had no part in.
+_LEAVE_ONE_OUT = 64
+
+
+def fisher(probabilities: Sequence[float]) -> float:
+    """One tail probability of independent ones.
+
+    Source: R. A. Fisher, Statistical Methods for Research Workers, 1932, section 21.1.
+
+    >>> round(fisher([0.05, 0.05]), 4)
+    0.0175
+    """
+    from scipy.special import chdtrc  # a fifth of a second
+
+    logs = sum(math.log(max(p, 1e-300)) for p in probabilities)
+    return float(chdtrc(2 * len(probabilities), -2.0 * logs))
+
+
+def above(values: Tensor, group: Tensor, others: Tensor, least: float = 0.0) -> float:
+    """Tail probability of a group's mean value above the others' (Student's t).
+
+    Args:
+        values: one per client, (n,).
+        group, others: masks, (n,).
+        least: deviation of the others that is taken for granted, with the weight of some clients.
+    """
+    from scipy.special import stdtr
+
+    mine, rest = values[group], values[others]
+    prior = _PRIOR if least else 0.0
+    degrees = len(rest) - 1 + prior
+    spread = float((rest - rest.mean()).square().sum()) + prior * least**2
+    scale = (spread / degrees * (1 / len(mine) + 1 / len(rest))) ** 0.5
+    if not scale > 0.0:
+        return 1.0
+    return float(stdtr(degrees, -(float(mine.mean()) - float(rest.mean())) / scale))
+
+
+@dataclass(frozen=True)
+class Signatures:
+    """Signatures of n clients.
+
+    Attributes:
+        profile: see the top of this file; the clients' median profile is taken off; 0 where a
+            delta weight is zero, (n_modules, n).
+        concentration: (n,); NaN for a client without an update.
+        alike: for each client those of its own number of rank-one components; only they can be
+            compared, (n, n).
+    """
+
+    profile: Tensor
+    concentration: Tensor
+    alike: Tensor
+
+    def of(self, clients: Tensor) -> Signatures:
+        """The signatures of some clients, by index, in the order given."""
+        return Signatures(
+            self.profile[:, clients], self.concentration[clients], self.alike[clients][:, clients]
+        )
+
+    @property
+    def comparable(self) -> bool:
+        """Whether there are modules enough, and all clients are of one rank."""
+        return len(self.profile) >= MIN_MODULES and bool(self.alike.all())
+
+    @cached_property
+    def distances(self) -> Tensor:
+        """Log of each client's distance to the median profile of the others (of all, where they are
+        many), (n,)."""
+        n = self.profile.shape[1]
+        others = ~torch.eye(n, dtype=torch.bool)
+        middle = self.profile.median(1, keepdim=True).values
+        if n <= _LEAVE_ONE_OUT:
+            each = [self.profile[:, others[k]].median(1).values for k in range(n)]
+            middle = torch.stack(each, dim=1)
+        return (self.profile - middle).square().mean(0).clamp_min(1e-18).sqrt().log()
+
+    def odd(self, client: int, loading: Tensor) -> float:
+        """Tail probability of a client that is at once less like the others' profile, more
+        concentrated, and further along what all share than the others: 1 where it cannot be told.
+
+        Args:
+            loading: of every client, (n,).
+        """
+        n = len(self.concentration)
+        group = torch.arange(n) == client
+        others = ~group
+        if not self.comparable or n < 6:
+            return 1.0
+        logs = loading.clamp_min(LEAST_LOADING).log()
+        return fisher([
+            above(self.distances, group, others, 4 * _LEAST),
+            above(self.concentration, group, others, _LEAST),
+            above(logs, group, others, 2 * _LEAST),
+        ])  # fmt: skip
+
+
+LEAST_LOADING = 0.05
+
+
+def signatures_of(evidence: Evidence, ranks: Sequence[int] | None = None) -> Signatures:
+    """The signatures of all clients.
+
+    Args:
+        ranks: numbers of rank-one components of the clients; None if they are the same.
+    """
+    norms = torch.where(evidence.norms > 0, evidence.norms, torch.nan).log()
+    profile = norms - norms.nanmean(0)
+    profile = torch.nan_to_num(profile - profile.nanmedian(1, keepdim=True).values)
+    rank = torch.tensor(list(ranks) if ranks else [0] * norms.shape[1])
+    return Signatures(
+        profile, -evidence.effective_ranks.log().nanmean(0), rank[:, None] == rank[None, :]
+    )

@@ -1,0 +1,93 @@
+"""How large a client's delta weights may be beside the members'.
+
+A client of three times the learning rate is no attack, and the largest of many modules' norms lies
+far from the median by chance alone: the bounds grow with the round's own spread and with the
+number of norms compared, so that with probability 1 - NORM_P no honest norm exceeds them. The
+spread is a median, which fewer than half of the clients cannot move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clair_cli.maths.evidence.gather import Evidence
+from clair_cli.maths.judge.client_scores import median_ratio, typical_norms, whole_norms
+from clair_cli.maths.judge.thresholds import MODULE_NORM_CAP, NORM_CAP, NORM_P
+
+# Standard deviation of a normal variable over the median distance from its median.
+_SIGMA = 1.4826
+# Norms over the median below this are no update at all: the arithmetic of a merge has not more.
+VANISHING = 1e-3
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Norms of all clients over the members' median.
+
+    Attributes:
+        whole: of all modules together, (n_clients,); NaN where the median is zero.
+        module: the largest of any module, (n_clients,); NaN where no norm is typical.
+        whole_cap, module_cap: what counts at most.
+    """
+
+    whole: Tensor
+    module: Tensor
+    whole_cap: float
+    module_cap: float
+
+    def over(self, client: int) -> float:
+        """The larger of a client's two ratios in units of its cap's log: above 1 it is capped."""
+        found = [
+            math.log(max(float(ratio), 1e-300)) / math.log(cap)
+            for ratio, cap in (
+                (self.whole[client], self.whole_cap), (self.module[client], self.module_cap)
+            )
+            if not math.isnan(float(ratio))
+        ]  # fmt: skip
+        return max(found, default=math.inf)
+
+    def factor(self, client: int, whole_cap: float, module_cap: float) -> float:
+        """Factor on the weight that makes a client count no more than caps allow, 0 to 1."""
+        sizes = (float(self.whole[client]) / whole_cap, float(self.module[client]) / module_cap)
+        return 1.0 / max(x for x in (1.0, *sizes) if not math.isnan(x))
+
+
+def sizes_of(evidence: Evidence, members: Sequence[int]) -> Sizes:
+    """Norms of all clients beside the members'.
+
+    Args:
+        members: the clients of the cohort.
+    """
+    whole = median_ratio(whole_norms(evidence.norms), members)
+    typical = typical_norms(evidence.norms, members)
+    if bool(typical.isnan().all()):
+        ratios = median_ratio(evidence.norms, members)
+    else:
+        ratios = evidence.norms / typical[:, None]
+    largest = torch.nan_to_num(ratios, nan=-torch.inf).amax(0)
+    return Sizes(
+        whole, torch.where(torch.isneginf(largest), torch.nan, largest),
+        allowed(whole[list(members)], NORM_CAP),
+        allowed(ratios[:, list(members)].flatten(), MODULE_NORM_CAP),
+    )  # fmt: skip
+
+
+def allowed(ratios: Tensor, least: float) -> float:
+    """What ratios to a median may reach: as far as so many log-normal ones with this median
+    distance from their median do with probability NORM_P, and at least `least`.
+
+    Args:
+        ratios: of the members, NaN and 0 where there is none.
+    """
+    from scipy.special import ndtri  # the normal quantile; a fifth of a second
+
+    logs = ratios[ratios > 0].log()
+    if not len(logs):
+        return least
+    spread = _SIGMA * float((logs - logs.median()).abs().median())
+    return max(least, math.exp(float(ndtri(1.0 - NORM_P / len(logs))) * spread))
