@@ -23,9 +23,9 @@ The set, its gap and the joint test: ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import comb
 
 import torch
 from torch import Tensor
@@ -196,7 +196,7 @@ class _Search:
             if tail < 1.0:
                 more = above(self.signatures.concentration, ~outside, outside)
                 p = 2 * min(p, fisher([tail, more]))
-        return Minority(members, min(1.0, p * comb(n, count)))
+        return Minority(members, min(1.0, p * math.comb(n, count)))
 
     def _own(self, excess: Tensor, outside: Tensor, members: Sequence[int]) -> float:
         """What the member with the least of it shares with the others beyond what all share, over
@@ -215,7 +215,7 @@ class _Search:
         return (float(rest.square().sum()) / 2 + weight * prior) / max(degrees, 1.0)
 
     def _units(self, table: Tensor, outside: Tensor, prior: float) -> Tensor:
-        return table / max(self._variance(table, outside, prior), 1e-12) ** 0.5
+        return table / math.sqrt(max(self._variance(table, outside, prior), 1e-12))
 
     def _tail(self, table: Tensor, outside: Tensor, members: Sequence[int], prior: float) -> float:
         """Tail probability of the gap in a table. A member's mean is over its pairs with the
