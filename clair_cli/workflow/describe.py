@@ -121,6 +121,7 @@ _NOT_JUDGED = {
     "too_few": "too few clients to compare",
     "too_few_left": "too few clients agree",
     "nothing_shared": "nothing is shared",
+    "one_side": "only a side is shared",
     "little_shared": "too little is shared to judge by",
     "two_groups": "two groups of similar size",
     "trusted_alone": "unlike the trusted client",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,24 +34,23 @@ def one_factor(pairs: Pairs, members: Tensor, start: Tensor | None = None) -> Te
     """Loadings l of one common factor of some clients, value = l l' where it is known.
 
     Args:
-        members: 1 for those clients, 0 for the others, (n,).
+        members: 1 for those clients, 0 for the others, (n,); or of many sets at once, (n_sets, n).
         start: loadings to begin with, (n,); else those of the centroid method.
 
     Returns:
-        Shape (n,); 0 for the clients that are no members, and for all if nothing is shared.
+        The shape of `members`; 0 for the clients that are no members, and for all if nothing is
+        shared.
     """
     if start is None:
-        sums = (pairs.value @ members) * members
-        total = float(sums.sum())
-        if total <= 0.0:
-            return torch.zeros_like(sums)
-        start = sums / total**0.5
+        sums = (members @ pairs.value) * members
+        total = sums.sum(-1, keepdim=True)
+        start = torch.where(total > 0, sums * total.clamp_min(1e-300).rsqrt(), 0.0)
     loadings = start * members
     for _ in range(_STEPS):
-        fitted = (pairs.value @ loadings) / (pairs.known @ loadings.square()).clamp_min(1e-300)
-        fitted = fitted * members
-        moved, loadings = (fitted - loadings).abs().max(), (loadings + fitted) / 2
-        if not float(moved) > _ERROR * float(loadings.abs().max()):
+        squares = (loadings.square() @ pairs.known).clamp_min(1e-300)
+        fitted = (loadings @ pairs.value) / squares * members
+        moved, loadings = (fitted - loadings).abs().amax(-1), (loadings + fitted) / 2
+        if not bool((moved > _ERROR * loadings.abs().amax(-1)).any()):
             break
     return loadings
 
@@ -71,17 +71,29 @@ class Loadings:
     degrees: float
     level: float
 
-    @property
+    @cached_property
     def bar(self) -> float:
         """Standard errors below the line from which on a client is said to lie below it."""
         from scipy.special import stdtrit  # Student's t; a fifth of a second
 
         return float(stdtrit(self.degrees, 1.0 - LINE_P))
 
-    @property
+    @cached_property
     def depth(self) -> Tensor:
         """How many standard errors each client lies below LINE, (n,)."""
         return (LINE - self.ratio) / self.se
+
+    def is_below(self, client: int) -> bool:
+        """Whether a client has clearly less than LINE of the typical loading."""
+        return not float(self.depth[client]) <= self.bar  # also for NaN
+
+    def is_above(self, client: int) -> bool:
+        """Whether a client has clearly more than LINE of the typical loading."""
+        return float(self.depth[client]) < -self.bar
+
+    def is_opposite(self, client: int) -> bool:
+        """Whether a client's loading is clearly below zero."""
+        return float(self.ratio[client] + self.bar * self.se[client]) < 0.0
 
     @property
     def p_line(self) -> Tensor:
@@ -111,11 +123,12 @@ def loadings(pairs: Pairs, members: Sequence[int], unlike: Sequence[int] = ()) -
     core[list(members)] = 1.0
     factor = one_factor(pairs, core).clamp_min(0.0)
     weights = factor * pairs.known  # row k: the loadings that client k is held against
-    if len(members) <= _LEAVE_ONE_OUT:
-        for k in members:
-            others = core.clone()
-            others[k] = 0.0
-            weights[k] = one_factor(pairs, others, factor).clamp_min(0.0) * pairs.known[k]
+    if 2 < len(members) <= _LEAVE_ONE_OUT:  # of one client alone there is no factor
+        chosen = torch.tensor(sorted(members))
+        others = core.repeat(len(chosen), 1)
+        others[torch.arange(len(chosen)), chosen] = 0.0
+        each = one_factor(pairs, others, factor).clamp_min(0.0)
+        weights[chosen] = each * pairs.known[chosen]
     squares = weights.square().sum(1).clamp_min(1e-300)
     raw = (pairs.value * weights).sum(1) / squares
     errors, degrees = 0.0, PRIOR

@@ -7,7 +7,7 @@ reason may hold a further group. The cohort is the largest group, or that of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from clair_cli.maths.judge.factor import Loadings, loadings
@@ -58,13 +58,13 @@ def find_groups(
         trusted: clients whose group comes first, of two or more; it needs no majority.
 
     Returns:
-        Only the first has no power if none has.
+        All but the first have power: `Group.is_sure`.
     """
     groups: list[Group] = []
     left = list(clients)
     while len(left) >= (2 if trusted else 3):
-        group = _group(pairs, signatures, left, trusted)
-        if group is None or (groups and not group.is_sure):
+        group = _sure_part(pairs, _group(pairs, signatures, left, trusted))
+        if group is None or (groups and not group.is_sure and not _among(trusted, group.members)):
             break
         groups.append(group)
         taken = {*group.members, *(k for m in group.minorities for k in m.members)}
@@ -72,26 +72,46 @@ def find_groups(
         if not group.is_sure:
             break
 
-    def order(group: Group) -> tuple[bool, int, int]:
-        return not group.is_sure, -len(set(group.members) & set(trusted)), -len(group.members)
+    def order(group: Group) -> tuple[int, bool, int]:
+        return -len(_among(trusted, group.members)), not group.is_sure, -len(group.members)
 
     return sorted(groups, key=order)
+
+
+def _sure_part(pairs: Pairs, group: Group | None) -> Group | None:
+    """The group, or the largest of its minorities that can be judged where it can't be: all others
+    share nothing then."""
+    if group is None or group.is_sure:
+        return group
+    parts = [
+        Group(m.members, (), loadings(pairs, m.members, group.members))
+        for m in group.minorities
+        if len(m.members) >= 3
+    ]
+    return max((p for p in parts if p.is_sure), key=lambda p: len(p.members), default=group)
 
 
 def _group(
     pairs: Pairs, signatures: Signatures | None, clients: Sequence[int], trusted: Sequence[int]
 ) -> Group | None:
     """The group that most of some clients belong to; None if fewer than three are left of it (two,
-    if one of them is trusted)."""
-    members, minorities = sorted(clients), list[Minority]()
+    if one of them is trusted). Opposite clients are taken out first: they would turn the factor."""
+    members, held = _without(pairs, sorted(clients), lambda h, k: h.is_opposite(k))
+    minorities = list[Minority]()
     while True:
         while signatures is not None:
             found = find_minority(pairs, signatures, members, _among(trusted, members))
             if found is None:
                 break
+            left = [k for k in members if k not in found.members]
+            held = loadings(pairs, left)
+            alike = [k for k in found.members if not held.is_below(k)]
+            if len(alike) == 1 and held.is_above(alike[0]):
+                members = sorted((*left, *alike))  # tied only to clients that share nothing
+                continue
             minorities.append(found)
-            members = [k for k in members if k not in found.members]
-        fewer, held = _above_line(pairs, members)
+            members = left
+        fewer, held = _without(pairs, members, lambda h, k: h.is_below(k))
         if held is None or len(fewer) < (2 if _among(trusted, fewer) else 3):
             return None
         if fewer == members:
@@ -99,15 +119,17 @@ def _group(
         members = fewer
 
 
-def _above_line(pairs: Pairs, members: Sequence[int]) -> tuple[list[int], Loadings | None]:
-    """The members without those that have clearly less than LINE of what the others have in common,
-    the lowest taken out first; and the loadings on what is left."""
+def _without(
+    pairs: Pairs, members: Sequence[int], unfit: Callable[[Loadings, int], bool]
+) -> tuple[list[int], Loadings | None]:
+    """The members without those that are unfit by their loadings on what is left, the lowest taken
+    out first; and the loadings."""
     left, unlike = list(members), list[int]()
     held = None
     while len(left) >= 2:
         held = loadings(pairs, left, unlike)
         lowest = max(left, key=lambda k: float(held.depth[k]))
-        if not float(held.depth[lowest]) > held.bar:
+        if not unfit(held, lowest):
             break
         left.remove(lowest)
         unlike.append(lowest)

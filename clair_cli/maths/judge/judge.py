@@ -71,7 +71,7 @@ def judge(
     structure = find_structure(evidence, trusted, ranks)
     blocked = without_verdict(structure, names, trusted)
     if not structure.groups:
-        assert blocked is not None
+        assert blocked is not None  # there is a reason
         code, text, remedy = blocked
         return Judgement("undetermined", code, text, remedy, structure, None, (), None, ())
     group, signatures = structure.groups[0], structure.signatures

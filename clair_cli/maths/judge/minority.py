@@ -24,7 +24,7 @@ The set, its gap and the joint test: ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,8 +76,9 @@ def find_minority(
         return None
     search = _Search(pairs.of(chosen), signatures.of(chosen), outside, bool(trusted))
     inside = {i for i, k in enumerate(chosen.tolist()) if k in trusted}
+    sets = [members for members in search.candidates() if not inside & set(members)]
     best = min(
-        (search.gap(members) for members in search.candidates() if not inside & set(members)),
+        search.gaps(sets),
         default=Minority((), 1.0),
         key=lambda one: (one.p, one.members),
     )
@@ -106,26 +107,38 @@ class _Search:
         n = len(self.pairs.value)
         return n - self.outside if self.large else min(n // 2, n - self.outside)
 
-    def candidates(self) -> Iterator[tuple[int, ...]]:
+    def candidates(self) -> list[tuple[int, ...]]:
         """Each set once: those grown from pairs, by cutting the clients' excess with the set at its
         largest gap until the set stays the same; and the first clients of some orders."""
+        current = set(self._starts())
         found: set[tuple[int, ...]] = set()
-        cut: dict[tuple[int, ...], tuple[int, ...]] = {}  # most starts soon meet
-        for pair in self._starts():
-            members = pair
-            for _ in range(_STEPS):
-                if members not in cut:
-                    cut[members] = self._cut_at_gap(members)
-                if cut[members] == members:
-                    break
-                members = cut[members]
-            found.add(members)
+        for step in range(_STEPS):  # most starts soon meet
+            following = dict(zip(sorted(current), self._cut_at_gap(sorted(current)), strict=True))
+            found |= {one for one, cut in following.items() if cut == one}
+            current = set(following.values()) - found
+            if not current:
+                break
+            if step == _STEPS - 1:
+                found |= current
         for order in self._orders():
             values, clients = order.sort(descending=True, stable=True)
             gaps = values[1 : self.most] - values[2 : self.most + 1]  # behind the second, third, ..
             for size in (gaps.argsort(descending=True, stable=True)[:_CUTS] + 2).tolist():
                 found.add(tuple(sorted(clients[:size].tolist())))
-        yield from sorted(found)
+        return sorted(found)
+
+    def _masks(self, sets: Sequence[Sequence[int]]) -> Tensor:
+        """1 for the members of each set, (n_sets, n)."""
+        masks = self.pairs.value.new_zeros(len(sets), len(self.pairs.value))
+        for row, members in zip(masks, sets, strict=True):
+            row[list(members)] = 1.0
+        return masks
+
+    def _loadings(self, masks: Tensor) -> Tensor:
+        """Of all clients on the one factor of those outside each set, (n_sets, n)."""
+        shared = one_factor(self.pairs, 1.0 - masks)
+        squares = (shared.square() @ self.pairs.known).clamp_min(1e-300)
+        return torch.where(masks > 0, (shared @ self.pairs.value) / squares, shared)
 
     def _everybody(self) -> Tensor:
         return one_factor(self.pairs, self.pairs.value.new_ones(len(self.pairs.value)))
@@ -151,13 +164,10 @@ class _Search:
             orders += [main, -main, concentration, far, *both]
         return [*orders, *(-order for order in orders)] if self.large else orders
 
-    def _excess(self, members: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _excess(self, members: Sequence[int], loadings: Tensor) -> tuple[Tensor, Tensor]:
         """e, zero where it is not known, (n, n); and the mask of the clients outside the set."""
         outside = torch.ones(len(self.pairs.value), dtype=torch.bool)
         outside[list(members)] = False
-        shared = one_factor(self.pairs, outside.to(self.pairs.value.dtype))
-        squares = (self.pairs.known @ shared.square()).clamp_min(1e-300)
-        loadings = torch.where(outside, shared, (self.pairs.value @ shared) / squares)
         excess = self.pairs.value - loadings[:, None] * loadings[None, :]
         return excess * self.pairs.known, outside
 
@@ -169,11 +179,20 @@ class _Search:
         products: Tensor = torch.einsum("mj,mk->jk", apart, apart) * self.pairs.known / len(apart)
         return products
 
-    def _cut_at_gap(self, members: Sequence[int]) -> tuple[int, ...]:
-        excess, _ = self._excess(members)
-        ordered, order = self._with_set(excess, members).sort(descending=True, stable=True)
-        gaps = ordered[1 : self.most] - ordered[2 : self.most + 1]
-        return tuple(sorted(order[: 2 + int(gaps.argmax())].tolist()))
+    def _cut_at_gap(self, sets: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+        """Each set, cut anew where the clients' mean excess with it falls most."""
+        masks = self._masks(sets)
+        loadings = self._loadings(masks)
+        count = (masks @ self.pairs.known).clamp_min(1.0)
+        explained = loadings * ((masks * loadings) @ self.pairs.known)
+        together = (masks @ self.pairs.value - explained) / count
+        ordered, order = together.sort(dim=-1, descending=True, stable=True)
+        gaps = ordered[:, 1 : self.most] - ordered[:, 2 : self.most + 1]
+        sizes = (gaps.argmax(-1) + 2).tolist()
+        return [
+            tuple(sorted(row[:size]))
+            for row, size in zip(order.tolist(), sizes, strict=True)
+        ]  # fmt: skip
 
     def _with_set(self, table: Tensor, members: Sequence[int]) -> Tensor:
         """Every client's mean value in a table with the members other than itself, (n,)."""
@@ -181,10 +200,18 @@ class _Search:
         found: Tensor = table[:, list(members)].sum(1) / count
         return found
 
-    def gap(self, members: tuple[int, ...]) -> Minority:
-        """How far the members stand above the other clients."""
+    def gaps(self, sets: Sequence[tuple[int, ...]]) -> list[Minority]:
+        """How far the members of each set stand above the other clients."""
+        if not sets:
+            return []
+        return [
+            self._gap(members, loadings)
+            for members, loadings in zip(sets, self._loadings(self._masks(sets)), strict=True)
+        ]  # fmt: skip
+
+    def _gap(self, members: tuple[int, ...], loadings: Tensor) -> Minority:
         n, count = len(self.pairs.value), len(members)
-        excess, outside = self._excess(members)
+        excess, outside = self._excess(members, loadings)
         if not self._own(excess, outside, members) >= OWN_SHARE:
             return Minority(members, 1.0)
         tail = p = self._tail(excess, outside, members, self.pairs.noise)

@@ -44,11 +44,23 @@ def without_verdict(
         return "too_few", "1 client: nothing to compare with", allow
     if n == 2 and not trusted:
         return "too_few", "2 clients: can't tell which is wrong", allow
+    if structure.side is not None:
+        return _one_side(structure.side)
     if not structure.groups:
         return NOTHING_SHARED
     if not structure.groups[0].is_sure:
         return _little_shared(structure)
     return None if trusted else _two_groups(structure, names)
+
+
+def _one_side(side: str) -> NoVerdict:
+    """The case that all clients share a side and nothing else."""
+    return (
+        "one_side",
+        f"only the {side} directions of the updates are alike, as those of all training from one "
+        "base model are, and nobody stands out from the others",
+        NOTHING_SHARED[2],
+    )
 
 
 def _little_shared(structure: Structure) -> NoVerdict:

@@ -1,13 +1,17 @@
 """How alike pairs of clients are, over all modules, in units of what chance does.
 
 Unrelated delta weights that use the same output and input directions, in whatever combination,
-have a cosine of variance <D D', E E'> <D' D, E' E> for D and E of norm one ("pairing null"). Each
-module's cosines are divided by the root of that variance, of its median pair, so that a module
-counts by how much it can tell, and their mean has a known variance.
+have a cosine of variance <D D', E E'> <D' D, E' E> for D and E of norm one ("pairing null"). Of
+what two clients have in common of a side, the square of their cosine (the module's times the mean
+over modules, which chance hardly moves) is explained by what they share of the whole: only the rest
+is counted, and at least what independent directions have. Each module's cosines are divided by the
+root of that variance, of its median pair, so that a module counts by how much it can tell, and
+their mean has a known variance.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,24 +50,34 @@ def variance_by_chance(evidence: Evidence, stacking: str = "matrix") -> Tensor:
     """Variance of every module's similarities between unrelated clients, see `pairs_of`; NaN where
     a delta weight is zero, (n_modules, n_clients, n_clients)."""
     ranks = evidence.effective_ranks[:, :, None] * evidence.effective_ranks[:, None, :]
-    if stacking == "matrix":
-        return evidence.output.value * evidence.input.value / ranks
-    return 2.0 * evidence.table(stacking).null.square() / ranks
+    if stacking != "matrix":
+        return 2.0 * evidence.table(stacking).null.square() / ranks
+    cosines = evidence.matrix.value
+    explained = (cosines * cosines.nanmean(0)).clamp_min(0.0)
+    sides = [torch.maximum(t.value - explained, t.null) for t in (evidence.output, evidence.input)]
+    return sides[0] * sides[1] / ranks
 
 
-def pairs_of(evidence: Evidence, stacking: str = "matrix") -> Pairs:
+def pairs_of(
+    evidence: Evidence, stacking: str = "matrix", clients: Sequence[int] | None = None
+) -> Pairs:
     """All pairs of clients in one stacking.
 
     Args:
+        clients: whose pairs give the modules' units; None for all.
         stacking: "matrix" for cosines; "output" or "input" for the similarity of a side above its
             value by chance, whose variance is that of Haar distributed directions, 2 / width^2.
     """
     table, variance = evidence.table(stacking), variance_by_chance(evidence, stacking)
     similar = table.value - table.null
     others = ~torch.eye(similar.shape[1], dtype=torch.bool)
-    if not bool(others.any()):
+    chosen = torch.ones(similar.shape[1], dtype=torch.bool)
+    if clients is not None:
+        chosen = torch.isin(torch.arange(len(chosen)), torch.tensor(list(clients)))
+    asked = others & chosen & chosen[:, None]
+    if not bool(asked.any()):
         return Pairs(*(torch.zeros(similar.shape[1:], dtype=similar.dtype) for _ in range(3)))
-    unit = variance[:, others].nanmedian(1).values.sqrt()
+    unit = variance[:, asked].nanmedian(1).values.sqrt()
     used = torch.isfinite(unit) & (unit > 0)
     similar = similar[used] / unit[used, None, None]
     variance = variance[used] / unit[used, None, None].square()

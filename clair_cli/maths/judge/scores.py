@@ -29,8 +29,9 @@ class Scores:
     Attributes:
         loading: how much it has of what the cohort shares, over the typical member; its standard
             error `loading_se`.
-        bar: standard errors below the line from which on it is said to lie below it.
-        depth: standard errors that it lies below the line.
+        is_below: whether it has clearly less than the line's fraction of what the cohort shares.
+        is_opposite: whether its loading is clearly below zero (on a side, nothing is opposite).
+        is_shown: whether it clearly has anything of what the cohort shares.
         p_line: probability of a loading as low for a client that has just the line's fraction.
         p_odd: bound on the probability that any member's signature is as unlike the others'; 1 for
             a client that is no member.
@@ -44,8 +45,9 @@ class Scores:
 
     loading: float
     loading_se: float
-    bar: float
-    depth: float
+    is_below: bool
+    is_opposite: bool
+    is_shown: bool
     p_line: float
     p_odd: float
     power: float
@@ -57,21 +59,6 @@ class Scores:
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
-
-    @property
-    def is_below(self) -> bool:
-        """Whether it has clearly less than the line's fraction of what the cohort shares."""
-        return not self.depth <= self.bar  # also for NaN
-
-    @property
-    def is_opposite(self) -> bool:
-        """Whether its loading is clearly below zero."""
-        return self.loading + self.bar * self.loading_se < 0.0
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether it clearly has anything of what the cohort shares."""
-        return self.loading > self.bar * self.loading_se
 
 
 def module_similarities(levels: PairLevels, client: int, members: Sequence[int]) -> Tensor:
@@ -135,10 +122,12 @@ def score_clients(
     sizes = sizes_of(evidence, members)
     values = {name: score(evidence, members) for name, score in CLIENT_SCORES.items()}
     odd = _odd(signatures, held.ratio, members)
-    p_line, power, depth = held.p_line, held.power, held.depth
+    p_line, power = held.p_line, held.power
     found = [
         Scores(
-            float(held.ratio[k]), float(held.se[k]), held.bar, float(depth[k]), float(p_line[k]),
+            float(held.ratio[k]), float(held.se[k]), held.is_below(k),
+            stacking == "matrix" and held.is_opposite(k),
+            float(held.ratio[k]) > held.bar * float(held.se[k]), float(p_line[k]),
             odd.get(k, 1.0), float(power[k]), sizes.over(k),
             {name: float(value[k]) for name, value in values.items()},
             odd_modules(similarities, k, members), similarities[:, k],

@@ -34,6 +34,8 @@ class Structure:
         distinct: the other clients, one vote each.
         stacking: "matrix" where the groups are of whole delta weights; "output" or "input" where
             only that side shows any; None where nothing does.
+        side: the side that all clients share though their whole delta weights show too little,
+            which is no verdict; None if there is none.
         groups: the cohort first; () if no three clients have anything in common.
         signatures: of all clients.
     """
@@ -43,6 +45,7 @@ class Structure:
     copies: dict[int, int]
     distinct: tuple[int, ...]
     stacking: str | None = None
+    side: str | None = None
     groups: tuple[Group, ...] = ()
     signatures: Signatures | None = None
 
@@ -130,9 +133,9 @@ def find_structure(
     """Find duplicates, empty clients, near copies, and the groups.
 
     Clients that are nearly the same count as one at first, because a few who act together would
-    else be the most coherent group there is. Where that leaves no group, or one that is no larger
-    than the largest set of near copies, the near copies may be the clients that share, and all
-    clients count one by one.
+    else be the most coherent group there is. Where that leaves no group that can be judged, or one
+    that is no larger than the largest set of near copies, the near copies may be the clients that
+    share, and all clients count one by one.
 
     Args:
         trusted: clients whose group is the cohort, whatever its size.
@@ -150,7 +153,7 @@ def find_structure(
         start = Structure(duplicates, empty, copies, single, signatures=signatures)
         found = _grouped(evidence, start, trusted)
         largest = 1 + max(Counter(copies.values()).values())
-        if found.stacking is not None and len(found.group) > largest:
+        if found.groups and found.groups[0].is_sure and len(found.group) > largest:
             return found
     start = Structure(duplicates, empty, {}, distinct, signatures=signatures)
     return _grouped(evidence, start, trusted)
@@ -161,22 +164,18 @@ def _grouped(evidence: Evidence, start: Structure, trusted: Sequence[int]) -> St
     only with contrast: where somebody stands clearly outside."""
     assert start.signatures is not None
     clients = [k for k in start.distinct if _has_half(evidence, k)]
-    found = find_groups(pairs_of(evidence), start.signatures, clients, trusted)
+    found = find_groups(pairs_of(evidence, clients=clients), start.signatures, clients, trusted)
     matrix = replace(start, stacking="matrix" if found else None, groups=tuple(found))
     if found and found[0].is_sure:
         return matrix
     for side in _SIDES:
-        found = find_groups(pairs_of(evidence, side), None, clients, trusted)
-        if found and _contrasts(found[0], clients):
+        found = find_groups(pairs_of(evidence, side, clients), None, clients, trusted)
+        if not found or not found[0].is_sure or 2 * len(found[0].members) < len(clients):
+            continue
+        if any(found[0].loadings.is_below(k) for k in clients):
             return replace(start, stacking=side, groups=tuple(found))
+        matrix = replace(matrix, side=matrix.side or side)
     return matrix
-
-
-def _contrasts(group: Group, clients: Sequence[int]) -> bool:
-    """Whether most clients clearly share a side, and some clearly do not."""
-    held = group.loadings
-    below = sum(float(held.depth[k]) > held.bar for k in clients)
-    return group.is_sure and 2 * len(group.members) > len(clients) and below > 0
 
 
 def _has_half(evidence: Evidence, client: int) -> bool:

@@ -34,7 +34,7 @@ COPY_DISTANCE = 0.4
 
 # Beyond these, over the median or beyond the round's own spread, a client counts as if its norm
 # were that: no direction is free. Honest clients of one recipe measured at most 1.23 (whole) and
-# 2.02 (in one module).
-NORM_CAP, MODULE_NORM_CAP = 1.5, 2.5
+# 2.02 (in one module, once).
+NORM_CAP, MODULE_NORM_CAP = 1.5, 2.0
 # Chance that any honest norm of a round, or of a round's modules, exceeds the round's own spread.
 NORM_P = 0.01

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
+from clair_cli.maths.judge.factor import Loadings
 from clair_cli.maths.judge.judge import _one_vote
 from clair_cli.maths.judge.outcome import some_names
-from clair_cli.maths.judge.verdicts import Verdict
+from clair_cli.maths.judge.sizes import Sizes
+from clair_cli.maths.judge.thresholds import MODULE_NORM_CAP, NORM_CAP
+from clair_cli.maths.judge.verdicts import Verdict, decide
 from tests.planted import (
     RANK,
     SHAPES,
@@ -91,7 +93,7 @@ def test_colluders_are_named_as_a_group(cosine: float, seed: int) -> None:
     """Four of ten, as alike among themselves as the others are."""
     result = judged(aligned([cosine] * 10, [0] * 6 + [1] * 4, seed=seed))
     verdicts_of(result, {6, 7, 8, 9})
-    assert result.structure.others == ((6, 7, 8, 9),)
+    assert [m.members for m in result.structure.minorities] == [(6, 7, 8, 9)]
     for k in range(6, 10):
         assert "in_a_group" in codes(result, k)
     assert "c7, c8, c9" in result.verdicts[6].findings[0].text
@@ -128,9 +130,9 @@ def test_a_norm_within_bounds_is_not_contaminated(size: float) -> None:
     result = judged(deltas)
     assert words(result)[:8] == ["benign"] * 8
     assert words(result)[8] in ("benign", "suspicious")
-    if size > 1:
-        assert codes(result, 8) == {"norm"}
-        assert result.verdicts[8].influence == pytest.approx(1 / 3, rel=0.01)
+    if size > 1:  # three times the learning rate is no attack
+        assert codes(result, 8) == {"large"}
+        assert result.verdicts[8].influence == pytest.approx(NORM_CAP / size, rel=0.01)
 
 
 def test_duplicates_have_one_vote_in_any_gauge_and_size() -> None:
@@ -148,9 +150,7 @@ def test_duplicates_have_one_vote_in_any_gauge_and_size() -> None:
     assert alone.scores is not None
     assert result.scores is not None
     for k in range(6):  # the copies change nobody's score
-        assert result.scores[k].alignment.ratio == pytest.approx(
-            alone.scores[k].alignment.ratio, abs=1e-9
-        )
+        assert result.scores[k].loading == pytest.approx(alone.scores[k].loading, abs=1e-9)
 
 
 def test_a_copy_with_the_other_sign_is_opposite_and_no_duplicate() -> None:
@@ -244,7 +244,7 @@ def test_one_odd_module_is_named() -> None:
 
 def test_one_module_of_great_norm_is_named() -> None:
     deltas = aligned([0.2] * 9, shapes=SHAPES * 2, seed=2)
-    deltas[5][4] *= 12
+    deltas[5][4] *= 1.05 * MODULE_NORM_CAP**4
     result = judged(deltas)
     assert words(result)[4] == "contaminated"
     assert codes(result, 4) & {"module_norm", "norm"}
@@ -303,25 +303,21 @@ def test_no_updates_at_all_are_undetermined() -> None:
 def test_nan_is_never_benign() -> None:
     """Whatever score is not a number, the rule must not read it as fine."""
 
-    from clair_cli.maths.judge.verdicts import decide
-
     result = judged(aligned([0.3] * 8, seed=1))
     assert result.scores is not None
-    fine = result.scores[0]
-    assert decide(fine, True, "", True, ("m",) * 6).verdict == "benign"
-    nan = float("nan")
-    broken = [
-        replace(fine, alignment=replace(fine.alignment, ratio=nan)),
-        replace(fine, alignment=replace(fine.alignment, ratio=nan, se=nan)),
-        replace(fine, alignment=replace(fine.alignment, ratio=0.2), separation=nan),
-        replace(fine, values={**fine.values, "norm_ratio": nan}),
-        replace(fine, values={**fine.values, "module_norm_ratio": nan}),
-    ]
-    for scores in broken:
-        for kept in (True, False):
-            got = decide(scores, kept, "", True, ("m",) * 6)
-            assert got.verdict != "benign"
-            assert 0.0 <= got.influence <= 1.0
+    fine, nan = result.scores[0], float("nan")
+    one = torch.ones(1, dtype=torch.float64)
+    sizes = Sizes(one, one, NORM_CAP, MODULE_NORM_CAP)
+    assert decide(fine, sizes, 0, "", ("m",) * 6).verdict == "benign"
+    held = Loadings(nan * torch.ones(4).double(), torch.ones(4).double(), 12.0, 1.0)
+    assert all(held.is_below(k) for k in range(4))
+    assert not any(held.is_above(k) for k in range(4))
+    for broken in (Sizes(nan * one, one, 1.5, 2.0), Sizes(nan * one, nan * one, 1.5, 2.0)):
+        values = {**fine.values, "norm_ratio": nan, "module_norm_ratio": float(broken.module[0])}
+        scores = replace(fine, values=values, over=broken.over(0))
+        got = decide(scores, broken, 0, "", ("m",) * 6)
+        assert got.verdict != "benign"
+        assert 0.0 <= got.influence <= 1.0
 
 
 def test_a_client_alone_in_its_modules_is_not_benign() -> None:
@@ -337,23 +333,10 @@ def test_a_client_alone_in_its_modules_is_not_benign() -> None:
     assert words(result)[:8] == ["benign"] * 8
 
 
-def test_the_decomposition_decides_who_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its low-rank part nobody is benign; with it the outliers are not kept."""
-
-    from clair_cli.maths.judge import collaborate
-
+def test_the_decomposition_agrees() -> None:
     deltas = aligned([0.3] * 7 + [0.0] * 3, seed=2)
     real = judged(deltas)
     assert words(real) == ["benign"] * 7 + ["contaminated"] * 3
     assert real.collaborative is not None
     assert real.collaborative.kept == tuple(range(7))
     assert min(real.collaborative.solution.block_norms[7:].tolist()) > 0.0
-
-    solve = collaborate.solve_stable
-
-    def emptied(*args: Any, **options: Any) -> Any:
-        solution = solve(*args, **options)
-        return replace(solution, low_rank=torch.zeros_like(solution.low_rank))
-
-    monkeypatch.setattr(collaborate, "solve_stable", emptied)
-    assert "benign" not in words(judged(deltas))

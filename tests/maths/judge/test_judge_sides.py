@@ -35,7 +35,7 @@ STACKINGS = ["matrix", "output"]
 
 
 @pytest.mark.parametrize(("outlier_norm", "decaying"), [(1.0, True), (10.0, False)])
-@pytest.mark.parametrize(("n_clients", "n_bad"), [(12, 0), (12, 3), (20, 8), (20, 12)])
+@pytest.mark.parametrize(("n_clients", "n_bad"), [(12, 3), (20, 8), (20, 10)])
 def test_a_shared_output_subspace_is_found(
     n_clients: int, n_bad: int, outlier_norm: float, decaying: bool
 ) -> None:
@@ -43,8 +43,16 @@ def test_a_shared_output_subspace_is_found(
     result = judged(deltas, 4)
     assert result.structure.stacking == "output"
     verdicts_of(result, set(range(n_clients - n_bad, n_clients)))
-    assert result.collaborative is not None
-    assert result.collaborative.penalties.subspace_dims == (4,) * 5
+    assert result.collaborative is None
+
+
+@pytest.mark.parametrize(("n_bad", "code"), [(0, "one_side"), (12, "little_shared")])
+def test_a_side_alone_is_no_verdict_without_contrast_or_where_most_lack_it(
+    n_bad: int, code: str
+) -> None:
+    result = judge_deltas(paper_model(20, n_bad, 5, seed=2), 4)
+    assert (result.outcome, result.code) == ("undetermined", code)
+    assert (result.structure.side is not None) == (code == "one_side")
 
 
 def test_adapters_of_rank_one_are_judged_on_all_modules() -> None:
@@ -59,8 +67,6 @@ def test_adapters_of_rank_one_are_judged_on_all_modules() -> None:
     result = judged(deltas, 1)
     assert result.structure.stacking == "output"
     verdicts_of(result, {7, 8, 9})
-    assert result.collaborative is not None
-    assert result.collaborative.captured.shape == (5, 10)
 
 
 def test_a_shared_input_subspace_is_found() -> None:
@@ -83,7 +89,7 @@ def single_module_outcomes(n_clients: int, n_bad: int, seeds: Sequence[int]) -> 
     return outcomes
 
 
-@pytest.mark.parametrize(("n_clients", "n_bad"), [(12, 0), (12, 3), (20, 8)])
+@pytest.mark.parametrize(("n_clients", "n_bad"), [(12, 3), (20, 8)])
 def test_a_single_module_of_the_papers_model_is_exact_in_the_output_stacking(
     n_clients: int, n_bad: int
 ) -> None:
@@ -116,9 +122,9 @@ def scores_of(result: Judgement) -> np.ndarray[tuple[int, int], np.dtype[np.floa
     return np.array([
         [
             number(x) for x in (
-                s.alignment.similarity, s.alignment.ratio, s.alignment.se, s.captured,
-                s.captured_ratio, s["norm_ratio"], s["module_norm_ratio"], s["core_distance"],
-                s["effective_rank_ratio"], *s.module_similarity.tolist(),
+                s.loading, s.loading_se, s.p_line, s.p_odd, s.power, s.over, s["norm_ratio"],
+                s["module_norm_ratio"], s["effective_rank_ratio"], *s.module_similarity.tolist(),
+                *s.module_chance.tolist(),
             )
         ]
         for s in result.scores
@@ -201,17 +207,3 @@ def test_names_are_words_only() -> None:
     after = judge_factors(modules, shapes, [f"z{9 - k}" for k in range(10)])
     assert words(after) == words(before)
     np.testing.assert_array_equal(scores_of(after), scores_of(before))
-
-
-def test_cores_are_asked_for_in_the_output_stacking() -> None:
-    from clair_cli.maths.evidence.gather import concatenate, gather
-    from clair_cli.maths.factors.grams import grams
-    from clair_cli.maths.factors.stack import stack_factors
-    from clair_cli.maths.judge.judge import judge, needs_cores
-    from clair_cli.maths.judge.structure import find_structure
-
-    modules, shapes = mixed_cohort("output")
-    evidence = concatenate([gather(grams(stack_factors(modules, shapes[0])))], range(5))
-    assert needs_cores(find_structure(evidence)) == "output"
-    with pytest.raises(ValueError, match="needs the cores"):
-        judge(evidence, [f"c{k}" for k in range(11)], [f"m{m}" for m in range(5)])

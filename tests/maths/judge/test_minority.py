@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,9 @@ from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import stack_factors
 from clair_cli.maths.judge import minority
-from clair_cli.maths.judge.minority import find_minorities
+from clair_cli.maths.judge.minority import Minority, find_minority
+from clair_cli.maths.judge.pairs import pairs_of
+from clair_cli.maths.judge.signature import signatures_of
 from clair_cli.maths.judge.thresholds import MINORITY_P
 
 WIDTH, RANK, MODULES = 60, 4, 6
@@ -42,6 +46,16 @@ def evidence(own: dict[int, tuple[int, float]], n: int, *, seed: int = 0) -> Evi
             clients.append((A, B, 1.0))
         parts.append(gather(grams(stack_factors([clients], (WIDTH, WIDTH)))))
     return concatenate(parts, range(MODULES))
+
+
+def find_minorities(found: Evidence, clients: Sequence[int]) -> tuple[Minority, ...]:
+    """All of them, one after the other."""
+    left, every = list(clients), list[Minority]()
+    pairs, signatures = pairs_of(found), signatures_of(found)
+    while (one := find_minority(pairs, signatures, left)) is not None:
+        every.append(one)
+        left = [k for k in left if k not in one.members]
+    return tuple(every)
 
 
 def members(found: Evidence, n: int) -> list[tuple[int, ...]]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clair_cli.maths.evidence.gather import CORE_DIM, Evidence
-from clair_cli.maths.evidence.similarity import PairTable
-from clair_cli.maths.judge.client_scores import core_distance
-from clair_cli.maths.judge.scores import captured_by_mean
+from clair_cli.maths.judge.collaborate import captured_by_mean
+from clair_cli.maths.judge.scores import odd_modules
 
 
 @pytest.mark.parametrize("members", [(0, 1, 2, 5), (0, 1, 2, 3, 4, 5, 6)])
@@ -19,26 +17,28 @@ def test_energy_along_the_mean_of_the_others(members: tuple[int, ...]) -> None:
     columns += 0.5 * torch.randn(3, 40, 1, generator=g, dtype=torch.float64)
     columns[:, :, 4] *= -1
     columns /= torch.linalg.vector_norm(columns, dim=1, keepdim=True)
-    columns[1, :, 2] = 0.0
+    columns[:, :, 5] = 0.0
     found = captured_by_mean(columns.mT @ columns, members)
-    for m in range(3):
-        for k in range(7):
-            line = columns[m][:, [j for j in members if j != k]].sum(1)
-            cosine = torch.cosine_similarity(line, columns[m][:, k], dim=0)
-            exact = float(cosine.clamp_min(0.0)) ** 2
-            assert float(found[m, k]) == pytest.approx(exact, abs=1e-13)
-    assert not found[:, 4].any() and found[1, 2] == 0.0
+    for k in range(7):
+        mean = columns[:, :, [j for j in members if j != k]].sum(-1)
+        line = mean / torch.linalg.vector_norm(mean, dim=1, keepdim=True)
+        inside = (line * columns[:, :, k]).sum(1).clamp_min(0.0).square()
+        assert torch.allclose(found[:, k], inside, atol=1e-12)
+    assert found[:, 4].max() == 0.0
+    assert found[:, 5].max() == 0.0
 
 
 def test_nothing_lies_along_nobody() -> None:
-    same = torch.ones(1, 3, 3, dtype=torch.float64)
-    assert captured_by_mean(same, [1]).tolist() == [[1.0, 0.0, 1.0]]
-    assert captured_by_mean(same, []).tolist() == [[0.0, 0.0, 0.0]]
+    assert captured_by_mean(torch.eye(3, dtype=torch.float64)[None], [1]).tolist() == [[0, 0, 0]]
 
 
-def test_places_are_unknown_where_no_core_holds_anything() -> None:
-    nothing = torch.zeros(5, 4, CORE_DIM, CORE_DIM, dtype=torch.float64)
-    norms, tables = torch.ones(5, 4, dtype=torch.float64), torch.zeros(5, 4, 4, dtype=torch.float64)
-    pairs = PairTable(tables, tables)
-    evidence = Evidence(norms, pairs, pairs, pairs, nothing, norms)
-    assert core_distance(evidence, range(4)).isnan().all()
+@pytest.mark.parametrize(("value", "odd"), [(0.14, ()), (0.11, (2,))])
+def test_a_module_is_odd_below_a_quarter_of_what_is_expected(
+    value: float, odd: tuple[int, ...]
+) -> None:
+    similar = torch.full((6, 8), 0.5, dtype=torch.float64)
+    similar += 0.001 * torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    similar[2, 7] = value
+    assert odd_modules(similar, 7, range(8)) == odd
+    assert odd_modules(similar, 7, (0, 1, 2, 3, 4, 7)) == ()  # five others
+    assert odd_modules(similar[:3], 7, range(8)) == ()  # three modules

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from clair_cli.maths.evidence.pair_levels import PairLevels
 from clair_cli.maths.judge.judge import Judgement
-from clair_cli.maths.judge.outcome import without_verdict
-from clair_cli.maths.judge.structure import Structure, _main, _without_guests
-from clair_cli.maths.judge.thresholds import FAR_TIGHTER
+from clair_cli.maths.judge.thresholds import SECOND_GROUP_SHARE
 from tests.planted import aligned, codes, factor_all, judge_deltas, judge_factors, low_rank, words
 
 # Large enough that chance similarities stay far below those planted.
@@ -122,10 +118,10 @@ COHORTS: dict[str, tuple[Callable[[], Deltas], str]] = {
         lambda: strangers(aligned([0.2] * 9, shapes=WIDE), 2),
         "b" * 9 + "cc",
     ),
-    "a backdoor in four of 13": (backdoored, "b" * 9 + "cccc"),
-    "a crowd that shares almost nothing": (
+    "a backdoor in four of 13": (backdoored, "b" * 9 + "mmmm"),
+    "a crowd that shares little, and four that share a lot": (
         lambda: aligned([0.04] * 10 + [0.5] * 4, [0] * 10 + [1] * 4, shapes=WIDE),
-        "c" * 10 + "b" * 4,
+        "b" * 10 + "c" * 4,
     ),
 }
 
@@ -166,9 +162,9 @@ def test_neither_order_nor_a_common_scale_matters(name: str, seed: int) -> None:
 
     before_copies = clusters(before.structure.copies, range(len(order)))
     assert clusters(after.structure.copies, order) == before_copies
-    apart = {frozenset(order[k] for k in g) for g in after.structure.others}
+    apart = {frozenset(order[k] for k in m.members) for m in after.structure.minorities}
     if not before_copies:
-        assert apart == {frozenset(g) for g in before.structure.others}
+        assert apart == {frozenset(m.members) for m in before.structure.minorities}
 
 
 # Copies
@@ -186,10 +182,8 @@ def test_copies_are_no_voices_of_their_own() -> None:
     alone = judge_factors([clients[:8] for clients in modules], WIDE)  # in the same gauges
     assert result.scores is not None
     assert alone.scores is not None
-    for k in range(8):  # nobody's alignment is changed by them
-        assert result.scores[k].alignment.ratio == pytest.approx(
-            alone.scores[k].alignment.ratio, abs=1e-9
-        )
+    for k in range(8):  # nobody's loading is changed by them
+        assert result.scores[k].loading == pytest.approx(alone.scores[k].loading, abs=1e-9)
 
 
 def test_copies_follow_their_first_into_another_group() -> None:
@@ -197,7 +191,7 @@ def test_copies_follow_their_first_into_another_group() -> None:
     deltas = aligned([0.3] * 9 + [0.4] * 3, [0] * 9 + [1] * 3, shapes=WIDE, seed=2)
     result = judged(copied(deltas, 9, 2, 0.25))
     assert result.structure.copies == {12: 9, 13: 9}
-    assert result.structure.others == ((9, 10, 11),)
+    assert [m.members for m in result.structure.minorities] == [(9, 10, 11)]
     assert short(result) == "b" * 9 + "c" * 5
     assert all({"in_a_group", "near_copy"} <= codes(result, k) for k in (9, 12, 13))
 
@@ -258,59 +252,20 @@ def test_a_homogeneous_cluster_is_no_single_vote(cosine: float) -> None:
     assert [v.influence for v in result.verdicts] == [1.0] * 8 + [0.0] * 12
 
 
-def test_strangers_do_not_take_a_victim_along(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strangers_do_not_take_a_victim_along() -> None:
+    """They share nothing with the others, and are tied to one of them."""
     result = judged(cohort("strangers like a victim"))
-    assert result.structure.others == ((9, 10),)
     assert codes(result, 0) == set()
-    assert all("in_a_group" in codes(result, k) for k in (9, 10))
-    # the pairs alone put it with them
-    monkeypatch.setattr(
-        "clair_cli.maths.judge.structure._without_guests", lambda levels, g, main, copies: g
-    )
-    assert words(judged(cohort("strangers like a victim")))[0] == "contaminated"
+    assert all("unlike_the_others" in codes(result, k) for k in (9, 10))
 
 
-def test_a_backdoor_shows_in_no_single_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its clients are one group with all others by their pairs, and apart by their means."""
+def test_a_backdoor_shows_in_no_single_pair() -> None:
+    """Its clients have most of what all share, and something of their own."""
     result = judged(backdoored())
-    assert result.structure.others == ((9, 10, 11, 12),)
-    assert result.structure.sharings[0].groups[0] == tuple(range(13))
-    monkeypatch.setattr("clair_cli.maths.judge.structure.inner_group", lambda levels, group: ())
-    assert short(judged(backdoored())) == "b" * 13
-
-
-def levels_of(table: Sequence[Sequence[float]]) -> PairLevels:
-    return PairLevels(torch.tensor([table] * 6, dtype=torch.float64))
-
-
-def two_blocks(sizes: tuple[int, int], inside: tuple[float, float], mixed: float) -> PairLevels:
-    table = torch.full((sum(sizes), sum(sizes)), mixed, dtype=torch.float64)
-    table[: sizes[0], : sizes[0]], table[sizes[0] :, sizes[0] :] = inside
-    return levels_of(table.tolist())
-
-
-def test_a_guest_is_who_is_at_home_in_the_main_group() -> None:
-    table = torch.full((9, 9), 0.3)
-    table[6:] = 0.1
-    table[:, 6:] = 0.1
-    table[6:, 6:] = 0.5
-    table[8, :6] = table[:6, 8] = 0.27
-    levels = levels_of(table.tolist())
-    assert _without_guests(levels, (6, 7, 8), range(6), {}) == (6, 7)
-    assert _without_guests(levels, (6, 7), range(6), {}) == (6, 7)
-
-
-@pytest.mark.parametrize("level", [0.02, 0.06])
-def test_the_main_group_is_the_far_tighter_one_only_where_next_to_nothing_is_shared(
-    level: float,
-) -> None:
-    for times in (0.9 * FAR_TIGHTER, 1.1 * FAR_TIGHTER):
-        levels = two_blocks((8, 4), (level, times * level), 0.0)
-        groups = [tuple(range(8)), tuple(range(8, 12))]
-        expected = level < 0.05 and times > FAR_TIGHTER
-        assert _main(levels, groups) is groups[int(expected)]
-    pair = two_blocks((8, 2), (level, 0.9), 0.0)
-    assert _main(pair, [tuple(range(8)), (8, 9)]) == tuple(range(8))
+    assert [m.members for m in result.structure.minorities] == [(9, 10, 11, 12)]
+    assert all(codes(result, k) == {"minority"} for k in range(9, 13))
+    assert result.scores is not None
+    assert min(s.loading for s in result.scores) > 0.45
 
 
 # Two groups
@@ -319,20 +274,20 @@ def test_the_main_group_is_the_far_tighter_one_only_where_next_to_nothing_is_sha
 @pytest.mark.parametrize(
     ("sizes", "cosines", "blocked", "turned", "scale"),
     [
-        ((8, 5), (0.1, 0.5), True, False, 1.0),
-        ((8, 5), (0.1, 0.5), True, True, 50.0),
-        ((8, 4), (0.1, 0.5), True, False, 1.0),
-        ((8, 3), (0.1, 0.5), False, False, 1.0),  # less than half as many
+        ((8, 5), (0.1, 0.5), False, False, 1.0),
+        ((8, 5), (0.1, 0.5), False, True, 50.0),
         ((8, 3), (0.1, 0.5), False, True, 50.0),
-        ((8, 5), (0.2, 0.5), False, False, 1.0),  # less than four times as coherent
+        ((8, 5), (0.3, 0.3), False, False, 1.0),
         ((8, 6), (0.3, 0.3), True, True, 50.0),  # nearly as many
+        ((8, 6), (0.1, 0.5), True, False, 1.0),
     ],
 )
-def test_a_far_tighter_unrelated_group_leaves_no_majority(
+def test_the_larger_of_two_groups_is_the_cohort_unless_the_other_is_nearly_as_large(
     sizes: tuple[int, int], cosines: tuple[float, float], blocked: bool, turned: bool, scale: float
 ) -> None:
-    """Of half the size or more; a looser one only if it is nearly as large."""
+    """However much each shares."""
     large, small = sizes
+    assert blocked == (small > SECOND_GROUP_SHARE * large)
     deltas = aligned(
         [cosines[0]] * large + [cosines[1]] * small, [0] * large + [1] * small, shapes=WIDE
     )
@@ -345,20 +300,8 @@ def test_a_far_tighter_unrelated_group_leaves_no_majority(
     else:
         expected = "b" * large + "c" * small
         assert (result.outcome, short(result)) == ("judged", expected[:: -1 if turned else 1])
-        found = {frozenset(order[k] for k in g) for g in result.structure.others}
-        assert found == {frozenset(range(large, large + small))}
-
-
-@pytest.mark.parametrize(("size", "blocked"), [(5, False), (6, True)])
-def test_a_second_group_above_seven_tenths_leaves_no_majority(size: int, blocked: bool) -> None:
-    levels = two_blocks((8, size), (0.3, 0.3), 0.0)
-    second = tuple(range(8, 8 + size))
-    clients = tuple(range(8 + size))
-    names = [f"c{k}" for k in clients]
-    structure = Structure({}, (), {}, clients, (), "matrix", tuple(range(8)), (second,))
-    found = without_verdict(levels, structure, names)
-    assert (found is not None and found[0] == "two_groups") == blocked
-    assert without_verdict(levels, replace(structure, others=()), names) is None
+        apart = {k for k in range(large + small) if "in_a_group" in codes(result, k)}
+        assert {order[k] for k in apart} == set(range(large, large + small))
 
 
 # Clients that train other modules
@@ -381,8 +324,8 @@ def test_clients_of_different_modules_are_one_group(n_all: int, n_first: int, n_
 
 
 def test_nothing_to_arrange() -> None:
-    """No stacking shows sharing: no groups, nobody a singleton of any."""
+    """Nothing is shared: what little there is by chance is no group that could be judged."""
     result = judge_deltas(aligned([0.0] * 3, shapes=WIDE), 8)
     assert result.outcome == "undetermined"
-    assert result.structure.stacking is None
-    assert result.structure.group == result.structure.others == ()
+    assert not any(group.is_sure for group in result.structure.groups)
+    assert result.structure.others == ()

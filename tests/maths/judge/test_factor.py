@@ -1,0 +1,109 @@
+"""One common factor, loadings with their errors, the line and the power."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from clair_cli.maths.judge.factor import PRIOR, loadings, one_factor
+from clair_cli.maths.judge.pairs import Pairs
+from clair_cli.maths.judge.thresholds import LINE, LINE_P
+
+
+def pairs(own: list[float], noise: float = 0.0, seed: int = 0) -> Pairs:
+    """Similarities of clients with these loadings, with errors of this deviation."""
+    loads = torch.tensor(own, dtype=torch.float64)
+    g = torch.Generator().manual_seed(seed)
+    error = noise * torch.randn(len(own), len(own), generator=g, dtype=torch.float64).triu(1)
+    known = 1.0 - torch.eye(len(own), dtype=torch.float64)
+    value = (loads[:, None] * loads + error + error.mT) * known
+    return Pairs(value, max(noise, 1e-6) ** 2 * known, known)
+
+
+def everybody(n: int) -> Tensor:
+    return torch.ones(n, dtype=torch.float64)
+
+
+def test_a_factor_is_found_whatever_the_loadings() -> None:
+    own = [1.0, 0.5, 1.4, 0.9, 0.0, -0.7]
+    found = one_factor(pairs(own), everybody(6))
+    assert torch.allclose(found, torch.tensor(own, dtype=torch.float64), atol=1e-5)
+
+
+def test_sets_of_clients_are_independent_of_one_another() -> None:
+    table = pairs([1.0, 0.5, 1.4, 0.9, 1.1, 0.2], 0.1)
+    masks = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1.0]], dtype=torch.float64)
+    both = one_factor(table, masks)
+    for mask, found in zip(masks, both, strict=True):
+        assert torch.allclose(found, one_factor(table, mask), atol=1e-5)
+        assert bool((found[mask == 0] == 0).all())
+
+
+def test_where_nothing_is_shared_all_loadings_are_zero() -> None:
+    table = pairs([1.0, -1.0, 1.0, -1.0])
+    assert one_factor(table, everybody(4)).tolist() == [0.0] * 4
+
+
+def test_a_pair_that_is_not_known_says_nothing() -> None:
+    table = pairs([1.0, 0.8, 1.2, 1.0, 0.9])
+    for one in (table.value, table.known, table.chance):
+        one[0, 3] = one[3, 0] = 0.0
+    found = one_factor(table, everybody(5))
+    assert torch.allclose(found, torch.tensor([1.0, 0.8, 1.2, 1.0, 0.9]).double(), atol=1e-5)
+
+
+def test_ratios_are_to_the_typical_member_and_leave_the_client_out() -> None:
+    own = [2.0] * 7 + [1.0, 0.0, -2.0]
+    held = loadings(pairs(own, 0.01), range(8))
+    expected = torch.tensor([x / 2.0 for x in own], dtype=torch.float64)
+    assert torch.allclose(held.ratio, expected, atol=0.02)
+    assert held.level == pytest.approx(4.0, rel=0.02)
+    # one client's own pairs do not move what it is held against
+    table = pairs(own, 0.01)
+    table.value[0] *= 1.5
+    table.value[:, 0] *= 1.5
+    assert float(loadings(table, range(8)).ratio[0]) == pytest.approx(1.5, abs=0.05)
+
+
+def test_standard_errors_are_those_of_repeated_draws() -> None:
+    own = [1.0] * 9 + [0.0]
+    drawn = [loadings(pairs(own, 0.3, seed), range(9)) for seed in range(200)]
+    ratios = torch.stack([held.ratio for held in drawn])
+    stated = torch.stack([held.se for held in drawn]).mean(0)
+    assert float(ratios[:, 9].std() / stated[9]) == pytest.approx(1.0, abs=0.2)
+    assert float(ratios[:, :9].std(0).mean() / stated[:9].mean()) == pytest.approx(1.0, abs=0.25)
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(LINE, 0.0, 0.03), (0.0, 0.97, 1.0)])
+def test_the_line_has_its_error_rate_and_power(share: float, least: float, most: float) -> None:
+    own = [1.0] * 9 + [share]
+    below = 0
+    for seed in range(300):
+        held = loadings(pairs(own, 0.3, seed), range(9))
+        below += held.is_below(9)
+        assert held.is_below(9) == (float(held.p_line[9]) < LINE_P)
+    assert least <= below / 300 <= most
+
+
+@pytest.mark.parametrize("noise", [0.3, 0.5, 0.7])
+def test_the_power_stated_is_the_frequency(noise: float) -> None:
+    own = [1.0] * 9 + [0.0]
+    drawn = [loadings(pairs(own, noise, seed), range(9)) for seed in range(300)]
+    stated = sum(float(held.power[9]) for held in drawn) / 300
+    found = sum(held.is_below(9) for held in drawn) / 300
+    assert found == pytest.approx(stated, abs=0.08)
+
+
+def test_clients_that_share_nothing_add_to_what_is_known_of_the_errors() -> None:
+    table = pairs([1.0] * 3 + [0.0] * 2, 0.1)
+    alone, more = loadings(table, range(3)), loadings(table, range(3), (3, 4))
+    assert alone.degrees == PRIOR
+    assert more.degrees == PRIOR + 4
+    assert torch.allclose(alone.ratio, more.ratio)
+
+
+def test_of_two_clients_each_is_held_against_the_other() -> None:
+    held = loadings(pairs([2.0, 2.0, 0.0], 0.01), (0, 1))
+    assert held.ratio[:2].tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
+    assert held.is_below(2)
