@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("cohort", type=Path)
     given = parser.parse_args()
     compare.grams = timed("Grams", compare.grams)
-    compare.gather = timed("similarities and cores", compare.gather)
+    compare.gather = timed("similarities", compare.gather)
     begun: dict[str, float] = {}
 
     def progress(stage: str, done: int, total: int) -> None:

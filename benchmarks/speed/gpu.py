@@ -110,10 +110,8 @@ def compare(cohort: Path, out: Path) -> None:
     there, here = (json.loads((out / f"{n}.report.json").read_text()) for n in ("clair", "cpu"))
     pairs = list(zip(there["clients"], here["clients"], strict=True))
     same = "same" if all(a["verdict"] == b["verdict"] for a, b in pairs) else "NOT THE SAME"
-    apart = max(abs(a["scores"]["alignment"] - b["scores"]["alignment"]) for a, b in pairs)
-    print(
-        f"on the CPU {merge.wall:.1f} s; verdicts {same}; alignments differ by {apart:.0e} at most"
-    )
+    apart = max(abs(a["scores"]["loading"] - b["scores"]["loading"]) for a, b in pairs)
+    print(f"on the CPU {merge.wall:.1f} s; verdicts {same}; loadings differ by {apart:.0e} at most")
     for name in ("norm", "error"):
         one, other = there["merged"][name], here["merged"][name]
         print(f"merged {name} {one:.4g}, differs by {abs(one / other - 1):.0e} of itself")

@@ -1,6 +1,6 @@
 """The noiseless program: low-rank plus block-sparse, and nothing else.
 
-The product judges by the stable program only (`clair_cli.maths.judge.decompose`).
+`clair` solves the stable program only (`clair_cli.maths.judge.decompose`).
 """
 
 from __future__ import annotations
@@ -21,19 +21,17 @@ def solve_noiseless(
     block_penalty: float,
     *,
     joint: bool = False,
-    start: tuple[Tensor, Tensor] | None = None,
     max_iter: int = 2000,
     tol: float = 1e-6,
 ) -> Decomposition:
     """Solve the noiseless program by the alternating direction method of multipliers.
 
     Args:
-        stack: M or its core, shape (n_modules, rows, sum(ranks)), float64, finite.
+        stack: M or a root of its Gram, shape (n_modules, rows, sum(ranks)), float64, finite.
         ranks: columns of each client's block.
         block_penalty: lam, more than 0. It finds shared subspace and set when it lies above
             sqrt(subspace_dim / n_benign) and below about 1 (unrelated outliers).
         joint: blocks run over all modules together.
-        start: warm start (L, multiplier).
         max_iter: at least 1.
         tol: stop at this relative duality gap.
 
@@ -47,7 +45,7 @@ def solve_noiseless(
     """
     if not block_penalty > 0:
         raise ValueError(f"block_penalty must be positive, got {block_penalty}")
-    low_rank, dual = (torch.zeros_like(stack), torch.zeros_like(stack)) if start is None else start
+    low_rank, dual = torch.zeros_like(stack), torch.zeros_like(stack)
     block_sparse = stack - low_rank
     size = max(float(torch.linalg.vector_norm(stack)), torch.finfo(stack.dtype).tiny)
     rho = 1.0 / max(float(torch.linalg.matrix_norm(stack, ord=2).max()), 1e-300)

@@ -1,6 +1,6 @@
 """Exact recovery without being told the subspace's dimension or the number of benign clients.
 
-The noiseless program (clair_cli.maths.judge.decompose)
+The noiseless program (noiseless.py)
 
     min ||L||_* + lam sum_k ||S_k||    s.t. L + S = M = [M_1 ... M_K], every block of norm one
 

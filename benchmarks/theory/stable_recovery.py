@@ -2,23 +2,23 @@
 
     python -m benchmarks.theory.stable_recovery --quick
     python -m benchmarks.theory.stable_recovery --json stable_recovery.json
-    python -m benchmarks.theory.stable_recovery --whole 40 64
 
 Cohorts of six modules of 32 x 24; every client's D_k = signal + noise, cut to rank 4 as an
-adapter is. `noise` is the norm of dense noise over the norm of the signal. Everything is judged
-as `clair inspect` judges it: by maths.judge, not told how many are bad, in which stacking they
-share, or how many dimensions.
+adapter is. `noise` is the norm of dense noise over the norm of the signal. Nobody is told how
+many are bad, in which stacking they share, or how many dimensions.
 
 1. Error. Clients share U (dim 2) with independent coefficients, 30 % have other subspaces. The
-   error is the sine of the largest principal angle between U and what `clair refine` projects
-   on, mean over modules, median over draws; 1 where the dimension is wrong or the cohort is
-   undetermined. `oracle` is told set and dimension. First order (ours):
+   stable program is solved on whole blocks (stable_blocks.py), with penalties from the group that
+   `clair inspect` finds. The error is the sine of the largest principal angle between U and the
+   refit on the set found, mean over modules, median over draws; 1 where the dimension is wrong or
+   there is no group. `oracle` is told set and dimension; `exact`: the set is. First order (ours):
    error = noise sqrt(dim / K_b) (sqrt(out - dim) + sqrt(dim)) / sqrt(out in).
 2. Set. separation = 1 - similarity of an outlier to honest clients / theirs to one another,
    before noise: 1 is unrelated, 0 is honest. `output`: the outlier's subspace is U turned by an
    angle, separation = sin^2; `matrix`: clients share D_0 itself, the outlier has part of it,
    separation = 1 - cos. Each outlier goes its own way, or all go the same (`colluding`). Exact:
-   judged, all outliers contaminated, all others benign. A cell stops at its sixth failure.
+   judged as `clair inspect` judges, all outliers contaminated, all others benign. A cell stops at
+   its sixth failure.
 
 The program is arXiv 2605.21217 as we read it; planted problems and definitions are ours.
 """
@@ -36,14 +36,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clair_cli.maths.evidence import side_cores as side_cores_module
+from benchmarks.theory.stable_blocks import output_blocks, recover_stable
 from clair_cli.maths.evidence.gather import gather
-from clair_cli.maths.evidence.side_cores import joint_cores, side_cores
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.lowrank import Product, norm
 from clair_cli.maths.factors.stack import stack_factors
-from clair_cli.maths.judge.judge import Judgement, judge, needs_cores
-from clair_cli.maths.judge.structure import find_structure
+from clair_cli.maths.judge.judge import Judgement, judge
 from clair_cli.maths.refine.refine import shared_subspace
 
 OUT, IN, N_MODULES, DIM, RANK = 32, 24, 6, 2, 4
@@ -134,14 +132,10 @@ def off(subspace: Tensor, g: torch.Generator) -> Tensor:
 def judged(cohort: Cohort) -> Judgement:
     """Verdicts as the commands reach them."""
     factors = [[(p.lora_A, p.lora_B, 1.0) for p in clients] for clients in cohort.modules]
-    stack = stack_factors(factors, (OUT, IN))
-    evidence = gather(grams(stack))
-    structure = find_structure(evidence)
-    side = needs_cores(structure)
-    cores = None if side is None else joint_cores([side_cores(grams(stack), side)])
+    evidence = gather(grams(stack_factors(factors, (OUT, IN))))
     names = [f"c{k:02}" for k in range(len(factors[0]))]
     modules = [f"m{m}" for m in range(len(factors))]
-    return judge(evidence, names, modules, structure=structure, cores=cores)
+    return judge(evidence, names, modules)
 
 
 def is_exact(cohort: Cohort, judgement: Judgement) -> bool:
@@ -155,7 +149,7 @@ def is_exact(cohort: Cohort, judgement: Judgement) -> bool:
 
 
 def refit_error(clients: Sequence[Product], dim: int, truth: Tensor) -> float:
-    """Error of the subspace that `clair refine` would project on; 1 for a wrong dimension."""
+    """Error of the subspace refitted on some clients; 1 for a wrong dimension."""
     if dim != truth.shape[1]:
         return 1.0
     basis = shared_subspace(clients, [1 / norm(p) for p in clients], "output", dim).U
@@ -164,15 +158,17 @@ def refit_error(clients: Sequence[Product], dim: int, truth: Tensor) -> float:
 
 
 def subspace_errors(cohort: Cohort) -> tuple[float, float, bool]:
-    """Mean error over modules: as judged, and told set and dimension; and whether it is exact."""
-    judgement = judged(cohort)
-    exact = is_exact(cohort, judgement)
+    """Mean error over modules: by the stable program, and told set and dimension; and whether the
+    program's set is exact."""
+    group = judged(cohort).structure.group
+    shared = recover_stable(*output_blocks(cohort.modules), group) if group else None
     found, told = [], []
     for m, (clients, truth) in enumerate(zip(cohort.modules, cohort.subspaces, strict=True)):
         told.append(refit_error([clients[k] for k in cohort.benign], DIM, truth))
-        shared = judgement.collaborative if judgement.outcome == "judged" else None
-        dim = shared.penalties.subspace_dims[m] if shared is not None else 0
-        found.append(refit_error([clients[k] for k in judgement.members], dim, truth))
+        dim = shared.penalties.subspace_dims[m] if shared else 0
+        members = shared.members if shared else ()
+        found.append(refit_error([clients[k] for k in members], dim, truth))
+    exact = shared is not None and shared.members == cohort.benign
     return statistics.fmean(found), statistics.fmean(told), exact
 
 
@@ -265,39 +261,13 @@ def set_map(
     }  # fmt: skip
 
 
-def compare_with_whole(sizes: Sequence[int], draws: int) -> None:
-    """Judge cohorts on a side's leading directions and on all of them; prints what differs."""
-    few = side_cores_module._WHOLE
-    print("clients  noise  separation  exact  on all directions  verdicts that differ")
-    for n_clients in sizes:
-        for noise in (0.1, 0.5, 1.0):
-            for separation in (0.2, 0.4, 0.7, 1.0):
-                hits, differ = [0, 0], 0
-                for seed in range(draws):
-                    cohort, words = plant(n_clients, noise, separation, seed=seed), []
-                    for i, bound in enumerate((few, 10**9)):
-                        side_cores_module._WHOLE = bound
-                        judgement = judged(cohort)
-                        hits[i] += is_exact(cohort, judgement)
-                        words.append([v.verdict for v in judgement.verdicts])
-                    differ += sum(a != b for a, b in zip(*words, strict=True))
-                print(f"{n_clients:7} {noise:6.1f} {separation:11.1f} {hits[0]:4} / {draws}"
-                      f" {hits[1]:14} / {draws} {differ:21}", flush=True)  # fmt: skip
-    side_cores_module._WHOLE = few
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="10 clients, few draws and levels")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
-    parser.add_argument("--whole", type=int, nargs="+", metavar="CLIENTS",
-                        help="only compare with judging on all directions of a side")  # fmt: skip
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.whole:
-        compare_with_whole(options.whole, 6)
-        return
     quick = options.quick
     curves = [
         error_curve(n_clients, NOISES, 1 if quick else draws)

@@ -19,16 +19,20 @@ no client's dense D is ever formed.
         factored_svd, coordinates, block_diagonal, roots
     evidence/
         similarity          how alike two clients are, in three stackings of the same tensors
-        gather              one batch of modules -> norms, K x K tables, small cores
+        gather              one batch of modules -> norms, effective ranks, K x K tables
         overcomplete        the same where Grams would be larger than the layer
-        pair_levels, own_sizes, side_cores
+        pair_levels, own_sizes
     judge/
-        groups, loadings    coherent groups from pairwise similarities
-        sharing, structure  duplicates, groups, and the stacking in which sharing is found
+        pairs               similarities over all modules, in units of what chance does
+        factor              what members have in common, and how much of it each client has
+        signature           a client's sizes over the modules and number of directions
+        minority, groups    sets that share something of their own; who belongs with whom
+        copies, structure   duplicates, near copies, and the stacking in which sharing is found
         decompose, prox     min 1/2 |M-L-S|^2 + lam1 |L|_* + lam2 sum_k |S_k|
-        collaborate         its penalties from the stack, solved over the clients
-        scores              alignment, energy inside the subspace, norms, place, spread
-        verdicts            one documented rule joins alignment and decomposition
+        collaborate         its penalties, solved with one column per client: a second opinion
+        sizes               how large a delta weight may be beside the members'
+        scores              the numbers behind a verdict (client_scores: those of one client alone)
+        verdicts            one documented rule makes verdicts of them
         outcome             the cases in which a cohort cannot be judged
         judge               the above in order -> Judgement
         thresholds          every number that a verdict depends on

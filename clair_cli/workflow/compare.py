@@ -15,9 +15,8 @@ from clair_cli.engine.factors import RoundFactors, naming_module, previous_of
 from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
 from clair_cli.maths.evidence.overcomplete import overcomplete_evidence
 from clair_cli.maths.evidence.own_sizes import OwnSizes, concatenate_sizes, own_sizes, size_alone
-from clair_cli.maths.evidence.side_cores import SideCores, joint_cores, side_cores
 from clair_cli.maths.factors.grams import grams, packed
-from clair_cli.workflow.batches import batches, kept_grams, largest_ranks, overcomplete
+from clair_cli.workflow.batches import batches, kept_grams, overcomplete
 
 
 @dataclass(frozen=True)
@@ -82,28 +81,3 @@ def _concatenated(parts: Iterable[Comparison]) -> Comparison:
         concatenate([part.evidence for part in every], order),
         concatenate_sizes([part.sizes for part in every], order),
     )
-
-
-def gather_cores(factors: RoundFactors, side: str, engine: Engine) -> SideCores:
-    """Joint cores of all modules on one side, "output" or "input", for the decomposition."""
-    work, items = partial(cores_of_batch, side), batches(factors.round.compared, engine.device)
-    found: dict[str, SideCores] = {}
-    for cores in engine.map("decomposing", work, items, factors):
-        found.update(cores)
-    return joint_cores([found[module] for module in sorted(found)])
-
-
-def cores_of_batch(side: str, factors: RoundFactors, modules: list[str]) -> dict[str, SideCores]:
-    """Cores of one side, "output" or "input", in some modules of one shape, by module."""
-    round_ = factors.round.compared
-    ranks = largest_ranks(round_, list(round_.module_shapes))
-    with naming_module(modules[0]):
-        kept = [factors.grams[m] for m in modules if m in factors.grams]
-        if len(kept) == len(modules):
-            found = [side_cores(pair.of_clients(), side) for pair in kept]
-        elif overcomplete(round_, modules[0]):
-            found = [overcomplete_evidence(factors.stack(modules)).cores(side)]
-        else:
-            pair = grams(factors.stack(modules))
-            found = [side_cores(pair.module(i), side) for i in range(len(modules))]
-        return {m: one.widened(ranks) for m, one in zip(modules, found, strict=True)}

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from clair_cli.cohort.round import Round
 from clair_cli.engine.engine import Engine
-from clair_cli.maths.evidence.gather import CORE_DIM
 from clair_cli.maths.evidence.overcomplete import COMPARED_DIM
 from clair_cli.workflow.available_memory import available_memory
 from clair_cli.workflow.batches import batches, kept_grams, largest_ranks, overcomplete
@@ -19,13 +18,12 @@ _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _SQUARES = 8
 # Numbers per client that the work on a module with an over-complete stack holds.
 _OVERCOMPLETE_NUMBERS = 4 * COMPARED_DIM**2
-# Of every module: tables of pairs (three similarities, and their values for unrelated clients), and
-# each client's core. While judging, so many copies of each exist, with intermediate results;
-# measured with 8 clients of 5,000 modules, 20 of 1,500 and 60 of 1,000.
-_PAIR_TABLES, _CORES = 6, 1
-_JUDGING_TABLES, _JUDGING_CORES = 22, 5
+# Tables of pairs of every module: three similarities, and their values for unrelated clients. While
+# judging, so many exist, with copies and intermediate results; measured with 8 clients of 5,000
+# modules, 20 of 1,500 and 60 of 1,000.
+_PAIR_TABLES, _JUDGING_TABLES = 6, 34
 # Bytes of one client's row for one module in the report, as objects and as text.
-_ROW_BYTES = 1000
+_ROW_BYTES = 1100
 
 
 def read_memory(round_: Round) -> int:
@@ -50,9 +48,9 @@ def work_memory(round_: Round, engine: Engine) -> int:
         working = sum(work[: engine.threads])
         kept = 2 * sum(kept_grams(round_).values())
     clients = len(round_.adapters)
-    rows, core = len(round_.module_shapes) * clients, CORE_DIM**2
-    comparing = rows * _FLOAT * (_PAIR_TABLES * clients + _CORES * core)
-    judging = rows * (_FLOAT * (_JUDGING_TABLES * clients + _JUDGING_CORES * core) + _ROW_BYTES)
+    rows = len(round_.module_shapes) * clients
+    comparing = rows * _FLOAT * _PAIR_TABLES * clients
+    judging = rows * (_FLOAT * _JUDGING_TABLES * clients + _ROW_BYTES)
     return kept + max(working + comparing, judging)
 
 

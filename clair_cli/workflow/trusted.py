@@ -68,7 +68,6 @@ def _evidence(evidence: Evidence, n: int) -> Evidence:
     return Evidence(
         evidence.norms[:, :n],
         pairs(evidence.matrix), pairs(evidence.output), pairs(evidence.input),
-        evidence.cores[:, :n],
         evidence.effective_ranks[:, :n],
     )  # fmt: skip
 

@@ -10,7 +10,14 @@ import pytest
 import torch
 
 import clair_cli
-from benchmarks.theory import exact_recovery, linear_regression, recovery, stable_recovery
+from benchmarks.theory import (
+    exact_recovery,
+    linear_regression,
+    recovery,
+    stable_blocks,
+    stable_recovery,
+)
+from clair_cli.maths.factors.lowrank import Product
 from clair_cli.maths.factors.stack import block_norms
 
 
@@ -90,6 +97,34 @@ def test_subspace_error_is_linear_in_noise_with_the_constant_of_first_order() ->
     assert stable_recovery.slope(noises, errors) == pytest.approx(1.0, abs=0.1)
     constant = errors[0] / noises[0]
     assert constant == pytest.approx(stable_recovery.predicted_constant(7), rel=0.3)
+
+
+def test_blocks_are_the_unit_delta_weights_seen_from_the_output_side() -> None:
+    turn = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).double()
+    modules = [
+        [Product(p.lora_B @ turn, torch.linalg.solve(turn, p.lora_A)) for p in clients]
+        for clients in stable_recovery.plant(4, 0.3).modules
+    ]
+    stack, ranks = stable_blocks.output_blocks(modules)
+    assert stack.shape == (6, 32, 16) and ranks == [4] * 4
+    torch.testing.assert_close(block_norms(stack, ranks, joint=True), torch.ones(4).double())
+    for found, clients in zip(stack, modules, strict=True):
+        dense = [p.lora_B @ p.lora_A for p in clients]
+        units = torch.cat([d / d.norm() for d in dense], dim=1) / 6**0.5
+        torch.testing.assert_close(found @ found.mT, units @ units.mT)
+
+
+def test_nobody_is_held_against_himself() -> None:
+    """Of a client that alone has a direction nothing is captured, whoever else is a member."""
+    stack = torch.zeros(1, 3, 5, dtype=torch.float64)
+    stack[0, 0, :4], stack[0, 1, 4], stack[0, 2, 3] = 1.0, 1.0, 1.0
+    got = stable_blocks.captured_by_space(stack, [1] * 5, [0, 1, 2, 4], [1])
+    torch.testing.assert_close(got, torch.tensor([[1.0, 1.0, 1.0, 0.5, 0.0]]).double())
+    alone = stable_blocks.captured_by_space(stack, [1] * 5, [0], [1])
+    torch.testing.assert_close(alone, torch.tensor([[0.0, 1.0, 1.0, 0.5, 0.0]]).double())
+    stack[0, 1, 4] = 3.0  # the strongest direction of all, and nobody else's
+    strong = stable_blocks.captured_by_space(stack, [1] * 5, [0, 1, 2, 4], [1])
+    assert not strong.any()
 
 
 @pytest.mark.parametrize("stacking", ["matrix", "output"])

@@ -67,7 +67,7 @@ def test_pinned_factors_arrive_whole() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize(("clients", "ranks"), [(10, "16"), (9, "mixed"), (24, "32")])
 def test_batches_of_larger_layers_agree(tmp_path: Path, clients: int, ranks: str) -> None:
-    """With sketches and mixed ranks, and with over-complete stacks."""
+    """With one rank and with mixed ones, and with over-complete stacks."""
     make_cohort(tmp_path / "cohort", "small", clients, ranks)
     cpu, cuda = (
         clair_cli.merge(tmp_path / "cohort", device=device, rank=32, dtype="float32")

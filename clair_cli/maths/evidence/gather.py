@@ -1,13 +1,13 @@
 """Evidence of a batch of modules about the clients: a pure function of the batch's tensors.
 
-Every module is reduced to norms, three tables of all pairs of clients, and a small two-sided core
-per client. Only these numbers of different modules are combined, so a batch can run on a GPU, in a
-thread or on another machine.
+Every module is reduced to norms, effective ranks and three tables of all pairs of clients. Only
+these numbers of different modules are combined, so a batch can run on a GPU, in a thread or on
+another machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,28 +20,17 @@ from clair_cli.maths.evidence.similarity import (
     subspace_similarity,
     unit_side,
 )
-from clair_cli.maths.factors.block_diagonal import BlockDiagonal
 from clair_cli.maths.factors.grams import Grams, block_sums
-from clair_cli.maths.factors.stack import same_rank
-
-# Rows and columns of a two-sided core: leading directions of the output and of the input side.
-CORE_DIM = 16
-# Steps of the subspace iteration that finds these directions, two products each.
-POWERS = 4
-# Largest entry of |Q'Q - I| of a basis Q that counts as orthonormal.
-_ORTHOGONAL = 1e-10
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Pairwise numbers and cores of some modules, in a fixed order of clients.
+    """Norms, spectra and pairwise numbers of some modules, in a fixed order of clients.
 
     Attributes:
         norms: Frobenius norm of each delta weight, (n_modules, n_clients).
         matrix, output, input: similarities in each stacking, and their values for unrelated
             clients.
-        cores: P' (D_k / ||D_k||) Q on the leading dimensions of all clients' output and input
-            spaces, (n_modules, n_clients, CORE_DIM, CORE_DIM), zero padded.
         effective_ranks: ||D||^4 / ||D D'||^2, at least 1; how many equal directions would
             hold the same energy; NaN for a zero delta weight, (n_modules, n_clients).
     """
@@ -50,7 +39,6 @@ class Evidence:
     matrix: PairTable
     output: PairTable
     input: PairTable
-    cores: Tensor
     effective_ranks: Tensor
     _levels: dict[str, PairLevels] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -77,7 +65,7 @@ class Evidence:
         """A copy on the CPU."""
         return Evidence(
             self.norms.cpu(), self.matrix.cpu(), self.output.cpu(), self.input.cpu(),
-            self.cores.cpu(), self.effective_ranks.cpu(),
+            self.effective_ranks.cpu(),
         )  # fmt: skip
 
     def table(self, stacking: str) -> PairTable:
@@ -94,111 +82,18 @@ def gather(pair: Grams) -> Evidence:
     Returns:
         Numbers that depend on the delta weights only, not on the factors' gauge; on the CPU.
     """
-    output, output_root = unit_side(pair.B, pair.A, pair)
-    input_, input_root = unit_side(pair.A, pair.B, pair)
-    products = [block_sums(side * side, pair.ranks) for side in (output, input_)]
+    products = []
+    for outer, inner in ((pair.B, pair.A), (pair.A, pair.B)):
+        side = unit_side(outer, inner, pair)
+        products.append(block_sums(side * side, pair.ranks))
     energy = products[0].diagonal(dim1=1, dim2=2)
     return Evidence(
         pair.delta_norms,
         matrix_similarity(pair),
         subspace_similarity(products[0], pair.shape[0]),
         subspace_similarity(products[1], pair.shape[1]),
-        _two_sided_cores(
-            pair,
-            _leading_directions(output, output_root, pair.sketch_B),
-            _leading_directions(input_, input_root, pair.sketch_A),
-        ),
         torch.where(pair.norms > 0, 1.0 / energy.clamp_min(1e-300), torch.nan),
     ).cpu()
-
-
-def _leading_directions(gram: Tensor, root: BlockDiagonal, sketch: Tensor | None) -> Tensor:
-    """Coordinates of a side's leading orthonormal directions on its factors,
-    (n_modules, sum_rank, CORE_DIM or less)."""
-    values, vectors = torch.linalg.eigh(gram) if sketch is None else _iterated(gram, root, sketch)
-    top = min(CORE_DIM, gram.shape[1])
-    values, vectors = values[:, -top:].flip(-1), vectors[:, :, -top:].flip(-1)
-    alive = values > 1e-12 * values[:, :1].clamp_min(1e-300)
-    scale = torch.where(alive, values.clamp_min(1e-300).rsqrt(), 0.0)
-    return root.times(vectors * scale[:, None, :])
-
-
-def _iterated(gram: Tensor, root: BlockDiagonal, sketch: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues, ascending, and eigenvectors of a Gram, by subspace iteration.
-
-    The start is a sketch of the delta weights, so that directions that have not converged (where
-    the spectrum is flat, any direction is as good) do not depend on the factors' gauge.
-
-    Source: N. Halko, P. Martinsson, J. Tropp, "Finding structure with randomness", SIAM Review
-    53(2), 2011, algorithm 4.4.
-    """
-    start, losses = gram @ root.mT.times(sketch), []
-
-    def fast(columns: Tensor) -> Tensor:
-        basis, lost = orthonormal(columns)
-        losses.append(lost)
-        return basis
-
-    def iterated(basis_of: Callable[[Tensor], Tensor]) -> Tensor:
-        basis = basis_of(start)
-        for _ in range(POWERS):
-            basis = basis_of(gram @ (gram @ basis))
-        return basis
-
-    basis = None if gram.device.type == "cpu" else iterated(fast)
-    if basis is None or not float(torch.stack(losses).amax()) < _ORTHOGONAL:
-        basis = iterated(lambda columns: torch.linalg.qr(columns).Q)
-    values, rotation = torch.linalg.eigh(basis.mT @ gram @ basis)
-    return values, basis @ rotation
-
-
-def orthonormal(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis of the span of `columns`, by products and small factorisations only,
-    which a GPU computes for all modules at once.
-
-    Args:
-        columns: (..., n, k), k <= n.
-
-    Returns:
-        The basis Q, (..., n, k), and the largest entry of |Q'Q - I|; infinity where the columns are
-        too ill-conditioned for this method.
-
-    Source: T. Fukaya and others, "Shifted Cholesky QR for computing the QR factorization of
-    ill-conditioned matrices", SIAM J. Sci. Comput. 42(1), 2020.
-    """
-    n, k = columns.shape[-2:]
-    unit = torch.eye(k, dtype=columns.dtype, device=columns.device)
-    shift = 11 * (n * k + k * (k + 1)) * torch.finfo(columns.dtype).eps
-    for share in (shift, 0.0, 0.0):
-        square = columns.mT @ columns
-        trace = square.diagonal(dim1=-2, dim2=-1).sum(-1)
-        lower, _ = torch.linalg.cholesky_ex(square + share * trace[..., None, None] * unit)
-        columns = torch.linalg.solve_triangular(lower, columns.mT, upper=False).mT
-    lost = (columns.mT @ columns - unit).abs().amax()
-    return columns, torch.where(lost >= 0, lost, torch.inf)  # NaN is not
-
-
-def _two_sided_cores(pair: Grams, output_basis: Tensor, input_basis: Tensor) -> Tensor:
-    """P' (D_k / ||D_k||) Q of every client, (n_modules, n_clients, CORE_DIM, CORE_DIM).
-
-    Args:
-        output_basis, input_basis: coordinates of P and Q on the factors, from
-            `_leading_directions`.
-    """
-    left = output_basis.mT @ pair.B  # P'B: (n_modules, top, sum_rank)
-    right = pair.A @ input_basis  # AQ: (n_modules, sum_rank, top)
-    inverse = torch.where(pair.norms > 0, 1.0 / pair.norms, 0.0)[:, :, None, None]
-    n_modules, n_clients, top = len(left), len(pair.ranks), (left.shape[1], right.shape[2])
-    cores = left.new_zeros(n_modules, n_clients, CORE_DIM, CORE_DIM)
-    if same_rank(pair.ranks):
-        rows = left.view(n_modules, top[0], n_clients, -1).transpose(1, 2)
-        found = rows @ right.view(n_modules, n_clients, -1, top[1])
-    else:
-        ranks = list(pair.ranks)
-        sides = zip(torch.split(left, ranks, dim=2), torch.split(right, ranks, dim=1), strict=True)
-        found = torch.stack([one @ other for one, other in sides], dim=1)
-    cores[:, :, : top[0], : top[1]] = found * inverse
-    return cores
 
 
 def concatenate(parts: Sequence[Evidence], order: Sequence[int]) -> Evidence:
@@ -214,6 +109,5 @@ def concatenate(parts: Sequence[Evidence], order: Sequence[int]) -> Evidence:
     return Evidence(
         torch.cat([p.norms for p in parts])[index],
         tables("matrix"), tables("output"), tables("input"),
-        torch.cat([p.cores for p in parts])[index],
         torch.cat([p.effective_ranks for p in parts])[index],
     )  # fmt: skip

@@ -19,19 +19,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from clair_cli.maths.evidence.gather import CORE_DIM, Evidence
+from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.own_sizes import OwnSizes, sizes_of, split_ranks
-from clair_cli.maths.evidence.side_cores import SideCores
 from clair_cli.maths.evidence.similarity import PairTable
 from clair_cli.maths.factors.block_diagonal import BlockDiagonal, of_blocks
 from clair_cli.maths.factors.common_components import Side, sides
-from clair_cli.maths.factors.grams import delta_norms_over_scale, gaussian
+from clair_cli.maths.factors.grams import delta_norms_over_scale
 from clair_cli.maths.factors.roots import gram_root
-from clair_cli.maths.factors.stack import FactorStack, balance, block_norms
+from clair_cli.maths.factors.stack import FactorStack, balance
 
 # Leading directions of each side in which the clients are compared.
 COMPARED_DIM = 64
@@ -49,23 +49,15 @@ _LEAST_CHUNK = 32
 
 @dataclass(frozen=True)
 class OvercompleteEvidence:
-    """Evidence of one module, and the cores of both sides.
+    """Evidence of one module.
 
     Attributes:
         evidence: as `gather` computes it from Grams; the tables of pairs are estimates.
         sizes: of the clients' own delta weights.
-        output: P' [D_1 ... D_K] for unit delta weights D_k, with up to COMPARED_DIM rows.
-        input: the same of the transposed delta weights.
     """
 
     evidence: Evidence
     sizes: OwnSizes
-    output: SideCores
-    input: SideCores
-
-    def cores(self, side: str) -> SideCores:
-        """The cores of one side, "output" or "input"."""
-        return self.output if side == "output" else self.input
 
 
 def overcomplete_evidence(stack: FactorStack) -> OvercompleteEvidence:
@@ -98,9 +90,6 @@ def overcomplete_evidence(stack: FactorStack) -> OvercompleteEvidence:
     sizes = torch.stack(
         [(r.mT @ g @ r).square().sum().sqrt() for r, g in zip(roots_A, own_B, strict=True)]
     )
-    small = cores.new_zeros(1, len(ranks), CORE_DIM, CORE_DIM)
-    top = min(CORE_DIM, cores.shape[1], cores.shape[2])
-    small[0, :, :top, :top] = cores[:, :top, :top]
     evidence = Evidence(
         norms[None] * scale,
         _matrix_table(
@@ -108,14 +97,9 @@ def overcomplete_evidence(stack: FactorStack) -> OvercompleteEvidence:
         ),
         _subspace_table(output, ranks, sizes, out_features),
         _subspace_table(input_, ranks, sizes, in_features),
-        small,
         torch.where(norms > 0, 1.0 / sizes.square().clamp_min(1e-300), torch.nan)[None],
     )
-    return OvercompleteEvidence(
-        evidence,
-        sizes_own,
-        *(_side_cores(side.units, norms > 0, ranks) for side in (output, input_)),
-    )
+    return OvercompleteEvidence(evidence, sizes_own)
 
 
 def _own_sizes(
@@ -129,12 +113,6 @@ def _own_sizes(
             squares.append(block.sum())
             components.append(block.diagonal().sum())
     return sizes_of(torch.stack(squares)[None], torch.stack(components)[None], scale)
-
-
-def _side_cores(units: Tensor, alive: Tensor, ranks: Sequence[int]) -> SideCores:
-    stack = units.mT[None]
-    inside = block_norms(stack, ranks, joint=False).square()
-    return SideCores(stack, torch.where(alive, (1.0 - inside).clamp_min(0.0), 0.0), tuple(ranks))
 
 
 def _own_grams(side: Side, ranks: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
@@ -193,7 +171,7 @@ def _leading_subspace(side: Side, turns: BlockDiagonal, dtype: torch.dtype) -> _
     """
     width = side.rows.shape[2]
     dim = min(COMPARED_DIM, sum(turns.ranks), width)
-    random = gaussian(width, COMPARED_DIM + _PROBES).to(device=side.rows.device, dtype=dtype)
+    random = _gaussian(width, COMPARED_DIM + _PROBES).to(device=side.rows.device, dtype=dtype)
     seen = _onto(side, random, dtype)
     sketch = _turned(turns.mT, seen)  # X' random
     basis, probes = torch.linalg.qr(sketch[:, :dim]).Q, sketch[:, COMPARED_DIM:]
@@ -213,6 +191,13 @@ def _leading_subspace(side: Side, turns: BlockDiagonal, dtype: torch.dtype) -> _
         (units.mT @ left).square().sum()
     )
     return _LeadingSubspace(components, units, outside / _PROBES, seen[:, COMPARED_DIM:], probe)
+
+
+@lru_cache(maxsize=16)
+def _gaussian(width: int, dim: int) -> Tensor:
+    """A matrix of standard normal numbers, (width, dim), the same in all runs; float64."""
+    generator = torch.Generator().manual_seed(width)
+    return torch.randn(width, dim, generator=generator, dtype=torch.float64)
 
 
 def _turned(turns: BlockDiagonal, values: Tensor) -> Tensor:

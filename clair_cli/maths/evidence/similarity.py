@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.factors.block_diagonal import BlockDiagonal
 from clair_cli.maths.factors.grams import Grams, block_sums
 from clair_cli.maths.factors.roots import half_factors
 
@@ -42,7 +41,7 @@ class PairTable:
         return PairTable(self.value.cpu(), self.null.cpu())
 
 
-def unit_side(outer: Tensor, inner: Tensor, grams: Grams) -> tuple[Tensor, BlockDiagonal]:
+def unit_side(outer: Tensor, inner: Tensor, grams: Grams) -> Tensor:
     """Gram of the delta weights scaled to norm one and seen from one side, R x R.
 
     With `outer` = B'B and `inner` = AA' it is H = T' (B'B) T with T_k T_k' = A_k A_k' / |D_k|^2:
@@ -51,16 +50,10 @@ def unit_side(outer: Tensor, inner: Tensor, grams: Grams) -> tuple[Tensor, Block
     arguments swapped, the same for the stack of the D_k' (`input` stacking).
 
     Returns:
-        H, (n_modules, sum_rank, sum_rank), and T; zero for a zero delta weight.
+        H, (n_modules, sum_rank, sum_rank); zero for a zero delta weight.
     """
     inverse = torch.where(grams.norms > 0, 1.0 / grams.norms, 0.0)
-    root = half_factors(inner, grams.ranks).scaled(inverse)
-    return root.congruent(outer), root
-
-
-def unit_grams(grams: Grams) -> tuple[Tensor, Tensor]:
-    """`unit_side` of the (output, input) stacking, without the roots."""
-    return unit_side(grams.B, grams.A, grams)[0], unit_side(grams.A, grams.B, grams)[0]
+    return half_factors(inner, grams.ranks).scaled(inverse).congruent(outer)
 
 
 def matrix_similarity(grams: Grams) -> PairTable:

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clair_cli.maths.factors.common_components import Side, sides
+from clair_cli.maths.factors.common_components import sides
 from clair_cli.maths.factors.stack import (
     FactorStack,
     balance,
@@ -21,11 +20,6 @@ from clair_cli.maths.factors.stack import (
     owners,
     same_rank,
 )
-
-# Stacks of more columns than this have their leading directions found by subspace iteration, which
-# starts from a sketch of so many columns.
-SKETCHED_ABOVE = 128
-SKETCH_DIM = 24
 
 # Numbers of a side that a CPU converts and multiplies at once, so that they stay in its cache; and
 # the least number of columns at once.
@@ -57,9 +51,6 @@ class Grams:
         ranks: columns of each client, as in the stack.
         shape: (out_features, in_features).
         by_B, by_A: factors that balance each component, (n_modules, sum_rank); see `balance`.
-        sketch_B, sketch_A: products of the balanced B' and A with a fixed random matrix of their
-            width, (n_modules, sum_rank, SKETCH_DIM), from which subspace iteration starts; they
-            depend on the gauge no more than the delta weights do. None for small stacks.
     """
 
     B: Tensor
@@ -70,8 +61,6 @@ class Grams:
     shape: tuple[int, int]
     by_B: Tensor
     by_A: Tensor
-    sketch_B: Tensor | None = None
-    sketch_A: Tensor | None = None
 
     def module(self, index: int) -> Grams:
         """The Grams of one module of the batch."""
@@ -79,12 +68,10 @@ class Grams:
         return Grams(
             self.B[one], self.A[one], self.norms[one], self.scale[one], self.ranks, self.shape,
             self.by_B[one], self.by_A[one],
-            None if self.sketch_B is None else self.sketch_B[one],
-            None if self.sketch_A is None else self.sketch_A[one],
         )  # fmt: skip
 
     def of_clients(self, clients: Sequence[int]) -> Grams:
-        """The Grams of some clients, in ascending order; without sketches unless of all clients."""
+        """The Grams of some clients, in ascending order."""
         if len(clients) == len(self.ranks):
             return self
         columns = client_columns(self.ranks, clients).to(self.B.device)
@@ -92,7 +79,7 @@ class Grams:
         return self.narrowed(clients, columns, B, A)
 
     def narrowed(self, clients: Sequence[int], columns: Tensor, B: Tensor, A: Tensor) -> Grams:
-        """The Grams of some clients, without sketches, from their two matrices.
+        """The Grams of some clients, from their two matrices.
 
         Args:
             clients: indices, ascending.
@@ -141,29 +128,18 @@ def grams(stack: FactorStack) -> Grams:
 
     A delta weight that cancels to rounding error counts as zero (norm exactly 0).
     """
-    sketched = sum(stack.ranks) > SKETCHED_ABOVE
-    (B, sketch_B), (A, sketch_A) = (_of_side(s, stack.dtype, sketched) for s in sides(stack))
+    B, A = (side.spread_square(_square(side.rows, stack.dtype)) for side in sides(stack))
     norm_A, norm_B = (g.diagonal(dim1=1, dim2=2).sqrt() for g in (A, B))
     by_A, by_B, scale = balance(norm_A, norm_B, stack.scaling.to(B.device), stack.ranks)
-    for gram, by, sketch in ((A, by_A, sketch_A), (B, by_B, sketch_B)):
+    for gram, by in ((A, by_A), (B, by_B)):
         gram.mul_(by[:, :, None]).mul_(by[:, None, :])
-        if sketch is not None:
-            sketch.mul_(by[:, :, None])
     inner = B * A
     components = client_sums(inner.diagonal(dim1=1, dim2=2), stack.ranks)
     squares = block_sums(inner, stack.ranks).diagonal(dim1=1, dim2=2)
     norms = delta_norms_over_scale(squares, components, scale, stack.dtype)
     if stack.common is not None:
         by_B = by_B * stack.common.by.to(by_B.device)
-    return Grams(
-        B, A, norms, scale, stack.ranks, stack.shape, by_B, by_A, sketch_B, sketch_A
-    )  # fmt: skip
-
-
-def _of_side(side: Side, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Tensor | None]:
-    """The Gram of one side's components, and their sketch if `sketched`."""
-    gram, sketch = _products(side.rows, dtype, sketched)
-    return side.spread_square(gram), None if sketch is None else side.spread(sketch)
+    return Grams(B, A, norms, scale, stack.ranks, stack.shape, by_B, by_A)
 
 
 def delta_norms_over_scale(
@@ -183,9 +159,9 @@ def delta_norms_over_scale(
     return torch.where(alive, norms, 0.0)
 
 
-def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor, Tensor | None]:
-    """`rows @ rows'` and, if `sketched`, `rows` times the fixed random matrix of their width;
-    float64, on the device of `rows`, or on the CPU if products are not in float64.
+def _square(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """`rows @ rows'`, float64, on the device of `rows`, or on the CPU if products are not in
+    float64.
 
     Args:
         rows: shape (n_modules, n, width).
@@ -196,10 +172,6 @@ def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor,
     if rows.device.type == "cpu":
         step = min(step, max(_LEAST_CHUNK, _CHUNK_NUMBERS // max(1, n)))
     gram = torch.zeros(n_modules, n, n, dtype=dtype, device=rows.device)
-    random = sketch = None
-    if sketched:
-        random = gaussian(width, SKETCH_DIM).to(device=rows.device, dtype=dtype)
-        sketch = torch.zeros(n_modules, n, SKETCH_DIM, dtype=dtype, device=rows.device)
     # on a CPU one module after the other, so that a piece of it stays in the cache
     parts = 1 if rows.device.type == "cpu" else n_modules
     buffer = torch.empty_like(rows[:parts, :, :step], dtype=dtype)
@@ -209,13 +181,8 @@ def _products(rows: Tensor, dtype: torch.dtype, sketched: bool) -> tuple[Tensor,
             chunk = buffer[:, :, : min(step, width - start)]
             chunk.copy_(rows[some, :, start : start + step])
             add_symmetric(gram[some], chunk)
-            if random is not None and sketch is not None:
-                part = random[start : start + step].expand(len(chunk), -1, -1)
-                sketch[some].baddbmm_(chunk, part)
     mirror(gram)
-    if dtype != torch.float64:
-        gram, sketch = gram.cpu().double(), None if sketch is None else sketch.cpu().double()
-    return gram, sketch
+    return gram if dtype == torch.float64 else gram.cpu().double()
 
 
 def blocks(n: int) -> list[tuple[int, int]]:
@@ -241,13 +208,6 @@ def mirror(gram: Tensor) -> None:
         gram[:, :start, start:stop] = gram[:, start:stop, :start].mT
 
 
-@lru_cache(maxsize=16)
-def gaussian(width: int, dim: int) -> Tensor:
-    """A matrix of standard normal numbers, (width, dim), the same in all runs; float64."""
-    generator = torch.Generator().manual_seed(width)
-    return torch.randn(width, dim, generator=generator, dtype=torch.float64)
-
-
 def block_sums(matrix: Tensor, ranks: Sequence[int]) -> Tensor:
     """Sum a (..., sum_rank, sum_rank) matrix over each pair of clients' blocks.
 
@@ -271,7 +231,7 @@ class PackedGrams:
     Attributes:
         both: B on and below the diagonal, A above it, (n_modules, sum_rank, sum_rank), float64.
         diagonal_A: the diagonal of A, (n_modules, sum_rank).
-        rest: the other fields of the Grams, without sketches; its B and A are empty.
+        rest: the other fields of the Grams; its B and A are empty.
     """
 
     both: Tensor
@@ -282,9 +242,9 @@ class PackedGrams:
     def ranks(self) -> tuple[int, ...]:
         return self.rest.ranks
 
-    def of_clients(self, clients: Sequence[int] | None = None) -> Grams:
-        """The Grams of some clients, in ascending order, or of all; symmetric to the last bit."""
-        if clients is None or len(clients) == len(self.ranks):
+    def of_clients(self, clients: Sequence[int]) -> Grams:
+        """The Grams of some clients, in ascending order; symmetric to the last bit."""
+        if len(clients) == len(self.ranks):
             B, A = _unpacked(self.both, self.diagonal_A)
             return replace(self.rest, B=B, A=A)
         columns = client_columns(self.ranks, clients).to(self.both.device)
@@ -307,7 +267,7 @@ def packed(pair: Grams) -> PackedGrams:
     return PackedGrams(
         torch.where(_below(pair.B), pair.B, pair.A),
         pair.A.diagonal(dim1=1, dim2=2).clone(),
-        replace(pair, B=none, A=none, sketch_B=None, sketch_A=None),
+        replace(pair, B=none, A=none),
     )
 
 

@@ -10,23 +10,19 @@ from torch import Tensor
 from clair_cli.maths.factors.block_diagonal import BlockDiagonal, diagonal_blocks
 
 
-def core_from_gram(gram: Tensor, max_dim: int | None = None) -> tuple[Tensor, Tensor]:
-    """Square root C of a stack's Gram H = C'C, cut to its leading dimensions.
+def core_from_gram(gram: Tensor) -> Tensor:
+    """Square root C of a stack's Gram H = C'C, its rows by descending singular value.
 
     Args:
         gram: shape (n_modules, n, n), positive semi-definite.
-        max_dim: rows to keep; None keeps all.
 
     Returns:
-        C, shape (n_modules, dim, n), and the largest singular value cut off in each
-        module (0 where nothing was), shape (n_modules,).
+        C, shape (n_modules, n, n).
     """
     values, vectors = torch.linalg.eigh(gram)
     roots = values.clamp_min(0.0).sqrt().flip(-1)
-    core = roots[:, :, None] * vectors.mT.flip(-2)
-    if max_dim is None or max_dim >= core.shape[1]:
-        return core, torch.zeros(len(core), dtype=core.dtype)
-    return core[:, :max_dim].contiguous(), roots[:, max_dim].clone()
+    root: Tensor = roots[:, :, None] * vectors.mT.flip(-2)
+    return root
 
 
 def half_factors(gram: Tensor, ranks: Sequence[int]) -> BlockDiagonal:

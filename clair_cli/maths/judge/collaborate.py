@@ -123,7 +123,7 @@ def collaborate(
     chosen = list(clients)
     solution = solve_stable(
         columns[None][:, :, chosen], [1] * len(chosen), penalties.low_rank, penalties.block,
-        outside=columns.new_zeros(1, len(chosen)), max_iter=max_iter, tol=tol,
+        max_iter=max_iter, tol=tol,
     )  # fmt: skip
     kept = tuple(k for k, s in zip(chosen, solution.block_norms.tolist(), strict=True) if s == 0.0)
     captured = captured_by_mean((columns.mT @ columns)[None], group)[0]
@@ -136,8 +136,7 @@ def joint_columns(cosines: Tensor) -> Tensor:
     gram = torch.nan_to_num(cosines, nan=0.0).sum(0)
     present = gram.diagonal()
     inverse = torch.where(present > 0, present.clamp_min(1e-300).rsqrt(), 0.0)
-    columns: Tensor = core_from_gram((gram * inverse[:, None] * inverse[None, :])[None])[0][0]
-    return columns
+    return core_from_gram((gram * inverse[:, None] * inverse[None, :])[None])[0]
 
 
 def captured_by_mean(cosines: Tensor, members: Sequence[int]) -> Tensor:

@@ -4,12 +4,14 @@
     stable      min  1/2 ||M - L - S||^2 + lam1 ||L||_* + lam2 sum_k ||S_k||
 
 M holds one block per client, scaled to unit norm; L's columns lie in the shared subspace; S
-is zero on a benign client's block. With several modules the nuclear norms add up, and a block
-may be a client's columns in all modules together (`joint`): then the modules are coupled by one
-number per client and iteration only.
+is zero on a benign client's block. A cohort is judged with one column per client
+(collaborate.py); theory is about wider blocks (benchmarks/theory). With several modules the
+nuclear norms add up, and a block may be a client's columns in all modules together (`joint`):
+then the modules are coupled by one number per client and iteration only.
 
-Factor space loses nothing: with H = C'C the Gram of the stack (similarity.unit_side), solving
-on the core C is solving on M, because both programs have solutions in C's column space.
+Any C with C'C = M'M has the same solutions up to the turn between C and M, because both programs
+have solutions in M's column space: a square root of the stack's Gram (roots.core_from_gram) stands
+for M.
 
 Source: the programs are the paper's (arXiv 2605.21217, abstract) as we read it; for column
 blocks the noiseless one is Outlier Pursuit (H. Xu, C. Caramanis, S. Sanghavi, "Robust PCA via
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,8 +68,6 @@ def solve_stable(
     block_penalty: float,
     *,
     joint: bool = True,
-    outside: Tensor | None = None,
-    start: Tensor | None = None,
     max_iter: int = 500,
     tol: float = 1e-6,
 ) -> Decomposition:
@@ -77,14 +78,11 @@ def solve_stable(
     bounded by lam2. S_k = 0 exactly when the client's residual is at most lam2.
 
     Args:
-        stack: M or its core, shape (n_modules, rows, sum(ranks)), float64, finite.
+        stack: M or a root of its Gram, shape (n_modules, rows, sum(ranks)), float64, finite.
         ranks: columns of each client's block.
         low_rank_penalty: lam1, more than 0, units of a singular value of the stack.
         block_penalty: lam2, more than 0, units of a block's norm.
         joint: blocks run over all modules together.
-        outside: squared norm of each block's part off the rows of the stack, where L is zero,
-            (n_modules, n_clients); zeros if None.
-        start: warm start for L.
         max_iter: at least 1.
         tol: stop at this relative duality gap.
 
@@ -101,14 +99,14 @@ def solve_stable(
             f"penalties must be positive, got low_rank_penalty {low_rank_penalty}, "
             f"block_penalty {block_penalty}"
         )
-    blocks = _Blocks(ranks, joint, outside)
-    low_rank = torch.zeros_like(stack) if start is None else start
+    norms = partial(block_norms, ranks=ranks, joint=joint)
+    low_rank = torch.zeros_like(stack)
     point, momentum = low_rank, 1.0
     best: tuple[float, float] = (float("inf"), -float("inf"))
     n_iter = 0
     for n_iter in range(1, max_iter + 1):  # noqa: B007
         residual = stack - point
-        kept = _kept_share(blocks.norms(residual), block_penalty)
+        kept = _kept_share(norms(residual), block_penalty)
         step = singular_value_threshold(point + residual * spread(kept, ranks), low_rank_penalty)
         if float(((point - step.value) * (step.value - low_rank)).sum()) > 0:
             momentum = 1.0  # the momentum points uphill: restart
@@ -116,11 +114,11 @@ def solve_stable(
         point = step.value + (momentum - 1) / following * (step.value - low_rank)
         low_rank, momentum = step.value, following
         best = _stable_bounds(
-            stack, low_rank, step.nuclear_norm, blocks, low_rank_penalty, block_penalty
+            stack, low_rank, step.nuclear_norm, ranks, low_rank_penalty, block_penalty, joint
         )
         if _gap(best) <= tol:
             break
-    residuals = blocks.norms(stack - low_rank)
+    residuals = norms(stack - low_rank)
     gap = _gap(best)
     return Decomposition(
         low_rank,
@@ -136,30 +134,6 @@ def solve_stable(
     )
 
 
-@dataclass(frozen=True)
-class _Blocks:
-    """The blocks of a stack, and the squared norms of their parts off its rows; see
-    `solve_stable`."""
-
-    ranks: Sequence[int]
-    joint: bool
-    outside: Tensor | None
-
-    def norms(self, stack: Tensor) -> Tensor:
-        """Norms of the blocks, with their parts off the rows of the stack."""
-        norms = block_norms(stack, self.ranks, joint=self.joint)
-        return norms if self.outside is None else (norms**2 + self._outside).sqrt()
-
-    def weighted(self, by: Tensor) -> float:
-        """Sum of the blocks' squared norms off the rows of the stack, each times a factor."""
-        return 0.0 if self.outside is None else float((self._outside * by).sum())
-
-    @property
-    def _outside(self) -> Tensor:
-        assert self.outside is not None
-        return self.outside.sum(0) if self.joint else self.outside
-
-
 def _kept_share(residuals: Tensor, block_penalty: float) -> Tensor:
     """Share of each client's residual that stays out of S: min(1, lam2 / residual)."""
     tiny = torch.finfo(residuals.dtype).tiny
@@ -170,30 +144,29 @@ def _stable_bounds(
     stack: Tensor,
     low_rank: Tensor,
     nuclear_norm: Tensor,
-    blocks: _Blocks,
+    ranks: Sequence[int],
     low_rank_penalty: float,
     block_penalty: float,
+    joint: bool,
 ) -> tuple[float, float]:
     """Value of the stable program at L, and of its dual at a feasible point.
 
     Dual: max <Y, M> - 1/2 ||Y||^2 with ||Y|| <= lam1 in each module and ||Y_k|| <= lam2;
-    Y is the residual without S, scaled into the spectral ball. Off the rows of the stack, where L
-    is zero, only the second condition holds.
+    Y is the residual without S, scaled into the spectral ball.
     """
     residual = stack - low_rank
-    norms = blocks.norms(residual)
+    norms = block_norms(residual, ranks, joint=joint)
     huber = torch.where(
         norms <= block_penalty, 0.5 * norms**2, block_penalty * norms - 0.5 * block_penalty**2
     )
     primal = float(huber.sum()) + low_rank_penalty * float(nuclear_norm.sum())
-    share = _kept_share(norms, block_penalty)
-    dual_point = residual * spread(share, blocks.ranks)
+    dual_point = residual * spread(_kept_share(norms, block_penalty), ranks)
     spectral = spectral_norms(dual_point)
     tiny = torch.finfo(stack.dtype).tiny
     shrink = (low_rank_penalty / spectral.clamp_min(tiny)).clamp_max(1.0)
     dual_point = dual_point * shrink[:, None, None]
     dual = float((dual_point * stack).sum() - 0.5 * (dual_point * dual_point).sum())
-    return primal, dual + blocks.weighted(share - 0.5 * share**2)
+    return primal, dual
 
 
 def _gap(bounds: tuple[float, float]) -> float:

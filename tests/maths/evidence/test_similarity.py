@@ -15,7 +15,6 @@ from clair_cli.maths.evidence.similarity import (
     matrix_similarity,
     mean_similarity,
     subspace_similarity,
-    unit_grams,
     unit_side,
 )
 from clair_cli.maths.factors.grams import Grams, block_sums, grams
@@ -37,7 +36,7 @@ def of(modules: list[list[Factors]]) -> Grams:
 
 def tables(modules: list[list[Factors]]) -> dict[str, PairTable]:
     pair = of(modules)
-    output, input_ = unit_grams(pair)
+    output, input_ = unit_side(pair.B, pair.A, pair), unit_side(pair.A, pair.B, pair)
     return {
         "matrix": matrix_similarity(pair),
         "output": subspace_similarity(squares(output, pair.ranks), OUT),
@@ -120,7 +119,7 @@ def test_transposed_delta_weights_swap_the_sides() -> None:
     modules = cohort()
     swapped = [[None if f is None else (f[1].T, f[0].T, f[2]) for f in m] for m in modules]
     pair = grams(stack_factors(swapped, (IN, OUT)))
-    output, _ = unit_grams(pair)
+    output = unit_side(pair.B, pair.A, pair)
     here = subspace_similarity(squares(output, pair.ranks), IN)
     there = tables(modules)["input"]
     torch.testing.assert_close(here.value, there.value, rtol=0, atol=1e-12, equal_nan=True)
@@ -130,7 +129,7 @@ def test_transposed_delta_weights_swap_the_sides() -> None:
 def test_unit_gram_has_the_singular_values_of_the_stack() -> None:
     modules = cohort()
     pair = of(modules)
-    output, input_ = unit_grams(pair)
+    output, input_ = unit_side(pair.B, pair.A, pair), unit_side(pair.A, pair.B, pair)
     units = [dense(f) / np.linalg.norm(dense(f)) for f in modules[0] if f is not None]
     for gram, blocks in ((output, units), (input_, [u.T for u in units])):
         expected = np.linalg.svd(np.hstack(blocks), compute_uv=False)
@@ -152,12 +151,11 @@ def test_half_factors_are_square_roots_of_the_diagonal_blocks_only() -> None:
         inside[block, block] = True
         start += rank
     assert not root[:, ~inside].any()
-    gram, scaled = unit_side(pair.B, pair.A, pair)
-    scaled_root = scaled.times(identity)
-    torch.testing.assert_close(gram, scaled_root.mT @ pair.B @ scaled_root)
     inverse = torch.where(pair.norms > 0, 1.0 / pair.norms, 0.0)
     columns = torch.repeat_interleave(inverse, torch.tensor(list(pair.ranks)), dim=1)
-    torch.testing.assert_close(scaled_root, root * columns[:, None, :])
+    scaled_root = root * columns[:, None, :]
+    gram = unit_side(pair.B, pair.A, pair)
+    torch.testing.assert_close(gram, scaled_root.mT @ pair.B @ scaled_root)
 
 
 def test_mean_and_standard_error_over_modules() -> None:

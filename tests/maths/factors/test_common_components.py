@@ -8,7 +8,6 @@ from torch import Tensor
 
 from clair_cli.maths.evidence.gather import Evidence, gather
 from clair_cli.maths.evidence.overcomplete import overcomplete_evidence
-from clair_cli.maths.evidence.side_cores import SideCores
 from clair_cli.maths.factors.common_components import differences_to_last, sides
 from clair_cli.maths.factors.grams import delta_norms_over_scale, grams
 from clair_cli.maths.factors.stack import Factors, FactorStack, stack_factors
@@ -80,8 +79,6 @@ def assert_alike(found: Evidence, exact: Evidence, rtol: float = 1e-11) -> None:
             torch.testing.assert_close(*pair, rtol=rtol, atol=rtol, equal_nan=True)
     ranks = found.effective_ranks, exact.effective_ranks
     torch.testing.assert_close(*ranks, rtol=rtol, atol=0.0, equal_nan=True)
-    energies = [e.cores.square().sum((2, 3)) for e in (found, exact)]
-    torch.testing.assert_close(*energies, rtol=10 * rtol, atol=10 * rtol)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -142,9 +139,6 @@ def test_evidence_of_overcomplete_stacks(dtype: torch.dtype) -> None:
             overcomplete_evidence(differences(modules)),
         )
         assert_alike(found.evidence, exact.evidence)
-        for side in ("output", "input"):
-            sizes = [torch.linalg.svdvals(e.cores(side).stack[0]) for e in (found, exact)]
-            torch.testing.assert_close(*sizes, rtol=1e-9, atol=1e-9)
 
 
 def test_products_in_float32() -> None:
@@ -204,10 +198,3 @@ def test_a_previous_adapter_of_nothing_hides_nothing() -> None:
     found = grams(common([(small, nothing)])).delta_norms
     exact = grams(stack_factors([small], (OUT, IN))).delta_norms
     torch.testing.assert_close(found, exact, rtol=1e-12, atol=0.0)
-
-
-def test_columns_that_do_not_fit_are_refused() -> None:
-    cores = SideCores(torch.ones(1, 3, 6, dtype=torch.float64), torch.zeros(1, 2), (4, 2))
-    assert cores.widened((4, 5)).ranks == (4, 5)
-    with pytest.raises(ValueError, match="do not fit"):
-        cores.widened((3, 3))

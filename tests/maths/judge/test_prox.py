@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clair_cli.maths.factors.stack import block_norms, spread
-from clair_cli.maths.judge.prox import group_soft_threshold, singular_value_threshold
+from clair_cli.maths.judge.prox import (
+    group_soft_threshold,
+    left_singular,
+    singular_value_threshold,
+    spectral_norms,
+)
 
 THRESHOLDS = [0.0, 0.5, 3.0, 100.0]
 DTYPES = [torch.float32, torch.float64]
@@ -72,6 +77,23 @@ def test_singular_value_threshold_obeys_moreau(
         assert float(result.nuclear_norm[m]) == pytest.approx(nuclear, abs=100 * tolerance(dtype))
         if threshold > 0:
             assert int(result.rank[m]) == np.linalg.matrix_rank(value, tol=1e-4)
+
+
+@pytest.mark.parametrize("cols", [15, 40])
+def test_far_more_columns_than_rows_make_no_difference(cols: int) -> None:
+    g = torch.Generator().manual_seed(cols)
+    full = torch.randn(3, 5, cols, generator=g, dtype=torch.float64)
+    u, values, vt = torch.linalg.svd(full, full_matrices=False)
+    left, found = left_singular(full)
+    torch.testing.assert_close(found, values)
+    torch.testing.assert_close((u.mT @ left).abs(), torch.eye(5).double().expand(3, 5, 5))
+    torch.testing.assert_close(spectral_norms(full), values[:, 0])
+    threshold = float(values[:, 2].mean())
+    step = singular_value_threshold(full, threshold)
+    shrunk = (values - threshold).clamp_min(0.0)
+    torch.testing.assert_close(step.value, u * shrunk[:, None, :] @ vt)
+    torch.testing.assert_close(step.nuclear_norm, shrunk.sum(1))
+    assert torch.equal(step.rank, (shrunk > 0).sum(1))
 
 
 @pytest.mark.parametrize("joint", [True, False])
