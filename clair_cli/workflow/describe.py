@@ -123,6 +123,7 @@ _NOT_JUDGED = {
     "nothing_shared": "nothing is shared",
     "one_side": "only a side is shared",
     "little_shared": "too little is shared to judge by",
+    "not_converged": "the decomposition did not converge",
     "two_groups": "two groups of similar size",
     "trusted_alone": "unlike the trusted client",
     "trusted_disagree": "trusted clients contradict each other",

@@ -44,22 +44,3 @@ def test_threads_do_not_change_a_byte(always_overcomplete: None, tmp_path: Path)
         clair_cli.merge(SAMPLE, tmp_path / f"{threads}.safetensors", threads=threads)
     one, three = (tmp_path / f"{threads}.safetensors" for threads in (1, 3))
     assert one.read_bytes() == three.read_bytes()
-
-
-@pytest.mark.parametrize("side", ["output", "input"])
-def test_a_sides_cores_come_from_the_same_reduction(always_overcomplete: None, side: str) -> None:
-    from clair_cli.cohort.round import load_round
-    from clair_cli.engine.engine import make_engine
-    from clair_cli.settings import make_settings
-    from clair_cli.workflow.compare import gather_cores
-    from clair_cli.workflow.read import read_cohort
-
-    settings = make_settings("inspect", SAMPLE, None, {})
-    round_ = load_round(settings, read_cohort(settings))
-    engine = make_engine(settings)
-    cores = gather_cores(engine.load(round_), side, engine)
-    stack, ranks = cores.stack, list(cores.ranks)
-    assert stack.shape[0] == len(round_.module_shapes) and stack.shape[2] == sum(ranks)
-    norms = torch.stack([part.square().sum() for part in torch.split(stack, ranks, dim=2)])
-    assert (norms > 0.2).all() and (norms <= 1 + 1e-9).all()
-    torch.testing.assert_close(norms + cores.outside.sum(0), torch.ones_like(norms))

@@ -106,7 +106,7 @@ def test_clients_are_judged_by_what_they_added(
     assert [c.verdict for c in found.clients] == [c.verdict for c in exact.clients]
     assert [c.verdict for c in found.clients] == ["contaminated"] + ["benign"] * 6
     for one, other in zip(found.clients, exact.clients, strict=True):
-        for name in ("alignment", "captured_ratio"):
+        for name in ("loading", "loading_se", "similarity"):
             values = getattr(one.scores, name), getattr(other.scores, name)
             assert values[0] == pytest.approx(values[1], rel=0.0, abs=atol)
         norms = [[m.norm for m in c.modules.values()] for c in (one, other)]
@@ -142,7 +142,7 @@ def remarks(clients: Mapping[str, Modules], previous: Modules) -> str:
 def test_the_clients_own_merge_is_not_what_they_started_from(left_out: tuple[str, ...]) -> None:
     clients, _ = cohort(dict.fromkeys(MODULES, 4), {}, (48, 40))
     given = {name: adapter(modules) for name, modules in clients.items()}
-    merged = clair_cli.merge(given, exclude=left_out, rank="full")
+    merged = clair_cli.merge(given, exclude=left_out, rank="full", allow_undetermined=True)
     assert merged.tensors is not None
     previous = {m: (merged.tensors[key(m, "A")], merged.tensors[key(m, "B")]) for m in MODULES}
     assert "cancels out" in remarks(clients, previous)

@@ -127,7 +127,8 @@ def test_it_counts_as_one_of_two_clients(work: Path) -> None:
     save({"c0": HONEST["c0"], "bad": cohorts.with_nan(HONEST["c1"])})
     assert inspected()[0] == 4
     code, report = inspected("--trust-adapter", "own")
-    assert code == 5 and report["options"]["min_clients"] == 2
+    assert code == 3 and report["options"]["min_clients"] == 2  # the other one is rejected
+    assert merged_names(report) == {"c0"}
     assert inspected("--trust-adapter", "own", "--min-clients", 3)[0] == 4
 
 

@@ -48,7 +48,7 @@ FINDINGS: dict[str, tuple[list[Client], str, str]] = {
         "contaminated",
         "norm",
     ),
-    "three times": ([late(3)], "suspicious", "norm"),
+    "four times": ([late(4)], "suspicious", "norm"),
     "colluding pair": (cohorts.colluders(2), "contaminated", "in_a_group"),
     "colluding triple": (cohorts.colluders(3), "contaminated", "in_a_group"),
     "one module of six": ([one_module(late(1), cohorts.unrelated())], "contaminated", "odd_module"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.judge.collaborate import CollaborativeSet, collaborate
 from clair_cli.maths.judge.minority import Minority
-from clair_cli.maths.judge.outcome import contradicting, some_names, without_verdict
+from clair_cli.maths.judge.outcome import contradicting, some_names, unsolved, without_verdict
 from clair_cli.maths.judge.scores import Scores, score_clients
 from clair_cli.maths.judge.sizes import Sizes
 from clair_cli.maths.judge.structure import Structure, find_structure
@@ -93,6 +93,7 @@ def judge(
     result = None
     if structure.stacking == "matrix":
         result = collaborate(evidence.matrix.value, group.members, structure.distinct)
+        blocked = blocked or unsolved(result.solution)
     code, text, remedy = blocked or ("judged", "", "")
     return Judgement(
         "undetermined" if blocked else "judged", code, text, remedy, structure, result, members,
@@ -102,7 +103,7 @@ def judge(
 
 def _apart(structure: Structure) -> dict[int, tuple[int, ...]]:
     """Client -> the members of its own group or minority, if that is not the cohort's group."""
-    sets = [m.members for g in structure.groups for m in g.minorities]
+    sets = [m.members for m in structure.minorities]
     sets += structure.others
     apart = {k: members for members in sets for k in members}
     return apart | {k: apart[j] for k, j in structure.copies.items() if j in apart}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from clair_cli.maths.judge.decompose import Decomposition
 from clair_cli.maths.judge.structure import Structure
 from clair_cli.maths.judge.thresholds import DUPLICATE_COSINE, SECOND_GROUP_SHARE
 from clair_cli.maths.judge.verdicts import Verdict
 
 # Most client names in one sentence.
 _NAMES_SHOWN = 8
+# A relative duality gap above this is "did not converge".
+MAX_GAP = 1e-3
 # Findings that set a client apart from the group.
 _UNLIKE = {"unlike_the_others", "in_a_group", "opposite"}
 _TWO_GROUPS_REMEDY = (
@@ -78,14 +81,14 @@ def _two_groups(structure: Structure, names: Sequence[str]) -> NoVerdict | None:
     """The case of a second group, or a minority, nearly as large as the first."""
     first = structure.groups[0]
     most = SECOND_GROUP_SHARE * len(first.members)
-    for group in structure.groups[1:]:
-        if len(group.members) > most:
+    for group in structure.others:
+        if len(group) > most:
             text = (
-                f"two groups of similar size: {_listed(first.members, names)}, and "
-                f"{_listed(group.members, names)}"
+                f"two coherent groups of similar size: {_listed(first.members, names)} and "
+                f"{_listed(group, names)}"
             )
             return "two_groups", text, _TWO_GROUPS_REMEDY
-    for minority in first.minorities:
+    for minority in structure.minorities:
         if len(minority.members) > most:
             text = (
                 f"two groups of similar size: {_listed(first.members, names)}, and "
@@ -130,6 +133,18 @@ def _same_update(structure: Structure) -> NoVerdict:
         "checkpoints or copies of one run are",
         "give one adapter per client, each of its own training; if all started from the last "
         "merged adapter and hardly moved, give that with --previous",
+    )
+
+
+def unsolved(solution: Decomposition) -> NoVerdict | None:
+    """The reason for no verdict if the decomposition did not converge; else None."""
+    if solution.gap <= MAX_GAP:
+        return None
+    return (
+        "not_converged",
+        f"the decomposition did not converge in {solution.n_iter} iterations (duality gap "
+        f"{solution.gap:.1e}, at most {MAX_GAP:g} is trusted)",
+        "report this cohort: it should not happen",
     )
 
 

@@ -41,15 +41,15 @@ class Sizes:
     module_cap: float
 
     def over(self, client: int) -> float:
-        """The larger of a client's two ratios in units of its cap's log: above 1 it is capped."""
-        found = [
-            math.log(max(float(ratio), 1e-300)) / math.log(cap)
-            for ratio, cap in (
-                (self.whole[client], self.whole_cap), (self.module[client], self.module_cap)
-            )
-            if not math.isnan(float(ratio))
-        ]  # fmt: skip
-        return max(found, default=math.inf)
+        """The larger of a client's two ratios in units of its cap's log: above 1 it is capped;
+        infinite where a ratio is not known."""
+        whole, module = float(self.whole[client]), float(self.module[client])
+        if math.isnan(whole) or math.isnan(module):
+            return math.inf
+        return max(
+            math.log(max(whole, 1e-300)) / math.log(self.whole_cap),
+            math.log(max(module, 1e-300)) / math.log(self.module_cap),
+        )
 
     def factor(self, client: int, whole_cap: float, module_cap: float) -> float:
         """Factor on the weight that makes a client count no more than caps allow, 0 to 1."""

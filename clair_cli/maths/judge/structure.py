@@ -62,12 +62,21 @@ class Structure:
     @property
     def minorities(self) -> tuple[Minority, ...]:
         """Sets that share something of their own beside what the cohort's group shares."""
-        return self.groups[0].minorities if self.groups else ()
+        if not self.groups:
+            return ()
+        return tuple(m for m in self.groups[0].minorities if not self._lacks(m.members))
 
     @property
     def others(self) -> tuple[tuple[int, ...], ...]:
-        """Further groups."""
-        return tuple(group.members for group in self.groups[1:])
+        """Further groups, and sets that share something of their own and not what the cohort's
+        group shares; the largest first."""
+        sets = [group.members for group in self.groups[1:]]
+        sets += [m.members for g in self.groups for m in g.minorities if self._lacks(m.members)]
+        return tuple(sorted(sets, key=lambda s: (-len(s), s)))
+
+    def _lacks(self, members: Sequence[int]) -> bool:
+        """Whether all of some clients clearly lack what the cohort's group shares."""
+        return all(self.groups[0].loadings.is_below(k) for k in members)
 
     @property
     def singletons(self) -> tuple[int, ...]:

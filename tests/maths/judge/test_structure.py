@@ -191,7 +191,7 @@ def test_copies_follow_their_first_into_another_group() -> None:
     deltas = aligned([0.3] * 9 + [0.4] * 3, [0] * 9 + [1] * 3, shapes=WIDE, seed=2)
     result = judged(copied(deltas, 9, 2, 0.25))
     assert result.structure.copies == {12: 9, 13: 9}
-    assert [m.members for m in result.structure.minorities] == [(9, 10, 11)]
+    assert result.structure.others == ((9, 10, 11),)
     assert short(result) == "b" * 9 + "c" * 5
     assert all({"in_a_group", "near_copy"} <= codes(result, k) for k in (9, 12, 13))
 
