@@ -52,7 +52,7 @@ def fake_report(*, command: str = "merge", path: str = "merged.safetensors") -> 
         cohort=_cohort(comparable),
         clients=clients,
         modules=tuple(
-            ModuleReport(name, (32, 16), len(comparable), (), 4, 0.31, 0.02) for name in MODULES
+            ModuleReport(name, (32, 16), len(comparable), (), 0.31, 0.02) for name in MODULES
         ),
         merged=_merged(path) if command == "merge" else None,
         refined=_refined("refined") if command == "refine" else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, is_dataclass, replace
 from typing import get_args
 
@@ -10,6 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from clair_cli.maths.judge.verdicts import LEAST_P
 from clair_cli.remark import Remark, RemarkClass
 from clair_cli.report import model as report_module
 from clair_cli.report import results
@@ -79,6 +81,41 @@ def test_the_schema_has_no_definition_of_something_gone() -> None:
     assert set(load_schema()["$defs"]) == names
 
 
+def described(schema: object, where: str = "") -> dict[str, object]:
+    """The description of every field and every definition of a schema, by where it is; None where
+    there is none."""
+    found: dict[str, object] = {}
+    if not isinstance(schema, dict):
+        return found
+    for group in ("properties", "$defs"):
+        for name, part in schema.get(group, {}).items():
+            found[f"{where}/{name}"] = part.get("description")
+            found |= described(part, f"{where}/{name}")
+    return found
+
+
+def test_every_field_of_the_schema_is_described() -> None:
+    found = described(load_schema())
+    fields_of = {
+        f"{'' if cls is Report else '/' + cls.__name__}/{field.name.rstrip('_')}"
+        for cls in dataclasses_of_the_report()
+        for field in fields(cls)
+    }
+    assert fields_of <= found.keys()
+    assert {where for where, text in found.items() if not is_a_sentence(text)} == set()
+
+
+def is_a_sentence(text: object) -> bool:
+    """Whether it is one sentence that reads as one: no more, and no name alone."""
+    return isinstance(text, str) and re.fullmatch(r"[\w-](?:[^.\n]|\.(?! ))+\.", text) is not None
+
+
+def test_the_schema_knows_the_least_p_honest() -> None:
+    p_honest = load_schema()["$defs"]["ClientReport"]["properties"]["p_honest"]
+    assert p_honest["minimum"] == LEAST_P
+    assert f"never stated below {LEAST_P:g}" in p_honest["description"]
+
+
 def test_the_schema_knows_the_verdicts() -> None:
     verdict = load_schema()["$defs"]["ClientReport"]["properties"]["verdict"]
     assert verdict["enum"] == list(VERDICTS)
@@ -98,6 +135,10 @@ def test_the_schema_knows_the_classes_of_remarks() -> None:
         ("verdict", "malicious"),
         ("weight", 1.5),
         ("weight", float("nan")),
+        ("p_honest", 0.0009),
+        ("p_honest", 1.5),
+        ("confidence", "certain"),
+        ("power", 1.01),
         ("sha256", "abc"),
         ("name", ""),
         ("ranks", (8.5,)),
@@ -121,13 +162,13 @@ def test_the_schema_refuses_an_unknown_key() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_number_that_json_has_no_word_for_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        report_json(with_score(fake_report(), alignment=value))
+        report_json(with_score(fake_report(), loading=value))
 
 
 @pytest.mark.parametrize("value", [np.float64(0.5), np.float32(0.5), np.int64(3)])
 def test_a_number_that_is_not_plain_is_refused(value: object) -> None:
     with pytest.raises(TypeError, match="a report can't hold"):
-        report_json(with_score(fake_report(), alignment=value))
+        report_json(with_score(fake_report(), loading=value))
 
 
 def test_canonical_bytes() -> None:
