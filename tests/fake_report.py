@@ -38,6 +38,7 @@ REASONS = {
     ),
 }
 BENIGN = ("bob", "carol", "dave", "erin", "frank", "grace")
+SURE = {"amber": "likely", "oscar": "open"}  # the others' verdicts are clear
 
 
 def fake_report(*, command: str = "merge", path: str = "merged.safetensors") -> Report:
@@ -78,13 +79,17 @@ def all_benign(n_clients: int = 6, *, prefix: str = "client-") -> Report:
 def undetermined(command: str = "merge") -> Report:
     """Two clients: nothing can be said."""
     report = all_benign(2)
-    clients = tuple(replace(c, verdict="undetermined", weight=0.0) for c in report.clients)
+    nothing = {"verdict": "undetermined", "weight": 0.0, "p_honest": None, "confidence": None}
+    clients = tuple(replace(c, **nothing) for c in report.clients)
     cohort = replace(
         report.cohort,
         outcome="undetermined",
         outcome_text="2 clients: can't tell which of them is wrong",
         remedy="collect more clients, or merge them all with --allow-undetermined",
         stacking=None,
+        level=None,
+        level_se=None,
+        power=None,
         contaminated_ratio=None,
         groups=(),
     )
@@ -131,7 +136,7 @@ def _client(name: str) -> ClientReport:
         ranks=(8,),
         scales=(2.0,),
         p_honest=None if verdict == "duplicate" else 0.6 if benign else 0.001,
-        confidence=None if verdict == "duplicate" else "clear",
+        confidence=None if verdict == "duplicate" else SURE.get(name, "clear"),
         power=0.998,
         modules={m: ModuleScores(1.7, 0.3, 0.04, 8, 2.0) for m in MODULES},
     )

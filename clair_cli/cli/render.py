@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_BENIGN = 8  # more benign clients than this are summarised at a terminal
 NARROWEST = 60  # columns; a table needs them
+SURE_FROM = 80  # columns; a table that says how sure each verdict is needs them
 _LEAST = 20  # columns; words need them
 
 _COLOURS = {
@@ -35,9 +36,10 @@ _COLOURS = {
     "undetermined": "yellow",
     "benign": "green",
 }
-_HEADER = ("client", "verdict", "weight", "reason")
+_HEADER = ("client", "verdict", "sure", "weight", "reason")
 _GAP = 2
 _VERDICT_WIDTH = max(len(verdict) for verdict in VERDICTS)
+_SURE_WIDTH = len("likely")
 _WEIGHT_WIDTH = 6
 _REASON_WIDTH = 18  # at least
 
@@ -96,12 +98,14 @@ def _ordered(report: Report) -> list[ClientReport]:
     return sorted(report.clients, key=lambda c: (place[c.verdict], not c.reasons))
 
 
-def _rows(clients: Iterable[ClientReport], *, any_weight: bool) -> list[tuple[str, str, str, str]]:
+def _rows(clients: Iterable[ClientReport], *, any_weight: bool) -> list[tuple[str, ...]]:
+    """The cells under `_HEADER`."""
     left_out = "out" if any_weight else "-"
     return [
         (
             printable(client.name),
             client.verdict,
+            client.confidence or "",
             f"{client.weight:.1%}" if client.weight > 0 else left_out,
             "; ".join(printable(reason.text) for reason in client.reasons),
         )
@@ -112,15 +116,22 @@ def _rows(clients: Iterable[ClientReport], *, any_weight: bool) -> list[tuple[st
 def _plain_table(report: Report, colour: bool) -> list[str]:
     any_weight = any(client.weight > 0 for client in report.clients)
     rows = [_HEADER, *_rows(_ordered(report), any_weight=any_weight)]
-    widths = [max(cell_len(row[column]) for row in rows) for column in range(3)]
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(4)]
     lines = []
-    for name, verdict, weight, reason in rows:
+    for name, verdict, sure, weight, reason in rows:
         shown = _padded(verdict, widths[1])
         if colour and verdict in _COLOURS:
             shown = _ansi(shown, _COLOURS[verdict])
-        cells = (_padded(name, widths[0]), shown, weight.rjust(widths[2]))
+        cells = [_padded(name, widths[0]), shown, _padded(sure, widths[2]), weight.rjust(widths[3])]
+        if not _anybody_sure(report):
+            del cells[2]
         lines.append((" " * _GAP).join((*cells, reason)).rstrip())
     return lines
+
+
+def _anybody_sure(report: Report) -> bool:
+    """Whether any verdict says how sure it is."""
+    return any(client.confidence for client in report.clients)
 
 
 def _worth_a_row(report: Report) -> tuple[list[ClientReport], int]:
@@ -133,15 +144,19 @@ def _worth_a_row(report: Report) -> tuple[list[ClientReport], int]:
 
 
 def _rich_table(report: Report, shown: list[ClientReport], view: View) -> Table:
+    """The table of a terminal. It does not say how sure a verdict is where there is no room for
+    that, or where a name that would be whole would be folded for it."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     rows = _rows(shown, any_weight=any(client.weight > 0 for client in report.clients))
-
+    width = view.width or 80
     longest = max((cell_len(row[0]) for row in rows), default=0)
-    others = _VERDICT_WIDTH + _WEIGHT_WIDTH + _REASON_WIDTH + 3 * _GAP
-    name_width = min(max(longest, len(_HEADER[0])), (view.width or 80) - others)
+    room = width - (_VERDICT_WIDTH + _WEIGHT_WIDTH + _REASON_WIDTH + 3 * _GAP)  # for names
+    less = room - (_SURE_WIDTH + _GAP)
+    sure = width >= SURE_FROM and _anybody_sure(report) and not less < longest <= room
+    name_width = min(max(longest, len(_HEADER[0])), less if sure else room)
     table = Table(
         box=box.SIMPLE_HEAD if view.unicode else None,
         show_edge=False,
@@ -150,12 +165,17 @@ def _rich_table(report: Report, shown: list[ClientReport], view: View) -> Table:
     )
     table.add_column(_HEADER[0], width=name_width, overflow="fold")
     table.add_column(_HEADER[1], width=_VERDICT_WIDTH)
-    table.add_column(_HEADER[2], width=_WEIGHT_WIDTH, justify="right")
-    table.add_column(_HEADER[3], overflow="fold")
-    for name, verdict, weight, reason in rows:
+    if sure:
+        table.add_column(_HEADER[2], width=_SURE_WIDTH)
+    table.add_column(_HEADER[3], width=_WEIGHT_WIDTH, justify="right")
+    table.add_column(_HEADER[4], overflow="fold")
+    for name, verdict, confidence, weight, reason in rows:
         colour = _COLOURS[verdict]
         strong = colour if verdict != "benign" else ""
-        table.add_row(Text(name, strong), Text(verdict, colour), Text(weight), Text(reason))
+        cells = [Text(name, strong), Text(verdict, colour), Text(weight), Text(reason)]
+        if sure:
+            cells.insert(2, Text(confidence))
+        table.add_row(*cells)
     return table
 
 
@@ -165,7 +185,7 @@ def _write_blocks(console: Console, report: Report, shown: list[ClientReport]) -
     from rich.text import Text
 
     any_weight = any(client.weight > 0 for client in report.clients)
-    for name, verdict, weight, reason in _rows(shown, any_weight=any_weight):
+    for name, verdict, _, weight, reason in _rows(shown, any_weight=any_weight):
         words = Text.assemble(name, "  ", (verdict, _COLOURS[verdict]), "  ", weight)
         words.overflow = "fold"
         console.print(words)

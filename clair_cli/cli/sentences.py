@@ -19,6 +19,7 @@ _AGREE = {
     "output": "the updates of {} share an output subspace",
     "input": "the updates of {} share an input subspace",
 }
+_APART = {"other": "form a group of their own", "minority": "share what all others lack"}
 
 
 def verdict_line(report: Report, *, report_path: str = "") -> str:
@@ -81,16 +82,15 @@ def above(report: Report) -> list[str]:
     group = next((g for g in cohort.groups if g.role == "collaborative"), None)
     if group is None or cohort.stacking is None:
         found = ": no agreement found among them" if cohort.n_comparable > 2 else ""
-        lines = [clients + found]
-    else:
-        level = "" if cohort.level is None else f" (similarity {_plus_minus(cohort)})"
-        lines = [f"{clients}; {_AGREE[cohort.stacking].format(len(group.members))}{level}"]
-        if cohort.power is not None:
-            lines.append(_noticed(cohort.power))
-    others = [g for g in cohort.groups if g.role in ("minority", "other") and len(g.members) > 1]
+        return [clients + found]
+    level = "" if cohort.level is None else f" (similarity {_plus_minus(cohort)})"
+    lines = [f"{clients}; {_AGREE[cohort.stacking].format(len(group.members))}{level}"]
+    if cohort.power is not None:
+        lines.append(_noticed(cohort.power))
+    others = [g for g in cohort.groups if g.role in _APART and len(g.members) > 1]
     for group in others[:MAX_NAMES]:
         names = _names(group.members)
-        lines.append(f"{len(group.members)} form a group of their own: {names}")
+        lines.append(f"{len(group.members)} {_APART[group.role]}: {names}")
     if len(others) > MAX_NAMES:
         lines.append(f"and {len(others) - MAX_NAMES:,} more groups")
     return lines

@@ -180,7 +180,7 @@ class CohortReport:
             and `remedy` what to do about it ("" when judged).
         n_clients: found; n_comparable: left after rejections, duplicates included.
         stacking: where agreement was found: "matrix" (whole delta weights), "output" or "input"
-            (that side only), or None.
+            (that side only), or None, as where it may be chance.
         level: mean similarity inside the cohort's group; level_se: its standard error over modules.
         power: probability that a client that shares nothing with the others would have been
             noticed; None without a group.

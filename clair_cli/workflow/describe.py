@@ -195,12 +195,13 @@ def describe_cohort(judged: JudgedRound) -> CohortReport:
     similarity = mean_similarity(stacking, [judged.evidence.table(stacking)])
     judged_now = judgement.outcome == "judged"
     votes = [judgement.verdicts[k].verdict for k in structure.distinct] if judged_now else []
-    level = None
+    level, is_sure = None, False
     if structure.groups:
         level = judged.evidence.levels(stacking).level(structure.group)
+        is_sure = structure.groups[0].is_sure
     return CohortReport(
         judgement.outcome, judgement.text, judgement.remedy, n_clients, n_comparable,
-        structure.stacking,
+        stacking if is_sure else None,
         None if level is None else number(level.mean),
         None if level is None else number(level.se), number(judgement.power),
         votes.count("contaminated") / len(votes) if votes else None,

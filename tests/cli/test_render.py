@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from clair_cli.cli.render import NARROWEST, View, render
+from clair_cli.cli.render import NARROWEST, SURE_FROM, View, render
 from clair_cli.cli.sentences import MAX_NAMES, verdict_line
 from clair_cli.remark import warning
-from clair_cli.report.model import Group
+from clair_cli.report.model import Group, Report
 from clair_cli.text import printable
-from tests.fake_report import BENIGN, REASONS, all_benign, fake_report, renamed, undetermined
+from tests.fake_report import BENIGN, REASONS, SURE, all_benign, fake_report, renamed, undetermined
 
 TERMINAL = View(width=80)
 LONG = "hospital-of-the-northern-region-ward-7"  # 38 characters
@@ -28,7 +28,7 @@ REPORTS = {
 }
 
 
-@pytest.mark.parametrize("width", [20, 40, 59, 60, 80, 100])
+@pytest.mark.parametrize("width", [20, 40, 59, 60, 79, 80, 100, 120])
 @pytest.mark.parametrize("unicode", [True, False])
 @pytest.mark.parametrize("name", REPORTS)
 def test_no_line_is_wider_than_the_terminal(name: str, unicode: bool, width: int) -> None:
@@ -49,7 +49,7 @@ def test_every_name_of_usual_length_stands_whole_on_one_line(view: View) -> None
 def test_an_endless_name_is_folded_and_not_cut() -> None:
     report = renamed(fake_report(), {"amber": "n" * 300})
     rows = render(report, TERMINAL).split("\u2500\n")[1].split("mallory")[0]
-    assert rows.count("n" * 38) == 300 // 38
+    assert rows.count("n" * 30) == 300 // 30
     assert sum(line.split("  ")[0].count("n") for line in rows.splitlines()) == 300
 
 
@@ -70,8 +70,39 @@ def test_who_was_left_out_comes_first() -> None:
     assert [rows.index(name) for name in order] == sorted(rows.index(name) for name in order)
 
 
-def test_a_group_is_named_as_a_group() -> None:
-    assert "2 form a group of their own: mallory, zoe\n" in render(fake_report(), View())
+@pytest.mark.parametrize(
+    ("role", "words"),
+    [("other", "form a group of their own"), ("minority", "share what all others lack")],
+)
+def test_a_group_is_named_as_a_group(role: str, words: str) -> None:
+    report = fake_report()
+    groups = (report.cohort.groups[0], Group(("mallory", "zoe"), None, role))
+    report = replace(report, cohort=replace(report.cohort, groups=groups))
+    assert f"2 {words}: mallory, zoe\n" in render(report, View())
+
+
+def above(report: Report, **cohort: object) -> list[str]:
+    """The lines above the table, with a changed cohort."""
+    changed = replace(report, cohort=replace(report.cohort, **cohort))  # type: ignore[arg-type]
+    return render(changed, View()).split("\n\n")[0].splitlines()
+
+
+def test_who_agrees_and_what_would_have_been_noticed() -> None:
+    agrees = "12 clients; the updates of 6 point the same way (similarity 0.31 +/- 0.02)"
+    noticed = "a client that shares nothing would have been noticed with probability "
+    report = all_benign()
+    for power, words in ((0.9494, "0.949"), (0.9994, "0.999"), (0.9996, "more than 0.999")):
+        lines = above(report, power=power, n_clients=12, n_comparable=12)
+        assert lines == [agrees, noticed + words]
+    assert above(report, power=None, n_clients=12, n_comparable=12) == [agrees]
+
+
+def test_where_nothing_is_sure_nobody_is_said_to_agree() -> None:
+    """Groups that might be chance are in the report, and no sentence says that they agree."""
+    for groups in (fake_report().cohort.groups, ()):
+        lines = above(fake_report(), stacking=None, power=0.4, groups=groups)
+        assert lines == ["12 clients (11 comparable): no agreement found among them"]
+    assert above(undetermined(), n_comparable=2) == ["2 clients"]
 
 
 def test_many_benign_clients_are_summarised_at_a_terminal_only() -> None:
@@ -142,6 +173,42 @@ def test_a_terminal_too_narrow_for_a_table_gets_two_lines_a_client(width: int) -
     assert ("amber  contaminated  out" in lines) == two
     if two:
         assert lines[lines.index("amber  contaminated  out") + 1].startswith("  ")
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """The words of each line that begins with a client's name, or with "client", by that."""
+    lines = (line.split() for line in text.splitlines() if line and line[0] != " ")
+    return {words[0]: words for words in lines}
+
+
+@pytest.mark.parametrize("unicode", [True, False])
+@pytest.mark.parametrize("width", [40, 60, SURE_FROM - 1, SURE_FROM, 120, None])
+def test_how_sure_a_verdict_is_is_shown_where_there_is_room(
+    width: int | None, unicode: bool
+) -> None:
+    found = table(render(fake_report(), View(width=width, unicode=unicode)))
+    shown = width is None or width >= SURE_FROM
+    assert ("sure" in found.get("client", [])) == shown
+    for name in (*BENIGN, *REASONS):
+        sure = "" if name in ("rita", "dave-copy") else SURE.get(name, "clear")
+        assert (found[name][2] in SURE.values() or found[name][2] == "clear") == (
+            shown and sure != ""
+        )
+        if shown and sure:
+            assert found[name][2] == sure
+
+
+@pytest.mark.parametrize("view", [TERMINAL, View()], ids=["terminal", "plain"])
+def test_where_nobody_is_judged_nothing_is_sure(view: View) -> None:
+    assert "sure" not in table(render(undetermined(), view))["client"]
+
+
+@pytest.mark.parametrize(("length", "sure"), [(30, True), (31, False), (38, False), (39, True)])
+def test_a_name_is_not_folded_to_say_how_sure_a_verdict_is(length: int, sure: bool) -> None:
+    """In 80 columns 30 characters fit beside it, 38 without it, and what is longer is folded."""
+    lines = render(renamed(fake_report(), {"amber": "n" * length}), TERMINAL).splitlines()
+    assert any(line.startswith("n" * length + " ") for line in lines) == (length < 39)
+    assert any("sure" in line.split() for line in lines if line.startswith("client")) == sure
 
 
 def test_words_need_twenty_columns() -> None:
@@ -224,7 +291,8 @@ def test_printable(text: str, expected: str) -> None:
 @pytest.mark.parametrize("count", [MAX_NAMES, MAX_NAMES + 1])
 def test_groups_are_cut(count: int) -> None:
     report = fake_report()
-    groups = tuple(Group((f"a{k}", f"b{k}"), 0.5, "other") for k in range(count))
+    others = tuple(Group((f"a{k}", f"b{k}"), 0.5, "other") for k in range(count))
+    groups = (report.cohort.groups[0], *others)
     report = replace(report, cohort=replace(report.cohort, groups=groups))
     text = render(report, View())
     assert text.count("form a group of their own") == MAX_NAMES
