@@ -23,7 +23,7 @@ from clair_cli.remark import Remark, warning
 from clair_cli.text import first_few
 from clair_cli.workflow.compare import Comparison, compare
 from clair_cli.workflow.components import check_components, check_overcomplete
-from clair_cli.workflow.remarks import judgement_remarks, weight_remarks
+from clair_cli.workflow.remarks import first_round_remarks, judgement_remarks, weight_remarks
 from clair_cli.workflow.trusted import first_clients, first_judged
 from clair_cli.workflow.wrong_previous import wrong_previous
 
@@ -221,6 +221,8 @@ def _judged(
         raw = list(given) if allow_undetermined else [0.0 for _ in given]
     remarks += weight_remarks(round_, normalised(given))
     remarks += judgement_remarks(judgement, allow_undetermined=allow_undetermined)
+    if wrong is None:  # else it is none, or that is not known
+        remarks += first_round_remarks(round_)
     return JudgedRound(
         round_, evidence, judgement, normalised(raw), normalised(given),
         (*round_.warnings, *remarks),

@@ -30,6 +30,18 @@ def weight_remarks(round_: Round, weights: tuple[float, ...]) -> list[Remark]:
     return found
 
 
+def first_round_remarks(round_: Round) -> list[Remark]:
+    """A note that the round is compared without a previous adapter; none for fewer than three
+    clients, whose verdicts say nothing."""
+    if round_.previous is not None or len(round_.adapters) < 3:
+        return []
+    text = (
+        "a first round, as far as clair can see: all training from one base model has a generic "
+        "direction in common, whoever trains; a second round with --previous shows more"
+    )
+    return [note("first_round", text)]
+
+
 def judgement_remarks(judgement: Judgement, *, allow_undetermined: bool) -> list[Remark]:
     """Remarks on how the round was judged."""
     if judgement.outcome != "judged":

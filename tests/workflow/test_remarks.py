@@ -40,6 +40,48 @@ def test_of_two_clients_one_has_half_in_any_case(tmp_path: Path) -> None:
     assert found(tmp_path / "three", 3, {"c1": 5.0}) == {"weight_majority": "warning"}
 
 
+@pytest.mark.parametrize("n_clients", [2, 3, 5])
+def test_a_first_round_is_told_to_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_clients: int
+) -> None:
+    """Of three clients or more, judged or not; in one line."""
+    monkeypatch.chdir(tmp_path)
+    for name, clients in (
+        ("judged", cohorts.honest(n_clients)),
+        ("undetermined", {f"c{k}": cohorts.unrelated(k) for k in range(n_clients)}),
+    ):
+        cohorts.save(Path(name), clients)
+        report = clair_cli.inspect(name).report
+        assert report.cohort.outcome == (name if n_clients > 2 else "undetermined")
+        said = [remark for remark in report.warnings if remark.code == "first_round"]
+        assert [remark.class_ for remark in said] == ["note"] * (n_clients > 2)
+        lines = clair("inspect", name).stdout.splitlines()
+        assert sum(line.startswith("note: a first round,") for line in lines) == len(said)
+
+
+def test_a_round_with_a_previous_adapter_is_no_first_one(tmp_path: Path) -> None:
+    before = cohorts.unrelated(3)
+    cohorts.save(tmp_path / "clients", cohorts.on_top(cohorts.honest(5), before.deltas()))
+    cohorts.save_peft(tmp_path / "before", before)
+    report = clair_cli.inspect(tmp_path / "clients", previous=tmp_path / "before").report
+    assert (report.cohort.outcome, report.warnings) == ("judged", ())
+
+
+def test_where_the_previous_adapter_is_missing_it_is_no_first_round(tmp_path: Path) -> None:
+    """Then what is told is to give it."""
+    folder = cohorts.save(tmp_path, cohorts.honest(5, cosine=0.95))
+    report = clair_cli.inspect(folder).report
+    assert [remark.code for remark in report.warnings] == ["same_start"]
+    report = clair_cli.inspect(folder, fresh=True).report
+    assert [remark.code for remark in report.warnings] == ["first_round"]
+
+
+def test_a_refused_round_is_not_told_to_be_a_first_one(tmp_path: Path) -> None:
+    clients = {f"c{k}": cohorts.with_nan(cohorts.unrelated(k)) for k in range(4)}
+    report = clair_cli.inspect(cohorts.save(tmp_path, clients)).report
+    assert (report.cohort.outcome, report.warnings) == ("refused", ())
+
+
 def test_a_warning_trips_and_a_note_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
