@@ -117,7 +117,7 @@ ROWS = {
     90: Row("--fail-on 200%, negative, NaN", 2, "always or never trips"),
     91: Row("unknown config key, config in the clients' folder", 2, "the attacker's obeyed"),
     92: Row("allowance expired, or its hash differs", 0, "trusted by name"),
-    93: Row("solver does not converge", 5, "a verdict anyway"),
+    93: Row("solver does not converge", 0, "another verdict, or no word"),
     94: Row("NO_COLOR, dumb terminal, no terminal, COLUMNS=20", 0, "ANSI, names cut"),
     95: Row("ASCII locale", 0, "UnicodeEncodeError"),
     96: Row("order of clients, folder renamed", 0, "other bytes"),

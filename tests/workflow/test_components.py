@@ -193,9 +193,14 @@ def test_gauges_beyond_float32_are_refused(tmp_path: Path, by: float) -> None:
 
 
 def narrow(n_clients: int) -> cohorts.Clients:
-    """Clients of rank 2, with fewer components together than a layer is wide, and no two alike."""
+    """Clients of rank 2, with fewer components together than a layer is wide, and no two alike; in
+    so many modules that delta weights of nearly one direction can be told from chance."""
     rng = np.random.default_rng(8)
-    shared = {m: [rng.standard_normal(n) for n in shape] for m, shape in cohorts.MODULES.items()}
+    shared = {
+        f"model.layers.{layer}.{name}": [rng.standard_normal(n) for n in shape]
+        for layer in range(8)
+        for name, shape in (("attn.q_proj", (24, 16)), ("mlp.up", (40, 16)), ("mlp.down", (16, 40)))
+    }
 
     def side(common: cohorts.Array) -> cohorts.Array:
         own = rng.standard_normal((2, len(common)))

@@ -33,7 +33,7 @@ def written(report: str = REPORT) -> dict[str, Any]:
 
 CLEAN = cohorts.honest(5)
 MIXED = {**cohorts.honest(7), "odd": cohorts.unrelated()}
-SUSPECT = {**cohorts.honest(6), "c6": cohorts.scaled(cohorts.honest(7)["c6"], 3.0)}
+SUSPECT = {**cohorts.honest(6), "c6": cohorts.scaled(cohorts.honest(7)["c6"], 4.0)}
 NAN = {**cohorts.honest(5), "broken": cohorts.with_nan(cohorts.unrelated())}
 
 
@@ -251,7 +251,7 @@ NO_VERDICT: dict[str, tuple[cohorts.Clients, str]] = {
     "nothing shared": ({f"c{k}": cohorts.unrelated(k) for k in range(6)}, "nothing"),
     "two groups": (
         {**cohorts.honest(5), **dict(zip("wxyz", cohorts.colluders(4), strict=True))},
-        "two coherent groups of similar size",
+        "two groups of similar size: 5 (c0, c1, c2, c3, c4), and 4 (w, x, y, z)",
     ),
     "all zero": ({n: cohorts.scaled(c, 0.0) for n, c in CLEAN.items()}, "zero"),
 }

@@ -148,7 +148,7 @@ def numbers(report: Mapping[str, Any], back: Mapping[str, str], scale: float) ->
             found[name, key] = value / scale if key == "measures.norm" else value
         for module, entry in client["modules"].items():
             found[name, module, "norm"] = entry["norm"] / scale
-            for key in ("similarity", "off_line_ratio"):
+            for key in ("similarity", "chance"):
                 found[name, module, key] = entry[key]
     names = [back.get(n, n) for n in report["cohort"]["names"]]
     for j, row in enumerate(report["cohort"]["similarity"]):
@@ -196,7 +196,7 @@ def test_scores_and_verdicts_do_not_change_with(
 BAD: dict[str, list[Client]] = {
     "nobody": [],
     "unrelated": [cohorts.unrelated(s) for s in (1, 2, 3)],
-    "more than half unrelated": [cohorts.unrelated(s) for s in range(9)],
+    "nearly half unrelated": [cohorts.unrelated(s) for s in range(6)],
     "sign flip": [factored({m: -d for m, d in cohorts.honest_deltas(8)[7].items()}, 6)],
     "ten times": [factored({m: 10 * d for m, d in cohorts.honest_deltas(8)[7].items()}, 6)],
     "three colluders": cohorts.colluders(3),
@@ -232,6 +232,23 @@ def test_merge_is_the_mean_of_the_honest(tmp_path: Path, kind: str) -> None:
     weights = {c["name"]: c["weight"] for c in report["clients"]}
     assert sum(weights.values()) == pytest.approx(1.0)
     assert all(weights[name] == 0.0 for name in bad)
+
+
+@pytest.mark.parametrize("n_bad", [7, 9])
+def test_half_unrelated_is_no_majority_but_for_a_trusted_client(
+    tmp_path: Path, n_bad: int
+) -> None:
+    """Those who agree might as well be colluders among honest clients that share too little."""
+    honest = cohorts.honest(7, seed=4)
+    bad = {f"bad{k}": cohorts.unrelated(k) for k in range(n_bad)}
+    folder = cohorts.save(tmp_path / "clients", {**bad, **honest})
+    call = ("merge", folder, "-o", tmp_path / "merged", "--rank", "full", "--dtype", "float32")
+    assert clair(*call).exit_code == 5
+    assert clair(*call, "--force", "--trust", "c2").exit_code == 0
+    report = cohorts.read_report(tmp_path / "merged/report.json")
+    assert cohorts.left_out(report) == set(bad)
+    truth = cohorts.mean([c.deltas() for c in honest.values()])
+    assert cohorts.relative(cohorts.read_dense(tmp_path / "merged"), truth) <= 0.05
 
 
 def test_plain_mean_distance_is_the_distance_to_the_mean_of_all(tmp_path: Path) -> None:

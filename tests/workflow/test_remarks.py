@@ -106,7 +106,7 @@ def test_a_warning_trips_and_a_note_does_not(
 def test_from_warning_on_verdicts_trip_too(tmp_path: Path, odd: bool) -> None:
     clients = cohorts.honest(7)
     if odd:
-        clients["c6"] = cohorts.scaled(clients["c6"], 3.0)
+        clients["c6"] = cohorts.scaled(clients["c6"], 4.0)
     folder = cohorts.save(tmp_path, clients)
     report = clair_cli.inspect(folder, fail_on="warning").report
     assert {r.class_ for r in report.warnings} <= {"note"}
