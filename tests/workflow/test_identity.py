@@ -235,9 +235,7 @@ def test_merge_is_the_mean_of_the_honest(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("n_bad", [7, 9])
-def test_half_unrelated_is_no_majority_but_for_a_trusted_client(
-    tmp_path: Path, n_bad: int
-) -> None:
+def test_half_unrelated_is_no_majority_but_for_a_trusted_client(tmp_path: Path, n_bad: int) -> None:
     """Those who agree might as well be colluders among honest clients that share too little."""
     honest = cohorts.honest(7, seed=4)
     bad = {f"bad{k}": cohorts.unrelated(k) for k in range(n_bad)}

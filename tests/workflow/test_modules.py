@@ -209,8 +209,8 @@ def test_old_reports_are_verified_with_their_own_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("modules", ["union", "same"])
-@pytest.mark.parametrize(("norm", "verdict"), [(1.9, "benign"), (5.6, "suspicious"),
-                                                (10.7, "contaminated")])  # fmt: skip
+@pytest.mark.parametrize(("norm", "verdict"), [(1.9, "benign"), (5.6, "benign"),
+                                                (8.5, "suspicious"), (13.0, "contaminated")])  # fmt: skip
 def test_a_module_of_ones_own_is_held_against_the_others(
     modules: str, norm: float, verdict: str
 ) -> None:
@@ -220,13 +220,30 @@ def test_a_module_of_ones_own_is_held_against_the_others(
     found, report = merged(clients, modules=modules)
     assert verdicts(report) == {f"c{k}": "benign" for k in range(6)} | {"c6": verdict}
     weight = report.clients[6].weight
-    if verdict == "benign":
-        assert weight == pytest.approx(1 / 7)
+    codes = [reason.code for reason in report.clients[6].reasons]
+    if norm == 1.9:
+        assert (codes, weight) == ([], pytest.approx(1 / 7))
         wanted = cohorts.mean([c.deltas() for c in clients.values()])
         assert cohorts.relative(found, wanted) <= 1e-5
-    else:
-        assert report.clients[6].reasons[0].code == "module_norm"
+    elif verdict == "benign":  # no more than 2.5 of the largest median
+        counts = 2.5 / report.clients[6].scores.measures["module_norm_ratio"]
+        assert (codes, weight) == (["large"], pytest.approx(counts / (6 + counts)))
+        assert counts * norm == pytest.approx(2.5, rel=0.05)
+    else:  # so large that the client is, as a whole
+        assert codes == ["norm"]
         assert weight * norm <= 2.5 / 7
+
+
+def test_who_lacks_the_largest_module_is_not_odd_for_it() -> None:
+    """Nor who has a small one that the others lack: what all have is compared."""
+    clients = {
+        name: replace(client, B={m: (8.0 if m == EXTRA else 1.0) * b for m, b in client.B.items()})
+        for name, client in holding(cohorts.honest(8), [f"c{k}" for k in range(6)]).items()
+    }
+    clients["c7"] = with_module(clients["c7"], head(0.05), "model.small")
+    _, report = merged(clients, modules="union")
+    assert verdicts(report) == dict.fromkeys(clients, "benign")
+    assert all((client.p_honest or 0.0) > 0.05 for client in report.clients)
 
 
 # Ranks

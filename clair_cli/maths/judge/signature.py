@@ -8,6 +8,8 @@ others do, in other modules, and in fewer directions. The cohort is the bank of 
                     and scaling drop out
     concentration   less the mean over modules of the log effective rank
 
+Both are taken beside the clients' median in each module.
+
 Source of the idea: "Weight space detection of backdoors in LoRA adapters", arXiv 2602.15195.
 """
 
@@ -135,9 +137,16 @@ def signatures_of(evidence: Evidence, ranks: Sequence[int] | None = None) -> Sig
         ranks: numbers of rank-one components of the clients; None if they are the same.
     """
     norms = torch.where(evidence.norms > 0, evidence.norms, torch.nan).log()
-    profile = norms - norms.nanmean(0)
-    profile = torch.nan_to_num(profile - profile.nanmedian(1, keepdim=True).values)
+    profile = _beside_median(norms)
+    profile = torch.nan_to_num(_beside_median(profile - profile.nanmean(0)))
     rank = torch.tensor(list(ranks) if ranks else [0] * norms.shape[1])
     return Signatures(
-        profile, -evidence.effective_ranks.log().nanmean(0), rank[:, None] == rank[None, :]
-    )
+        profile, -_beside_median(evidence.effective_ranks.log()).nanmean(0),
+        rank[:, None] == rank[None, :],
+    )  # fmt: skip
+
+
+def _beside_median(values: Tensor) -> Tensor:
+    """Values less their median in each module, so that a client has no other mean for a module that
+    it has more or less than the others, (n_modules, n_clients)."""
+    return values - values.nanmedian(1, keepdim=True).values
