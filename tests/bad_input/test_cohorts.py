@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests import cohorts
-from tests.bad_input.running import GOOD, OUT, Ran, merge, run
+from tests.bad_input.running import GOOD, OUT, Ran, merge
 from tests.bad_input.table import ROWS, covers
 from tests.cohorts import MODULES, Client
 

@@ -210,7 +210,8 @@ def test_old_reports_are_verified_with_their_own_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("modules", ["union", "same"])
 @pytest.mark.parametrize(("norm", "verdict"), [(1.9, "benign"), (5.6, "benign"),
-                                                (8.5, "suspicious"), (13.0, "contaminated")])  # fmt: skip
+                                                (8.5, "suspicious"),
+                                                (13.0, "contaminated")])  # fmt: skip
 def test_a_module_of_ones_own_is_held_against_the_others(
     modules: str, norm: float, verdict: str
 ) -> None:

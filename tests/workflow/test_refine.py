@@ -111,7 +111,9 @@ def planted(
 
 
 def as_clients(deltas: list[Deltas]) -> cohorts.Clients:
-    return {f"c{k}": factored(d, 16, seed=k) for k, d in enumerate(deltas)}
+    """They, and three who share nothing: without such a contrast a shared side proves nothing."""
+    clients = {f"c{k}": factored(d, 16, seed=k) for k, d in enumerate(deltas)}
+    return clients | {f"odd{k}": cohorts.unrelated(60 + k) for k in range(3)}
 
 
 @pytest.mark.parametrize("side", ["output", "input"])
@@ -119,8 +121,9 @@ def test_the_formula_on_one_side(work: Path, side: str) -> None:
     _, local = planted(8, noise=0.02, side=side, seed=1)
     found, report = refined(as_clients(local))
     assert (report["refined"]["side"], report["cohort"]["stacking"]) == (side, side)
-    dims = {m["name"]: m["subspace_dim"] for m in report["modules"]}
+    dims = dims_of_mean(local)
     assert set(dims.values()) == {3}
+    assert found.keys() == {f"c{k}" for k in range(8)}
     for k, wanted in enumerate(refined_densely(local, side, dims)):
         assert cohorts.relative(found[f"c{k}"], wanted) <= 1e-6
 
@@ -134,15 +137,15 @@ def test_without_noise_the_gain_is_not_identifiable(work: Path) -> None:
         assert not client["kept_local"]
 
 
-@pytest.mark.parametrize("apart", [0.0, 0.8])
+@pytest.mark.parametrize("apart", [0.0, 1.2])
 def test_a_known_noise_gives_the_gains_sign_and_size(work: Path, apart: float) -> None:
     sigma = 0.03
     truth, local = planted(10, noise=sigma, apart=apart)
     found, report = refined(as_clients(local), "--noise", sigma)
     section = report["refined"]
     assert (section["noise_from"], section["noise"]) == ("option", pytest.approx(sigma))
-    dims = {m["name"]: m["subspace_dim"] for m in report["modules"]}
-    dense = refined_densely(local, section["side"], dims)
+    assert section["side"] == "output"
+    dense = refined_densely(local, "output", dims_of_mean(local))
     assert len(section["clients"]) == 10
     for client in section["clients"]:
         k = int(client["name"][1:])
@@ -174,7 +177,7 @@ def test_one_client_unlike_the_others_keeps_its_own_and_they_are_refined(work: P
 
 
 def test_a_kept_adapter_is_the_clients_own_at_any_rank(work: Path) -> None:
-    _, local = planted(6, noise=0.03, apart=0.8)
+    _, local = planted(6, noise=0.03, apart=1.2)
     cohorts.save(Path("clients"), as_clients(local))
     assert clair("refine", "clients", "-o", "refined", "--noise", 0.03).exit_code == 0
     report = cohorts.read_report(Path("refined/report.json"))
@@ -182,6 +185,11 @@ def test_a_kept_adapter_is_the_clients_own_at_any_rank(work: Path) -> None:
         assert client["kept_local"]
         found = cohorts.read_dense(Path("refined", client["name"]))
         assert cohorts.relative(found, local[int(client["name"][1:])]) <= 1e-5
+
+
+def write_counts(counts: list[int]) -> None:
+    given = {f"c{k}": n for k, n in enumerate(counts)} | {f"odd{k}": 100 for k in range(3)}
+    Path("w.json").write_text(json.dumps(given))
 
 
 def test_unequal_sample_counts_identify_the_noise(work: Path) -> None:
@@ -192,7 +200,7 @@ def test_unequal_sample_counts_identify_the_noise(work: Path) -> None:
         {m: d + 0.5 / n**0.5 * 0.3 * rng.standard_normal(d.shape) for m, d in one.items()}
         for one, n in zip(truth, counts, strict=True)
     ]
-    Path("w.json").write_text(json.dumps({f"c{k}": n for k, n in enumerate(counts)}))
+    write_counts(counts)
     _, report = refined(as_clients(local), "--weights", "w.json")
     assert report["refined"]["noise_from"] == "weights"
     gains = {c["name"]: c["gain"] for c in report["refined"]["clients"]}
@@ -207,7 +215,7 @@ def test_counts_that_explain_no_distance_keep_everybody_local(work: Path) -> Non
     for n, one in zip(counts, truth, strict=True):
         for m in MODULES:
             one[m] = one[m] + 0.01 * (n / 20) ** 0.25 * rng.standard_normal(MODULES[m])
-    Path("w.json").write_text(json.dumps({f"c{k}": n for k, n in enumerate(counts)}))
+    write_counts(counts)
     _, report = refined(as_clients(truth), "--weights", "w.json")
     section = report["refined"]
     assert (section["noise_from"], section["noise"]) == ("weights", 0.0)
