@@ -148,9 +148,11 @@ def _scores(judged: JudgedRound, k: int) -> ClientScores:
         if k in result.clients:
             block = float(result.solution.block_norms[result.clients.index(k)])
     similar = [x for x in scores.module_similarity.tolist() if not math.isnan(x)]
+    # without a pair with any member nothing is known, and the error has no bounds
+    loading, se = (scores.loading, scores.loading_se) if scores.loading_se < 1e6 else (None, None)
     return ClientScores(
-        loading=number(scores.loading),
-        loading_se=number(scores.loading_se),
+        loading=number(loading),
+        loading_se=number(se),
         similarity=number(math.fsum(similar) / len(similar)) if similar else None,
         off_line_ratio=off,
         block_norm=number(block),

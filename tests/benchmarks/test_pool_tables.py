@@ -118,10 +118,12 @@ def test_task_sees_the_whole_delta_weights(pool: Path) -> None:
         seen.append(deltas)
         return {"loss": 1.0, "backdoor": 0.5}
 
-    result = score.score(cohort_of(0), "stub", task)
+    result = score.score(cohort_of(2), "stub", task)
     assert set(result.task) == {"benign", "mean", "clair"}
-    assert seen[0][MODULES[0]].shape == (24, 24)
-    assert torch.allclose(seen[0][MODULES[0]], seen[1][MODULES[0]])
+    benign, mean, clair = (deltas[MODULES[0]] for deltas in seen)
+    assert benign.shape == (24, 24)
+    assert torch.allclose(benign, clair, atol=1e-5)
+    assert not torch.allclose(benign, mean, atol=1e-2)
 
 
 def test_cohorts_with_missing_clients_are_not_trained(pool: Path) -> None:

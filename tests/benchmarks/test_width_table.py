@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SETTING = Setting(16, 3, 1.0, "own", 2e-3, 6, 2)
 
 
+def trained(setting: Setting) -> Pool:
+    layers = [simulate.train_module(setting, index) for index in range(setting.modules)]
+    return Pool(setting, layers)
+
+
 @pytest.fixture(scope="module")
 def pool() -> Pool:
-    return Pool(SETTING, [simulate.train_module(SETTING, index) for index in range(3)])
+    return trained(SETTING)
 
 
 def deltas(pool: Pool) -> Tensor:
@@ -73,10 +79,12 @@ def test_errors_are_those_of_dense_matrices(pool: Pool) -> None:
         assert found[name] == pytest.approx(peers.error(rule(rows, 2), target), rel=1e-5)
 
 
-def test_the_merge_of_a_clean_cohort_is_its_mean(pool: Pool) -> None:
-    found = cohorts.judge(pool, range(6))
-    assert found.judged and found.exact and not found.silent
-    assert found.error == pytest.approx(0, abs=1e-4)
+@pytest.mark.parametrize(("modules", "judged"), [(3, False), (24, True)])
+def test_the_merge_of_a_clean_cohort_is_its_mean(modules: int, judged: bool) -> None:
+    """Where there are modules enough to notice a client that shares nothing."""
+    found = cohorts.judge(trained(replace(SETTING, modules=modules)), range(6))
+    assert found.judged == found.exact == judged and not found.silent
+    assert found.error == (pytest.approx(0, abs=1e-4) if judged else None)
 
 
 def test_cases_fit_the_pool() -> None:

@@ -235,6 +235,19 @@ def test_a_module_of_ones_own_is_held_against_the_others(
         assert weight * norm <= 2.5 / 7
 
 
+def test_who_has_too_few_modules_in_common_has_no_loading() -> None:
+    """One of six: less than a quarter, so that it is held against nobody."""
+    lacking = sorted(MODULES)
+    clients = cohorts.honest(8)
+    clients["c6"] = cohorts.without(clients["c6"], lacking[1:])
+    clients["c7"] = cohorts.without(clients["c7"], lacking[2:])
+    _, report = merged(clients, modules="union")
+    assert verdicts(report) == {**dict.fromkeys(clients, "benign"), "c6": "suspicious"}
+    known = {c.name: c.scores.loading is not None for c in report.clients}
+    assert known == {**dict.fromkeys(clients, True), "c6": False}
+    assert [c.scores.loading_se is not None for c in report.clients] == list(known.values())
+
+
 def test_who_lacks_the_largest_module_is_not_odd_for_it() -> None:
     """Nor who has a small one that the others lack: what all have is compared."""
     clients = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,14 +137,12 @@ def sentences(report: clair_cli.Report) -> list[str]:
     return [*reasons, *remarks, report.cohort.outcome_text, report.cohort.remedy]
 
 
-@pytest.mark.parametrize("width", [256, 512])
-def test_no_sentence_has_a_number_that_is_none(width: int) -> None:
-    """Clients that start from one lora_A and learn unrelated lora_B: there may be nothing in the
-    shared subspace beyond chance, and then no share of a typical one."""
+def same_start(width: int = 64) -> dict[str, Any]:
+    """Clients that start from one lora_A and learn unrelated lora_B."""
     g = torch.Generator().manual_seed(1)
     modules = "abcdef"
     lora_A = {m: torch.randn(8, width, generator=g) / width**0.5 for m in modules}
-    clients = {
+    return {
         f"c{k}": (
             {
                 f"{m}.lora_{side}.weight": lora_A[m]
@@ -155,8 +155,41 @@ def test_no_sentence_has_a_number_that_is_none(width: int) -> None:
         )
         for k in range(6)
     }
+
+
+def test_a_common_start_alone_is_no_agreement() -> None:
+    """It is there from the start. No sentence has a number that is none."""
+    report = clair_cli.inspect(same_start()).report
+    assert (report.cohort.outcome, report.cohort.stacking) == ("undetermined", None)
+    assert {reason.code for c in report.clients for reason in c.reasons} == {"little_shared"}
+    assert no_number(report) == []
+
+
+def test_who_started_elsewhere_is_told_with_care() -> None:
+    """It is the contrast by which the others' common input counts: a warning says what it is."""
+    clients = same_start()
+    for k, (name, seed) in enumerate((("odd", 5), ("other", 6))):
+        g = torch.Generator().manual_seed(seed)
+        state = {n: torch.randn(t.shape, generator=g) for n, t in clients[f"c{k}"][0].items()}
+        clients[name] = (state, clients[f"c{k}"][1])
     report = clair_cli.inspect(clients).report
-    assert report.cohort.stacking == "input"
-    assert [text for text in sentences(report) if "nan" in text.split() or "(nan" in text] == []
-    unknown = [client.scores.captured_ratio is None for client in report.clients]
-    assert any(unknown) == (width == 512), "else it does not test what it says"
+    assert (report.cohort.outcome, report.cohort.stacking) == ("judged", "input")
+    assert {c.name for c in report.clients if c.verdict == "contaminated"} == {"odd", "other"}
+    assert [r.class_ for r in report.warnings if r.code == "input_only"] == ["warning"]
+    assert no_number(report) == []
+
+
+def test_a_client_of_whom_nothing_is_known_has_no_number_that_is_none(
+    tmp_path: Path,
+) -> None:
+    """Its norm can't be compared, and it has too few modules to be held against anybody."""
+    clients = cohorts.honest(7)
+    clients["c6"] = cohorts.without(clients["c6"], sorted(cohorts.MODULES)[1:])
+    report = clair_cli.inspect(cohorts.save(tmp_path, clients), modules="union").report
+    assert report.clients[6].scores.loading is None
+    assert no_number(report) == []
+
+
+def no_number(report: clair_cli.Report) -> list[str]:
+    """The sentences with a number that is none."""
+    return [text for text in sentences(report) if {"nan", "inf"} & set(re.findall(r"\w+", text))]
