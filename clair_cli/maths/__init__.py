@@ -19,20 +19,19 @@ no client's dense D is ever formed.
         factored_svd, coordinates, block_diagonal, roots
     evidence/
         similarity          how alike two clients are, in three stackings of the same tensors
-        gather              one batch of modules -> norms, effective ranks, K x K tables
+        gather              one batch of modules -> norms, K x K tables, small cores
         overcomplete        the same where Grams would be larger than the layer
-        pair_levels, own_sizes
+        pair_levels, own_sizes, side_cores
     judge/
-        pairs               similarities over all modules, in units of what chance does
-        factor              what members have in common, and how much of it each client has
-        signature           a client's sizes over the modules and number of directions
-        minority, groups    sets that share something of their own; who belongs with whom
-        copies, structure   duplicates, near copies, and the stacking in which sharing is found
+        pairs               how alike pairs of clients are, in units of what chance does
+        factor              one common factor of them: every client's loading, and its error
+        signature           sizes over the modules and number of directions, beside the others'
+        minority, groups    who has something of their own; who belongs with whom
+        copies, structure   near copies and duplicates, who have one vote; groups by stacking
+        sizes, scores       how large a client may be; the numbers behind a verdict
+        verdicts            one documented rule, its probability and how sure it is
         decompose, prox     min 1/2 |M-L-S|^2 + lam1 |L|_* + lam2 sum_k |S_k|
-        collaborate         its penalties, solved with one column per client: a second opinion
-        sizes               how large a delta weight may be beside the members'
-        scores              the numbers behind a verdict (client_scores: those of one client alone)
-        verdicts            one documented rule makes verdicts of them
+        collaborate         its penalties from the stack, solved over the clients: a second opinion
         outcome             the cases in which a cohort cannot be judged
         judge               the above in order -> Judgement
         thresholds          every number that a verdict depends on
