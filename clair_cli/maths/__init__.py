@@ -19,9 +19,9 @@ no client's dense D is ever formed.
         factored_svd, coordinates, block_diagonal, roots
     evidence/
         similarity          how alike two clients are, in three stackings of the same tensors
-        gather              one batch of modules -> norms, K x K tables, small cores
+        gather              one batch of modules -> norms, K x K tables, effective ranks
         overcomplete        the same where Grams would be larger than the layer
-        pair_levels, own_sizes, side_cores
+        pair_levels, own_sizes
     judge/
         pairs               how alike pairs of clients are, in units of what chance does
         factor              one common factor of them: every client's loading, and its error

@@ -251,7 +251,7 @@ NO_VERDICT: dict[str, tuple[cohorts.Clients, str]] = {
     "nothing shared": ({f"c{k}": cohorts.unrelated(k) for k in range(6)}, "nothing"),
     "two groups": (
         {**cohorts.honest(5), **dict(zip("wxyz", cohorts.colluders(4), strict=True))},
-        "two groups of similar size: 5 (c0, c1, c2, c3, c4), and 4 (w, x, y, z)",
+        "two coherent groups of similar size: 5 (c0, c1, c2, c3, c4) and 4 (w, x, y, z)",
     ),
     "all zero": ({n: cohorts.scaled(c, 0.0) for n, c in CLEAN.items()}, "zero"),
 }

@@ -161,7 +161,7 @@ def test_a_common_start_alone_is_no_agreement() -> None:
     """It is there from the start. No sentence has a number that is none."""
     report = clair_cli.inspect(same_start()).report
     assert (report.cohort.outcome, report.cohort.stacking) == ("undetermined", None)
-    assert {reason.code for c in report.clients for reason in c.reasons} == {"little_shared"}
+    assert {reason.code for c in report.clients for reason in c.reasons} == {"one_side"}
     assert no_number(report) == []
 
 

@@ -30,6 +30,8 @@ MIN_MODULES = 4
 # Least deviation of concentrations, and of the log of a profile's distance, that one kind of
 # clients is thought to have; with the weight of this many clients.
 _LEAST, _PRIOR = 0.05, 4.0
+# Loadings below this are as unlike as can be.
+_LEAST_LOADING = 0.05
 # Up to this many clients each is held against a median that it had no part in.
 _LEAVE_ONE_OUT = 64
 
@@ -109,7 +111,7 @@ class Signatures:
 
     def odd(self, client: int, loading: Tensor) -> float:
         """Tail probability of a client that is at once less like the others' profile, more
-        concentrated, and further along what all share than the others: 1 where it cannot be told.
+        concentrated, and of another loading than the others: 1 where it cannot be told.
 
         Args:
             loading: of every client, (n,).
@@ -119,15 +121,13 @@ class Signatures:
         others = ~group
         if not self.comparable or n < 6:
             return 1.0
-        logs = loading.clamp_min(LEAST_LOADING).log()
+        logs = loading.clamp_min(_LEAST_LOADING).log()
+        further = above(logs, group, others, 2 * _LEAST)
         return fisher([
             above(self.distances, group, others, 4 * _LEAST),
             above(self.concentration, group, others, _LEAST),
-            above(logs, group, others, 2 * _LEAST),
+            2 * min(further, 1.0 - further),
         ])  # fmt: skip
-
-
-LEAST_LOADING = 0.05
 
 
 def signatures_of(evidence: Evidence, ranks: Sequence[int] | None = None) -> Signatures:
