@@ -30,6 +30,8 @@ MIN_MODULES = 4
 # Least deviation of concentrations, and of the log of a profile's distance, that one kind of
 # clients is thought to have; with the weight of this many clients.
 _LEAST, _PRIOR = 0.05, 4.0
+# What a loading alone may add: honest clients with other data have other loadings.
+_LOADING_P = 0.01
 # Loadings below this are as unlike as can be.
 _LEAST_LOADING = 0.05
 # Up to this many clients each is held against a median that it had no part in.
@@ -126,7 +128,7 @@ class Signatures:
         return fisher([
             above(self.distances, group, others, 4 * _LEAST),
             above(self.concentration, group, others, _LEAST),
-            2 * min(further, 1.0 - further),
+            max(_LOADING_P, 2 * min(further, 1.0 - further)),
         ])  # fmt: skip
 
 

@@ -18,7 +18,7 @@ POWER = 0.9
 # besides measured at most 0.23, contaminated ones of a pretrained model 0.26 and more.
 MINORITY_P, OWN_SHARE = 1e-4, 0.25
 # Chance that one client's signature is as unlike the others' in a cohort of one kind of clients.
-ODD_P = 2e-3
+ODD_P = 5e-3
 # A second group larger than this share of the first leaves no majority.
 SECOND_GROUP_SHARE = 0.7
 
