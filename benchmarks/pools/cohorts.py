@@ -7,7 +7,7 @@ what has been trained.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -24,6 +24,8 @@ ROWS = {
     "formulas": "attacks from formulas on two of ten clients",
     "majority-60": "60 % bad",
     "majority-80": "80 % bad",
+    "trusted-60": "60 % bad, one honest client trusted",
+    "trusted-80": "80 % bad, one honest client trusted",
     "all-bad": "everybody bad, nothing shared",
 }
 FORMULAS = ("flip-own", "ipm-0.5", "scale-10", "fresh-colluding", "noise-own", "free-mean")
@@ -39,6 +41,7 @@ class Cohort:
         row: of ``ROWS``.
         kinds: what the bad clients are, as text; "" if there are none.
         attack: formula that replaces the last ``attackers`` members, or "".
+        trusted: whether the first member, an honest one, is given with `--trust`.
     """
 
     row: str
@@ -48,6 +51,7 @@ class Cohort:
     kinds: str = ""
     attack: str = ""
     attackers: int = 0
+    trusted: bool = False
 
     @property
     def bad(self) -> tuple[bool, ...]:
@@ -117,11 +121,18 @@ def _base(draw: Draw) -> Iterator[Cohort]:
         yield Cohort(
             "formulas", draw.seed, draw.setting, tuple(draw.honest(10)), attack, attack, attackers=2
         )
-    for kind in ("samelabel", "backdoor"):
-        yield draw.cohort("majority-60", draw.honest(4), {kind: 4, "random": 2})
-    yield draw.cohort("majority-60", draw.honest(4), {"label": 3, "random": 3})
-    yield draw.cohort("majority-80", draw.honest(3), {"samelabel": 4, "backdoor": 4, "random": 4})
-    yield draw.cohort("majority-80", draw.honest(3), {"label": 4, "random": 4, "backdoor": 4})
+    majorities = [
+        draw.cohort("majority-60", draw.honest(4), {"samelabel": 4, "random": 2}),
+        draw.cohort("majority-60", draw.honest(4), {"backdoor": 4, "random": 2}),
+        draw.cohort("majority-60", draw.honest(4), {"label": 3, "random": 3}),
+        draw.cohort(
+            "majority-80", draw.honest(3), {"samelabel": 4, "backdoor": 4, "random": 4}
+        ),
+        draw.cohort("majority-80", draw.honest(3), {"label": 4, "random": 4, "backdoor": 4}),
+    ]  # fmt: skip
+    yield from majorities
+    for one in majorities:
+        yield replace(one, row=one.row.replace("majority", "trusted"), trusted=True)
     yield draw.cohort("all-bad", [], {"label": 5})
     yield draw.cohort("all-bad", [], {"random": 4, "free": 3})
     yield draw.cohort("all-bad", [], {"label": 4, "random": 4})

@@ -33,7 +33,7 @@ from torch import Tensor
 from clair_cli.maths.judge.factor import PRIOR, one_factor
 from clair_cli.maths.judge.pairs import Pairs
 from clair_cli.maths.judge.signature import Signatures, above, fisher
-from clair_cli.maths.judge.thresholds import MINORITY_P, OWN_SHARE
+from clair_cli.maths.judge.thresholds import LINE_P, MINORITY_P, OWN_SHARE
 
 # Fewest clients outside a minority: one factor of three leaves nothing to measure its errors by.
 MIN_OUTSIDE = 4
@@ -68,21 +68,22 @@ def find_minority(
         pairs, signatures: of all clients.
         clients: indices of those to compare; of copies of one another only one should be among
             them.
-        trusted: clients that are in no minority; then it may be larger than what is left.
+        trusted: clients that are in no minority; then it may be larger than what is left, and a
+            weaker sign (LINE_P) is enough: the majority has no claim to be right.
     """
     chosen = torch.tensor(sorted(clients))
     outside = MIN_OUTSIDE if not trusted else 3
     if len(chosen) < outside + 2:
         return None
-    search = _Search(pairs.of(chosen), signatures.of(chosen), outside, bool(trusted))
-    inside = {i for i, k in enumerate(chosen.tolist()) if k in trusted}
-    sets = [members for members in search.candidates() if not inside & set(members)]
+    inside = tuple(i for i, k in enumerate(chosen.tolist()) if k in trusted)
+    search = _Search(pairs.of(chosen), signatures.of(chosen), outside, inside)
+    sets = [members for members in search.candidates() if not set(inside) & set(members)]
     best = min(
         search.gaps(sets),
         default=Minority((), 1.0),
         key=lambda one: (one.p, one.members),
     )
-    if best.p >= MINORITY_P:
+    if best.p >= (LINE_P if trusted else MINORITY_P):
         return None
     return Minority(tuple(int(chosen[i]) for i in best.members), best.p)
 
@@ -93,19 +94,19 @@ class _Search:
 
     Attributes:
         outside: fewest clients that are left outside.
-        large: whether a set may have more than half of the clients.
+        trusted: clients that are in no set; with them a set may have more than half of the others.
     """
 
     pairs: Pairs
     signatures: Signatures
     outside: int
-    large: bool
+    trusted: tuple[int, ...]
 
     @property
     def most(self) -> int:
         """Most members of a set."""
         n = len(self.pairs.value)
-        return n - self.outside if self.large else min(n // 2, n - self.outside)
+        return n - self.outside if self.trusted else min(n // 2, n - self.outside)
 
     def candidates(self) -> list[tuple[int, ...]]:
         """Each set once: those grown from pairs, by cutting the clients' excess with the set at its
@@ -162,7 +163,15 @@ class _Search:
             far, near = _standard(self.signatures.distances), _standard(concentration)
             both = [near + _standard(orders[0]), near + far]
             orders += [main, -main, concentration, far, *both]
-        return [*orders, *(-order for order in orders)] if self.large else orders
+        if not self.trusted:
+            return orders
+        away = [(order - order[list(self.trusted)].mean()).abs() for order in orders]
+        return [
+            *orders,
+            *(-order for order in orders),
+            *away,
+            torch.stack([_standard(a) for a in away]).sum(0),
+        ]
 
     def _excess(self, members: Sequence[int], loadings: Tensor) -> tuple[Tensor, Tensor]:
         """e, zero where it is not known, (n, n); and the mask of the clients outside the set."""

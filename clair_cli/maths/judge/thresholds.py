@@ -9,7 +9,8 @@ from __future__ import annotations
 # Mislabelled clients of the copying task reach 0.41; honest ones whose data overlaps the others' by
 # half 0.44 to 0.65.
 LINE = 0.45
-# Chance that a client with just that fraction is said to have less.
+# Chance that a client with just that fraction is said to have less; and, beside a trusted client,
+# that a set of clients of one kind shows something of its own.
 LINE_P = 0.01
 # A round is judged if a client that shares nothing would have been noticed with this probability.
 POWER = 0.9
