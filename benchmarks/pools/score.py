@@ -113,6 +113,8 @@ def score(cohort: Cohort, domain: str, task: Task | None = None) -> Result:
     """
     adapters, previous = load(cohort, domain)
     options: dict[str, Any] = {"fresh": True} if previous is None else {"previous": previous}
+    if cohort.trusted:
+        options["trust"] = (next(iter(adapters)),)
     result = clair_cli.merge(dict(adapters), rank="full", dtype="float32", threads=1, **options)
     verdicts = {client.name: client.verdict for client in result.report.clients}
     bad, honest = Counter[str](), Counter[str]()
