@@ -34,10 +34,11 @@ class Round:
         report: of `clair_cli.merge`.
         outcome: "judged", "undetermined" or "refused".
         honest, bad: number of clients.
-        hits: bad clients left out: contaminated, duplicate, rejected, or without any weight.
+        hits: bad clients left out: contaminated, duplicate, rejected, or without any weight; or of
+            which only what they share is merged: minority.
         suspicious_bad: suspicious ones, not among the hits.
         false_flags: honest clients contaminated, duplicate or rejected.
-        suspicious_honest: honest ones that are suspicious.
+        suspicious_honest: honest ones that are suspicious or a minority.
         clear: see `is_clear`.
         error: of the merge; infinite where nothing could be merged.
         peer_errors: of other rules by name; infinite where a rule failed or gave no number.
@@ -110,7 +111,7 @@ def judged(members: Sequence[Member], rules: Mapping[str, Rule] | None = None) -
     found = {client.name: client for client in result.report.clients}
     good = [found[name] for name, _, _, bad in members if not bad]
     bad = [found[name] for name, _, _, bad in members if bad]
-    caught = [c.verdict in LEFT_OUT or c.weight == 0 for c in bad]
+    caught = [c.verdict in (*LEFT_OUT, "minority") or c.weight == 0 for c in bad]
     points = peers.flatten(stack(members))
     target = points[torch.tensor([not one[3] for one in members])].mean(0)
     error = math.inf
@@ -125,7 +126,7 @@ def judged(members: Sequence[Member], rules: Mapping[str, Rule] | None = None) -
     return Round(
         result.report, result.report.cohort.outcome, len(good), len(bad), sum(caught),
         sum(c.verdict == "suspicious" and not hit for c, hit in zip(bad, caught, strict=True)),
-        sum(c.verdict in LEFT_OUT for c in good), sum(c.verdict == "suspicious" for c in good),
+        sum(c.verdict in LEFT_OUT for c in good), sum(c.verdict in ("suspicious", "minority") for c in good),
         is_clear(members), error, errors,
     )  # fmt: skip
 
