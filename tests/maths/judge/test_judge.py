@@ -340,3 +340,10 @@ def test_the_decomposition_agrees() -> None:
     assert real.collaborative is not None
     assert real.collaborative.kept == tuple(range(7))
     assert min(real.collaborative.solution.block_norms[7:].tolist()) > 0.0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_two_unrelated_pairs_of_four_are_no_cohort(seed: int) -> None:
+    """Much alike inside, nothing across."""
+    result = judge_deltas(aligned([0.9] * 4, [0, 0, 1, 1], shapes=WIDE, seed=seed), RANK)
+    assert result.outcome == "undetermined"

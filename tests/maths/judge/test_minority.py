@@ -115,3 +115,27 @@ def test_modules_that_a_client_lacks_count_as_nothing() -> None:
         values[1], table.effective_ranks[1] = torch.nan, torch.nan
     assert members(table, 12) == [(10, 11)]
     assert find_minorities(table, range(3)) == ()
+
+
+@pytest.mark.parametrize("n_modules", [6, 28, 112])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_generic_direction_makes_nobody_alike_beyond_it(n_modules: int, seed: int) -> None:
+    """Unrelated clients with 2 % of their energy in a direction that all take: their pairs stand far
+    above chance, the more the more modules there are; no set of them stands above the others."""
+    g = torch.Generator().manual_seed(seed)
+    parts = []
+    for _ in range(n_modules):
+        left, right = (torch.randn(64, 1, generator=g, dtype=torch.float64) for _ in "ab")
+        clients = []
+        for _ in range(8):
+            A = torch.randn(4, 64, generator=g, dtype=torch.float64)
+            B = torch.randn(64, 4, generator=g, dtype=torch.float64)
+            size = (0.02 / 0.98) ** 0.5 * float(torch.linalg.matrix_norm(B @ A)) / 64
+            clients.append((torch.cat([A, right.T]), torch.cat([B, size * left], dim=1), 1.0))
+        parts.append(gather(grams(stack_factors([clients], (64, 64)))))
+    found = concatenate(parts, range(n_modules))
+    pairs = pairs_of(found)
+    others = ~torch.eye(8, dtype=torch.bool)
+    stands = pairs.value[others].mean() / pairs.chance[others].mean().sqrt()
+    assert float(stands) > 0.5 * (n_modules / 6) ** 0.5
+    assert find_minorities(found, range(8)) == ()
