@@ -126,7 +126,8 @@ def judged(members: Sequence[Member], rules: Mapping[str, Rule] | None = None) -
     return Round(
         result.report, result.report.cohort.outcome, len(good), len(bad), sum(caught),
         sum(c.verdict == "suspicious" and not hit for c, hit in zip(bad, caught, strict=True)),
-        sum(c.verdict in LEFT_OUT for c in good), sum(c.verdict in ("suspicious", "minority") for c in good),
+        sum(c.verdict in LEFT_OUT for c in good),
+        sum(c.verdict in ("suspicious", "minority") for c in good),
         is_clear(members), error, errors,
     )  # fmt: skip
 

@@ -120,8 +120,8 @@ def test_modules_that_a_client_lacks_count_as_nothing() -> None:
 @pytest.mark.parametrize("n_modules", [6, 28, 112])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_generic_direction_makes_nobody_alike_beyond_it(n_modules: int, seed: int) -> None:
-    """Unrelated clients with 2 % of their energy in a direction that all take: their pairs stand far
-    above chance, the more the more modules there are; no set of them stands above the others."""
+    """Unrelated clients with 2 % of their energy in a direction that all take: their pairs stand
+    far above chance, the more the more modules there are; no set of them stands above the others."""
     g = torch.Generator().manual_seed(seed)
     parts = []
     for _ in range(n_modules):
