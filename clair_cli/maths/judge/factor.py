@@ -35,24 +35,33 @@ def one_factor(pairs: Pairs, members: Tensor, start: Tensor | None = None) -> Te
 
     Args:
         members: 1 for those clients, 0 for the others, (n,); or of many sets at once, (n_sets, n).
-        start: loadings to begin with, (n,); else those of the centroid method.
+        start: loadings to begin with, (n,); else see `_start`.
 
     Returns:
-        The shape of `members`; 0 for the clients that are no members, and for all if nothing is
-        shared.
+        The shape of `members`; 0 for the clients that are no members. Of the two signs, the one
+        with more positive loadings.
     """
-    if start is None:
-        sums = (members @ pairs.value) * members
-        total = sums.sum(-1, keepdim=True)
-        start = torch.where(total > 0, sums * total.clamp_min(1e-300).rsqrt(), 0.0)
-    loadings = start * members
+    loadings = (_start(pairs, members) if start is None else start) * members
     for _ in range(_STEPS):
         squares = (loadings.square() @ pairs.known).clamp_min(1e-300)
         fitted = (loadings @ pairs.value) / squares * members
         moved, loadings = (fitted - loadings).abs().amax(-1), (loadings + fitted) / 2
         if not bool((moved > _ERROR * loadings.abs().amax(-1)).any()):
             break
-    return loadings
+    turned = (loadings > 0).sum(-1, keepdim=True) < (loadings < 0).sum(-1, keepdim=True)
+    return torch.where(turned, -loadings, loadings)
+
+
+def _start(pairs: Pairs, members: Tensor) -> Tensor:
+    """Loadings by the centroid method; where opposite clients leave no positive sum, the
+    similarities to the client that has most of them."""
+    sums = (members @ pairs.value) * members
+    total = sums.sum(-1, keepdim=True)
+    most = (members * (members @ pairs.value.square())).argmax(-1)
+    column = pairs.value[most]
+    column = column.scatter(-1, most[..., None], column.abs().amax(-1, keepdim=True))
+    size = column.abs().amax(-1, keepdim=True).clamp_min(1e-300)
+    return torch.where(total > 0, sums * total.clamp_min(1e-300).rsqrt(), column * size.rsqrt())
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,18 @@ def test_sets_of_clients_are_independent_of_one_another() -> None:
         assert bool((found[mask == 0] == 0).all())
 
 
-def test_where_nothing_is_shared_all_loadings_are_zero() -> None:
-    table = pairs([1.0, -1.0, 1.0, -1.0])
-    assert one_factor(table, everybody(4)).tolist() == [0.0] * 4
+@pytest.mark.parametrize(
+    "own", [[1.0, -1.0, 1.0, 1.0, -1.0], [1.0] * 7 + [-9.0], [-1.0] * 4 + [3.0]]
+)
+def test_opposite_clients_hide_no_factor(own: list[float]) -> None:
+    """The sum of all similarities is zero or less; the majority has the positive sign."""
+    n = len(own)
+    assert float(pairs(own).value.sum()) <= 0.0
+    sign = 1.0 if sum(x > 0 for x in own) > n / 2 else -1.0
+    expected = sign * torch.tensor(own, dtype=torch.float64)
+    assert torch.allclose(one_factor(pairs(own), everybody(n)), expected, atol=1e-3)
+    both = one_factor(pairs(own), torch.stack([everybody(n), everybody(n)]))
+    assert torch.allclose(both, expected.expand(2, n), atol=1e-3)
 
 
 def test_a_pair_that_is_not_known_says_nothing() -> None:

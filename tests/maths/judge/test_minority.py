@@ -121,7 +121,7 @@ def test_modules_that_a_client_lacks_count_as_nothing() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_generic_direction_makes_nobody_alike_beyond_it(n_modules: int, seed: int) -> None:
     """Unrelated clients with 2 % of their energy in a direction that all take: their pairs stand
-    far above chance, the more the more modules there are; no set of them stands above the others."""
+    far above chance, the more the more modules there are, and no set of them stands out."""
     g = torch.Generator().manual_seed(seed)
     parts = []
     for _ in range(n_modules):
