@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.judge.pairs import Pairs
-from clair_cli.maths.judge.thresholds import LINE, LINE_P
+from clair_cli.maths.judge.thresholds import ERROR_RATE, LINE
 
 # Degrees of freedom that the variance by chance counts for beside the one that is seen.
 PRIOR = 12.0
@@ -85,7 +85,7 @@ class Loadings:
         """Standard errors below the line from which on a client is said to lie below it."""
         from scipy.special import stdtrit  # Student's t; a fifth of a second
 
-        return float(stdtrit(self.degrees, 1.0 - LINE_P))
+        return float(stdtrit(self.degrees, 1.0 - ERROR_RATE))
 
     @cached_property
     def depth(self) -> Tensor:

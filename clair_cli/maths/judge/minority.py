@@ -33,7 +33,7 @@ from torch import Tensor
 from clair_cli.maths.judge.factor import PRIOR, one_factor
 from clair_cli.maths.judge.pairs import Pairs
 from clair_cli.maths.judge.signature import Signatures, above, fisher
-from clair_cli.maths.judge.thresholds import LINE_P, MINORITY_P, OWN_SHARE
+from clair_cli.maths.judge.thresholds import ERROR_RATE, MINORITY_P, OWN_SHARE
 
 # Fewest clients outside a minority: one factor of three leaves nothing to measure its errors by.
 MIN_OUTSIDE = 4
@@ -69,7 +69,7 @@ def find_minority(
         clients: indices of those to compare; of copies of one another only one should be among
             them.
         trusted: clients that are in no minority; then it may be larger than what is left, and a
-            weaker sign (LINE_P) is enough: the majority has no claim to be right.
+            weaker sign (ERROR_RATE) is enough: the majority has no claim to be right.
     """
     chosen = torch.tensor(sorted(clients))
     outside = MIN_OUTSIDE if not trusted else 3
@@ -83,7 +83,7 @@ def find_minority(
         default=Minority((), 1.0),
         key=lambda one: (one.p, one.members),
     )
-    if best.p >= (LINE_P if trusted else MINORITY_P):
+    if best.p >= (ERROR_RATE if trusted else MINORITY_P):
         return None
     return Minority(tuple(int(chosen[i]) for i in best.members), best.p)
 

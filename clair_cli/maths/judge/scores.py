@@ -32,6 +32,7 @@ class Scores:
         is_below: whether it has clearly less than the line's fraction of what the cohort shares.
         is_opposite: whether its loading is clearly below zero (on a side, nothing is opposite).
         is_shown: whether it clearly has anything of what the cohort shares.
+        is_less: whether it clearly has less of it than a typical member.
         p_line: probability of a loading as low for a client that has just the line's fraction.
         p_odd: bound on the probability that any member's signature is as unlike the others'; 1 for
             a client that is no member.
@@ -48,6 +49,7 @@ class Scores:
     is_below: bool
     is_opposite: bool
     is_shown: bool
+    is_less: bool
     p_line: float
     p_odd: float
     power: float
@@ -127,7 +129,8 @@ def score_clients(
         Scores(
             float(held.ratio[k]), float(held.se[k]), held.is_below(k),
             stacking == "matrix" and held.is_opposite(k),
-            float(held.ratio[k]) > held.bar * float(held.se[k]), float(p_line[k]),
+            float(held.ratio[k]) > held.bar * float(held.se[k]),
+            float(held.ratio[k]) < 1.0 - held.bar * float(held.se[k]), float(p_line[k]),
             odd.get(k, 1.0), float(power[k]), sizes.over(k),
             {name: float(value[k]) for name, value in values.items()},
             odd_modules(similarities, k, members), similarities[:, k],

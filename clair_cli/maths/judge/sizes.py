@@ -2,7 +2,7 @@
 
 A client of three times the learning rate is no attack, and the largest of many modules' norms lies
 far from the median by chance alone: the bounds grow with the round's own spread and with the
-number of norms compared, so that with probability 1 - NORM_P no honest norm exceeds them. The
+number of norms compared, so that with probability 1 - ERROR_RATE no honest norm exceeds them. The
 spread is a median, which fewer than half of the clients cannot move.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.judge.client_scores import median_ratio, typical_norms, whole_norms
-from clair_cli.maths.judge.thresholds import MODULE_NORM_CAP, NORM_CAP, NORM_P
+from clair_cli.maths.judge.thresholds import ERROR_RATE, MODULE_NORM_CAP, NORM_CAP
 
 # Standard deviation of a normal variable over the median distance from its median.
 _SIGMA = 1.4826
@@ -79,7 +79,7 @@ def sizes_of(evidence: Evidence, members: Sequence[int]) -> Sizes:
 
 def allowed(ratios: Tensor, least: float) -> float:
     """What ratios to a median may reach: as far as so many log-normal ones with this median
-    distance from their median do with probability NORM_P, and at least `least`.
+    distance from their median do with probability ERROR_RATE, and at least `least`.
 
     Args:
         ratios: of the members, NaN and 0 where there is none.
@@ -90,4 +90,4 @@ def allowed(ratios: Tensor, least: float) -> float:
     if not len(logs):
         return least
     spread = _SIGMA * float((logs - logs.median()).abs().median())
-    return max(least, math.exp(float(ndtri(1.0 - NORM_P / len(logs))) * spread))
+    return max(least, math.exp(float(ndtri(1.0 - ERROR_RATE / len(logs))) * spread))

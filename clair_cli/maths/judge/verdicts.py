@@ -2,9 +2,11 @@
 
 For a distinct client, in this order:
 
-    contaminated  unlike      clearly less than LINE of what the others share (chance LINE_P): in
+    contaminated  unlike      clearly less than LINE of what the others share (ERROR_RATE): in
                               another group, opposite, or by itself
                   size        norm beyond the fourth power of what the round allows
+                  noise       spread over SPREAD_RATIO times the others' directions or more, and
+                              clearly less of what they share than they have
                   odd module  a member as a whole, unlike the others in single modules
     minority                  shares with some others what all the rest lack (chance MINORITY_P)
     suspicious    not shown   nothing shows that it shares anything, though it might
@@ -25,7 +27,7 @@ from dataclasses import dataclass
 
 from clair_cli.maths.judge.scores import Scores
 from clair_cli.maths.judge.sizes import VANISHING, Sizes
-from clair_cli.maths.judge.thresholds import LINE, ODD_P
+from clair_cli.maths.judge.thresholds import LINE, ODD_P, SPREAD_RATIO
 
 # Log sizes over what is allowed from which on a client is suspicious, and contaminated.
 _SUSPICIOUS_SIZE, _CONTAMINATED_SIZE = 3.0, 4.0
@@ -117,6 +119,16 @@ def size_findings(scores: Scores, sizes: Sizes) -> tuple[str, list[Finding]]:
     return verdict, [Finding("module_norm", _norm(module, " in one module"))]
 
 
+def noise_findings(scores: Scores) -> tuple[str, list[Finding]]:
+    """Verdict and reasons of the number of directions that a delta weight is spread over."""
+    spread = scores["effective_rank_ratio"]
+    if not spread > SPREAD_RATIO:
+        return "benign", []
+    text = f"like noise: spread over {spread:.3g} x as many directions as the others"
+    finding = Finding("noise", f"{text}, {_shared(scores)}")
+    return "contaminated" if scores.is_less else "suspicious", [finding]
+
+
 _ORDER = ("benign", "suspicious", "minority", "contaminated")
 
 
@@ -134,6 +146,8 @@ def decide(
     verdict, findings = likeness(scores, apart)
     sized, more = size_findings(scores, sizes)
     verdict, findings = max(verdict, sized, key=_ORDER.index), findings + more
+    if not findings:
+        verdict, findings = noise_findings(scores)
     if scores.odd_modules and not findings:
         verdict = "contaminated"
         named = ", ".join(modules[m] for m in scores.odd_modules[:3])
@@ -154,7 +168,8 @@ def sure(verdict: Verdict, scores: Scores, p_minority: float = 1.0) -> Verdict:
     if verdict.verdict == "benign":
         confidence = "open" if p < _LIKELY else _of_power(scores.power)
     elif any(
-        f.code in ("norm", "module_norm", "no_update", "odd_module") for f in verdict.findings
+        f.code in ("norm", "module_norm", "no_update", "noise", "odd_module")
+        for f in verdict.findings
     ):
         p, confidence = min(p, LEAST_P), "clear"
     else:

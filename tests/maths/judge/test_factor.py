@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clair_cli.maths.judge.factor import PRIOR, loadings, one_factor
 from clair_cli.maths.judge.pairs import Pairs
-from clair_cli.maths.judge.thresholds import LINE, LINE_P
+from clair_cli.maths.judge.thresholds import ERROR_RATE, LINE
 
 
 def pairs(own: list[float], noise: float = 0.0, seed: int = 0) -> Pairs:
@@ -49,9 +49,9 @@ def test_opposite_clients_hide_no_factor(own: list[float]) -> None:
     assert float(pairs(own).value.sum()) <= 0.0
     sign = 1.0 if sum(x > 0 for x in own) > n / 2 else -1.0
     expected = sign * torch.tensor(own, dtype=torch.float64)
-    assert torch.allclose(one_factor(pairs(own), everybody(n)), expected, atol=1e-3)
+    assert torch.allclose(one_factor(pairs(own), everybody(n)), expected, atol=0.01)
     both = one_factor(pairs(own), torch.stack([everybody(n), everybody(n)]))
-    assert torch.allclose(both, expected.expand(2, n), atol=1e-3)
+    assert torch.allclose(both, expected.expand(2, n), atol=0.01)
 
 
 def test_a_pair_that_is_not_known_says_nothing() -> None:
@@ -91,7 +91,7 @@ def test_the_line_has_its_error_rate_and_power(share: float, least: float, most:
     for seed in range(300):
         held = loadings(pairs(own, 0.3, seed), range(9))
         below += held.is_below(9)
-        assert held.is_below(9) == (float(held.p_line[9]) < LINE_P)
+        assert held.is_below(9) == (float(held.p_line[9]) < ERROR_RATE)
     assert least <= below / 300 <= most
 
 

@@ -25,6 +25,7 @@ MODULES = ("a", "b", "c", "d", "e", "f")
 
 def rule(
     *, apart: str = "", norm: float = 1.0, module: float = 1.0, modules: Sequence[int] = (),
+    spread: float = 1.0,
     **given: Any,
 ) -> Verdict:  # fmt: skip
     """The verdict on a typical member, but for what is given."""
@@ -36,9 +37,9 @@ def rule(
     )
     typical: dict[str, Any] = {
         "loading": 1.0, "loading_se": 0.1, "is_below": False, "is_opposite": False,
-        "is_shown": True, "p_line": 1.0, "p_odd": 1.0, "power": 0.999, "over": sizes.over(0),
+        "is_shown": True, "is_less": False, "p_line": 1.0, "p_odd": 1.0, "power": 0.999, "over": sizes.over(0),
         "values": {"norm": norm, "norm_ratio": norm, "module_norm_ratio": module,
-                   "effective_rank_ratio": 1.0},
+                   "effective_rank_ratio": spread},
         "odd_modules": tuple(modules), "module_similarity": torch.full((6,), 0.3),
         "module_chance": torch.full((6,), 0.1),
     }  # fmt: skip
@@ -79,12 +80,17 @@ def test_a_typical_member_is_benign() -> None:
         ({"p_odd": 0.99 * ODD_P}, "", "suspicious", "odd_signature"),
         ({"p_odd": 1.01 * ODD_P}, "", "benign", ""),
         ({"modules": (1, 4)}, "", "contaminated", "odd_module"),
+        ({"spread": 1.99, "is_less": True}, "", "benign", ""),
+        ({"spread": 2.01, "is_less": True}, "", "contaminated", "noise"),
+        ({"spread": 2.01}, "", "suspicious", "noise"),
     ],
 )
 def test_the_rule(given_scores: dict[str, Any], apart: str, verdict: str, code: str) -> None:
     got = rule(apart=apart, **given_scores)
     assert (got.verdict, found(got)) == (verdict, {code} if code else set())
     counted = {"contaminated": 0.0, "minority": 1.0, "suspicious": LINE, "benign": 1.0}
+    if (verdict, code) == ("suspicious", "noise"):
+        counted["suspicious"] = 1.0
     assert got.influence == pytest.approx(counted[verdict])
 
 
