@@ -38,6 +38,6 @@ COPY_DISTANCE = 0.4
 # were that: no direction is free. Honest clients of one recipe measured at most 1.23 (whole) and
 # 2.02 (in one module, once).
 NORM_CAP, MODULE_NORM_CAP = 1.5, 2.0
-# Directions the energy is spread over, over the members' median, of which there are twice as many in
-# noise: honest clients measured 0.83 to 1.35.
+# Directions the energy is spread over, over the members' median; noise has more. Honest clients
+# measured 0.83 to 1.35.
 SPREAD_RATIO = 2.0

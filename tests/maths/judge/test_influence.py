@@ -37,7 +37,8 @@ def rule(
     )
     typical: dict[str, Any] = {
         "loading": 1.0, "loading_se": 0.1, "is_below": False, "is_opposite": False,
-        "is_shown": True, "is_less": False, "p_line": 1.0, "p_odd": 1.0, "power": 0.999, "over": sizes.over(0),
+        "is_shown": True, "is_less": False, "p_line": 1.0, "p_odd": 1.0, "power": 0.999,
+        "over": sizes.over(0),
         "values": {"norm": norm, "norm_ratio": norm, "module_norm_ratio": module,
                    "effective_rank_ratio": spread},
         "odd_modules": tuple(modules), "module_similarity": torch.full((6,), 0.3),
