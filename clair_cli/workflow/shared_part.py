@@ -135,7 +135,7 @@ def project(task: Sharing, factors: RoundFactors, module: str) -> Projections:
             [(left.mT @ p.lora_B) @ (p.lora_A @ right.mT) for p in products]
         ).flatten(1)
         own = cores[list(task.members)]
-        parts = tuple(core.float() for core in own.view(-1, n, n))
+        parts = tuple(core.float() for core in own.view(len(task.members), n, n))
         return Projections(left.float(), right.float(), parts, own @ cores.mT)
 
 

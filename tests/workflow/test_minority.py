@@ -147,6 +147,22 @@ def test_directions_hold_the_share_up_to_a_bound(
     torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_module_in_which_the_others_share_nothing_has_no_shared_part() -> None:
+    g = torch.Generator().manual_seed(2)
+    state = {
+        "m.lora_A.weight": torch.randn(4, 20, generator=g),
+        "m.lora_B.weight": torch.randn(20, 4, generator=g),
+    }
+    pairs = {f"c{k}": (state, {"r": 4, "lora_alpha": 4}) for k in range(4)}
+    settings = make_settings("merge", pairs, None, {})
+    factors = RoundFactors(load_round(settings, read_cohort(settings)), CPU)
+    task = shared_part.Sharing((0, 1), (0.5, 0.5), (2, 3), {"m": 0.0})
+    found = shared_part.project(task, factors, "m")
+    assert found.left.shape == (20, 0) and found.right.shape == (0, 20)
+    assert [core.shape for core in found.cores] == [(0, 0)] * 2
+    assert not found.inner.any()
+
+
 def test_a_round_without_one_is_merged_to_the_same_bytes() -> None:
     given = {n: pair for n, pair in clients().items() if n not in APART[:1]}
     one, other = (clair_cli.merge(given, minority=how) for how in ("shared", "merge"))

@@ -38,30 +38,35 @@ def one_factor(pairs: Pairs, members: Tensor, start: Tensor | None = None) -> Te
         start: loadings to begin with, (n,); else see `_start`.
 
     Returns:
-        The shape of `members`; 0 for the clients that are no members. Of the two signs, the one
-        with more positive loadings.
+        The shape of `members`; 0 for the clients that are no members. Of the two signs the one of
+        `start`; by itself the one that most similarities have, or, where opposite clients leave
+        these no positive sum, most clients.
     """
-    loadings = (_start(pairs, members) if start is None else start) * members
+    first, unsigned = _start(pairs, members) if start is None else (start, None)
+    loadings = first * members
     for _ in range(_STEPS):
         squares = (loadings.square() @ pairs.known).clamp_min(1e-300)
         fitted = (loadings @ pairs.value) / squares * members
         moved, loadings = (fitted - loadings).abs().amax(-1), (loadings + fitted) / 2
         if not bool((moved > _ERROR * loadings.abs().amax(-1)).any()):
             break
-    turned = (loadings > 0).sum(-1, keepdim=True) < (loadings < 0).sum(-1, keepdim=True)
-    return torch.where(turned, -loadings, loadings)
+    if unsigned is None:
+        return loadings
+    fewer = (loadings > 0).sum(-1, keepdim=True) < (loadings < 0).sum(-1, keepdim=True)
+    return torch.where(unsigned & fewer, -loadings, loadings)
 
 
-def _start(pairs: Pairs, members: Tensor) -> Tensor:
+def _start(pairs: Pairs, members: Tensor) -> tuple[Tensor, Tensor]:
     """Loadings by the centroid method; where opposite clients leave no positive sum, the
-    similarities to the client that has most of them."""
+    similarities to the client that has most of them. And where that is, (..., 1)."""
     sums = (members @ pairs.value) * members
     total = sums.sum(-1, keepdim=True)
     most = (members * (members @ pairs.value.square())).argmax(-1)
     column = pairs.value[most]
     column = column.scatter(-1, most[..., None], column.abs().amax(-1, keepdim=True))
     size = column.abs().amax(-1, keepdim=True).clamp_min(1e-300)
-    return torch.where(total > 0, sums * total.clamp_min(1e-300).rsqrt(), column * size.rsqrt())
+    centroid = sums * total.clamp_min(1e-300).rsqrt()
+    return torch.where(total > 0, centroid, column * size.rsqrt()), total <= 0
 
 
 @dataclass(frozen=True)
