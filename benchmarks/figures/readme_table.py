@@ -1,57 +1,64 @@
-"""The table of the README's page "Does it work?", from the numbers of copying_rounds.py.
+"""The table of the README's "Does it work?", from the numbers of the pretrained cohorts.
 
-    python -m benchmarks.copying.rounds --json benchmarks/results/copying_rounds.json
+    python -m benchmarks.pretrained.table --seeds 0 2 --json benchmarks/results/pretrained.json
     python -m benchmarks.figures.readme_table
 
-Accuracy of the merged model on new words (percent, mean over seeds), 40 % of 20 clients bad, every
-client with its own lora_A; the last column is the share of triggered words that are answered as the
-backdoor wants.
+Held-back seeds only. "Far off" counts cohorts that are judged, with exit code 0, and merged more than
+0.2 away from the mean of the benign clients, in its norm; for the other rules, which judge nobody,
+cohorts whose result is as far off.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "copying_rounds.json"
-KINDS = {
-    "wrong": "wrong labels",
-    "random": "random labels",
-    "poison": "sabotage (-2 x own update)",
-    "backdoor": "backdoor",
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "pretrained.json"
+HELD_BACK = (2, 3)
+OFF = 0.2
+ROWS = {
+    "clean": "nobody bad",
+    "several": "up to 40 % bad, two or more alike",
+    "single": "one bad client",
+    "trusted-60": "60 % bad, one honest client trusted",
 }
-COLUMNS = {
-    "base": "base model",
-    "local": "own adapter only",
-    "factor-mean": "mean of A and of B",
-    "mean": "exact mean",
-    "geometric-median": "geometric median",
-    "multi-krum": "Multi-Krum*",
-    "clair merge": "`clair merge`",
-    "oracle": "oracle",
-}
-INIT, SHARE = "own", 0.4
+COLUMNS = {"clair": "`clair`", "mean": "mean", "geometric-median": "geometric median"}
+HEADER = (
+    "| cohorts | bad clients found | honest ones contaminated | far off: "
+    + " | far off: ".join(COLUMNS.values())
+    + " |"
+)
 
 
-def table(results: dict[str, Any]) -> str:
-    """Markdown, one row per aggregation and one column per kind of contamination."""
-    rows = {
-        row["kind"]: row["columns"]
-        for row in results["rows"]
-        if row["init"] == INIT and row["share"] == SHARE
-    }
-    lines = [
-        "| accuracy on new words, % | " + " | ".join(KINDS.values()) + " | backdoor works, % |",
-        "| --- |" + " ---: |" * (len(KINDS) + 1),
-    ]
-    for column, title in COLUMNS.items():
-        cells = [f"{100 * rows[kind][column]['new_accuracy'][0]:.0f}" for kind in KINDS]
-        cells.append(f"{100 * rows['backdoor'][column]['backdoor_words'][0]:.0f}")
-        if column == "clair merge":
-            title, cells = f"**{title}**", [f"**{cell}**" for cell in cells]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+def is_off(result: dict[str, Any], rule: str) -> bool:
+    """Whether what a rule merged is far from the mean of the benign; by `clair` only if nothing
+    tells so."""
+    if rule == "clair" and (result["outcome"] != "judged" or result["exit_code"] != 0):
+        return False
+    return bool(result["errors"].get(rule, 0.0) > OFF)
+
+
+def line(title: str, results: Sequence[dict[str, Any]]) -> str:
+    """One row of the table."""
+    found = sum(r["bad"].get("contaminated", 0) + r["bad"].get("minority", 0) for r in results)
+    bad = sum(sum(r["bad"].values()) for r in results)
+    honest = sum(sum(r["honest"].values()) for r in results)
+    wrong = sum(r["honest"].get("contaminated", 0) for r in results)
+    off = [f"{sum(is_off(r, rule) for r in results)} of {len(results)}" for rule in COLUMNS]
+    hits = f"{found} of {bad}" if bad else "-"
+    return f"| {title} | {hits} | {wrong} of {honest} | " + " | ".join(off) + " |"
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown, one line per kind of cohort."""
+    lines = [HEADER, "| --- |" + " ---: |" * (2 + len(COLUMNS))]
+    for row, title in ROWS.items():
+        some = [r for r in results if r["row"] == row and r["seed"] in HELD_BACK]
+        if some:
+            lines.append(line(title, some))
     return "\n".join(lines)
 
 
