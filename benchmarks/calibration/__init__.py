@@ -1,0 +1,1 @@
+"""Whether what the judge states is so: its power, its error at the line, and its thresholds."""

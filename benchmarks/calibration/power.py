@@ -1,0 +1,143 @@
+"""Is the stated power true? Stated probability beside how often an unrelated client is found.
+
+    python -m benchmarks.calibration.power [--widths 64 256] [--modules 6 28 112] [--draws 80]
+
+Cohorts of 4 to 12 honest clients of a simulated pool, half of them with bad clients besides (one
+kind, at most two fifths of the cohort). The judge states a power for the round, and one for each
+client: the probability that it would be found below the line if it were unrelated to the others.
+Then one honest client of the group is replaced by an unrelated one (`lone`), the cohort is judged
+anew, and it is seen whether that one is below the line. Rounds without a verdict count too. Cohorts
+in which no three clients have anything in common state nothing, and are left out.
+
+Every table has bins of equal count. Columns: the bin's number of cohorts, its mean stated power,
+the measured frequency, two standard errors of that (binomial), and whether stated and measured are
+within 0.05, or within those two standard errors where they are more.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from benchmarks.calibration.pools import Pool, cut, width_pools
+from benchmarks.width import simulate
+from clair_cli.maths.judge.structure import find_structure
+
+SMALLEST, LARGEST = 4, 12
+MOST_BAD = 0.4
+LEAST_BIN = 300
+NEAR = 0.05
+HEADER = f"{'':24} {'cohorts':>7} {'stated':>7} {'found':>7} {'+-':>6}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One unrelated client in one cohort.
+
+    Attributes:
+        setting: of the pool.
+        round_power: stated for the round, with the honest client.
+        client_power: stated for the honest client that is then replaced.
+        found: whether the unrelated client in its place is below the line.
+        sure: whether the round had power, with the honest client.
+    """
+
+    setting: simulate.Setting
+    round_power: float
+    client_power: float
+    found: bool
+    sure: bool
+
+
+def draw(pool: Pool, chance: random.Random) -> tuple[list[int], int]:
+    """A random cohort, honest clients first, and an unrelated client that is not in it."""
+    honest = chance.sample(pool.of("honest"), chance.randint(SMALLEST, LARGEST))
+    lone, *others = chance.sample(pool.of("lone"), len(pool.of("lone")))
+    bad: list[int] = []
+    most = int(len(honest) * MOST_BAD / (1 - MOST_BAD))
+    if chance.random() < 0.5:
+        kind = chance.choice(["lone", "noise", "other"])
+        of_kind = others if kind == "lone" else pool.of(kind)
+        bad = chance.sample(of_kind, min(len(of_kind), chance.randint(1, most)))
+    return [*honest, *bad], lone
+
+
+def trial(setting: simulate.Setting, pool: Pool, chance: random.Random) -> Trial | None:
+    """Stated power and what is found; None if the round states none."""
+    cohort, lone = draw(pool, chance)
+    before = find_structure(cut(pool.evidence, cohort))
+    honest = [i for i in before.group if pool.kinds[cohort[i]] == "honest"]
+    if not honest:
+        return None
+    group, place = before.groups[0], chance.choice(honest)
+    after = find_structure(cut(pool.evidence, [*cohort[:place], lone, *cohort[place + 1 :]]))
+    found = bool(after.groups) and after.groups[0].loadings.is_below(place)
+    return Trial(setting, group.power, float(group.loadings.power[place]), found, group.is_sure)
+
+
+def bins(
+    values: Sequence[tuple[float, bool]], least: int = LEAST_BIN
+) -> list[list[tuple[float, bool]]]:
+    """Stated powers with what was found, in order and in at most ten bins of equal count."""
+    ordered = sorted(values)
+    count = max(1, min(10, len(ordered) // least))
+    edges = [round(i * len(ordered) / count) for i in range(count + 1)]
+    return [ordered[a:b] for a, b in pairwise(edges)]
+
+
+def row(title: str, values: Sequence[tuple[float, bool]]) -> str:
+    """One line of a table."""
+    stated = sum(value for value, _ in values) / len(values)
+    found = sum(hit for _, hit in values) / len(values)
+    error = 2 * math.sqrt(found * (1 - found) / len(values))
+    verdict = "" if abs(stated - found) <= max(NEAR, error) else "  off"
+    return f"{title:24} {len(values):7} {stated:7.3f} {found:7.3f} {error:6.3f}{verdict}"
+
+
+def table(title: str, trials: Sequence[Trial], power: Callable[[Trial], float]) -> None:
+    """Print the bins of some trials."""
+    for number, values in enumerate(bins([(power(one), one.found) for one in trials])):
+        print(row("" if number else title, values))
+
+
+def report(trials: Sequence[Trial]) -> None:
+    """Print all tables."""
+    print(HEADER)
+    table("round", trials, lambda one: one.round_power)
+    table("client", trials, lambda one: one.client_power)
+    for sure, title in ((True, "rounds with power"), (False, "rounds without")):
+        chosen = [(one.round_power, one.found) for one in trials if one.sure == sure]
+        if chosen:
+            print(row(title, chosen))
+    for width, modules in sorted({(one.setting.width, one.setting.modules) for one in trials}):
+        chosen_here = [
+            o for o in trials if (o.setting.width, o.setting.modules) == (width, modules)
+        ]
+        table(f"round, d{width} m{modules}", chosen_here, lambda one: one.round_power)
+    for init in sorted({one.setting.init for one in trials}):
+        chosen_here = [one for one in trials if one.setting.init == init]
+        table(f"round, lora_A {init}", chosen_here, lambda one: one.round_power)
+
+
+def main() -> None:
+    """Command line."""
+    parser = simulate.parser(__doc__.splitlines()[0])
+    parser.set_defaults(modules=[6, 28, 112])
+    parser.add_argument("--draws", type=int, default=80, help="cohorts of each pool")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    trials: list[Trial] = []
+    for setting, pool in width_pools(options):
+        for number in range(options.draws):
+            one = trial(setting, pool, random.Random(f"{setting.name} {number}"))
+            trials += [one] if one else []
+    report(trials)
+
+
+if __name__ == "__main__":
+    main()
