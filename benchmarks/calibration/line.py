@@ -2,7 +2,7 @@
 
     python -m benchmarks.calibration.line [--seeds 0 2] [--draws 8] [--planted 400]
 
-Two tables of how many clients have a `p_line` below 0.05, 0.01 (the judge's own LINE_P) and 0.002,
+Two tables of how many clients have a `p_line` below 0.05, 0.01 (the judge's ERROR_RATE) and 0.002,
 of those that the cohort's group was asked about. A star marks a share above 1.5 of what it should
 be, by more than two standard errors (binomial).
 

@@ -45,7 +45,7 @@ NAMES = [name for name in vars(thresholds) if name.isupper()]
 # Thresholds whose distance from one is changed.
 _NEAR_ONE = ("DUPLICATE_COSINE", "POWER")
 # Thresholds that come after the groups.
-_NOT_OF_STRUCTURE = ("ODD_P", "NORM_P", "MODULE_NORM_CAP", "SECOND_GROUP_SHARE")
+_NOT_OF_STRUCTURE = ("ODD_P", "SPREAD_RATIO", "MODULE_NORM_CAP", "SECOND_GROUP_SHARE")
 _FOUND = ("contaminated", "minority")
 HEADER = (
     f"{'':26} {'hits':>5} {'of':>5} {'false':>6} {'susp':>5} {'of':>5} {'undet':>6} "

@@ -3,9 +3,9 @@
     python -m benchmarks.pretrained.table --seeds 0 2 --json benchmarks/results/pretrained.json
     python -m benchmarks.figures.readme_table
 
-Held-back seeds only. "Far off" counts cohorts that are judged, with exit code 0, and merged more than
-0.2 away from the mean of the benign clients, in its norm; for the other rules, which judge nobody,
-cohorts whose result is as far off.
+Held-back seeds only. "Far off" counts cohorts that are judged, with exit code 0, and merged more
+than 0.2 away from the mean of the benign clients, in its norm; for the other rules, which judge
+nobody, cohorts whose result is as far off.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def test_what_a_threshold_has_a_part_in_is_computed_anew(
     for name in ("find_structure", "collaborate"):
         counted(judging, name)
     cohort = Cohort(pool, (0, 1, 2, 3, 4, 5, 6, 7))
-    after_groups = {"ODD_P", "NORM_P", "MODULE_NORM_CAP", "SECOND_GROUP_SHARE"}
+    after_groups = {"ODD_P", "SPREAD_RATIO", "MODULE_NORM_CAP", "SECOND_GROUP_SHARE"}
     with remembering():
         evaluate(cohort)
         for name in thresholds.NAMES:
