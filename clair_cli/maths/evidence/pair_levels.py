@@ -103,6 +103,16 @@ class PairLevels:
         count = len(first) * len(second) - sum(same[k] for k in first)
         return _ratio(total, np.array(count))
 
+    def without_lowest(self, client: int, others: Sequence[int]) -> NDArray[np.float64]:
+        """Mean over a client's pairs with others but for the lowest in each module, (n_modules,):
+        what no one of them alone makes low. NaN where fewer than two pairs are known."""
+        chosen = [k for k in others if k != client]
+        values, known = self._by_pair[client, chosen], self._known_by_pair[client, chosen]
+        count = known.sum(0)
+        lowest = np.where(known, values, np.inf).min(0, initial=np.inf)
+        total = values.sum(0) - np.where(count > 1, lowest, 0.0)
+        return _ratio(total, np.where(count > 1, count - 1, 0))
+
     def within(self, group: Sequence[int]) -> NDArray[np.float64]:
         """Mean over all pairs inside a group of two or more, (n_modules,)."""
         return self.between(group, group)

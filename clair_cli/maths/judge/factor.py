@@ -31,7 +31,9 @@ _LEAVE_ONE_OUT = 64
 
 
 def one_factor(pairs: Pairs, members: Tensor, start: Tensor | None = None) -> Tensor:
-    """Loadings l of one common factor of some clients, value = l l' where it is known.
+    """Loadings l of one common factor of some clients, value = l l' where it is known. None is
+    more than a client's similarity to itself explains: else one client that has mixed some others
+    would be all that they share (a Heywood case).
 
     Args:
         members: 1 for those clients, 0 for the others, (n,); or of many sets at once, (n_sets, n).
@@ -44,9 +46,12 @@ def one_factor(pairs: Pairs, members: Tensor, start: Tensor | None = None) -> Te
     """
     first, unsigned = _start(pairs, members) if start is None else (start, None)
     loadings = first * members
+    most = None if pairs.whole is None else pairs.whole.clamp_min(0.0).sqrt()
     for _ in range(_STEPS):
         squares = (loadings.square() @ pairs.known).clamp_min(1e-300)
         fitted = (loadings @ pairs.value) / squares * members
+        if most is not None:
+            fitted = torch.minimum(torch.maximum(fitted, -most), most)
         moved, loadings = (fitted - loadings).abs().amax(-1), (loadings + fitted) / 2
         if not bool((moved > _ERROR * loadings.abs().amax(-1)).any()):
             break
@@ -168,7 +173,9 @@ def _noise(pairs: Pairs, core: Tensor) -> Tensor:
 
 def _middle(values: Tensor) -> float:
     """Median of the values weighted by their squares, so that those of clients that share nothing
-    do not count."""
+    do not count; with no more weight for the largest two than for the third, so that one client
+    that is the mean of the others is not what they are measured by."""
     ordered = values.clamp_min(1e-9).sort().values
-    share = ordered.square().cumsum(0)
+    third = ordered[max(0, len(ordered) - 3)]
+    share = ordered.clamp_max(third).square().cumsum(0)
     return float(ordered[int((share >= share[-1] / 2).nonzero()[0])])

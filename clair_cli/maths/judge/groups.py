@@ -1,8 +1,9 @@
 """The groups of a cohort: sets of clients that have something in common, and their minorities.
 
-A group is found by taking out, in turns, the minorities among the clients that are left, and who
-has clearly less than LINE of what they have in common. What is left of those taken out for that
-reason may hold a further group. The cohort is the largest group, or that of the trusted clients.
+A group is found by taking out, in turns, the minorities among the clients that are left (of two
+that are tied, only their pair), and who has clearly less than LINE of what they have in common.
+What is left of those taken out for that reason may hold a further group. The cohort is the largest
+group, or that of the trusted clients.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from clair_cli.maths.judge.minority import Minority, find_minority
 from clair_cli.maths.judge.pairs import Pairs
 from clair_cli.maths.judge.signature import Signatures
 from clair_cli.maths.judge.thresholds import POWER
+from clair_cli.maths.judge.ties import Tie, find_tie, without
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Group:
         members: indices, ascending, two or more.
         minorities: sets of further clients that have it too, and something of their own.
         loadings: of all clients on what the members have in common.
+        ties: pairs that are not counted in it.
     """
 
     members: tuple[int, ...]
     minorities: tuple[Minority, ...]
     loadings: Loadings
+    ties: tuple[Tie, ...] = ()
 
     @property
     def power(self) -> float:
@@ -83,8 +87,9 @@ def _sure_part(pairs: Pairs, group: Group | None) -> Group | None:
     share nothing then."""
     if group is None or group.is_sure:
         return group
+    counted = without(pairs, group.ties)
     parts = [
-        Group(m.members, (), loadings(pairs, m.members, group.members))
+        Group(m.members, (), loadings(counted, m.members, group.members), group.ties)
         for m in group.minorities
         if len(m.members) >= 3
     ]
@@ -96,13 +101,22 @@ def _group(
 ) -> Group | None:
     """The group that most of some clients belong to; None if fewer than three are left of it (two,
     if one of them is trusted). Opposite clients are taken out first: they would turn the factor."""
+    ties = list[Tie]()
+    while signatures is not None and (tie := find_tie(pairs, clients, -1)) is not None:
+        ties.append(tie)
+        pairs = without(pairs, [tie])
     members, held = _without(pairs, sorted(clients), lambda h, k: h.is_opposite(k))
     minorities = list[Minority]()
     while True:
         while signatures is not None:
             found = find_minority(pairs, signatures, members, _among(trusted, members))
             if found is None:
-                break
+                tie = find_tie(pairs, members, 1) or find_tie(pairs, members, -1)
+                if tie is None:
+                    break
+                ties.append(tie)
+                pairs = without(pairs, [tie])
+                continue
             left = [k for k in members if k not in found.members]
             held = loadings(pairs, left)
             alike = [k for k in found.members if not held.is_below(k)]
@@ -115,7 +129,7 @@ def _group(
         if held is None or len(fewer) < (2 if _among(trusted, fewer) else 3):
             return None
         if fewer == members:
-            return Group(tuple(members), tuple(minorities), held)
+            return Group(tuple(members), tuple(minorities), held, tuple(ties))
         members = fewer
 
 

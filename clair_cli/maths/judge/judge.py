@@ -149,20 +149,27 @@ def _minorities(structure: Structure, verdicts: Sequence[Verdict]) -> tuple[Mino
 def _one_vote(
     structure: Structure, verdicts: Sequence[Verdict], names: Sequence[str]
 ) -> list[Verdict]:
-    """Let clients that are nearly the same share one vote, and make them suspicious."""
+    """Let clients that are nearly the same share one vote, as those that are tied, and make them
+    suspicious."""
     result = list(verdicts)
     for first in sorted(set(structure.copies.values())):
         same = [first, *sorted(k for k, j in structure.copies.items() if j == first)]
         for k in same:
             others = some_names(names[j] for j in same if j != k)
             finding = Finding("near_copy", f"nearly the same as {others}; one vote for them all")
-            old = result[k]
-            verdict = "suspicious" if old.verdict == "benign" else old.verdict
-            result[k] = Verdict(
-                verdict, (*old.findings, finding), old.influence / len(same), old.p_honest,
-                old.confidence,
-            )  # fmt: skip
+            result[k] = _shared_vote(result[k], finding, len(same))
+    for k, tied in structure.tied.items():
+        text = f"like or unlike {some_names(names[j] for j in tied)} as nobody else is"
+        finding = Finding("tied", f"{text}, which one of two can bring about; one vote for them")
+        result[k] = _shared_vote(result[k], finding, 1 + len(tied))
     return result
+
+
+def _shared_vote(old: Verdict, finding: Finding, clients: int) -> Verdict:
+    verdict = "suspicious" if old.verdict == "benign" else old.verdict
+    return Verdict(
+        verdict, (*old.findings, finding), old.influence / clients, old.p_honest, old.confidence
+    )
 
 
 def _duplicate(scores: Scores, sizes: Sizes, of: Verdict, name: str) -> Verdict:

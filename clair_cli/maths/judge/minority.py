@@ -16,7 +16,8 @@ deviations of the same table inside R, is a Student's t. Together with the profi
 much more concentrated the members are than R (Fisher). The tail times the number of sets of that
 size bounds the probability that some set shows as much by chance (Bonferroni): `Minority.p`. Parts
 of an honest cohort differ too, but without a gap: clients with more and less of the same data lie
-on a line between them.
+on a line between them. One client that mixes others' updates into its own makes no minority of
+them: see `_by_one`, and `ties.py`.
 
 The set, its gap and the joint test: ours.
 """
@@ -33,7 +34,13 @@ from torch import Tensor
 from clair_cli.maths.judge.factor import PRIOR, one_factor
 from clair_cli.maths.judge.pairs import Pairs
 from clair_cli.maths.judge.signature import Signatures, above, fisher
-from clair_cli.maths.judge.thresholds import ERROR_RATE, MINORITY_P, OWN_SHARE
+from clair_cli.maths.judge.thresholds import (
+    ALONE_P,
+    ERROR_RATE,
+    LEFT_P,
+    MINORITY_P,
+    OWN_SHARE,
+)
 
 # Fewest clients outside a minority: one factor of three leaves nothing to measure its errors by.
 MIN_OUTSIDE = 4
@@ -223,16 +230,34 @@ class _Search:
         excess, outside = self._excess(members, loadings)
         if not self._own(excess, outside, members) >= OWN_SHARE:
             return Minority(members, 1.0)
-        tail = p = self._tail(excess, outside, members, self.pairs.noise)
-        if self.signatures.comparable:
-            products = self._products(outside)
-            both = self._units(excess, outside, self.pairs.noise)
-            both = both + _PROFILES * self._units(products, outside, 0.0)
-            tail = self._tail(both, outside, members, 1.0 + _PROFILES**2)
-            if tail < 1.0:
-                more = above(self.signatures.concentration, ~outside, outside)
-                p = 2 * min(p, fisher([tail, more]))
-        return Minority(members, min(1.0, p * math.comb(n, count)))
+        p = min(1.0, self._chance(excess, outside, members) * math.comb(n, count))
+        if p < MINORITY_P and self._by_one(excess, outside, members):
+            p = 1.0
+        return Minority(members, p)
+
+    def _chance(self, excess: Tensor, outside: Tensor, members: Sequence[int]) -> float:
+        """Tail probability of what the members share beside the clients outside."""
+        p = self._tail(excess, outside, members, self.pairs.noise)
+        if not self.signatures.comparable:
+            return p
+        both = self._units(excess, outside, self.pairs.noise)
+        both = both + _PROFILES * self._units(self._products(outside), outside, 0.0)
+        tail = self._tail(both, outside, members, 1.0 + _PROFILES**2)
+        if not tail < 1.0:
+            return p
+        inside = torch.zeros_like(outside)
+        inside[list(members)] = True
+        more = above(self.signatures.concentration, inside, outside)
+        return 2 * min(p, fisher([tail, more]))
+
+    def _by_one(self, excess: Tensor, outside: Tensor, members: Sequence[int]) -> bool:
+        """Whether one client may have made the whole set, by mixing the others' updates into its
+        own: where what is left without it shows nothing, or, of two, where not the signature of
+        each is unlike the others'."""
+        if len(members) == 2:
+            return any(self.signatures.alone(k, outside) >= ALONE_P for k in members)
+        sets = [[k for k in members if k != one] for one in members]
+        return any(self._chance(excess, outside, left) >= LEFT_P for left in sets)
 
     def _own(self, excess: Tensor, outside: Tensor, members: Sequence[int]) -> float:
         """What the member with the least of it shares with the others beyond what all share, over
@@ -261,7 +286,7 @@ class _Search:
         known = self.pairs.known[outside][:, outside]
         degrees = float(known.sum()) / 2 - int(outside.sum()) + PRIOR
         together = self._with_set(table, members)
-        gap = float(together[~outside].min()) - max(0.0, float(together[outside].max()))
+        gap = float(together[list(members)].min()) - max(0.0, float(together[outside].max()))
         variance = self._variance(table, outside, prior) * 2 / len(members)
         if gap <= 0.0 or not variance > 0.0:
             return 1.0

@@ -29,15 +29,20 @@ class Pairs:
         chance: variance of `value` between unrelated clients, (n, n).
         known: 1 where the clients have a quarter of the modules in common, else 0, as on the
             diagonal, (n, n).
+        whole: `value` of a client and itself, the most it can share, (n,); None if not known.
     """
 
     value: Tensor
     chance: Tensor
     known: Tensor
+    whole: Tensor | None = None
 
     def of(self, clients: Tensor) -> Pairs:
         """The pairs of some clients, by index, in the order given."""
-        return Pairs(*(t[clients][:, clients] for t in (self.value, self.chance, self.known)))
+        value, chance, known = (
+            t[clients][:, clients] for t in (self.value, self.chance, self.known)
+        )
+        return Pairs(value, chance, known, None if self.whole is None else self.whole[clients])
 
     @property
     def noise(self) -> float:
@@ -89,5 +94,5 @@ def pairs_of(
     nothing = torch.zeros_like(value)
     return Pairs(
         torch.where(known, value, nothing), torch.where(known, chance, nothing),
-        known.to(value.dtype),
+        known.to(value.dtype), value.diagonal().clone(),
     )  # fmt: skip

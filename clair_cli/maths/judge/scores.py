@@ -78,7 +78,8 @@ def odd_modules(similarities: Tensor, client: int, members: Sequence[int]) -> tu
     few members are rough.
 
     Args:
-        similarities: of every client to the other members, (n_modules, n_clients).
+        similarities: of every client to the other members but for the lowest one, so that no one
+            client makes another's module odd, (n_modules, n_clients).
     """
     others = [j for j in members if j != client]
     if len(others) < _MIN_MEMBERS or len(similarities) < MIN_MODULES:
@@ -117,10 +118,13 @@ def score_clients(
     """
     n_clients, members, held = evidence.norms.shape[1], group.members, group.loadings
     levels, variance = evidence.levels(stacking), variance_by_chance(evidence, stacking)
-    against = [[j for j in members if j != copies.get(k)] for k in range(n_clients)]
+    apart = {(k, j) for pair in group.ties for j, k in (pair, pair[::-1])} | set(copies.items())
+    against = [[j for j in members if (k, j) not in apart] for k in range(n_clients)]
     similarities = torch.stack(
         [module_similarities(levels, k, against[k]) for k in range(n_clients)], dim=1
     )
+    most = [torch.from_numpy(levels.without_lowest(k, against[k])) for k in range(n_clients)]
+    most_similar = torch.stack(most, dim=1)
     sizes = sizes_of(evidence, members)
     values = {name: score(evidence, members) for name, score in CLIENT_SCORES.items()}
     odd = _odd(signatures, held.ratio, members)
@@ -133,7 +137,7 @@ def score_clients(
             float(held.ratio[k]) < 1.0 - held.bar * float(held.se[k]), float(p_line[k]),
             odd.get(k, 1.0), float(power[k]), sizes.over(k),
             {name: float(value[k]) for name, value in values.items()},
-            odd_modules(similarities, k, members), similarities[:, k],
+            odd_modules(most_similar, k, members), similarities[:, k],
             _deviations(variance, k, against[k]),
         )
         for k in range(n_clients)

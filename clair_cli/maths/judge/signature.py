@@ -32,6 +32,8 @@ MIN_MODULES = 4
 _LEAST, _PRIOR = 0.05, 4.0
 # What a loading alone may add: honest clients with other data have other loadings.
 _LOADING_P = 0.01
+# Fewest clients that another is held against by its signature.
+_FEWEST = 3
 # Loadings below this are as unlike as can be.
 _LEAST_LOADING = 0.05
 # Up to this many clients each is held against a median that it had no part in.
@@ -129,6 +131,22 @@ class Signatures:
             above(self.distances, group, others, 4 * _LEAST),
             above(self.concentration, group, others, _LEAST),
             max(_LOADING_P, 2 * min(further, 1.0 - further)),
+        ])  # fmt: skip
+
+    def alone(self, client: int, others: Tensor) -> float:
+        """Tail probability of a client that is at once more concentrated and less like the median
+        profile than some others of its own rank; 1 where it cannot be told.
+
+        Args:
+            others: mask of those, (n,).
+        """
+        group = torch.arange(len(self.concentration)) == client
+        others = others & ~group & self.alike[client]
+        if len(self.profile) < MIN_MODULES or int(others.sum()) < _FEWEST:
+            return 1.0
+        return fisher([
+            above(self.distances, group, others, 4 * _LEAST),
+            above(self.concentration, group, others, _LEAST),
         ])  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from clair_cli.maths.judge.minority import Minority
 from clair_cli.maths.judge.pairs import pairs_of
 from clair_cli.maths.judge.signature import Signatures, signatures_of
 from clair_cli.maths.judge.thresholds import DUPLICATE_COSINE, NORM_CAP
+from clair_cli.maths.judge.ties import answerable
 
 # Sides of the delta weights in which agreement is looked for if their directions show none.
 _SIDES = ("output", "input")
@@ -58,6 +59,11 @@ class Structure:
     def loadings(self) -> Loadings | None:
         """Of all clients on what the cohort's group has in common."""
         return self.groups[0].loadings if self.groups else None
+
+    @property
+    def tied(self) -> dict[int, tuple[int, ...]]:
+        """Member -> those it shares a vote with, for what only the two have or lack."""
+        return answerable(self.groups[0].ties, self.group) if self.groups else {}
 
     @property
     def minorities(self) -> tuple[Minority, ...]:

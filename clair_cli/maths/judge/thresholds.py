@@ -19,6 +19,11 @@ POWER = 0.9
 # the least that it must be, of what two typical other clients share: honest clients that share data
 # besides measured at most 0.23, contaminated ones of a pretrained model 0.26 and more.
 MINORITY_P, OWN_SHARE = 1e-4, 0.25
+# Two clients are a minority only if each has a signature that is as unlike the others' with less
+# than this chance.
+ALONE_P = 0.1
+# And more of them only if those left without any one member show so much by chance.
+LEFT_P = 1e-3
 # Chance that one client's signature is as unlike the others' in a cohort of one kind of clients.
 ODD_P = 5e-3
 # A second group larger than this share of the first leaves no majority.

@@ -14,9 +14,10 @@ For a distinct client, in this order:
                   size        norm beyond the third power of what the round allows
     benign                    else
 
-A duplicate takes no vote; clients that are nearly the same share one vote and are suspicious; a
-zero delta weight has nothing to merge. Whatever the verdict, a delta weight counts as no larger
-than the round allows. No fraction of bad clients is asked for, and nobody need cross a line.
+A duplicate takes no vote; clients that are nearly the same, or tied, share one vote and are
+suspicious; a zero delta weight has nothing to merge. Whatever the verdict, a delta weight counts as
+no larger than the round allows. No fraction of bad clients is asked for, and nobody need cross a
+line.
 """
 
 from __future__ import annotations

@@ -116,3 +116,24 @@ def test_of_two_clients_each_is_held_against_the_other() -> None:
     held = loadings(pairs([2.0, 2.0, 0.0], 0.01), (0, 1))
     assert held.ratio[:2].tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
     assert held.is_below(2)
+
+
+def test_no_loading_is_above_what_a_client_shares_with_itself() -> None:
+    """One that has mixed three others, and is more like them than they are like each other."""
+    known = 1.0 - torch.eye(7, dtype=torch.float64)
+    value = 0.17 * known
+    value[6, :3] = value[:3, 6] = 0.65
+    members = torch.ones(7, dtype=torch.float64)
+    free = one_factor(Pairs(value, 1e-4 * known, known), members)
+    held = one_factor(Pairs(value, 1e-4 * known, known, torch.ones(7)), members)
+    assert float(free[6]) > 1.05
+    assert float(held[6]) <= 1.0
+    least, most = float(held[3:6].min()), float(held[:3].max())
+    assert least / most > float(free[3:6].min() / free[:3].max())
+
+
+def test_one_with_far_more_is_not_what_the_others_are_measured_by() -> None:
+    """The mean of nine clients has a multiple of what each of them has, and most of all squares."""
+    held = loadings(pairs([0.4] * 9 + [1.4], 0.005), range(10))
+    assert held.ratio[:9].tolist() == pytest.approx([1.0] * 9, abs=0.15)
+    assert float(held.ratio[9]) > 3.0

@@ -195,7 +195,7 @@ def test_a_reason_names_some_and_counts_the_others(n_copies: int, more: str) -> 
     """A thousand that are nearly the same would each name all the others."""
     others = some_names(f"c{k}" for k in range(n_copies - 1))
     assert others == "c0, c1, c2, c3, c4, c5, c6, c7" + more
-    structure = SimpleNamespace(copies=dict.fromkeys(range(1, n_copies), 0))
+    structure = SimpleNamespace(copies=dict.fromkeys(range(1, n_copies), 0), tied={})
     names = [f"c{k}" for k in range(n_copies)]
     verdicts = _one_vote(structure, [Verdict("benign", (), 1.0)] * n_copies, names)  # type: ignore[arg-type]
     assert verdicts[n_copies - 1].findings[0].text == (

@@ -20,11 +20,15 @@ from clair_cli.maths.judge.thresholds import MINORITY_P
 WIDTH, RANK, MODULES = 60, 4, 6
 
 
-def evidence(own: dict[int, tuple[int, float]], n: int, *, seed: int = 0) -> Evidence:
+def evidence(
+    own: dict[int, tuple[int, float]], n: int, *, seed: int = 0, noise: float = 0.4
+) -> Evidence:
     """Clients with one generic direction, noise, and some with a direction of a group.
 
     Args:
         own: client to (group, size of the group's direction); the generic one has size 1.
+        noise: of the clients of a group, over that of the others, in every other module: with less
+            they use fewer directions, and have other sizes.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -32,16 +36,17 @@ def evidence(own: dict[int, tuple[int, float]], n: int, *, seed: int = 0) -> Evi
         return torch.randn(WIDTH, generator=g, dtype=torch.float64)
 
     parts = []
-    for _ in range(MODULES):
+    for module in range(MODULES):
         generic = direction(), direction()
         groups = {i: (direction(), direction()) for i in sorted({i for i, _ in own.values()})}
         clients = []
         for k in range(n):
             group, size = own.get(k, (-1, 0.0))
             extra = groups.get(group, generic)
-            noise = torch.randn(RANK, WIDTH, generator=g, dtype=torch.float64)
+            rows = torch.randn(RANK, WIDTH, generator=g, dtype=torch.float64)
             mixed = torch.randn(WIDTH, RANK, generator=g, dtype=torch.float64)
-            A = torch.cat([generic[1][None], extra[1][None], noise])
+            mixed = mixed * (noise if group >= 0 and module % 2 else 1.0)
+            A = torch.cat([generic[1][None], extra[1][None], rows])
             B = torch.cat([generic[0][:, None], size * extra[0][:, None], mixed], dim=1)
             clients.append((A, B, 1.0))
         parts.append(gather(grams(stack_factors([clients], (WIDTH, WIDTH)))))
@@ -68,9 +73,32 @@ def test_clients_with_a_direction_of_their_own(group: tuple[int, ...]) -> None:
     assert members(found, 12) == [group]
 
 
+@pytest.mark.parametrize(("group", "is_one"), [((10, 11), False), ((2, 5, 8), True)])
+def test_two_need_signatures_of_their_own(group: tuple[int, ...], is_one: bool) -> None:
+    """One of two can bring about by itself what they share, and is no more unlike the others."""
+    found = evidence(dict.fromkeys(group, (0, 0.6)), 12, noise=0.97)
+    assert members(found, 12) == [group] * is_one
+
+
+def test_a_signature_of_ones_own_is_a_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = evidence(dict.fromkeys((10, 11), (0, 1.0)), 12)
+    outside = torch.arange(12) < 10
+    largest = max(signatures_of(found).alone(k, outside) for k in (10, 11))
+    for bar, is_one in ((largest * 0.99, False), (largest * 1.01, True)):
+        monkeypatch.setattr(minority, "ALONE_P", bar)
+        assert members(found, 12) == [(10, 11)] * is_one
+
+
+def test_a_set_shows_without_any_one_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = evidence(dict.fromkeys((2, 5, 8), (0, 1.0)), 12)
+    for bar, is_one in ((1e-60, False), (1e-3, True)):
+        monkeypatch.setattr(minority, "LEFT_P", bar)
+        assert members(found, 12) == [(2, 5, 8)] * is_one
+
+
 def test_two_minorities_the_clearer_first() -> None:
     own = {**dict.fromkeys((0, 1), (0, 0.8)), **dict.fromkeys((6, 7, 8), (1, 1.2))}
-    assert members(evidence(own, 14), 14) == [(6, 7, 8), (0, 1)]
+    assert members(evidence(own, 14, noise=0.7), 14) == [(6, 7, 8), (0, 1)]
 
 
 @pytest.mark.parametrize("seed", range(12))
