@@ -23,7 +23,8 @@ CPU = Device("cpu", torch.float64)
 
 
 def clients(size: float = 1.0) -> dict[str, Any]:
-    """Ten clients that share one direction; two of them share another one too."""
+    """Ten clients that share one direction; two of them share another one too, and use fewer
+    directions in every other module, as two that share a fault do."""
     g = torch.Generator().manual_seed(4)
     made: dict[str, Any] = {}
     modules = [f"layers.{i}.q" for i in range(6)]
@@ -33,10 +34,11 @@ def clients(size: float = 1.0) -> dict[str, Any]:
     }
     for name in NAMES:
         state = {}
-        for m in modules:
+        for i, m in enumerate(modules):
             (A, B), (own_A, own_B) = shared[m]
             by = size if name in APART else 0.0
             noise_A, noise_B = torch.randn(4, 60, generator=g), torch.randn(60, 4, generator=g)
+            noise_B = noise_B * (0.5 if by and i % 2 and len(APART) == 2 else 1.0)
             state[f"{m}.lora_A.weight"] = torch.cat([A, own_A, noise_A])
             state[f"{m}.lora_B.weight"] = torch.cat([B, by * own_B, noise_B], dim=1)
         made[name] = state, {"r": 6, "lora_alpha": 6}

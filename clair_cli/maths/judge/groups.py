@@ -27,7 +27,7 @@ class Group:
         members: indices, ascending, two or more.
         minorities: sets of further clients that have it too, and something of their own.
         loadings: of all clients on what the members have in common.
-        ties: pairs that are not counted in it.
+        ties: pairs that are not counted in it, those with a trusted client left out.
     """
 
     members: tuple[int, ...]
@@ -129,7 +129,8 @@ def _group(
         if held is None or len(fewer) < (2 if _among(trusted, fewer) else 3):
             return None
         if fewer == members:
-            return Group(tuple(members), tuple(minorities), held, tuple(ties))
+            told = tuple(tie for tie in ties if not _among(trusted, tie))  # these are no framers
+            return Group(tuple(members), tuple(minorities), held, told)
         members = fewer
 
 

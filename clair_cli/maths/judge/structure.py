@@ -75,9 +75,12 @@ class Structure:
     @property
     def others(self) -> tuple[tuple[int, ...], ...]:
         """Further groups, and sets that share something of their own and not what the cohort's
-        group shares; the largest first."""
+        group shares, of two that are tied too; the largest first."""
         sets = [group.members for group in self.groups[1:]]
         sets += [m.members for g in self.groups for m in g.minorities if self._lacks(m.members)]
+        for tie in (tie for group in self.groups for tie in group.ties if self._lacks(tie)):
+            if not any(k in found for k in tie for found in sets):
+                sets.append(tie)
         return tuple(sorted(sets, key=lambda s: (-len(s), s)))
 
     def _lacks(self, members: Sequence[int]) -> bool:
@@ -89,6 +92,7 @@ class Structure:
         """Distinct clients in no group and no minority."""
         grouped = {k for g in self.groups for k in g.members}
         grouped |= {k for g in self.groups for m in g.minorities for k in m.members}
+        grouped |= {k for members in self.others for k in members}
         return tuple(k for k in self.distinct if k not in grouped)
 
 
@@ -131,10 +135,11 @@ def find_duplicates(
         return {}
     ratio = norm_ratio(evidence, clients)
     ordinary = {k for k in clients if 1.0 / NORM_CAP <= float(ratio[k]) <= NORM_CAP}
+    alike = (cosine >= DUPLICATE_COSINE).tolist()
     first: dict[int, int] = {}
     kept: list[int] = []
     for k in sorted(clients, key=lambda k: (k not in trusted, k not in ordinary)):  # stable
-        same = [j for j in kept if float(cosine[j, k]) >= DUPLICATE_COSINE]
+        same = [j for j in kept if alike[j][k]]
         if same:
             first[k] = same[0]
         else:
