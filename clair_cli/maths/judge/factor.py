@@ -166,9 +166,10 @@ def loadings(pairs: Pairs, members: Sequence[int], unlike: Sequence[int] = ()) -
 
 
 def _noise(pairs: Pairs, core: Tensor) -> Tensor:
-    """Each client's mean variance by chance with the members, (n,)."""
-    known = pairs.known * core
-    return (pairs.chance * known).sum(1) / known.sum(1).clamp_min(1.0)
+    """Each client's median variance by chance with the members, which no one of them moves; 0
+    without any, (n,)."""
+    known = torch.where(pairs.known * core > 0, pairs.chance, torch.nan)
+    return torch.nan_to_num(known.nanmedian(1).values, nan=0.0)
 
 
 def _middle(values: Tensor) -> float:
