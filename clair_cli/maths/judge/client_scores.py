@@ -1,9 +1,9 @@
 """The scores that need only the evidence and the members of the collaborative set.
 
 They measure the size of a delta weight compared with the members', and the number of directions
-that it spreads over. Each function takes the evidence of all
-modules and the members, and returns one number per client, (n_clients,), NaN where the number does
-not exist. All scores reach the report: a new one is a function and a line in `CLIENT_SCORES`.
+that it spreads over. Each function takes the evidence of all modules and the members, and returns
+one number per client, (n_clients,), NaN where the number does not exist. All scores reach the
+report: a new one is a function and a line in `CLIENT_SCORES`.
 """
 
 from __future__ import annotations
@@ -67,15 +67,19 @@ def typical_norms(norms: Tensor, members: Sequence[int]) -> Tensor:
     return torch.where(few, torch.where(largest > 0, largest, torch.nan), median)
 
 
+def module_ratios(norms: Tensor, members: Sequence[int]) -> Tensor:
+    """Norms in each module over the module's typical norm, NaN where none is typical, (n_modules,
+    n_clients)."""
+    typical = typical_norms(norms, members)
+    if bool(typical.isnan().all()):
+        return median_ratio(norms, members)
+    return norms / typical[:, None]
+
+
 def module_norm_ratio(evidence: Evidence, members: Sequence[int]) -> Tensor:
     """Each client's largest norm in one module over the module's typical norm; NaN where no norm is
     typical."""
-    typical = typical_norms(evidence.norms, members)
-    if bool(typical.isnan().all()):
-        ratios = median_ratio(evidence.norms, members)
-    else:
-        ratios = evidence.norms / typical[:, None]
-    largest = torch.nan_to_num(ratios, nan=-torch.inf).amax(0)
+    largest = torch.nan_to_num(module_ratios(evidence.norms, members), nan=-torch.inf).amax(0)
     return torch.where(torch.isneginf(largest), torch.nan, largest)
 
 

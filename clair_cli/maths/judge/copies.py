@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,16 @@ from clair_cli.maths.judge.thresholds import COPY_DISTANCE
 _QUANTILE = 0.6
 # Of fewer clients, each is most of what the others are held against.
 _LEAST_CLIENTS = 5
+
+
+def copy_sets(copies: Mapping[int, int]) -> list[tuple[int, ...]]:
+    """The sets of clients that are nearly the same, the first one of each set in front.
+
+    Args:
+        copies: from `near_copies`.
+    """
+    firsts = sorted(set(copies.values()))
+    return [(first, *sorted(k for k, j in copies.items() if j == first)) for first in firsts]
 
 
 def near_copies(levels: PairLevels, clients: Sequence[int]) -> dict[int, int]:

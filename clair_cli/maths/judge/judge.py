@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.judge.collaborate import CollaborativeSet, collaborate
+from clair_cli.maths.judge.copies import copy_sets
 from clair_cli.maths.judge.minority import Minority
 from clair_cli.maths.judge.outcome import contradicting, some_names, unsolved, without_verdict
 from clair_cli.maths.judge.scores import Scores, score_clients
@@ -152,8 +153,7 @@ def _one_vote(
     """Let clients that are nearly the same share one vote, as those that are tied, and make them
     suspicious."""
     result = list(verdicts)
-    for first in sorted(set(structure.copies.values())):
-        same = [first, *sorted(k for k, j in structure.copies.items() if j == first)]
+    for same in copy_sets(structure.copies):
         for k in same:
             others = some_names(names[j] for j in same if j != k)
             finding = Finding("near_copy", f"nearly the same as {others}; one vote for them all")

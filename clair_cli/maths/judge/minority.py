@@ -11,13 +11,12 @@ e_st is what two members of S have in common beyond what they share with the oth
 computed for the clients' signatures (`signature.py`): y_jk, the product of two profiles less the
 mean profile of R. S is a minority when each member has e of at least OWN_SHARE of what two typical
 clients of R share, and clearly more of e, or of e and y together, than any client outside has with
-S: the gap between the two, in standard
-deviations of the same table inside R, is a Student's t. Together with the profiles it counts how
-much more concentrated the members are than R (Fisher). The tail times the number of sets of that
-size bounds the probability that some set shows as much by chance (Bonferroni): `Minority.p`. Parts
-of an honest cohort differ too, but without a gap: clients with more and less of the same data lie
-on a line between them. One client that mixes others' updates into its own makes no minority of
-them: see `_by_one`, and `ties.py`.
+S: the gap between the two, in standard deviations of the same table inside R, is a Student's t.
+Together with the profiles it counts how much more concentrated the members are than R (Fisher). The
+tail times the number of sets of that size bounds the probability that some set shows as much by
+chance (Bonferroni): `Minority.p`. Parts of an honest cohort differ too, but without a gap: clients
+with more and less of the same data lie on a line between them. One client that mixes others'
+updates into its own makes no minority of them: see `_by_one`, and `ties.py`.
 
 The set, its gap and the joint test: ours.
 """
@@ -27,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -148,13 +148,15 @@ class _Search:
         squares = (shared.square() @ self.pairs.known).clamp_min(1e-300)
         return torch.where(masks > 0, (shared @ self.pairs.value) / squares, shared)
 
+    @cached_property
     def _everybody(self) -> Tensor:
+        """Loadings of all clients on one factor, (n,)."""
         return one_factor(self.pairs, self.pairs.value.new_ones(len(self.pairs.value)))
 
     def _starts(self) -> list[tuple[int, ...]]:
         value, known = self.pairs.value, self.pairs.known
         rows, columns = torch.triu_indices(len(value), len(value), 1)
-        loadings, starts = self._everybody(), set()
+        loadings, starts = self._everybody, set()
         mean = value.sum(0) / known.sum(0).clamp_min(1.0)
         for table in (value - loadings[:, None] * loadings, value - mean[:, None] - mean):
             order = (table * known)[rows, columns].argsort(descending=True, stable=True)
@@ -163,7 +165,7 @@ class _Search:
 
     def _orders(self) -> list[Tensor]:
         """Values by which the members of a minority may come first, (n,) each."""
-        orders = [self._everybody()]
+        orders = [self._everybody]
         if self.signatures.comparable:
             profile, concentration = self.signatures.profile, self.signatures.concentration
             main = torch.linalg.svd(profile, full_matrices=False).Vh[0]

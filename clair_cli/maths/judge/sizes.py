@@ -12,11 +12,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence.gather import Evidence
-from clair_cli.maths.judge.client_scores import median_ratio, typical_norms, whole_norms
+from clair_cli.maths.judge.client_scores import module_norm_ratio, module_ratios, norm_ratio
 from clair_cli.maths.judge.thresholds import ERROR_RATE, MODULE_NORM_CAP, NORM_CAP
 
 # Standard deviation of a normal variable over the median distance from its median.
@@ -63,17 +62,11 @@ def sizes_of(evidence: Evidence, members: Sequence[int]) -> Sizes:
     Args:
         members: the clients of the cohort.
     """
-    whole = median_ratio(whole_norms(evidence.norms), members)
-    typical = typical_norms(evidence.norms, members)
-    if bool(typical.isnan().all()):
-        ratios = median_ratio(evidence.norms, members)
-    else:
-        ratios = evidence.norms / typical[:, None]
-    largest = torch.nan_to_num(ratios, nan=-torch.inf).amax(0)
+    whole = norm_ratio(evidence, members)
+    each = module_ratios(evidence.norms, members)[:, list(members)]
     return Sizes(
-        whole, torch.where(torch.isneginf(largest), torch.nan, largest),
-        allowed(whole[list(members)], NORM_CAP),
-        allowed(ratios[:, list(members)].flatten(), MODULE_NORM_CAP),
+        whole, module_norm_ratio(evidence, members),
+        allowed(whole[list(members)], NORM_CAP), allowed(each.flatten(), MODULE_NORM_CAP),
     )  # fmt: skip
 
 

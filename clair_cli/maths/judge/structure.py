@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.judge.client_scores import norm_ratio
-from clair_cli.maths.judge.copies import near_copies
+from clair_cli.maths.judge.copies import copy_sets, near_copies
 from clair_cli.maths.judge.factor import Loadings
 from clair_cli.maths.judge.groups import Group, find_groups
 from clair_cli.maths.judge.minority import Minority
@@ -207,8 +207,7 @@ def _has_half(evidence: Evidence, client: int) -> bool:
 def _trusted_first(copies: dict[int, int], trusted: Sequence[int]) -> dict[int, int]:
     """The same sets of near copies, with a trusted client as the first of each."""
     found: dict[int, int] = {}
-    for first in sorted(set(copies.values())):
-        same = (first, *sorted(k for k, j in copies.items() if j == first))
-        front = next((k for k in same if k in trusted), first)
+    for same in copy_sets(copies):
+        front = next((k for k in same if k in trusted), same[0])
         found |= {k: front for k in same if k != front}
     return found
