@@ -24,6 +24,7 @@ from clair_cli.settings import (
     Device,
     Dtype,
     FailOn,
+    Heads,
     Minority,
     Modules,
     Progress,
@@ -120,6 +121,7 @@ class InspectOptions(TypedDict, total=False):
     fail_on: FailOn
     minority: Minority
     force: bool
+    heads: Heads
     modules: Modules
     assume_alpha: float | Literal["rank"] | None
     limit: Mapping[str, int | str] | Sequence[str]

@@ -28,6 +28,7 @@ FailOn = Literal["never", "warning", "suspicious", "contaminated"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 TensorNames = Literal["auto", "peft", "diffusers", "kohya"]
 Device = Literal["auto", "cpu", "cuda"]
+Heads = Literal["average", "drop", "reject"]
 Modules = Literal["common", "union", "intersection", "same"]
 MODULES: tuple[Modules, ...] = get_args(Modules)
 
@@ -173,6 +174,12 @@ class Settings:
         " clients have; or all, and reject who lacks one of the majority's. Absent counts as no"
         " update.",
         READING, _JUDGING, default="common",
+    )
+    heads: str = option(
+        one_of(get_args(Heads)),
+        "What was trained beside the LoRA (a classification head, biases, token rows): average it"
+        " too, leave it out, or reject who has any.",
+        READING, _JUDGING, default="average",
     )
     assume_alpha: float | str | None = option(
         kinds.ALPHA, "lora_alpha for clients without a config; without it they are rejected.",

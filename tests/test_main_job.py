@@ -58,7 +58,8 @@ ODD: dict[str, tuple[Client, str, str]] = {
     "rank of the config is another": (
         replace(LAST, config={**LAST.config, "r": 5}), "rejected", "rejected"),
     "dora": (replace(LAST, config={**LAST.config, "use_dora": True}), "rejected", "rejected"),
-    "bias": (replace(LAST, config={**LAST.config, "bias": "all"}), "rejected", "rejected"),
+    "kasa": (replace(LAST, config={**LAST.config, "kasa_config": {"x": 1}}), "rejected",
+             "rejected"),
     "another base model": (
         replace(LAST, config={**LAST.config, "base_model_name_or_path": "org/other"}),
         "rejected", "rejected"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from clair_cli.adapters.config import AdapterConfig
+from clair_cli.adapters.dense import DenseTensor
 from clair_cli.adapters.layout import Layout
 from clair_cli.adapters.names.parts import Format
 from clair_cli.formats.safetensors.source import TensorSource, tensor_of
@@ -74,6 +75,7 @@ class Adapter:
         modules: by name, sorted.
         source: of the tensors' bytes.
         notes: remarks worth a line in the report ("adapter_model.bin ignored"), in order.
+        dense: tensors trained as a whole beside the LoRA, by name, sorted.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Adapter:
     source: TensorSource
     notes: tuple[Remark, ...] = ()
     format: Format = "peft"
+    dense: Mapping[str, DenseTensor] = field(default_factory=dict)
 
     def content(self) -> str:
         """A digest (SHA-256, hex) of modules, ranks, dtypes, scales and values: equal for adapters
@@ -93,6 +96,9 @@ class Adapter:
         for name, m in sorted(self.modules.items()):
             whole.update(repr((name, m.rank, m.layout, m.dtype, m.scaling)).encode("utf-8"))
             whole.update(tensors[m.key_A].digest + tensors[m.key_B].digest)
+        for name, d in sorted(self.dense.items()):
+            whole.update(repr((name, d.shape, d.dtype, d.scaling, d.rows)).encode("utf-8"))
+            whole.update(tensors[d.key].digest)
         return whole.hexdigest()
 
     def factors(self, module: str) -> tuple[Tensor, Tensor]:

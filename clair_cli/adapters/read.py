@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from clair_cli.adapters.adapter import Adapter, LoraModule
 from clair_cli.adapters.config import AdapterConfig
+from clair_cli.adapters.dense import dense_tensors
 from clair_cli.adapters.layout import layout_of
 from clair_cli.adapters.names.parts import KeyMap, KeyPair
 from clair_cli.errors import RejectedClient
@@ -49,7 +50,7 @@ def build_adapter(
 
     Args:
         name, path, sha256: as in `Adapter`.
-        source: of the tensors that `keys` names, and of no others.
+        source: of the tensors that `keys` names.
         keys: from `pair_keys`.
         config: from `parse_config`, `assumed_config` or `inside_config`.
         limits: of them, the rank.
@@ -59,9 +60,9 @@ def build_adapter(
         RejectedClient: tensors that are not LoRA pairs, of a wrong dtype, shape or rank, not
             finite, or at odds with the config. Sets `module` where one is to blame.
     """
-    alphas = {pair.key_alpha for pair in keys.pairs}
+    may_be_integer = {pair.key_alpha for pair in keys.pairs} | {one.key for one in keys.dense}
     for entry in source.tensors.values():
-        _check_values(entry, may_be_integer=entry.name in alphas)
+        _check_values(entry, may_be_integer=entry.name in may_be_integer)
     config.check_patterns(pair.module for pair in keys.pairs)
     modules = {}
     for pair in keys.pairs:
@@ -71,6 +72,7 @@ def build_adapter(
         except RejectedClient as error:
             error.module = error.module or pair.module
             raise
+    scalings = {name: module.scaling for name, module in modules.items()}
     return Adapter(
         name=name,
         path=path,
@@ -81,6 +83,7 @@ def build_adapter(
         source=source,
         notes=(*notes, *config.notes, *keys.notes),
         format=keys.format,
+        dense=dense_tensors(keys.dense, source.tensors, scalings, config.raw),
     )
 
 

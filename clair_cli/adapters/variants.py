@@ -21,9 +21,6 @@ _FROM_DATA = frozenset(("eva",))
 # Where one of these fields is not empty, the delta weight is not scaling * B @ A alone.
 _REFUSED_FIELDS = {
     "use_dora": "DoRA",
-    "lora_bias": "LoRA with a bias (lora_bias)",
-    "modules_to_save": "fully trained modules (modules_to_save)",
-    "trainable_token_indices": "trainable tokens",
     "target_parameters": "LoRA on parameters (target_parameters)",
     "layer_replication": "layer replication",
     "kasa_config": "KaSA",
@@ -37,7 +34,8 @@ _REFUSED_FIELDS = {
     "enable_lora": "merged linear LoRA (enable_lora)",
 }
 
-# Fields that change training, memory or loading, never the delta weight; and fields read here.
+# Fields that change training, memory or loading, never the delta weight; fields read here; and
+# those that name dense tensors (see `dense`), which count where the file has them.
 # fmt: off
 _HARMLESS_FIELDS = frozenset((
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
@@ -45,7 +43,8 @@ _HARMLESS_FIELDS = frozenset((
     "target_modules", "init_lora_weights", "lora_dropout", "inference_mode", "auto_mapping",
     "peft_version", "layers_to_transform", "layers_pattern", "exclude_modules", "megatron_core",
     "runtime_config", "ensure_weight_tying", "qalora_group_size", "loftq_config", "eva_config",
-    "corda_config", "lora_ga_config", "merge_weights",
+    "corda_config", "lora_ga_config", "merge_weights", "modules_to_save", "lora_bias",
+    "trainable_token_indices",
 ))
 # fmt: on
 
@@ -70,8 +69,8 @@ def refuse_variants(raw: Mapping[str, Any]) -> None:
     """Refuse a config whose delta weights may be more than scaling * B @ A.
 
     Raises:
-        RejectedClient: another `peft_type` than LORA, a field of a variant, trained biases, or an
-            unknown field that is not empty. Names the field.
+        RejectedClient: another `peft_type` than LORA, a field of a variant, or an unknown field
+            that is not empty. Names the field.
     """
     kind = raw.get("peft_type")
     if kind is not None and kind != "LORA":
@@ -87,13 +86,6 @@ def refuse_variants(raw: Mapping[str, Any]) -> None:
                 found=variant,
                 expected="plain LoRA, scaling * B @ A",
             )
-    bias = raw.get("bias")
-    if _is_set(bias) and bias != "none":
-        raise RejectedClient(
-            f"adapter config: trained biases are not supported (bias is {quoted(bias, 60)})",
-            found=f"bias {quoted(bias, 60)}",
-            expected="bias 'none'",
-        )
     for name, value in raw.items():
         known = name in _HARMLESS_FIELDS or name in _REFUSED_FIELDS
         if not known and _is_set(value):

@@ -73,6 +73,34 @@ def merged_config(
     }
 
 
+def with_dense(
+    config: Mapping[str, object], adapters: Sequence[Adapter], kinds: Set[str]
+) -> dict[str, object]:
+    """The config of an adapter that has dense tensors too: PEFT makes room for them by these
+    fields. Each has the value that more than half of the clients with such tensors have.
+
+    Args:
+        kinds: of the tensors that are written, as in `DenseTensor`.
+    """
+    raws = [adapter.config.raw for adapter in adapters if adapter.dense]
+    fields = dict(config)
+    if "dense" in kinds:
+        fields["modules_to_save"] = _of_most([_words(raw.get("modules_to_save")) for raw in raws])
+        bias = _of_most([str(raw.get("bias")) for raw in raws])
+        fields["bias"] = bias if bias in ("all", "lora_only") else "none"
+    if "lora_bias" in kinds:
+        fields["lora_bias"] = True
+    if "rows" in kinds:
+        rows = [raw.get("trainable_token_indices") for raw in raws]
+        fields["trainable_token_indices"] = _of_most([row for row in rows if row])
+    return fields
+
+
+def _words(value: Any) -> list[str] | None:
+    given = isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value)
+    return sorted(set(value)) if given and value else None
+
+
 T = TypeVar("T")
 
 

@@ -165,6 +165,8 @@ def _merged(merged: MergedReport) -> str:
     if merged.error is not None:
         parts.append(f"writing it loses {_percent(merged.error)} of the exact mean")
     parts.append(f"alpha {merged.alpha:g}, {printable(merged.dtype)}")
+    if merged.heads:
+        parts.append(f"{_count(len(merged.heads), 'tensor')} beside the LoRA averaged")
     if merged.plain_mean_distance is not None:
         away = _percent(merged.plain_mean_distance)
         parts.append(

@@ -51,6 +51,10 @@ class TensorsInMemory:
                 raise RejectedClient(f"tensor {quoted(key)} changed while reading")
         return parts[0] if len(parts) == 1 else memoryview(bytearray().join(parts))
 
+    def part(self, key: str, begin: int, end: int) -> memoryview:
+        """See `TensorSource.part`."""
+        return memory_of(self.state[key])[begin:end]
+
 
 def adapters_from_memory(
     clients: Mapping[str, tuple[Mapping[str, Tensor], Any]], *, limits: Limits | None = None
@@ -58,10 +62,10 @@ def adapters_from_memory(
     """Check state dicts as `load_client` checks files.
 
     Args:
-        clients: name to `(state dict, config)`. The state dict has LoRA tensors only, of torch or
-            numpy, under the names of any format that files may have; the config is a mapping of
-            fields or anything with `to_dict()`, as `peft.LoraConfig`, or None where the tensors say
-            the scale (kohya, diffusers).
+        clients: name to `(state dict, config)`. The state dict has LoRA tensors, of torch or numpy,
+            and what was trained as a whole beside them, under the names of any format that files
+            may have; the config is a mapping of fields or anything with `to_dict()`, as
+            `peft.LoraConfig`, or None where the tensors say the scale (kohya, diffusers).
         limits: default `Limits()`.
 
     Returns:

@@ -14,6 +14,7 @@ from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.output_format import OutputFormat
 from clair_cli.cohort.beside import load_given, weights_given
 from clair_cli.cohort.choose import Choice, choose_comparable, one_name_each
+from clair_cli.cohort.heads import choose_heads
 from clair_cli.cohort.majority import majority_modules
 from clair_cli.cohort.model import Cohort, Rejection, rejection
 from clair_cli.cohort.trust import (
@@ -179,6 +180,8 @@ def load_round(
     warnings = [*cohort.notes, *_ignored(cohort, settings), *renamed]
     warnings += _on_clients(adapters)
     try:
+        cohort, remarks = choose_heads(cohort, settings.heads)
+        warnings += remarks
         chosen = choose_comparable(settings, cohort, previous)
         refusal = None
         if trust_adapter is not None:

@@ -81,6 +81,22 @@ class ModuleScores:
 
 
 @dataclass(frozen=True)
+class HeadScores:
+    """One client's tensor that was trained as a whole beside the LoRA.
+
+    Attributes:
+        distance: norm of its difference from the previous round's tensor, or from the members'
+            median, in the tensor's own units.
+        similarity: median cosine of that difference to the members'.
+        whole_similarity: median cosine of the tensor itself to the members'.
+    """
+
+    distance: float
+    similarity: float | None
+    whole_similarity: float | None
+
+
+@dataclass(frozen=True)
 class ClientReport:
     """One client's verdict.
 
@@ -96,6 +112,7 @@ class ClientReport:
         confidence: "clear", "likely" or "open"; None without a verdict on the client's update.
         power: probability that the client would have been noticed if it shared nothing with the
             others; None without a group.
+        heads: by name, the tensors beside the LoRA that are not the same in all clients.
     """
 
     name: str
@@ -113,6 +130,7 @@ class ClientReport:
     p_honest: float | None = None
     confidence: str | None = None
     power: float | None = None
+    heads: Mapping[str, HeadScores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class NamedAdapter:
     Attributes:
         folder: the client's folder inside the output, "" for a merge.
         sha256: of the weights file. config_sha256: of adapter_config.json, or None.
+        heads: names of the dense tensors, to their shapes.
         rank: of every module. scaling, dtype: likewise, or None where the report has none.
     """
 
@@ -40,6 +41,7 @@ class NamedAdapter:
     rank: int
     scaling: float | None = None
     dtype: str | None = None
+    heads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,9 @@ def _adapters(data: Mapping[str, Any], limits: Limits) -> tuple[NamedAdapter, ..
         _typed(_typed(client, dict, "a client")["name"], str, "a client's name")
     merged, refined = data["merged"], data["refined"]
     if data["command"] == "merge":
-        return () if merged is None else (_adapter(_typed(merged, dict, "merged"), ""),)
+        if merged is None:
+            return ()
+        return (_adapter(_typed(merged, dict, "merged"), "", _heads(merged)),)
     if refined is None:
         return ()
     clients = _typed(_typed(refined, dict, "refined")["clients"], list, "refined clients")
@@ -161,11 +165,23 @@ def _adapters(data: Mapping[str, Any], limits: Limits) -> tuple[NamedAdapter, ..
     if len(clients) > len(data["clients"]):
         raise ValueError(f"{len(clients):,} of {len(data['clients']):,} clients are refined")
     return tuple(
-        _adapter(client, _folder(client["name"], behind.get(client["name"]))) for client in clients
+        _adapter(client, _folder(client["name"], behind.get(client["name"])), _heads(refined))
+        for client in clients
     )
 
 
-def _adapter(fields: Mapping[str, Any], folder: str) -> NamedAdapter:
+def _heads(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    found = {}
+    for head in _typed(fields.get("heads", []), list, "heads"):
+        shape = _typed(_typed(head, dict, "a head")["shape"], list, "a head's shape")
+        name = _typed(head["name"], str, "a head's name")
+        found[name] = tuple(_typed(axis, int, "a head's shape") for axis in shape)
+    return found
+
+
+def _adapter(
+    fields: Mapping[str, Any], folder: str, heads: Mapping[str, tuple[int, ...]]
+) -> NamedAdapter:
     config = fields["config_sha256"]
     return NamedAdapter(
         folder,
@@ -176,6 +192,7 @@ def _adapter(fields: Mapping[str, Any], folder: str) -> NamedAdapter:
         if "scaling" not in fields
         else float(_typed(fields["scaling"], (int, float), "scaling")),
         None if "dtype" not in fields else _typed(fields["dtype"], str, "dtype"),
+        heads,
     )
 
 

@@ -7,6 +7,27 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class HeadReport:
+    """A tensor of the result that was trained as a whole beside the LoRA.
+
+    Attributes:
+        name: of the parameter, without `base_model.model.`.
+        shape, dtype: as written.
+        n_clients: how many clients' are averaged.
+        equal: whether it is the same in all clients, and written as it is.
+        bounded: whether any client's counts for less than its weight, as it is far from the
+            others'.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    n_clients: int
+    equal: bool
+    bounded: bool
+
+
+@dataclass(frozen=True)
 class MergedReport:
     """The merged adapter.
 
@@ -23,6 +44,7 @@ class MergedReport:
         norm: of the exact mean.
         plain_mean_distance: distance of the merged update to the plain mean of all comparable
             clients, over the latter's norm.
+        heads: what is in it beside the LoRA, sorted by name.
     """
 
     path: str
@@ -39,6 +61,7 @@ class MergedReport:
     plain_mean_distance: float | None
     config_sha256: str | None = None
     format: str = "peft"
+    heads: tuple[HeadReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +99,7 @@ class RefinedReport:
         heterogeneity: estimated squared norm of the benign clients' true differences off the
             subspace, per client, or None.
         format: whose tensor names the adapters have: "peft", "diffusers" or "kohya".
+        heads: what is in each of them beside the LoRA, the same for all, sorted by name.
     """
 
     path: str
@@ -86,3 +110,4 @@ class RefinedReport:
     heterogeneity: float | None
     clients: tuple[RefinedClient, ...]
     format: str = "peft"
+    heads: tuple[HeadReport, ...] = ()

@@ -157,6 +157,13 @@ def _check_modules(
             lines.append(f"{where} has scale {module.scaling}, the report says {named.scaling}")
         if named.dtype is not None and module.dtype != named.dtype:
             lines.append(f"{where} is {module.dtype}, the report says {named.dtype}")
+    # a bias of lora_B goes by its module's path in the file, the report by the module's name
+    found = {n: d.shape for n, d in adapter.dense.items() if d.kind != "lora_bias"}
+    heads = {n: s for n, s in named.heads.items() if not n.endswith(".lora_B.bias")}
+    for name in sorted(found.keys() | heads.keys()):
+        if found.get(name) != heads.get(name):
+            has, said = found.get(name, "nothing"), heads.get(name, "nothing")
+            lines.append(f"has {quoted(name)} of shape {has}, the report says {said}")
     for line in lines[:_MODULES_SHOWN]:
         yield f"{shown} {line}"
     if len(lines) > _MODULES_SHOWN:

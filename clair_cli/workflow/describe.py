@@ -21,11 +21,14 @@ from clair_cli.report.model import (
     CohortReport,
     DecompositionReport,
     Group,
+    HeadScores,
     ModuleReport,
     ModuleScores,
     Reason,
 )
+from clair_cli.report.results import HeadReport
 from clair_cli.text import bytes_of, quoted
+from clair_cli.workflow.heads import MergedHead
 from clair_cli.workflow.judge import JudgedRound
 from clair_cli.workflow.weight_cap import spread_of
 
@@ -81,7 +84,34 @@ def _client(judged: JudgedRound, k: int) -> ClientReport:
         tuple(sorted({m.rank for m in modules})), tuple(sorted({m.scaling for m in modules})),
         _module_scores(judged, k),
         bytes_of(adapter.name), adapter.name in judged.round.trusted,
-        *_how_sure(judged, k),
+        *_how_sure(judged, k), _head_scores(judged, k),
+    )  # fmt: skip
+
+
+def _head_scores(judged: JudgedRound, k: int) -> dict[str, HeadScores]:
+    """One client's dense tensors that are not the same in all clients, by name."""
+    heads = judged.heads
+    own = {t.name for t in heads.tensors if k in t.own}
+    if heads.judged is None:
+        return {}
+    return {
+        name: HeadScores(
+            float(heads.judged.norms[t, k]),
+            number(float(heads.judged.alike[t, k])),
+            number(float(heads.judged.whole_alike[t, k])),
+        )
+        for t, name in enumerate(heads.names)
+        if name in own
+    }
+
+
+def describe_heads(heads: Sequence[MergedHead]) -> tuple[HeadReport, ...]:
+    """The dense tensors of a result."""
+    return tuple(
+        HeadReport(
+            h.tensor.name, h.tensor.shape, h.dtype, len(h.clients), h.tensor.equal, h.bounded
+        )
+        for h in heads
     )  # fmt: skip
 
 
@@ -114,6 +144,7 @@ def _scale_reason(judged: JudgedRound, k: int, found: Sequence[Reason]) -> tuple
 
 _NOT_JUDGED = {
     "same_start": "all clients are nearly the same",
+    "heads_unrelated": "what was trained beside the LoRA has nothing in common",
     "previous_cancels": "what was added to the previous adapter cancels out",
     "previous_absent": "little of the previous adapter is in the clients",
     "same_update": "all clients are the same update",

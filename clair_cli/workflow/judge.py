@@ -19,10 +19,12 @@ from clair_cli.errors import InputRefused
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.own_sizes import OwnSizes
 from clair_cli.maths.judge.judge import Judgement, judge
+from clair_cli.maths.judge.with_heads import with_heads
 from clair_cli.remark import Remark, warning
 from clair_cli.text import first_few
 from clair_cli.workflow.compare import Comparison, compare
 from clair_cli.workflow.components import check_components, check_overcomplete
+from clair_cli.workflow.heads import NO_HEADS, RoundHeads, look_at_heads
 from clair_cli.workflow.remarks import first_round_remarks, judgement_remarks, weight_remarks
 from clair_cli.workflow.trusted import first_clients, first_judged
 from clair_cli.workflow.wrong_previous import wrong_previous
@@ -42,6 +44,7 @@ class JudgedRound:
         projected: by module, inner products of the projections that are merged in place of the
             minorities' members with all clients' delta weights, (n_members, n_clients); empty if
             none are.
+        heads: the dense tensors beside the LoRA.
         capped: indices of the clients held at the largest weight that `--max-weight` allows; none
             where it changes nothing.
     """
@@ -55,6 +58,7 @@ class JudgedRound:
     sizes: OwnSizes | None = None
     projected: Mapping[str, Tensor] = field(default_factory=dict)
     capped: tuple[int, ...] = ()
+    heads: RoundHeads = NO_HEADS
 
     @property
     def outcome(self) -> str:
@@ -206,7 +210,12 @@ def _judged(
     if round_.trust_adapter is not None:
         found, judgement = first_clients(found, n), first_judged(judgement, n)
         evidence = found.evidence
+    heads = look_at_heads(round_, _voters(judgement), engine.progress)
+    if heads.judged is not None:
+        judgement = with_heads(judgement, heads.judged, [k for k in trusted if k < n])
     remarks: list[Remark] = []
+    if judgement.code == "heads_unrelated":
+        remarks.append(Remark(judgement.code, "blocking", judgement.text))
     wrong = wrong_previous(round_, evidence, judgement.structure.distinct, fresh=fresh)
     if wrong is not None:
         code, text, remedy = wrong
@@ -227,7 +236,15 @@ def _judged(
         round_, evidence, judgement, normalised(raw), normalised(given),
         (*round_.warnings, *remarks),
         found.sizes,
+        heads=heads,
     )  # fmt: skip
+
+
+def _voters(judgement: Judgement) -> tuple[int, ...]:
+    """The clients that count in medians of dense tensors: the members, one of each set of copies;
+    all distinct clients where nobody is judged."""
+    members = judgement.members if judgement.outcome == "judged" else judgement.structure.distinct
+    return tuple(k for k in members if k not in judgement.structure.copies)
 
 
 def _rank(adapter: Adapter) -> int:

@@ -7,7 +7,7 @@ and dtype of the whole adapter follow; the second cuts it to that rank and round
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -35,6 +35,7 @@ from clair_cli.settings import Settings
 from clair_cli.workflow.batches import KEPT_BETWEEN_PASSES
 from clair_cli.workflow.bounds import check_sum, largest_sums
 from clair_cli.workflow.judge import JudgedRound
+from clair_cli.workflow.merge_heads import merge_head, plan_heads
 from clair_cli.workflow.outputs import Destination
 from clair_cli.workflow.plan import Cut, plan_adapter
 from clair_cli.workflow.write import AdapterWriter, WrittenAdapter, cut_modules
@@ -146,7 +147,9 @@ def merge_round(
     adapters = [judged.round.adapters[k] for k in judged.merged]
     assert judged.round.output is not None
     plan = plan_adapter(values, adapters, settings)
-    writer = AdapterWriter(plan, adapters, judged.round.output, settings, destination)
+    heads, remarks = plan_heads(judged, settings)
+    plan = replace(plan, warnings=(*plan.warnings, *remarks))
+    writer = AdapterWriter(plan, adapters, judged.round.output, settings, destination, heads)
 
     second = [
         Kept(some, spectra[some[0]].n_vectors is not None)
@@ -157,6 +160,8 @@ def merge_round(
     ):
         for module, pair in written.items():
             writer.put(module, pair)
+    for head in heads:
+        writer.put_head(head, merge_head(judged, head, plan.scale.scaling))
     factors.check()
     return writer.finish()
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from torch import Tensor
+
 from clair_cli.engine.engine import Engine
 from clair_cli.engine.factors import RoundFactors
 from clair_cli.maths.refine.gain import (
@@ -18,9 +20,12 @@ from clair_cli.maths.refine.gain import (
 )
 from clair_cli.maths.refine.refine import NoiseEvidence
 from clair_cli.output.adapter_files import AdapterFiles
+from clair_cli.remark import Remark
 from clair_cli.settings import Settings
 from clair_cli.workflow.bounds import check_sum, largest_refined
+from clair_cli.workflow.heads import MergedHead
 from clair_cli.workflow.judge import JudgedRound
+from clair_cli.workflow.merge_heads import merge_head, plan_heads
 from clair_cli.workflow.outputs import Destination
 from clair_cli.workflow.plan import plan_adapter
 from clair_cli.workflow.refine_module import (
@@ -58,12 +63,15 @@ class Refined:
     Attributes:
         side, why: on which side the subspace was taken.
         model: noise and heterogeneity.
+        heads: the dense tensors, the same in every client's adapter. warnings: remarks on them.
     """
 
     clients: tuple[RefinedAdapter, ...]
     side: str
     why: str
     model: NoiseModel
+    heads: tuple[MergedHead, ...] = ()
+    warnings: tuple[Remark, ...] = ()
 
     @property
     def files(self) -> dict[str, AdapterFiles]:
@@ -123,13 +131,21 @@ def refine_round(
         for change, largest in zip(changes[module], most[module], strict=True):
             check_sum(module, change.values, largest)
 
-    writers = _writers(judged, changes, settings, destination)
+    heads, remarks = plan_heads(judged, settings)
+    writers = _writers(judged, changes, settings, destination, heads)
     cuts = [writer.plan.cut for writer in writers]
     work = partial(cut_refined, task, cuts)
     every = engine.map("writing", work, modules, factors, on_device=False)
     for module, written in zip(modules, every, strict=True):
         for writer, pair in zip(writers, written, strict=True):
             writer.put(module, pair)
+    for head in heads:
+        made: dict[float, Tensor] = {}
+        for writer in writers:
+            scaling = writer.plan.scale.scaling if head.tensor.module else 1.0
+            if scaling not in made:
+                made[scaling] = merge_head(judged, head, scaling)
+            writer.put_head(head, made[scaling])
     results = []
     for i, k in enumerate(judged.merged):
         moved = size = 0.0
@@ -142,7 +158,7 @@ def refine_round(
                 moved / size if size > 0 else None, gains[i], task.local[i],
             )
         )  # fmt: skip
-    return Refined(tuple(sorted(results, key=lambda r: r.name)), side, why, model)
+    return Refined(tuple(sorted(results, key=lambda r: r.name)), side, why, model, heads, remarks)
 
 
 def _writers(
@@ -150,6 +166,7 @@ def _writers(
     changes: Mapping[str, Sequence[Change]],
     settings: Settings,
     destination: Destination,
+    heads: Sequence[MergedHead],
 ) -> list[AdapterWriter]:
     """One for every client with a weight."""
     output = judged.round.output
@@ -158,7 +175,7 @@ def _writers(
     for i, k in enumerate(judged.merged):
         own = [judged.round.adapters[k]]
         plan = plan_adapter({m: looked[i].values for m, looked in changes.items()}, own, settings)
-        writers.append(AdapterWriter(plan, own, output, settings, destination))
+        writers.append(AdapterWriter(plan, own, output, settings, destination, heads))
     return writers
 
 

@@ -14,6 +14,7 @@ from clair_cli.version import __version__
 from clair_cli.workflow.describe import (
     describe_clients,
     describe_cohort,
+    describe_heads,
     describe_modules,
     number,
 )
@@ -90,6 +91,7 @@ def _merged_report(
         plain_mean_distance=number(_plain_mean_distance(judged)),
         config_sha256=adapter.files.config_sha256,
         format=adapter.format,
+        heads=describe_heads(adapter.heads),
     )
 
 
@@ -147,4 +149,5 @@ def _refined_report(settings: Settings, refined: Refined) -> RefinedReport:
         heterogeneity=number(model.heterogeneity),
         clients=clients,
         format=refined.clients[0].adapter.format if refined.clients else "peft",
+        heads=describe_heads(refined.heads),
     )

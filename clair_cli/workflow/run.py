@@ -62,6 +62,10 @@ def refine_cohort(
 ) -> tuple[Report, Refined | None]:
     """Judge the clients and refine the benign ones; see `refine_round`."""
     judged, refined = run_round(settings, cohort, partial(refine_round, destination=destination))
+    if refined is not None:
+        judged = replace(judged, warnings=judged.warnings + refined.warnings)
+        if exit_code(settings, judged) != 0:
+            refined = None
     return make_report(settings, judged, refined=refined), refined
 
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.config_source import HEADER_FIELD
 from clair_cli.adapters.output_format import OutputFormat
-from clair_cli.adapters.write import config_json, merged_config
+from clair_cli.adapters.write import config_json, merged_config, with_dense
 from clair_cli.errors import OutputError
 from clair_cli.formats.safetensors.writer import SafetensorsParts
 from clair_cli.maths.factors.factored_svd import FactoredSVD
 from clair_cli.maths.merge.rounding import WrittenModule, write_modules
 from clair_cli.output.adapter_files import AdapterFiles, adapter_files
 from clair_cli.settings import Settings
+from clair_cli.workflow.heads import MergedHead
 from clair_cli.workflow.outputs import Destination
 from clair_cli.workflow.plan import Cut, Plan, relative
 from clair_cli.workflow.result_limits import check_adapter
@@ -34,6 +35,7 @@ class WrittenAdapter:
         format: whose names the tensors have.
         plan: how it is written.
         error: norm of (exact - written) delta weights over that of the exact; None for zero.
+        heads: the dense tensors in it.
     """
 
     tensors: Mapping[str, Tensor]
@@ -42,6 +44,11 @@ class WrittenAdapter:
     format: str
     plan: Plan
     error: float | None
+    heads: tuple[MergedHead, ...] = ()
+
+
+def _empty_head(head: MergedHead) -> Tensor:
+    return torch.empty(head.tensor.shape, dtype=getattr(torch, head.dtype), device="meta")
 
 
 def cut_modules(how: Cut, modules: Sequence[str], exact: FactoredSVD) -> dict[str, WrittenModule]:
@@ -73,6 +80,7 @@ class AdapterWriter:
         plan: how it is written. Its modules are those of the adapter.
         adapters: the clients whose config fields are followed.
         output: how all of the run's adapters are written.
+        heads: the dense tensors beside the LoRA; none where the format has no names for them.
         destination: gets the file's bytes. Where it is one file, that stands alone, and its header
             holds the config.
 
@@ -87,6 +95,7 @@ class AdapterWriter:
         output: OutputFormat,
         settings: Settings,
         destination: Destination,
+        heads: Sequence[MergedHead] = (),
     ) -> None:
         self.plan = plan
         self._output, self._destination = output, destination
@@ -95,7 +104,9 @@ class AdapterWriter:
         self._error = 0.0
         modules, scale = sorted(plan.module_error_by_rank), plan.scale
         config = merged_config(adapters, modules, plan.cut.rank, scale.alpha)
+        config = with_dense(config, adapters, {head.tensor.kind for head in heads})
         self._config = output.config({**config, "use_rslora": scale.use_rslora})
+        self._heads = heads
         self._file = self._begin_file(modules, settings)
 
     def _begin_file(self, modules: Sequence[str], settings: Settings) -> SafetensorsParts:
@@ -106,6 +117,7 @@ class AdapterWriter:
         if self._config_inside:
             header = output.header(self._config, modules, scaling)
         tensors = output.tensors({m: self._empty(m) for m in modules}, scaling)
+        tensors |= {self._head_name(head): _empty_head(head) for head in self._heads}
         file = SafetensorsParts(tensors, header, self._destination.draft())
         inside = header.get(HEADER_FIELD, "") if self._config_inside else config_json(self._config)
         check_adapter(
@@ -128,10 +140,22 @@ class AdapterWriter:
             self._file.add(name, tensor)
         self._error = math.hypot(self._error, written.error)
 
+    def _head_name(self, head: MergedHead) -> str:
+        name, module = head.tensor.name, head.tensor.module
+        if module:
+            name = self._output.names[module] + name.removeprefix(module)
+        return f"{self._output.prefix}{name}"
+
+    def put_head(self, head: MergedHead, tensor: Tensor) -> None:
+        """Add one dense tensor."""
+        if self._destination.keep_tensors:
+            self._tensors[self._head_name(head)] = tensor
+        self._file.add(self._head_name(head), tensor)
+
     def finish(self) -> WrittenAdapter:
-        """The adapter, once every module was put."""
+        """The adapter, once every module and every dense tensor was put."""
         text = None if self._config_inside else config_json(self._config)
         return WrittenAdapter(
             self._tensors, self._config, adapter_files(self._file, text), self._output.format,
-            self.plan, relative(self._error, self.plan.norm),
+            self.plan, relative(self._error, self.plan.norm), tuple(self._heads),
         )  # fmt: skip

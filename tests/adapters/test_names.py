@@ -10,7 +10,6 @@ import torch
 from clair_cli.adapters.layout import layout_of
 from clair_cli.adapters.names.pair import pair_keys
 from clair_cli.errors import RejectedClient
-from tests.cohorts import texts
 
 P = "base_model.model."
 
@@ -56,11 +55,11 @@ REFUSED = [
     ([f"{P}e.lora_embedding_A", f"{P}e.lora_B.weight"], "names of two kinds"),
     ([*GOOD, f"{P}m.lora_magnitude_vector"], "DoRA not supported"),
     ([*GOOD, f"{P}m.lora_magnitude_vector.default.weight"], "DoRA not supported"),
-    ([*GOOD, f"{P}m.lora_B.bias"], "LoRA with a bias"),
-    ([*GOOD, f"{P}m.bias"], "trained biases not supported"),
-    ([*GOOD, f"{P}head.modules_to_save.default.weight"], "modules_to_save"),
-    ([*GOOD, f"{P}head.weight"], "full weights not supported: 1 tensor, 'base_model.model.head"),
-    ([*GOOD, f"{P}n.base_layer.weight"], "full weights not supported"),
+    ([f"{P}head.weight"], "full weights not supported: 1 tensor, 'base_model.model.head"),
+    ([*GOOD, f"{P}head.weight", f"{P}m.lora_diag"], "KaSA"),
+    ([*GOOD, f"{P}head.weight", f"{P}odd"], "tensors are not LoRA pairs: 1 tensor, 'base_m"),
+    ([*GOOD, f"{P}head.weight", f"{P}head.modules_to_save.x.weight"], "two tensors for 'head.w"),
+    (["lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight", "x.bias"], "full weights"),
     (both(f"{P}m.base_layer"), "target_parameters"),
     (both(f"{P}m.base_layer.out_proj"), "multi-head attention not supported"),
     (["lora_unet_x.lora_down.weight", "lora_unet_x.alpha"], "lora_A has no lora_B beside it"),
@@ -76,7 +75,6 @@ REFUSED = [
     (["lora_unet_x.oft_blocks"], "LyCORIS"),
     (["lora_unet_x.dora_scale"], "DoRA"),
     ([*GOOD, f"{P}m.lora_diag"], "KaSA"),
-    ([*GOOD, f"{P}e.token_adapter.trainable_tokens_delta"], "trainable tokens"),
     ([f"{P}m.lora_E"], "AdaLoRA"),
     ([f"{P}m.ia3_l"], "IA3"),
     (["something.else"], "tensors are not LoRA pairs: 1 tensor, 'something.else'"),
@@ -148,11 +146,37 @@ def test_alphas_go_with_their_module() -> None:
     assert not pair_keys(shapes(*names[:-1])).scale_inside
 
 
-def test_base_weights_beside_factors_are_named_and_left() -> None:
-    names = [f"{P}e.lora_embedding_A", f"{P}e.lora_embedding_B", f"{P}e.base_layer.weight"]
-    found = pair_keys(shapes(*names))
-    assert [pair.module for pair in found.pairs] == ["e"]
-    assert "base weights of 'e' are in the file and not merged" in texts(found.notes)[0]
+@pytest.mark.parametrize(
+    ("key", "name", "kind"),
+    [
+        (f"{P}head.weight", "head.weight", "dense"),
+        ("head.dense.bias", "head.dense.bias", "dense"),
+        (f"module.{P}head.modules_to_save.default.out.gamma", "head.out.gamma", "dense"),
+        (f"{P}e.base_layer.weight", "e.base_layer.weight", "dense"),
+        (f"{P}m.lora_B.bias", "m.lora_B.bias", "lora_bias"),
+        (f"{P}m.lora_B.default.bias", "m.lora_B.bias", "lora_bias"),
+        (f"{P}e.token_adapter.trainable_tokens_delta",
+         "e.token_adapter.trainable_tokens_delta", "rows"),
+        (f"{P}e.token_adapter.trainable_tokens_delta.default",
+         "e.token_adapter.trainable_tokens_delta", "rows"),
+    ],
+)  # fmt: skip
+def test_what_is_trained_as_a_whole_beside_the_pairs(key: str, name: str, kind: str) -> None:
+    found = pair_keys(shapes(*GOOD, key))
+    assert [(d.name, d.key, d.kind) for d in found.dense] == [(name, key, kind)]
+
+
+def test_a_second_copy_of_a_heads_bias_is_left() -> None:
+    """PEFT writes both names with bias "all"; they are one tensor."""
+    names = [*GOOD, f"{P}head.bias", f"{P}head.modules_to_save.bias"]
+    assert [d.name for d in pair_keys(shapes(*names)).dense] == ["head.bias"]
+
+
+@pytest.mark.parametrize(
+    "key", [f"{P}head.original_module.weight", f"{P}e.token_adapter.base_layer.weight"]
+)
+def test_the_base_models_copy_in_a_dump_from_memory_is_nobodys_training(key: str) -> None:
+    assert pair_keys(shapes(*GOOD, key)).dense == ()
 
 
 LAYOUTS = [

@@ -328,12 +328,7 @@ def test_grouped_convolutions_are_refused(tmp_path: Path) -> None:
     ("fields", "words"),
     [
         ({"use_dora": True}, "DoRA"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"bias": "all"}, "bias"),
-        ({"bias": "lora_only"}, "bias"),
-        ({"modules_to_save": ["up"], "target_modules": ["q"]}, "modules_to_save"),
         ({"target_modules": ["q"], "target_parameters": ["block.up.weight"]}, "target_parameters"),
-        ({"trainable_token_indices": {"emb": [1, 2]}}, "trainable tokens"),
         ({"kasa_config": "KasaConfig"}, "KaSA"),
         ({"alora_invocation_tokens": [1, 2]}, "aLoRA"),
     ],

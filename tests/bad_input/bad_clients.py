@@ -12,6 +12,8 @@ from tests.bad_input.clients import CONFIG, DATA, KEY, MODULE, WEIGHTS
 from tests.bad_input.table import Bad
 from tests.hostile import raw_file
 
+ROWS_NAME = f"{cohorts.PREFIX}embed.token_adapter.trainable_tokens_delta"
+
 BIG = 10**12
 HEADER = "8,388,608"
 BAD = [
@@ -134,12 +136,11 @@ BAD = [
         make.added(f"{cohorts.PREFIX}{MODULE}.lora_magnitude_vector", np.ones(24)),
         ("DoRA", "not supported", "lora_magnitude_vector"),
     ),
-    Bad(29, "lora_bias", make.fields(lora_bias=True), ("lora_bias", "not supported")),
     Bad(
         29,
-        "lora_bias tensor",
-        make.added(f"{cohorts.PREFIX}{MODULE}.lora_B.bias", np.ones(24)),
-        ("lora_bias", "not supported", f"{MODULE}.lora_B.bias"),
+        "lora_bias alone",
+        make.added(f"{cohorts.PREFIX}other.lora_B.bias", np.ones(24)),
+        ("module 'other'", "the bias of a lora_B that the file does not have"),
     ),
     Bad(29, "KaSA", make.fields(kasa_config={"beta": 1}), ("KaSA", "not supported")),
     Bad(
@@ -171,24 +172,22 @@ BAD = [
     Bad(29, "LoHa", make.renamed(lambda name: name.replace("lora_A", "hada_w1_a")), ("LoHa",)),
     Bad(
         30,
-        "modules_to_save",
-        make.fields(modules_to_save=["head"]),
-        ("modules_to_save", "not supported"),
+        "NaN in a head",
+        make.added(f"{cohorts.PREFIX}lm_head.weight", np.full((3, 4), np.nan)),
+        (f"'{cohorts.PREFIX}lm_head.weight'", "12 NaN or Inf of 12"),
     ),
     Bad(
         30,
-        "full weights",
-        make.added(f"{cohorts.PREFIX}lm_head.weight", np.ones((3, 4))),
-        ("full weights", f"'{cohorts.PREFIX}lm_head.weight'"),
+        "token rows without indices",
+        make.added(ROWS_NAME, np.ones((2, 16))),
+        (f"'{ROWS_NAME}'", "trainable_token_indices does not say which"),
     ),
     Bad(
         30,
-        "bias",
-        make.added(f"{cohorts.PREFIX}{MODULE}.bias", np.ones(24)),
-        ("biases", f"'{cohorts.PREFIX}{MODULE}.bias'"),
+        "token rows of another number",
+        make.added(ROWS_NAME, np.ones((2, 16)), trainable_token_indices=[7]),
+        (f"'{ROWS_NAME}' has 2 rows", "names 1"),
     ),
-    Bad(30, "bias in the config", make.fields(bias="all"), ("biases", "'all'")),
-    Bad(30, "trainable tokens", make.fields(trainable_token_indices=[1, 2]), ("trainable tokens",)),
     Bad(31, "lora_A", make.header(make.without_its_pair), (f"module '{MODULE}'", "lora_B")),
     Bad(34, "in features", make.wider, (MODULE, "(24, 18)", "(24, 16)", "3 of 4 clients")),
     Bad(34, "out features", make.taller, (MODULE, "(26, 16)", "(24, 16)", "3 of 4 clients")),

@@ -80,10 +80,11 @@ def entry(**changes: Any) -> Make:
     return header(lambda h: h[KEY].update(changes))
 
 
-def added(name: str, array: np.ndarray, dtype: str = "F32") -> Make:
-    """A good client with one more tensor."""
+def added(name: str, array: np.ndarray, dtype: str = "F32", **changes: Any) -> Make:
+    """A good client with one more tensor, and other fields in its config."""
     tensors = {cohorts.peft_names(s, m): a for s in "AB" for m, a in factors(s).items()}
-    return weights(cohorts.safetensors({**tensors, name: array}, dtype, {}))
+    data = cohorts.safetensors({**tensors, name: array}, dtype, {})
+    return lambda folder: void(client(folder, data, changes))
 
 
 def factors(side: str) -> Mapping[str, np.ndarray]:

@@ -54,7 +54,7 @@ ROWS = {
     27: Row("alpha 1e6, or by a pattern", 0, "judged on the raw factors"),
     28: Row("rsLoRA mixed with plain", 0, "a wrong scale"),
     29: Row("DoRA, lora_bias, KaSA, AdaLoRA, IA3, PiSSA", 0, "a silent wrong merge", 4),
-    30: Row("modules_to_save, full weights, biases", 0, "copied into the output", 4),
+    30: Row("heads and token rows that can't be read", 0, "copied into the output", 4),
     31: Row("lora_A alone", 0, strict=4),
     32: Row("module sets differ", 0, "zero-filled unnoticed"),
     33: Row("module that most clients lack", 0, "a similarity claimed there"),

@@ -105,6 +105,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
         "min_clients": 3,
         "trust": (),
         "trust_adapter": None,
+        "heads": "average",
         "allow_undetermined": False,
         "device": "auto",
         "fail_on": "never",
@@ -135,7 +136,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "--previous before.safetensors --exclude a --exclude b --min-clients 5 "
         "--allow-undetermined --device cpu --fail-on suspicious --force -q "
         "--threads 2 --timings --modules same --assume-alpha 32 "
-        "--limit clients=20 --limit file=1G --strict --minority merge"
+        "--limit clients=20 --limit file=1G --strict --minority merge --heads drop"
     )
     result = run("merge", clients, "-o", "out", *given.split())
     assert (result.exit_code, result.stdout) == (0, "")
@@ -161,6 +162,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "device": "cpu",
         "fail_on": "suspicious",
         "minority": "merge",
+        "heads": "drop",
         "force": True,
         "modules": "same",
         "assume_alpha": 32.0,

@@ -47,7 +47,7 @@ def test_tensors_at_odds_reject_one_client(folder: Path) -> None:
     client(folder, "ranks", {keys[0]: torch.ones(2, 8), keys[1]: torch.ones(6, 4)})
     client(folder, "nan", tensors | {keys[0]: torch.full((2, 8), torch.nan)})
     client(folder, "cap", pair(rank=5), config(r=5))
-    client(folder, "full", tensors | {f"{PREFIX}head.weight": torch.ones(2, 2)})
+    client(folder, "full", {f"{PREFIX}head.weight": torch.ones(2, 2)})
     cohort = load_cohort(folder, limits=Limits(max_rank=4))
     module = "module 'layers.0.q_proj'"
     assert rejected(cohort) == {

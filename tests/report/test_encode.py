@@ -66,13 +66,21 @@ def dataclasses_of_the_report() -> list[type]:
     return [c for c in found if isinstance(c, type) and is_dataclass(c)]
 
 
+LATER: dict[type, set[str]] = {
+    report_module.ClientReport: {"heads"},
+    results.MergedReport: {"heads"},
+    results.RefinedReport: {"heads"},
+}
+
+
 @pytest.mark.parametrize("cls", dataclasses_of_the_report(), ids=lambda c: c.__name__)
 def test_the_schema_has_exactly_the_fields_of_the_dataclass(cls: type) -> None:
     schema = load_schema()
     part = schema if cls is Report else schema["$defs"][cls.__name__]
     names = {field.name.rstrip("_") for field in fields(cls)}
     assert set(part["properties"]) == names
-    assert set(part["required"]) == names
+    # fields that came later may be absent: those reports are read as well
+    assert names - set(part["required"]) == LATER.get(cls, set())
     assert part["additionalProperties"] is False
 
 

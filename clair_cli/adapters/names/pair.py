@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from clair_cli.adapters.names.dense import dense_keys
 from clair_cli.adapters.names.diffusers import diffusers_name
 from clair_cli.adapters.names.kohya import kohya_name
 from clair_cli.adapters.names.parts import Format, KeyMap, KeyPair, TensorPart
 from clair_cli.adapters.names.peft import PREFIX, peft_name
-from clair_cli.adapters.names.refused import refuse
+from clair_cli.adapters.names.refused import refuse, variants_of
 from clair_cli.errors import RejectedClient
-from clair_cli.remark import Remark, warning
 from clair_cli.text import first_few, quoted, some_of
 
 READERS: tuple[Callable[[str], TensorPart | None], ...] = (peft_name, diffusers_name, kohya_name)
@@ -42,8 +42,11 @@ def pair_keys(shapes: Mapping[str, tuple[int, ...]]) -> KeyMap:
         raise RejectedClient("file holds no tensors", found="0 tensors", expected="LoRA pairs")
     parts = {key: _part(key) for key in shapes}
     unknown = [key for key, part in parts.items() if part is None]
-    if unknown:
+    if len(unknown) == len(parts) or variants_of(unknown):
         refuse(unknown)
+    dense, others = dense_keys(unknown)
+    if others:
+        refuse(others)
     found = _by_module({key: part for key, part in parts.items() if part is not None})
     _check_alone(found)
     factors = {key: part for key, part in found.values() if part.part in "AB"}
@@ -52,10 +55,12 @@ def pair_keys(shapes: Mapping[str, tuple[int, ...]]) -> KeyMap:
     _check_one(prefixes, f"some tensor names begin with {PREFIX!r} and some do not")
     pairs = _pairs(found)
     prefix, format_ = next(iter(prefixes)), _format(factors)
+    if dense and format_ != "peft":
+        refuse(one.key for one in dense)
     without = sorted(pair.module for pair in pairs if pair.key_alpha is None)
     old = any(part.format != "peft" for part in factors.values())
     inside = not without or old or (format_ == "diffusers" and not prefix)
-    return KeyMap(prefix, pairs, format_, inside, _notes(found))
+    return KeyMap(prefix, pairs, format_, inside, dense=dense)
 
 
 def _part(key: str) -> TensorPart | None:
@@ -81,15 +86,12 @@ def _by_module(parts: Mapping[str, TensorPart]) -> PartTable:
 
 
 def _check_alone(found: PartTable) -> None:
-    """Refuse a base layer's weight, or an alpha, of a module without factors."""
-    alone = {
-        key: part.part
-        for (module, _), (key, part) in found.items()
+    """Refuse an alpha of a module without factors."""
+    alone = [
+        key
+        for (module, _), (key, _) in found.items()
         if (module, "A") not in found and (module, "B") not in found
-    }
-    base = [key for key, part in alone.items() if part == "base"]
-    if base:
-        refuse(base)
+    ]
     if alone:
         raise RejectedClient(
             f"alpha without the factors it scales: {first_few(alone)}",
@@ -142,14 +144,3 @@ def _format(factors: Mapping[str, TensorPart]) -> Format:
         return "peft"
     blocks = any(part.module.startswith(_TRANSFORMER_BLOCKS) for part in factors.values())
     return "diffusers" if blocks or firsts != {TRANSFORMER} else "peft"
-
-
-def _notes(found: PartTable) -> tuple[Remark, ...]:
-    base = [module for module, part in found if part == "base"]
-    if not base:
-        return ()
-    text = (
-        f"base weights of {first_few(base)} are in the file and not merged: the merged adapter "
-        "goes with the clients' own base model"
-    )
-    return (warning("base_weights", text),)

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 from clair_cli.remark import Remark
 
 Format = Literal["peft", "diffusers", "kohya"]
-Part = Literal["A", "B", "alpha", "base"]
+Part = Literal["A", "B", "alpha"]
+DenseKind = Literal["dense", "lora_bias", "rows"]
 
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -20,8 +21,7 @@ class TensorPart:
 
     Attributes:
         format: of the name.
-        part: "A" or "B", "alpha" (a scalar, the module's alpha), or "base" (the base layer's
-            own weight, which PEFT saves beside the LoRA of an embedding).
+        part: "A" or "B", or "alpha" (a scalar, the module's alpha).
         module: module path as the file has it, without `prefix` and the adapter's name.
         prefix: "base_model.model." or "".
         adapter: PEFT's name of the adapter, or "".
@@ -48,8 +48,23 @@ class KeyPair:
 
 
 @dataclass(frozen=True)
+class DenseKey:
+    """The name of a tensor that is no part of a pair: see `adapters.dense`.
+
+    Attributes:
+        name: without the prefix, wrappers and the adapter's name. key: as in the file.
+        kind: as in `DenseTensor`. module: of "lora_bias", its module's path; else "".
+    """
+
+    name: str
+    key: str
+    kind: DenseKind
+    module: str = ""
+
+
+@dataclass(frozen=True)
 class KeyMap:
-    """All pairs of one file.
+    """All pairs of one file, and its dense tensors.
 
     Attributes:
         prefix: what stands before every module path: "base_model.model." or "".
@@ -58,6 +73,7 @@ class KeyMap:
         scale_inside: the file needs no config: a module's alpha is in the file, or is its rank
             by the rule of the format's own loader.
         notes: remarks for the report.
+        dense: sorted by name.
     """
 
     prefix: str
@@ -65,3 +81,4 @@ class KeyMap:
     format: Format = "peft"
     scale_inside: bool = False
     notes: tuple[Remark, ...] = ()
+    dense: tuple[DenseKey, ...] = ()

@@ -12,7 +12,6 @@ PREFIX = "base_model.model."
 _WRAPPERS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 _EMBEDDING = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?")
-_BASE = re.compile(r"(?P<module>.+)\.base_layer\.weight")
 
 
 def peft_name(key: str) -> TensorPart | None:
@@ -24,8 +23,7 @@ def peft_name(key: str) -> TensorPart | None:
     prefix, plain = strip_wrappers(key)
     match = _FACTOR.fullmatch(plain) or _EMBEDDING.fullmatch(plain)
     if match is None:
-        base = _BASE.fullmatch(plain)
-        return None if base is None else TensorPart("peft", "base", base["module"], prefix)
+        return None
     module = match["module"]
     if "base_layer" in module.split("."):
         return None  # chained layers: target_parameters, multi-head attention

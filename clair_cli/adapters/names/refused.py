@@ -22,16 +22,18 @@ _VARIANTS = (
     ("VeRA", r"\.?vera_(lambda_[bd]|A|B)\b"),
     ("KaSA", r"\.lora_diag\b"),
     ("prompt tuning", r"\bprompt_embeddings\b"),
-    ("trainable tokens", r"\b(token_adapter|trainable_tokens)"),
-    ("LoRA with a bias (lora_bias)", r"\.lora_B(\.[^.]+)?\.bias$"),
     ("XLabs LoRA names", r"\.processor\.[^.]*_lora\d+\.(down|up)\.weight$"),
     ("LoRA of multi-head attention", r"\.base_layer\.out_proj\.lora_[AB]\b"),
     ("LoRA on parameters (target_parameters)", r"\.base_layer\.lora_[AB]\b"),
-    ("fully trained modules (modules_to_save)", r"\.modules_to_save\b"),
-    ("trained biases", r"\.bias$"),
-    ("full weights", r"\.(weight|base_layer\.weight)$"),
 )
+_FULL = ("full weights", re.compile(r"\.(weight|bias)$"))  # where there is nothing else
 _COMPILED = tuple((variant, re.compile(pattern)) for variant, pattern in _VARIANTS)
+
+
+def variants_of(keys: Iterable[str]) -> bool:
+    """Whether any of some tensors is of a variant that can't be merged."""
+    names = [strip_wrappers(key)[1] for key in keys]
+    return any(pattern.search(name) for _, pattern in _COMPILED for name in names)
 
 
 def refuse(keys: Iterable[str]) -> NoReturn:
@@ -41,7 +43,7 @@ def refuse(keys: Iterable[str]) -> NoReturn:
         RejectedClient: always; `found` is the variant, the message names the first tensors.
     """
     names = {key: strip_wrappers(key)[1] for key in keys}
-    for variant, pattern in _COMPILED:
+    for variant, pattern in (*_COMPILED, _FULL):
         hits = [key for key, plain in names.items() if pattern.search(plain)]
         if hits:
             raise _refusal(f"{variant} not supported", variant, hits)

@@ -84,6 +84,17 @@ class SafetensorsFile:
                 raise self._changed(entry.name)
         return data
 
+    def part(self, key: str, begin: int, end: int) -> memoryview:
+        """See `TensorSource.part`."""
+        entry = self.tensors[key]
+        if self.kept is not None and self._looks_unchanged():
+            return self.kept[entry.begin + begin : entry.begin + end]
+        data = memoryview(bytearray(end - begin))
+        with self._opened(key) as fd:
+            os.lseek(fd, self.data_start + entry.begin + begin, os.SEEK_SET)
+            read_into(fd, data)
+        return data
+
     def check_unchanged(self) -> None:
         """For bytes that were copied from `raw` and are used since.
 

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from clair_cli.errors import RejectedClient
+from clair_cli.text import quoted
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -72,6 +75,45 @@ class TensorSource(Protocol):
             RejectedClient: the bytes are gone or changed.
         """
         ...
+
+    def part(self, key: str, begin: int, end: int) -> memoryview:
+        """Some bytes of one tensor, which may have changed since they were checked; see
+        `pieces_of`.
+
+        Args:
+            begin, end: counted from the tensor's first byte.
+
+        Raises:
+            KeyError, RejectedClient: as `raw`.
+        """
+        ...
+
+
+def pieces_of(source: TensorSource, key: str, elements: int) -> Iterator[Tensor]:
+    """One tensor in pieces, for tensors that are too large to hold of all clients at once.
+
+    Args:
+        elements: of each piece but the last, at least 1.
+
+    Yields:
+        CPU tensors of one axis, in order, not to be written to.
+
+    Raises:
+        KeyError: as `tensor_of`.
+        RejectedClient: the bytes are gone; or, after the last piece, they are others than those
+            that were checked, so that the pieces count only when all have been taken.
+    """
+    import torch
+
+    entry = source.tensors[key]
+    dtype = getattr(torch, TORCH_DTYPES[entry.dtype])
+    length, step, seen = entry.end - entry.begin, elements * dtype.itemsize, hashlib.sha256()
+    for begin in range(0, length, step):
+        data = source.part(key, begin, min(length, begin + step))
+        seen.update(data)
+        yield torch.frombuffer(bytearray(data), dtype=dtype)
+    if seen.digest()[:DIGEST_BYTES] != entry.digest:
+        raise RejectedClient(f"tensor {quoted(key)} changed while reading")
 
 
 def tensor_of(source: TensorSource, key: str) -> Tensor:

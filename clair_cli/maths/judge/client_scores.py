@@ -79,7 +79,12 @@ def module_ratios(norms: Tensor, members: Sequence[int]) -> Tensor:
 def module_norm_ratio(evidence: Evidence, members: Sequence[int]) -> Tensor:
     """Each client's largest norm in one module over the module's typical norm; NaN where no norm is
     typical."""
-    largest = torch.nan_to_num(module_ratios(evidence.norms, members), nan=-torch.inf).amax(0)
+    return largest_ratio(module_ratios(evidence.norms, members))
+
+
+def largest_ratio(ratios: Tensor) -> Tensor:
+    """The largest of each column, NaN where it has NaN alone."""
+    largest = torch.nan_to_num(ratios, nan=-torch.inf).amax(0)
     return torch.where(torch.isneginf(largest), torch.nan, largest)
 
 

@@ -9,14 +9,20 @@ from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.judge.collaborate import CollaborativeSet, collaborate
 from clair_cli.maths.judge.copies import copy_sets
 from clair_cli.maths.judge.minority import Minority
-from clair_cli.maths.judge.outcome import contradicting, some_names, unsolved, without_verdict
+from clair_cli.maths.judge.outcome import (
+    NoVerdict,
+    contradicting,
+    some_names,
+    unsolved,
+    without_verdict,
+)
 from clair_cli.maths.judge.scores import Scores, score_clients
 from clair_cli.maths.judge.sizes import Sizes
 from clair_cli.maths.judge.structure import Structure, find_structure
 from clair_cli.maths.judge.verdicts import Finding, Verdict, as_trusted, decide, sure
 
 # Verdicts of the clients that are merged whole.
-_MERGED = ("benign", "suspicious")
+MERGED = ("benign", "suspicious")
 _NO_UPDATE = Finding("no_update", "no update: every delta weight is zero")
 
 
@@ -82,15 +88,8 @@ def judge(
     verdicts = _verdicts(structure, scores, sizes, names, tuple(module_names), trusted)
     blocked = blocked or contradicting(trusted, verdicts, names)
     present = sorted((*structure.distinct, *structure.copies))
-    members = tuple(k for k in present if verdicts[k].verdict in _MERGED)
-    least = 2 if trusted else 3
-    sound = [k for k in members if verdicts[k].influence > 0 and k not in structure.copies]
-    if blocked is None and len(sound) < least:
-        blocked = (
-            "too_few_left",
-            f"only {len(sound)} clients agree and have no other finding; {least} are needed",
-            "mend or replace the clients left out, or collect more",
-        )
+    members = tuple(k for k in present if verdicts[k].verdict in MERGED)
+    blocked = blocked or too_few_left(structure, verdicts, members, trusted)
     result = None
     if structure.stacking == "matrix":
         result = collaborate(evidence.matrix.value, group.members, structure.distinct)
@@ -100,6 +99,24 @@ def judge(
         "undetermined" if blocked else "judged", code, text, remedy, structure, result, members,
         tuple(scores), verdicts, _minorities(structure, verdicts), group.power,
     )  # fmt: skip
+
+
+def too_few_left(
+    structure: Structure,
+    verdicts: Sequence[Verdict],
+    members: Sequence[int],
+    trusted: Sequence[int] = (),
+) -> NoVerdict | None:
+    """The reason for no verdict if too few clients are left to merge; else None."""
+    least = 2 if trusted else 3
+    sound = [k for k in members if verdicts[k].influence > 0 and k not in structure.copies]
+    if len(sound) >= least:
+        return None
+    return (
+        "too_few_left",
+        f"only {len(sound)} clients agree and have no other finding; {least} are needed",
+        "mend or replace the clients left out, or collect more",
+    )
 
 
 def _apart(structure: Structure) -> dict[int, tuple[int, ...]]:

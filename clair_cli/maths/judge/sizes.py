@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clair_cli.maths.evidence.gather import Evidence
-from clair_cli.maths.judge.client_scores import module_norm_ratio, module_ratios, norm_ratio
+from clair_cli.maths.judge.client_scores import (
+    largest_ratio,
+    median_ratio,
+    module_ratios,
+    whole_norms,
+)
 from clair_cli.maths.judge.thresholds import ERROR_RATE, MODULE_NORM_CAP, NORM_CAP
 
 # Standard deviation of a normal variable over the median distance from its median.
@@ -62,10 +67,16 @@ def sizes_of(evidence: Evidence, members: Sequence[int]) -> Sizes:
     Args:
         members: the clients of the cohort.
     """
-    whole = norm_ratio(evidence, members)
-    each = module_ratios(evidence.norms, members)[:, list(members)]
+    return sizes_of_norms(evidence.norms, members)
+
+
+def sizes_of_norms(norms: Tensor, members: Sequence[int]) -> Sizes:
+    """As `sizes_of`, of norms alone, (n_modules, n_clients)."""
+    whole = median_ratio(whole_norms(norms), members)
+    ratios = module_ratios(norms, members)
+    each = ratios[:, list(members)]
     return Sizes(
-        whole, module_norm_ratio(evidence, members),
+        whole, largest_ratio(ratios),
         allowed(whole[list(members)], NORM_CAP), allowed(each.flatten(), MODULE_NORM_CAP),
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ from clair_cli.maths.judge.sizes import VANISHING, Sizes
 from clair_cli.maths.judge.thresholds import LINE, ODD_P, SPREAD_RATIO
 
 # Log sizes over what is allowed from which on a client is suspicious, and contaminated.
-_SUSPICIOUS_SIZE, _CONTAMINATED_SIZE = 3.0, 4.0
+SUSPICIOUS_SIZE, CONTAMINATED_SIZE = 3.0, 4.0
 # No probability is stated below this.
 LEAST_P = 1e-3
 # Probabilities of a verdict's evidence: below the first it is clear, below the second likely.
@@ -110,9 +110,9 @@ def size_findings(scores: Scores, sizes: Sizes) -> tuple[str, list[Finding]]:
     whole, module = scores["norm_ratio"], scores["module_norm_ratio"]
     if whole < VANISHING:
         return "suspicious", [Finding("no_update", f"almost no update: {_norm(whole)}")]
-    if not scores.over > _SUSPICIOUS_SIZE:
+    if not scores.over > SUSPICIOUS_SIZE:
         return "benign", []
-    verdict = "contaminated" if scores.over > _CONTAMINATED_SIZE else "suspicious"
+    verdict = "contaminated" if scores.over > CONTAMINATED_SIZE else "suspicious"
     by_whole = not math.log(whole) / math.log(sizes.whole_cap) < scores.over if whole > 0 else True
     if by_whole or math.isnan(whole):
         agrees = "" if scores.is_below else ", though its direction agrees"
@@ -130,7 +130,7 @@ def noise_findings(scores: Scores) -> tuple[str, list[Finding]]:
     return "contaminated" if scores.is_less else "suspicious", [finding]
 
 
-_ORDER = ("benign", "suspicious", "minority", "contaminated")
+ORDER = ("benign", "suspicious", "minority", "contaminated")
 
 
 def decide(
@@ -146,7 +146,7 @@ def decide(
     """
     verdict, findings = likeness(scores, apart)
     sized, more = size_findings(scores, sizes)
-    verdict, findings = max(verdict, sized, key=_ORDER.index), findings + more
+    verdict, findings = max(verdict, sized, key=ORDER.index), findings + more
     if not findings:
         verdict, findings = noise_findings(scores)
     if scores.odd_modules and not findings:

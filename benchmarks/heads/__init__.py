@@ -1,0 +1,1 @@
+"""Classification heads of clients whose labels are skewed, honest and attacked."""

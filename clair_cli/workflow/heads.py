@@ -1,0 +1,161 @@
+"""What clients trained as a whole beside the LoRA: judged, and merged as a weighted mean.
+
+Both looks read the tensors in slices of all clients at once, so that no whole tensor of all clients
+is in memory. A tensor that is the same in all clients is not read before it is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clair_cli.adapters.adapter import Adapter
+from clair_cli.adapters.dense import DenseTensor
+from clair_cli.cohort.heads import HeadTensor, head_tensors
+from clair_cli.cohort.round import Round, losing
+from clair_cli.formats.safetensors.source import pieces_of
+from clair_cli.maths.judge.heads import DenseEvidence, JudgedHeads, judge_heads
+from clair_cli.maths.merge.dense import middle
+from clair_cli.settings import Progress
+
+# Numbers in float64 of all clients together that are in memory at once: 64 MiB.
+_NUMBERS = 2**23
+
+
+@dataclass(frozen=True)
+class RoundHeads:
+    """The dense tensors of a round, judged.
+
+    Attributes:
+        tensors: of all comparable clients, those that are the same in all of them included.
+        judged: the verdicts; None where no tensor differs.
+        names: of the tensors that were judged, in the order of `judged.alike`.
+        members: clients whose median is the reference where there is no previous tensor.
+        previous: the previous adapter's tensors, by the names of `tensors`.
+    """
+
+    tensors: tuple[HeadTensor, ...]
+    judged: JudgedHeads | None
+    names: tuple[str, ...]
+    members: tuple[int, ...]
+    previous: Mapping[str, DenseTensor]
+
+    def factor(self, client: int) -> float:
+        """By which a client's differences count at most, 0 to 1."""
+        return 1.0 if self.judged is None else self.judged.verdicts[client].factor
+
+
+NO_HEADS = RoundHeads((), None, (), (), {})
+
+
+def look_at_heads(round_: Round, members: Sequence[int], progress: Progress) -> RoundHeads:
+    """Read and judge the dense tensors of all comparable clients.
+
+    Args:
+        members: see `judge_heads`.
+
+    Raises:
+        ClientLost: a tensor changed since it was checked.
+    """
+    tensors = head_tensors(round_.adapters)
+    if not tensors:
+        return NO_HEADS
+    previous = _previous(round_, tensors)
+    differing = [tensor for tensor in tensors if not tensor.equal]
+    found = RoundHeads(tensors, None, (), tuple(members), previous)
+    if not differing:
+        return found
+    n = len(round_.adapters)
+    holders = torch.zeros(len(differing), n, dtype=torch.bool)
+    whole = torch.zeros(len(differing), n, n, dtype=torch.float64)
+    difference = torch.zeros_like(whole)
+    for t, tensor in enumerate(differing):
+        progress("heads", t, len(differing))
+        own = list(tensor.own)
+        holders[t, own] = True
+        index = torch.tensor(own)
+        for values, reference in slices(round_, found, tensor, own):
+            off = values - reference
+            whole[t][index[:, None], index] += values @ values.mT
+            difference[t][index[:, None], index] += off @ off.mT
+    progress("heads", len(differing), len(differing))
+    evidence = DenseEvidence(
+        tuple(t.name for t in differing),
+        tuple(math.prod(t.shape) for t in differing),
+        tuple(len(t.shape) > 1 for t in differing),
+        tuple(t.name in previous for t in differing),
+        holders, whole, difference,
+    )  # fmt: skip
+    judged = judge_heads(evidence, members)
+    return RoundHeads(tensors, judged, evidence.names, tuple(members), previous)
+
+
+def _previous(round_: Round, tensors: Sequence[HeadTensor]) -> dict[str, DenseTensor]:
+    """The previous adapter's tensors of the same form."""
+    if round_.previous is None:
+        return {}
+    own = {t.name: t.own[0] for t in head_tensors([round_.previous])}
+    return {
+        t.name: own[t.name]
+        for t in tensors
+        if t.name in own and own[t.name].form == (t.shape, t.rows)
+    }
+
+
+def slices(
+    round_: Round,
+    heads: RoundHeads,
+    tensor: HeadTensor,
+    clients: Sequence[int],
+    *,
+    bounded: bool = True,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Slices of one tensor: of some clients (n_clients, n_numbers), and of the reference
+    (n_numbers,), scalings applied, float64.
+
+    Args:
+        bounded: whether the reference counts; else it is that of `clients` alone, and not used.
+    """
+    members = [k for k in heads.members if k in tensor.own] or list(tensor.own)
+    members = members if bounded else list(clients)
+    before = heads.previous.get(tensor.name) if bounded else None
+    needed = sorted({*clients, *(() if before is not None else members)})
+    elements = max(1, min(math.prod(tensor.shape), _NUMBERS // (len(needed) + 1)))
+    readers = [_pieces(round_.adapters[k], tensor.own[k], elements) for k in needed]
+    if before is not None:
+        assert round_.previous is not None
+        readers.append(_pieces(round_.previous, before, elements))
+    at = [needed.index(k) for k in clients]
+    inside = [needed.index(k) for k in members if k in needed]
+    for parts in zip(*readers, strict=True):
+        values = torch.stack(parts[: len(needed)])
+        yield values[at], middle(values[inside]) if before is None else parts[-1]
+
+
+def _pieces(adapter: Adapter, own: DenseTensor, elements: int) -> Iterator[Tensor]:
+    """One client's tensor in pieces, its scaling applied, float64."""
+    with losing(adapter):
+        for piece in pieces_of(adapter.source, own.key, elements):
+            yield piece.double() * own.scaling
+
+
+@dataclass(frozen=True)
+class MergedHead:
+    """A dense tensor of the result.
+
+    Attributes:
+        tensor: over the round's clients.
+        clients: indices of those that are averaged, ascending. weights: theirs, summing to 1.
+        dtype: that is written.
+        bounded: whether any of them counts for less than its whole difference.
+    """
+
+    tensor: HeadTensor
+    clients: tuple[int, ...]
+    weights: tuple[float, ...]
+    dtype: str
+    bounded: bool

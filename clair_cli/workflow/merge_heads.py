@@ -1,0 +1,102 @@
+"""The dense tensors of a merge: which there are, and each as a weighted mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Set
+
+import torch
+from torch import Tensor
+
+from clair_cli.cohort.selection import fewest_holders, modules_to_merge
+from clair_cli.errors import OutputError
+from clair_cli.maths.merge.dense import bounded_mean
+from clair_cli.remark import Remark, note, warning
+from clair_cli.settings import Settings
+from clair_cli.text import first_few
+from clair_cli.workflow.heads import MergedHead, slices
+from clair_cli.workflow.judge import JudgedRound
+
+
+def plan_heads(
+    judged: JudgedRound, settings: Settings
+) -> tuple[tuple[MergedHead, ...], tuple[Remark, ...]]:
+    """The dense tensors that are merged, and remarks.
+
+    A tensor is merged where enough of the merged clients have it, as a module is; a client without
+    it has no part in it. The bias of a `lora_B` is zero for a client without it.
+
+    A format without names for them has none.
+    """
+    round_, heads, weights = judged.round, judged.heads, judged.weights
+    if heads.tensors and (round_.output is None or round_.output.format != "peft"):
+        text = (
+            f"{len(heads.tensors):,} tensors beside the LoRA "
+            f"({first_few(t.name for t in heads.tensors)}) not written: only PEFT's format has "
+            "names for them"
+        )
+        return (), (warning("heads_not_written", text),)
+    merged = [k for k, weight in enumerate(weights) if weight > 0]
+    counts = {t.name: sum(k in t.own for k in merged) for t in heads.tensors}
+    enough = set(modules_to_merge(counts, len(merged), settings.modules))
+    found, notes = [], []
+    for tensor in heads.tensors:
+        if tensor.name not in enough or (tensor.module and tensor.module not in judged.written):
+            continue
+        clients = tuple(k for k in merged if k in tensor.own)
+        total = math.fsum(weights[k] for k in (merged if tensor.module else clients))
+        dtypes = {tensor.own[k].dtype for k in clients}
+        dtype = settings.dtype if settings.dtype != "auto" else _written_dtype(dtypes)
+        found.append(
+            MergedHead(
+                tensor, clients, tuple(weights[k] / total for k in clients), dtype,
+                any(heads.factor(k) < 1.0 for k in clients),
+            )
+        )  # fmt: skip
+    if few := sorted(name for name, count in counts.items() if count and name not in enough):
+        text = (
+            f"{len(few):,} tensors beside the LoRA ({first_few(few)}) not merged: fewer than "
+            f"{fewest_holders(len(merged))} of the {len(merged)} merged clients have them"
+        )
+        notes.append(warning("heads_not_merged", text))
+    if same := [m.tensor.name for m in found if m.tensor.equal]:
+        text = (
+            f"{len(same):,} tensors beside the LoRA ({first_few(same)}) are the same in all "
+            "clients, and written as they are"
+        )
+        notes.append(note("heads_equal", text))
+    return tuple(found), tuple(notes)
+
+
+def _written_dtype(dtypes: Set[str]) -> str:
+    """The clients' own, if they have one that is written; else float32."""
+    own = next(iter(dtypes))
+    return own if len(dtypes) == 1 and own != "float64" else "float32"
+
+
+def merge_head(judged: JudgedRound, merged: MergedHead, scaling: float) -> Tensor:
+    """One dense tensor as it is written, on the CPU.
+
+    Args:
+        scaling: what a loader will multiply the bias of a `lora_B` with.
+
+    Raises:
+        ClientLost: a tensor changed since it was judged.
+        OutputError: it does not fit the dtype.
+    """
+    round_, heads = judged.round, judged.heads
+    tensor, dtype = merged.tensor, getattr(torch, merged.dtype)
+    result = torch.empty(math.prod(tensor.shape), dtype=dtype)
+    clients = merged.clients[:1] if tensor.equal and not tensor.module else merged.clients
+    weights = (1.0,) if clients != merged.clients else merged.weights
+    factors = [heads.factor(k) for k in clients] if merged.bounded else [1.0 for _ in clients]
+    by, done = scaling if tensor.module else 1.0, 0
+    for values, reference in slices(round_, heads, tensor, clients, bounded=merged.bounded):
+        piece = bounded_mean(values, weights, factors, reference) / by
+        result[done : done + len(piece)] = piece.to(dtype)
+        done += len(piece)
+    if not bool(torch.isfinite(result).all()):
+        raise OutputError(
+            f"{tensor.name!r} does not fit {merged.dtype}", hint="choose a wider --dtype"
+        )
+    return result.reshape(tensor.shape)
