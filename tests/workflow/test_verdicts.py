@@ -51,7 +51,7 @@ FINDINGS: dict[str, tuple[list[Client], str, str]] = {
     "four times": ([late(4)], "suspicious", "norm"),
     "colluding pair": (cohorts.colluders(2), "contaminated", "in_a_group"),
     "colluding triple": (cohorts.colluders(3), "contaminated", "in_a_group"),
-    "one module of six": ([one_module(late(1), cohorts.unrelated())], "contaminated", "odd_module"),
+    "one module of six": ([one_module(late(1), cohorts.unrelated())], "suspicious", "odd_module"),
     "no update": ([cohorts.scaled(late(1), 0.0)], "suspicious", "no_update"),
     "almost no update": ([cohorts.scaled(late(1), 1e-6)], "suspicious", "no_update"),
     "nan": ([cohorts.with_nan(late(1))], "rejected", "rejected"),

@@ -166,7 +166,7 @@ class _Search:
     def _orders(self) -> list[Tensor]:
         """Values by which the members of a minority may come first, (n,) each."""
         orders = [self._everybody]
-        if self.signatures.comparable:
+        if bool(self.signatures.told.any()):
             profile, concentration = self.signatures.profile, self.signatures.concentration
             main = torch.linalg.svd(profile, full_matrices=False).Vh[0]
             far, near = _standard(self.signatures.distances), _standard(concentration)
@@ -190,8 +190,13 @@ class _Search:
         return excess * self.pairs.known, outside
 
     def _products(self, outside: Tensor) -> Tensor:
-        """y, zero on the diagonal, (n, n)."""
-        apart = self.signatures.profile - self.signatures.profile[:, outside].mean(1, keepdim=True)
+        """y, zero on the diagonal and for who cannot be compared, (n, n).
+
+        Args:
+            outside: mask of those outside the set who can be compared.
+        """
+        profile, told = self.signatures.profile, self.signatures.told.double()
+        apart = (profile - profile[:, outside].mean(1, keepdim=True)) * told
         squares = apart[:, outside].square().mean(1, keepdim=True)
         apart = apart / ((squares + squares.mean()) / 2).sqrt().clamp_min(1e-12)
         products: Tensor = torch.einsum("mj,mk->jk", apart, apart) * self.pairs.known / len(apart)
@@ -239,17 +244,18 @@ class _Search:
 
     def _chance(self, excess: Tensor, outside: Tensor, members: Sequence[int]) -> float:
         """Tail probability of what the members share beside the clients outside."""
-        p = self._tail(excess, outside, members, self.pairs.noise)
-        if not self.signatures.comparable:
+        p, told = self._tail(excess, outside, members, self.pairs.noise), self.signatures.told
+        bank = outside & told
+        if not bool(told[list(members)].all()) or int(bank.sum()) < MIN_OUTSIDE - 1:
             return p
         both = self._units(excess, outside, self.pairs.noise)
-        both = both + _PROFILES * self._units(self._products(outside), outside, 0.0)
+        both = both + _PROFILES * self._units(self._products(bank), bank, 0.0)
         tail = self._tail(both, outside, members, 1.0 + _PROFILES**2)
         if not tail < 1.0:
             return p
         inside = torch.zeros_like(outside)
         inside[list(members)] = True
-        more = above(self.signatures.concentration, inside, outside)
+        more = above(self.signatures.concentration, inside, bank)
         return 2 * min(p, fisher([tail, more]))
 
     def _by_one(self, excess: Tensor, outside: Tensor, members: Sequence[int]) -> bool:

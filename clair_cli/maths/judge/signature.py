@@ -8,7 +8,9 @@ others do, in other modules, and in fewer directions. The cohort is the bank of 
                     and scaling drop out
     concentration   less the mean over modules of the log effective rank
 
-Both are taken beside the clients' median in each module.
+Both are taken beside the clients' median in each module; where clients have different numbers of
+rank-one components, beside the median of those of the same number, if there are enough of them:
+more components use more directions.
 
 Source of the idea: "Weight space detection of backdoors in LoRA adapters", arXiv 2602.15195.
 """
@@ -32,8 +34,10 @@ MIN_MODULES = 4
 _LEAST, _PRIOR = 0.05, 4.0
 # What a loading alone may add: honest clients with other data have other loadings.
 _LOADING_P = 0.01
-# Fewest clients that another is held against by its signature.
+# Fewest clients that another is held against when a set is asked whether one client made it.
 _FEWEST = 3
+# Fewest clients whose signatures say what is ordinary for one of them, or for their rank.
+_BANK = 6
 # Loadings below this are as unlike as can be.
 _LEAST_LOADING = 0.05
 # Up to this many clients each is held against a median that it had no part in.
@@ -82,8 +86,7 @@ class Signatures:
         profile: see the top of this file; the clients' median profile is taken off; 0 where a
             delta weight is zero, (n_modules, n).
         concentration: (n,); NaN for a client without an update.
-        alike: for each client those of its own number of rank-one components; only they can be
-            compared, (n, n).
+        alike: for each client those of its own number of rank-one components, (n, n).
     """
 
     profile: Tensor
@@ -91,23 +94,31 @@ class Signatures:
     alike: Tensor
 
     def of(self, clients: Tensor) -> Signatures:
-        """The signatures of some clients, by index, in the order given."""
-        return Signatures(
-            self.profile[:, clients], self.concentration[clients], self.alike[clients][:, clients]
-        )
+        """The signatures of some clients, by index, in the order given; beside those of their own
+        rank among them, if not all are of one rank."""
+        profile, alike = self.profile[:, clients], self.alike[clients][:, clients]
+        concentration = self.concentration[clients]
+        if not bool(alike.all()):
+            own = [(profile[:, of_rank], concentration[of_rank]) for of_rank in alike]
+            profile = profile - torch.stack([p.median(1).values for p, _ in own], dim=1)
+            concentration = concentration - torch.stack([c.nanmedian() for _, c in own])
+        return Signatures(profile, concentration, alike)
 
-    @property
-    def comparable(self) -> bool:
-        """Whether there are modules enough, and all clients are of one rank."""
-        return len(self.profile) >= MIN_MODULES and bool(self.alike.all())
+    @cached_property
+    def told(self) -> Tensor:
+        """Mask of the clients that can be compared: all, if they are of one rank, else those of a
+        rank that _BANK of them have; and nobody without modules enough, (n,)."""
+        enough = self.alike.all() | (self.alike.sum(1) >= _BANK)
+        return enough & (len(self.profile) >= MIN_MODULES)
 
     @cached_property
     def distances(self) -> Tensor:
-        """Log of each client's distance to the median profile of the others (of all, where they are
-        many), (n,)."""
+        """Log of each client's distance to the median profile of the others that can be compared
+        (of all of these, where they are many), (n,)."""
         n = self.profile.shape[1]
-        others = ~torch.eye(n, dtype=torch.bool)
-        middle = self.profile.median(1, keepdim=True).values
+        told = self.told if int(self.told.sum()) > 1 else torch.ones_like(self.told)
+        others = ~torch.eye(n, dtype=torch.bool) & told
+        middle = self.profile[:, told].median(1, keepdim=True).values
         if n <= _LEAVE_ONE_OUT:
             each = [self.profile[:, others[k]].median(1).values for k in range(n)]
             middle = torch.stack(each, dim=1)
@@ -120,10 +131,9 @@ class Signatures:
         Args:
             loading: of every client, (n,).
         """
-        n = len(self.concentration)
-        group = torch.arange(n) == client
-        others = ~group
-        if not self.comparable or n < 6:
+        group = torch.arange(len(self.told)) == client
+        others = self.told & ~group
+        if not bool(self.told[client]) or int(others.sum()) < _BANK - 1:
             return 1.0
         logs = loading.clamp_min(_LEAST_LOADING).log()
         further = above(logs, group, others, 2 * _LEAST)

@@ -7,10 +7,10 @@ For a distinct client, in this order:
                   size        norm beyond the fourth power of what the round allows
                   noise       spread over SPREAD_RATIO times the others' directions or more, and
                               clearly less of what they share than they have
-                  odd module  a member as a whole, unlike the others in single modules
     minority                  shares with some others what all the rest lack (chance MINORITY_P)
     suspicious    not shown   nothing shows that it shares anything, though it might
                   odd         sizes and directions unlike the others' (chance ODD_P)
+                  odd module  a member as a whole, unlike the others in single modules
                   size        norm beyond the third power of what the round allows
     benign                    else
 
@@ -130,6 +130,8 @@ def noise_findings(scores: Scores) -> tuple[str, list[Finding]]:
     return "contaminated" if scores.is_less else "suspicious", [finding]
 
 
+# Findings of suspicious clients that count only as much as LINE.
+_PARTLY_UNLIKE = {"weakly_alike", "odd_signature", "odd_module"}
 ORDER = ("benign", "suspicious", "minority", "contaminated")
 
 
@@ -150,7 +152,7 @@ def decide(
     if not findings:
         verdict, findings = noise_findings(scores)
     if scores.odd_modules and not findings:
-        verdict = "contaminated"
+        verdict = "suspicious"  # an honest client's data may want something else of one module
         named = ", ".join(modules[m] for m in scores.odd_modules[:3])
         findings.append(Finding("odd_module", f"unlike the others in {named}"))
     influence = _influence(verdict, scores, sizes, client, findings)
@@ -200,11 +202,11 @@ def _influence(
 ) -> float:
     """Factor on the weight, 0 to 1. A benign client moves the merge little further than a typical
     one would; a suspicious one at most as far; and one that may be unrelated, or that is unlike by
-    its signature, only by a part of it."""
+    its signature or in some modules, only by a part of it."""
     if verdict == "contaminated" or scores["norm_ratio"] < VANISHING:
         return 0.0  # a zero delta weight would only dilute the mean
     if verdict in ("benign", "minority"):
         return sizes.factor(client, sizes.whole_cap, sizes.module_cap)
     factor = sizes.factor(client, 1.0, 2.0)
     codes = {f.code for f in findings}
-    return factor * LINE if codes & {"weakly_alike", "odd_signature"} else factor
+    return factor * LINE if codes & _PARTLY_UNLIKE else factor

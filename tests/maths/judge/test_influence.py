@@ -80,7 +80,7 @@ def test_a_typical_member_is_benign() -> None:
         ({"is_shown": False}, "", "suspicious", "weakly_alike"),
         ({"p_odd": 0.99 * ODD_P}, "", "suspicious", "odd_signature"),
         ({"p_odd": 1.01 * ODD_P}, "", "benign", ""),
-        ({"modules": (1, 4)}, "", "contaminated", "odd_module"),
+        ({"modules": (1, 4)}, "", "suspicious", "odd_module"),
         ({"spread": 1.99, "is_less": True}, "", "benign", ""),
         ({"spread": 2.01, "is_less": True}, "", "contaminated", "noise"),
         ({"spread": 2.01}, "", "suspicious", "noise"),

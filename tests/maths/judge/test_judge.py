@@ -12,7 +12,7 @@ from clair_cli.maths.judge.factor import Loadings
 from clair_cli.maths.judge.judge import _one_vote
 from clair_cli.maths.judge.outcome import some_names
 from clair_cli.maths.judge.sizes import Sizes
-from clair_cli.maths.judge.thresholds import MODULE_NORM_CAP, NORM_CAP
+from clair_cli.maths.judge.thresholds import LINE, MODULE_NORM_CAP, NORM_CAP
 from clair_cli.maths.judge.verdicts import Verdict, decide
 from tests.planted import (
     RANK,
@@ -232,10 +232,11 @@ def test_one_odd_module_is_named() -> None:
     clean = judged(aligned([0.4] * 10, shapes=shapes, seed=7))
     assert clean.verdicts[3].verdict == "benign"
     result = judged(deltas)
-    assert words(result)[3] == "contaminated"
+    assert words(result)[3] == "suspicious"  # honest data may want that of one module
     assert codes(result, 3) == {"odd_module"}
+    assert result.verdicts[3].influence == pytest.approx(LINE, rel=0.01)
     assert "unlike the others in m4" in result.verdicts[3].findings[0].text
-    assert words(result).count("contaminated") == 1
+    assert words(result).count("benign") == 9
     deltas[4][3] = low_rank(*shapes[4], RANK, g)
     unrelated = judged(deltas)
     assert unrelated.scores is not None

@@ -73,6 +73,16 @@ def test_clients_with_a_direction_of_their_own(group: tuple[int, ...]) -> None:
     assert members(found, 12) == [group]
 
 
+def test_one_client_of_another_rank_hides_no_minority() -> None:
+    """These two need their signatures to be found, which are compared within a rank."""
+    found = evidence(dict.fromkeys((10, 11), (0, 1.0)), 12)
+    ranks = [RANK] * 12
+    for other, expected in ((0, (10, 11)), (11, None)):
+        mixed = signatures_of(found, [r + (k == other) for k, r in enumerate(ranks)])
+        one = find_minority(pairs_of(found), mixed, range(12))
+        assert (one and one.members) == expected
+
+
 @pytest.mark.parametrize(("group", "is_one"), [((10, 11), False), ((2, 5, 8), True)])
 def test_two_need_signatures_of_their_own(group: tuple[int, ...], is_one: bool) -> None:
     """One of two can bring about by itself what they share, and is no more unlike the others."""

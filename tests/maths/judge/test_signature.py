@@ -51,13 +51,40 @@ def test_an_odd_client_is_odd_in_all_of_its_signature() -> None:
     assert less > 1e3 * odd.odd(N - 1, loading)
 
 
-def test_ranks_are_not_compared_with_one_another() -> None:
+def of_ranks(found: Signatures, ranks: list[int]) -> Signatures:
+    """The same clients with these numbers of components."""
+    rank = torch.tensor(ranks)
+    whole = Signatures(found.profile, found.concentration, rank[:, None] == rank[None, :])
+    return whole.of(torch.arange(len(ranks)))
+
+
+def test_who_is_the_only_one_of_its_rank_is_not_compared() -> None:
     odd, loading = signatures(shift=0.4, more=0.4), torch.ones(N, dtype=torch.float64)
-    alike = torch.ones(N, N, dtype=torch.bool)
-    alike[-1, :-1] = alike[:-1, -1] = False
-    mixed = Signatures(odd.profile, odd.concentration, alike)
-    assert not mixed.comparable
+    mixed = of_ranks(odd, [8] * (N - 1) + [4])
+    assert mixed.told.tolist() == [True] * (N - 1) + [False]
     assert mixed.odd(N - 1, loading) == 1.0
+    others = of_ranks(odd, [4] + [8] * (N - 1))  # nor does it keep the others from being compared
+    assert others.odd(N - 1, loading) < 1e-4
+
+
+@pytest.mark.parametrize(("count", "told"), [(5, False), (6, True)])
+def test_six_of_a_rank_are_a_bank(count: int, told: bool) -> None:
+    mixed = of_ranks(signatures(), [8] * (N - count) + [16] * count)
+    assert mixed.told.tolist()[-1] is told
+
+
+def test_what_a_rank_brings_with_it_is_not_odd() -> None:
+    """Clients of more components use more directions, all of them."""
+    both = [signatures(seed=1), signatures(shift=0.4, more=0.4, seed=2)]
+    profile = torch.cat([both[0].profile, both[1].profile + 0.3], dim=1)
+    profile[0, N:] += 0.5
+    concentration = torch.cat([both[0].concentration, both[1].concentration - 0.5])
+    whole = Signatures(profile, concentration, torch.ones(2 * N, 2 * N, dtype=torch.bool))
+    mixed = of_ranks(whole, [8] * N + [16] * N)
+    loading = 1.0 + 0.05 * torch.linspace(-1, 1, 2 * N, dtype=torch.float64)
+    assert mixed.odd(2 * N - 1, loading) < 1e-4
+    assert min(mixed.odd(k, loading) for k in range(2 * N - 1)) > 0.01
+    assert whole.odd(2 * N - 1, loading) > 0.01  # among all of them it does not show
 
 
 @pytest.mark.parametrize(("modules", "told"), [(3, False), (4, True)])
