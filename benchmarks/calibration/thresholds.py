@@ -45,7 +45,8 @@ NAMES = [name for name in vars(thresholds) if name.isupper()]
 # Thresholds whose distance from one is changed.
 _NEAR_ONE = ("DUPLICATE_COSINE", "POWER")
 # Thresholds that come after the groups.
-_NOT_OF_STRUCTURE = ("ODD_P", "SPREAD_RATIO", "MODULE_NORM_CAP", "SECOND_GROUP_SHARE")
+_NOT_OF_STRUCTURE = ("SPREAD_RATIO", "MODULE_NORM_CAP", "SECOND_GROUP_SHARE")
+_OF_MINORITIES = ("MINORITY_P", "OWN_SHARE", "LEFT_P", "ERROR_RATE")
 _FOUND = ("contaminated", "minority")
 HEADER = (
     f"{'':26} {'hits':>5} {'of':>5} {'false':>6} {'susp':>5} {'of':>5} {'undet':>6} "
@@ -135,7 +136,7 @@ def remembering() -> Iterator[None]:
         for module, name, function in (
             (factor, "one_factor", factor_of),
             (minority, "one_factor", factor_of),
-            (groups, "find_minority", remembered(groups.find_minority, "MINORITY_P", "OWN_SHARE")),
+            (groups, "find_minority", remembered(groups.find_minority, *_OF_MINORITIES)),
             (judge, "find_structure", remembered(judge.find_structure, *structure)),
             (judge, "collaborate", remembered(judge.collaborate, "LINE")),
         ):

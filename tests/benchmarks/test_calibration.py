@@ -169,7 +169,7 @@ def test_a_threshold_is_changed_where_it_is_used_and_then_as_before() -> None:
 
 def test_what_is_remembered_is_what_would_be_computed(pool: Pool) -> None:
     cohort = Cohort(pool, (0, 1, 2, 3, 4, 5, 14, 15, 26, 27))
-    for name in ("LINE", "OWN_SHARE", "ODD_P"):
+    for name in ("LINE", "OWN_SHARE", "LEFT_P", "ERROR_RATE"):
         for factor_ in (0.7, 1.3):
             with threshold(name, changed(name, factor_)):
                 plain = evaluate(cohort)
@@ -200,7 +200,8 @@ def test_what_a_threshold_has_a_part_in_is_computed_anew(
     for name in ("find_structure", "collaborate"):
         counted(judging, name)
     cohort = Cohort(pool, (0, 1, 2, 3, 4, 5, 6, 7))
-    after_groups = {"ODD_P", "SPREAD_RATIO", "MODULE_NORM_CAP", "SECOND_GROUP_SHARE"}
+    after_groups = {"SPREAD_RATIO", "MODULE_NORM_CAP", "SECOND_GROUP_SHARE"}
+    of_minorities = {"MINORITY_P", "OWN_SHARE", "LEFT_P", "ERROR_RATE"}
     with remembering():
         evaluate(cohort)
         for name in thresholds.NAMES:
@@ -208,7 +209,7 @@ def test_what_a_threshold_has_a_part_in_is_computed_anew(
             with threshold(name, changed(name, 1.001)):
                 evaluate(cohort)
             assert ("find_structure" in called) == (name not in after_groups), name
-            assert ("find_minority" in called) == (name in ("MINORITY_P", "OWN_SHARE")), name
+            assert ("find_minority" in called) == (name in of_minorities), name
             assert ("collaborate" in called) == (name == "LINE"), name
 
 

@@ -35,7 +35,6 @@ from clair_cli.maths.judge.factor import PRIOR, one_factor
 from clair_cli.maths.judge.pairs import Pairs
 from clair_cli.maths.judge.signature import Signatures, above, fisher
 from clair_cli.maths.judge.thresholds import (
-    ALONE_P,
     ERROR_RATE,
     LEFT_P,
     MINORITY_P,
@@ -263,7 +262,8 @@ class _Search:
         own: where what is left without it shows nothing, or, of two, where not the signature of
         each is unlike the others'."""
         if len(members) == 2:
-            return any(self.signatures.alone(k, outside) >= ALONE_P for k in members)
+            each = ERROR_RATE**0.5
+            return any(self.signatures.alone(k, outside) >= each for k in members)
         sets = [[k for k in members if k != one] for one in members]
         return any(self._chance(excess, outside, left) >= LEFT_P for left in sets)
 

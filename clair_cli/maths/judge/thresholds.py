@@ -10,8 +10,9 @@ from __future__ import annotations
 # half 0.44 to 0.65.
 LINE = 0.45
 # Chance of each of these errors: that a client with just that fraction is said to have less; that
-# any honest norm of a round exceeds the round's own spread; and, beside a trusted client, that a
-# set of clients of one kind shows something of its own.
+# any honest norm of a round exceeds the round's own spread; that the signature of any client of one
+# kind is said to be odd, or those of both of two clients to be unlike the others' (each with its
+# root); and, beside a trusted client, that a set of clients of one kind shows something of its own.
 ERROR_RATE = 0.01
 # A round is judged if a client that shares nothing would have been noticed with this probability.
 POWER = 0.9
@@ -19,13 +20,8 @@ POWER = 0.9
 # the least that it must be, of what two typical other clients share: honest clients that share data
 # besides measured at most 0.23, contaminated ones of a pretrained model 0.26 and more.
 MINORITY_P, OWN_SHARE = 1e-4, 0.25
-# Two clients are a minority only if each has a signature that is as unlike the others' with less
-# than this chance.
-ALONE_P = 0.1
-# And more of them only if those left without any one member show so much by chance.
+# And a set of three or more only if those left without any one member show so much by chance.
 LEFT_P = 1e-3
-# Chance that one client's signature is as unlike the others' in a cohort of one kind of clients.
-ODD_P = 5e-3
 # A second group larger than this share of the first leaves no majority.
 SECOND_GROUP_SHARE = 0.7
 

@@ -9,7 +9,7 @@ For a distinct client, in this order:
                               clearly less of what they share than they have
     minority                  shares with some others what all the rest lack (chance MINORITY_P)
     suspicious    not shown   nothing shows that it shares anything, though it might
-                  odd         sizes and directions unlike the others' (chance ODD_P)
+                  odd         sizes and directions unlike the others' (chance ERROR_RATE)
                   odd module  a member as a whole, unlike the others in single modules
                   size        norm beyond the third power of what the round allows
     benign                    else
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from clair_cli.maths.judge.scores import Scores
 from clair_cli.maths.judge.sizes import VANISHING, Sizes
-from clair_cli.maths.judge.thresholds import LINE, ODD_P, SPREAD_RATIO
+from clair_cli.maths.judge.thresholds import ERROR_RATE, LINE, SPREAD_RATIO
 
 # Log sizes over what is allowed from which on a client is suspicious, and contaminated.
 SUSPICIOUS_SIZE, CONTAMINATED_SIZE = 3.0, 4.0
@@ -99,7 +99,7 @@ def likeness(scores: Scores, apart: str) -> tuple[str, list[Finding]]:
     if not scores.is_shown:
         text = f"{_shared(scores)}, too uncertain to tell it from an unrelated client"
         return "suspicious", [Finding("weakly_alike", text)]
-    if scores.p_odd < ODD_P:
+    if scores.p_odd < ERROR_RATE:
         text = "sizes over the modules, number of directions and share unlike the others' together"
         return "suspicious", [Finding("odd_signature", text)]
     return "benign", []

@@ -95,7 +95,7 @@ def test_a_signature_of_ones_own_is_a_probability(monkeypatch: pytest.MonkeyPatc
     outside = torch.arange(12) < 10
     largest = max(signatures_of(found).alone(k, outside) for k in (10, 11))
     for bar, is_one in ((largest * 0.99, False), (largest * 1.01, True)):
-        monkeypatch.setattr(minority, "ALONE_P", bar)
+        monkeypatch.setattr(minority, "ERROR_RATE", bar**2)
         assert members(found, 12) == [(10, 11)] * is_one
 
 
