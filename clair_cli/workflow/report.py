@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -68,8 +71,21 @@ def make_report(
 
 def _inputs(judged: JudgedRound) -> dict[str, str]:
     """Hashes of the inputs beside the clients that change the result, by option."""
-    own = judged.round.trust_adapter
-    return {} if own is None else {"trust_adapter": own.sha256}
+    round_ = judged.round
+    adapters = {"previous": round_.previous, "trust_adapter": round_.trust_adapter}
+    found = {option: one.sha256 for option, one in adapters.items() if one is not None}
+    if round_.weights is not None:
+        found["weights"] = _hash_of_weights(dict(zip(round_.names, round_.weights, strict=True)))
+    return found
+
+
+def _hash_of_weights(weights: Mapping[str, float]) -> str:
+    """SHA-256 of the comparable clients' weights as JSON, sorted by name and without spaces: the
+    same for the same weights, however they are given."""
+    text = json.dumps(
+        {name: float(w) for name, w in weights.items()}, sort_keys=True, separators=(",", ":")
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _merged_report(

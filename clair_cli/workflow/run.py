@@ -26,7 +26,7 @@ from clair_cli.workflow.read import read_cohort
 from clair_cli.workflow.refine import Refined, refine_round
 from clair_cli.workflow.report import exit_code, make_report
 from clair_cli.workflow.shared_part import merge_shared_parts
-from clair_cli.workflow.weight_cap import cap_weights
+from clair_cli.workflow.weight_cap import cap_weights, check_most
 from clair_cli.workflow.write import WrittenAdapter
 
 
@@ -127,6 +127,7 @@ def _try_round(
     """
     if round_.refusal is not None:
         return refused(round_), None
+    check_most(settings.max_weight, len(round_.adapters), "given")
     needed = work_memory(round_, engine)
     engine.progress("memory", read_memory(round_) + needed, 0)
     check_memory(round_, engine, needed)

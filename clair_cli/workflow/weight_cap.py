@@ -27,18 +27,30 @@ def cap_weights(judged: JudgedRound, most: float | None, n_more: int = 0) -> Jud
     n = len(judged.merged)
     if most is None or not n:
         return judged
-    least = 1.0 / (n + n_more)
-    if most < least * (1.0 - _ROUNDING):
-        clients = "1 client is" if n + n_more == 1 else f"{n + n_more:,} clients are"
-        raise UsageError(
-            f"max_weight is {most:g}, and {clients} merged, so that one of them has at least "
-            f"{least:.3g}",
-            hint=f"give at least 1 / {n + n_more}, or leave --max-weight out",
-        )
+    check_most(most, n + n_more)
     if max(judged.weights) <= most:
         return judged
     weights = capped(judged.weights, most)
     return replace(judged, weights=weights, capped=_with_largest(weights))
+
+
+def check_most(most: float | None, n: int, are: str = "merged") -> None:
+    """Check that n clients can all have a weight of at most `most`.
+
+    Args:
+        are: what is said of the clients: "merged", or "given" before anybody is judged.
+
+    Raises:
+        UsageError: one of them must have more.
+    """
+    if most is None or not n or most >= (1.0 - _ROUNDING) / n:
+        return
+    clients = "1 client is" if n == 1 else f"{n:,} clients are"
+    raise UsageError(
+        f"max_weight is {most:g}, and {clients} {are}, so that one of them has at least "
+        f"{1.0 / n:.3g}",
+        hint=f"give at least 1 / {n}, or leave --max-weight out",
+    )
 
 
 def _with_largest(weights: Sequence[float]) -> tuple[int, ...]:

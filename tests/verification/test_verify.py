@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -217,6 +218,34 @@ def test_a_folder_is_looked_through(work: Path, form: str) -> None:
     remove(output)
     (line, *_) = clair_cli.verify(output, report="r.json").differences
     assert "can't be read: " in line and "No such file" in line
+
+
+def test_other_weights_or_another_previous_adapter_are_named(work: Path) -> None:
+    weights = {name: 1.0 + k for k, name in enumerate(CLIENTS)}
+    Path("w.json").write_text(json.dumps(weights))
+    before = cohorts.honest(1, seed=9)["c0"]
+    cohorts.save_peft(Path("before"), before)
+    cohorts.save_peft(Path("other"), cohorts.scaled(before, 1.01))
+    shutil.rmtree("clients")
+    cohorts.save(Path("clients"), cohorts.on_top(CLIENTS, before.deltas()))
+    output = made("file", weights="w.json", previous="before")
+    text = json.dumps(weights, separators=(",", ":"), sort_keys=True).encode()
+    file = Path("before/adapter_model.safetensors").read_bytes()
+    assert json.loads(Path("m.report.json").read_text())["inputs"] == {
+        "previous": hashlib.sha256(file).hexdigest(),
+        "weights": hashlib.sha256(text).hexdigest(),
+    }
+    again = ("verify", output, "clients", "--previous", "before", "--weights")
+    Path("w.csv").write_text("".join(f"{name},{w}\n" for name, w in reversed(weights.items())))
+    assert clair(*again, "w.csv").exit_code == 0  # the same weights
+    Path("w.json").write_text(json.dumps({**weights, "c0": 1.01}))
+    result = clair(*again, "w.json")
+    assert result.exit_code == 3
+    assert "differs: --weights has sha256" in result.stdout
+    assert "--previous has" not in result.stdout
+    result = clair("verify", output, "clients", "--previous", "other", "--weights", "w.csv")
+    assert result.exit_code == 3
+    assert "differs: --previous has sha256" in result.stdout
 
 
 def test_the_weights_file_of_a_folder_stands_for_the_folder(work: Path) -> None:

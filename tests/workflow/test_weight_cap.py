@@ -75,6 +75,9 @@ def test_a_share_below_one_over_the_number_merged_is_a_usage_error(
     assert result.exit_code == 2
     assert "max_weight is 0.199, and 5 clients are merged" in result.stderr
     assert not Path("out").exists()
+    result = clair(*given, 0.166)  # nobody is judged for that
+    assert result.exit_code == 2
+    assert "max_weight is 0.166, and 6 clients are given" in result.stderr
     found = clair(*given, 0.2)
     assert found.exit_code == (3 if command == "inspect" else 0), found.stderr
 
@@ -92,7 +95,9 @@ def test_a_round_without_a_verdict_is_capped_too(work: Path) -> None:
     result = clair_cli.merge(pairs, weights=given, max_weight=0.5, allow_undetermined=True)
     assert result.report.cohort.outcome == "undetermined"
     assert weights(result.report) == pytest.approx({"a": 0.5, "b": 0.25, "c": 0.25})
-    plain = clair_cli.merge(pairs, max_weight=0.1)
+    with pytest.raises(UsageError, match="3 clients are given"):
+        clair_cli.merge(pairs, max_weight=0.33)
+    plain = clair_cli.merge(pairs, max_weight=0.34)
     assert (plain.report.exit_code, plain.report.cohort.weights) == (5, None)  # nothing is merged
 
 
@@ -109,8 +114,8 @@ def test_members_of_a_minority_count_among_the_merged() -> None:
     assert sum(found.values()) == pytest.approx(1.0)
     assert clair_cli.inspect(with_minority(), weights=given, max_weight=0.11).report.exit_code == 0
     for how in ("merge", "exclude"):
-        n = 10 if how == "merge" else 8
-        with pytest.raises(UsageError, match=f"{n} clients are merged"):
+        n, are = (10, "given") if how == "merge" else (8, "merged")
+        with pytest.raises(UsageError, match=f"{n} clients are {are}"):
             clair_cli.merge(with_minority(), max_weight=0.99 / n, minority=how)
         clair_cli.merge(with_minority(), max_weight=1 / n, minority=how)
 
