@@ -51,8 +51,7 @@ class Evidence:
             stacking: "matrix", "output" or "input".
         """
         if stacking not in self._levels:
-            table = self.table(stacking)
-            self._levels[stacking] = PairLevels(excess_table([table.value], [table.null]))
+            self._levels[stacking] = PairLevels(excess_table(self.table(stacking)))
         return self._levels[stacking]
 
     def inner_products(self) -> Iterator[Tensor]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clair_cli.maths.evidence.similarity import PairTable
+
+# Up to this many pairs are copied to be summed.
+_FEW_PAIRS = 10_000
 # Least number of modules for a standard error over modules.
 MIN_MODULES = 4
 
@@ -36,35 +41,41 @@ class PairLevels:
     """Mean similarities of blocks of pairs in every module.
 
     Args:
-        excess: similarity above the value for unrelated clients in every module, shape
-            (n_modules, n_clients, n_clients), NaN where a delta weight is zero.
+        excess: similarity above the value for unrelated clients in every module, float64, shape
+            (n_modules, n_clients, n_clients), NaN where a delta weight is zero; it is overwritten.
 
     Attributes:
         mean: over modules, (n_clients, n_clients); NaN for a pair without a common module.
     """
 
     def __init__(self, excess: Tensor) -> None:
-        table = excess.numpy().astype(np.float64)
+        table = excess.numpy()
         n = table.shape[1]
         table[:, np.arange(n), np.arange(n)] = np.nan
-        self._known = ~np.isnan(table)
-        self._table = np.where(self._known, table, 0.0)
-        self._complete = int(self._known.sum()) == len(table) * n * (n - 1)
+        known = ~np.isnan(table)
+        table[~known] = 0.0
+        self._complete = int(known.sum()) == len(table) * n * (n - 1)
+        self.mean = _ratio(table.sum(0), known.sum(0))
         # sums over pairs then run along the modules
-        self._by_pair = np.ascontiguousarray(self._table.transpose(1, 2, 0))
-        self._known_by_pair = self._known.transpose(1, 2, 0)
-        self.mean = _ratio(self._table.sum(0), self._known.sum(0))
+        self._by_pair = np.ascontiguousarray(table.transpose(1, 2, 0))
+        self._known_by_pair = known.transpose(1, 2, 0)
 
     def between(self, first: Sequence[int], second: Sequence[int]) -> NDArray[np.float64]:
         """Mean over all pairs of a client in `first` and another in `second`, (n_modules,); NaN
         where no pair is known."""
-        block = np.ix_(list(first), list(second))
-        total = self._by_pair[block].sum((0, 1))
+        total = self._sums(self._by_pair, first, second)
         if not self._complete:
-            return _ratio(total, self._known_by_pair[block].sum((0, 1)))
+            return _ratio(total, self._sums(self._known_by_pair, first, second))
         same = Counter(second)
         count = len(first) * len(second) - sum(same[k] for k in first)
         return _ratio(total, np.array(count))
+
+    @staticmethod
+    def _sums(table: NDArray[Any], first: Sequence[int], second: Sequence[int]) -> NDArray[Any]:
+        """Of a table over pairs, client by client: of many, no copy of the whole is made."""
+        if len(first) * len(second) <= _FEW_PAIRS:
+            return np.asarray(table[np.ix_(list(first), list(second))].sum((0, 1)))
+        return np.asarray(sum(table[k, list(second)].sum(0) for k in first))
 
     def without_lowest(self, client: int, others: Sequence[int]) -> NDArray[np.float64]:
         """Mean over a client's pairs with others but for the lowest in each module, (n_modules,):
@@ -89,12 +100,8 @@ def _ratio(total: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.f
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def excess_table(values: Sequence[Tensor], nulls: Sequence[Tensor]) -> Tensor:
-    """Similarities above chance of all modules, (value - null) / (1 - null): 0 is unrelated, 1 the
-    same; shape (n_modules, n_clients, n_clients).
-
-    Args:
-        values, nulls: of batches of modules, as in `similarity.PairTable`.
-    """
-    value, null = torch.cat(list(values)), torch.cat(list(nulls))
-    return (value - null) / (1.0 - null).clamp_min(torch.finfo(null.dtype).tiny)
+def excess_table(table: PairTable) -> Tensor:
+    """Similarities above chance, (value - null) / (1 - null): 0 is unrelated, 1 the same; a new
+    tensor, float64, (n_modules, n_clients, n_clients)."""
+    rest = (1.0 - table.null).clamp_min_(torch.finfo(table.null.dtype).tiny)
+    return (table.value - table.null).div_(rest).double()

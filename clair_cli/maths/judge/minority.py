@@ -270,18 +270,23 @@ class _Search:
     def _own(self, excess: Tensor, outside: Tensor, members: Sequence[int]) -> float:
         """What the member with the least of it shares with the others beyond what all share, over
         the similarity of two typical clients outside."""
+        own = float(self._with_set(excess, members)[list(members)].min())
+        if not own > 0.0:
+            return 0.0
         typical = self.pairs.value - excess  # l_j l_k
         inside = self.pairs.known[outside][:, outside] > 0
         level = typical[outside][:, outside][inside]
-        own = float(self._with_set(excess, members)[list(members)].min())
         return own / max(float(level.median()), 1e-12) if len(level) else 0.0
 
     def _variance(self, table: Tensor, outside: Tensor, prior: float) -> float:
         """Of a table's values inside the clients outside, with a variance known before."""
-        rest, known = table[outside][:, outside], self.pairs.known[outside][:, outside]
         weight = PRIOR if prior else 0.0
-        degrees = float(known.sum()) / 2 - int(outside.sum()) + weight
-        return (float(rest.square().sum()) / 2 + weight * prior) / max(degrees, 1.0)
+        degrees = self._free(outside) + weight
+        return (_total(table.square(), outside) / 2 + weight * prior) / max(degrees, 1.0)
+
+    def _free(self, outside: Tensor) -> float:
+        """Known pairs of the clients outside, less a loading of each."""
+        return _total(self.pairs.known, outside) / 2 - int(outside.sum())
 
     def _units(self, table: Tensor, outside: Tensor, prior: float) -> Tensor:
         return table / math.sqrt(max(self._variance(table, outside, prior), 1e-12))
@@ -291,14 +296,19 @@ class _Search:
         others; pairs with a client in common are not independent, so half of them count."""
         from scipy.special import stdtr  # Student's t; a fifth of a second
 
-        known = self.pairs.known[outside][:, outside]
-        degrees = float(known.sum()) / 2 - int(outside.sum()) + PRIOR
+        degrees = self._free(outside) + PRIOR
         together = self._with_set(table, members)
         gap = float(together[list(members)].min()) - max(0.0, float(together[outside].max()))
         variance = self._variance(table, outside, prior) * 2 / len(members)
         if gap <= 0.0 or not variance > 0.0:
             return 1.0
         return float(stdtr(degrees, -gap / variance**0.5))
+
+
+def _total(table: Tensor, clients: Tensor) -> float:
+    """Sum over the pairs of some clients, given as a mask."""
+    chosen = clients.to(table.dtype)
+    return float(chosen @ (table @ chosen))
 
 
 def _standard(values: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ their mean has a known variance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,23 +45,27 @@ class Pairs:
         )
         return Pairs(value, chance, known, None if self.whole is None else self.whole[clients])
 
-    @property
+    @cached_property
     def noise(self) -> float:
         """Median variance by chance of the known pairs; 0 if none is known."""
         known = self.chance[self.known > 0]
         return float(known.median()) if len(known) else 0.0
 
 
-def variance_by_chance(evidence: Evidence, stacking: str = "matrix") -> Tensor:
-    """Variance of every module's similarities between unrelated clients, see `pairs_of`; NaN where
-    a delta weight is zero, (n_modules, n_clients, n_clients)."""
-    ranks = evidence.effective_ranks[:, :, None] * evidence.effective_ranks[:, None, :]
+def variances_by_chance(evidence: Evidence, stacking: str = "matrix") -> Iterator[Tensor]:
+    """Variance of each module's similarities between unrelated clients, see `pairs_of`; NaN where a
+    delta weight is zero, (n_clients, n_clients) each. One module at a time: of a thousand clients a
+    table of all modules is a gigabyte."""
+    ranks = evidence.effective_ranks
     if stacking != "matrix":
-        return 2.0 * evidence.table(stacking).null.square() / ranks
-    cosines = evidence.matrix.value
-    explained = (cosines * cosines.nanmean(0)).clamp_min(0.0)
-    sides = [torch.maximum(t.value - explained, t.null) for t in (evidence.output, evidence.input)]
-    return sides[0] * sides[1] / ranks
+        for null, rank in zip(evidence.table(stacking).null, ranks, strict=True):
+            yield 2.0 * null.square() / torch.outer(rank, rank)
+        return
+    mean, sides = evidence.matrix.value.nanmean(0), (evidence.output, evidence.input)
+    for m, rank in enumerate(ranks):
+        explained = (evidence.matrix.value[m] * mean).clamp_min(0.0)
+        output, input_ = (torch.maximum(t.value[m] - explained, t.null[m]) for t in sides)
+        yield output * input_ / torch.outer(rank, rank)
 
 
 def pairs_of(
@@ -73,24 +78,29 @@ def pairs_of(
         stacking: "matrix" for cosines; "output" or "input" for the similarity of a side above its
             value by chance, whose variance is that of Haar distributed directions, 2 / width^2.
     """
-    table, variance = evidence.table(stacking), variance_by_chance(evidence, stacking)
-    similar = table.value - table.null
-    others = ~torch.eye(similar.shape[1], dtype=torch.bool)
-    chosen = torch.ones(similar.shape[1], dtype=torch.bool)
+    table = evidence.table(stacking)
+    n = table.value.shape[1]
+    others = ~torch.eye(n, dtype=torch.bool)
+    chosen = torch.ones(n, dtype=torch.bool)
     if clients is not None:
-        chosen = torch.isin(torch.arange(len(chosen)), torch.tensor(list(clients)))
+        chosen = torch.isin(torch.arange(n), torch.tensor(list(clients)))
     asked = others & chosen & chosen[:, None]
+    value, chance, count = (torch.zeros(n, n, dtype=table.value.dtype) for _ in range(3))
     if not bool(asked.any()):
-        return Pairs(*(torch.zeros(similar.shape[1:], dtype=similar.dtype) for _ in range(3)))
-    unit = variance[:, asked].nanmedian(1).values.sqrt()
-    used = torch.isfinite(unit) & (unit > 0)
-    similar = similar[used] / unit[used, None, None]
-    variance = variance[used] / unit[used, None, None].square()
-    both = torch.isfinite(similar) & torch.isfinite(variance)
-    count = both.sum(0)
-    known = others & (4 * count >= len(similar)) & (count > 0)
-    value = torch.where(both, similar, 0.0).sum(0) / count.clamp_min(1)
-    chance = torch.where(both, variance, 0.0).sum(0) / count.clamp_min(1).square()
+        return Pairs(value, chance, count)
+    used = 0
+    for m, variance in enumerate(variances_by_chance(evidence, stacking)):
+        unit = variance[asked].nanmedian().sqrt()
+        if not (torch.isfinite(unit) and unit > 0):
+            continue
+        used += 1
+        similar, variance = (table.value[m] - table.null[m]) / unit, variance / unit.square()
+        both = torch.isfinite(similar) & torch.isfinite(variance)
+        value += torch.where(both, similar, 0.0)
+        chance += torch.where(both, variance, 0.0)
+        count += both
+    known = others & (4 * count >= used) & (count > 0)
+    value, chance = value / count.clamp_min(1), chance / count.clamp_min(1).square()
     nothing = torch.zeros_like(value)
     return Pairs(
         torch.where(known, value, nothing), torch.where(known, chance, nothing),

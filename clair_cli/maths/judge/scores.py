@@ -12,7 +12,7 @@ from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.pair_levels import MIN_MODULES, PairLevels
 from clair_cli.maths.judge.client_scores import CLIENT_SCORES
 from clair_cli.maths.judge.groups import Group
-from clair_cli.maths.judge.pairs import variance_by_chance
+from clair_cli.maths.judge.pairs import variances_by_chance
 from clair_cli.maths.judge.signature import Signatures
 from clair_cli.maths.judge.sizes import Sizes, sizes_of
 
@@ -93,12 +93,22 @@ def odd_modules(similarities: Tensor, client: int, members: Sequence[int]) -> tu
     return tuple(int(m) for m in torch.nonzero(odd).flatten())
 
 
-def _deviations(variance: Tensor, client: int, members: Sequence[int]) -> Tensor:
-    """Of the mean similarity to the other members by chance, NaN where there is none."""
-    each = variance[:, client, [j for j in members if j != client]]
-    count = torch.isfinite(each).sum(1)
-    total = torch.nan_to_num(each, nan=0.0).sum(1).sqrt()
-    return torch.where(count > 0, total / count.clamp_min(1), torch.nan)
+def _deviations(evidence: Evidence, stacking: str, against: Sequence[Sequence[int]]) -> Tensor:
+    """Of each client's mean similarity to others by chance, NaN where there is none, (n_modules,
+    n_clients).
+
+    Args:
+        against: those others, of each client; itself does not count.
+    """
+    counted = torch.zeros(len(against), len(against), dtype=torch.bool)
+    for k, others in enumerate(against):
+        counted[k, [j for j in others if j != k]] = True
+    found = []
+    for variance in variances_by_chance(evidence, stacking):
+        count = (torch.isfinite(variance) & counted).sum(1)
+        total = torch.where(counted, torch.nan_to_num(variance, nan=0.0), 0.0).sum(1).sqrt()
+        found.append(torch.where(count > 0, total / count.clamp_min(1), torch.nan))
+    return torch.stack(found)
 
 
 def score_clients(
@@ -117,7 +127,7 @@ def score_clients(
             that one.
     """
     n_clients, members, held = evidence.norms.shape[1], group.members, group.loadings
-    levels, variance = evidence.levels(stacking), variance_by_chance(evidence, stacking)
+    levels = evidence.levels(stacking)
     apart = {(k, j) for pair in group.ties for j, k in (pair, pair[::-1])} | set(copies.items())
     against = [[j for j in members if (k, j) not in apart] for k in range(n_clients)]
     similarities = torch.stack(
@@ -125,6 +135,7 @@ def score_clients(
     )
     most = [torch.from_numpy(levels.without_lowest(k, against[k])) for k in range(n_clients)]
     most_similar = torch.stack(most, dim=1)
+    deviations = _deviations(evidence, stacking, against)
     sizes = sizes_of(evidence, members)
     values = {name: score(evidence, members) for name, score in CLIENT_SCORES.items()}
     odd = _odd(signatures, held.ratio, members)
@@ -138,7 +149,7 @@ def score_clients(
             odd.get(k, 1.0), float(power[k]), sizes.over(k),
             {name: float(value[k]) for name, value in values.items()},
             odd_modules(most_similar, k, members), similarities[:, k],
-            _deviations(variance, k, against[k]),
+            deviations[:, k],
         )
         for k in range(n_clients)
     ]  # fmt: skip

@@ -9,13 +9,18 @@ from torch import Tensor
 from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import Factors, stack_factors
-from clair_cli.maths.judge.pairs import pairs_of, variance_by_chance
+from clair_cli.maths.judge.pairs import pairs_of, variances_by_chance
 
 
 def evidence(clients: list[list[Factors]], shape: tuple[int, int]) -> Evidence:
     """Of modules of one shape, a list of clients each."""
     parts = [gather(grams(stack_factors([module], shape))) for module in clients]
     return concatenate(parts, range(len(parts)))
+
+
+def by_chance(found: Evidence) -> Tensor:
+    """Of all modules, (n_modules, n_clients, n_clients)."""
+    return torch.stack(list(variances_by_chance(found)))
 
 
 def generic(n: int, seed: int, decay: float) -> list[Factors]:
@@ -35,7 +40,7 @@ def test_unrelated_clients_have_the_variance_that_is_said(decay: float) -> None:
     """Whatever directions all of them prefer."""
     found = evidence([generic(12, seed, decay) for seed in range(40)], (64, 64))
     others = ~torch.eye(12, dtype=torch.bool)
-    cosines, variance = found.matrix.value[:, others], variance_by_chance(found)[:, others]
+    cosines, variance = found.matrix.value[:, others], by_chance(found)[:, others]
     ratio = float(cosines.square().mean() / variance.mean())
     assert ratio == pytest.approx(1.0, abs=0.35)
     pairs = pairs_of(found)
@@ -48,7 +53,7 @@ def test_a_module_counts_by_what_it_can_tell() -> None:
     wide = [generic(6, seed, 0.0) for seed in range(3)]
     narrow = [generic(6, seed, 2.0) for seed in range(3, 6)]
     found = evidence([*wide, *narrow], (64, 64))
-    unit = variance_by_chance(found)[:, ~torch.eye(6, dtype=torch.bool)].median(1).values.sqrt()
+    unit = by_chance(found)[:, ~torch.eye(6, dtype=torch.bool)].median(1).values.sqrt()
     assert float(unit[3:].min() / unit[:3].max()) > 3
     expected = (found.matrix.value / unit[:, None, None]).mean(0)
     expected.fill_diagonal_(0.0)
@@ -66,7 +71,7 @@ def test_nearly_equal_delta_weights_explain_their_sides() -> None:
     found = evidence([clients], (64, 64))
     assert float(found.output.value.min()) > 0.9
     others = ~torch.eye(4, dtype=torch.bool)
-    assert float(variance_by_chance(found)[:, others].max()) < 0.01
+    assert float(by_chance(found)[:, others].max()) < 0.01
 
 
 def test_a_pair_with_few_modules_in_common_is_not_known() -> None:

@@ -75,7 +75,7 @@ def test_what_one_client_sets_in_a_module_makes_nobody_odd_there() -> None:
     cosines.diagonal(dim1=1, dim2=2).fill_(1.0)
     sides = PairTable(torch.full_like(cosines, 0.1), torch.full_like(cosines, 0.1))
     norms = torch.ones(modules, n, dtype=torch.float64)
-    for odd, expected in (([7], "benign"), ([1, 2, 3, 4, 5, 6, 7], "contaminated")):
+    for odd, expected in (([7], "benign"), ([1, 2, 3, 4, 5, 6, 7], "suspicious")):
         value = cosines.clone()
         value[5, 0, odd] = value[5, odd, 0] = -0.9 if len(odd) == 1 else -0.1
         if len(odd) == 1:  # who sets it is more like the others there, and not odd itself
