@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,20 +46,35 @@ def one_factor(pairs: Pairs, members: Tensor, start: Tensor | None = None) -> Te
         these no positive sum, most clients.
     """
     first, unsigned = _start(pairs, members) if start is None else (start, None)
-    loadings = first * members
-    most = None if pairs.whole is None else pairs.whole.clamp_min(0.0).sqrt()
-    for _ in range(_STEPS):
-        squares = (loadings.square() @ pairs.known).clamp_min(1e-300)
-        fitted = (loadings @ pairs.value) / squares * members
-        if most is not None:
-            fitted = torch.minimum(torch.maximum(fitted, -most), most)
-        moved, loadings = (fitted - loadings).abs().amax(-1), (loadings + fitted) / 2
-        if not bool((moved > _ERROR * loadings.abs().amax(-1)).any()):
-            break
+    loadings = _settled(pairs, members, first * members)
     if unsigned is None:
         return loadings
     fewer = (loadings > 0).sum(-1, keepdim=True) < (loadings < 0).sum(-1, keepdim=True)
     return torch.where(unsigned & fewer, -loadings, loadings)
+
+
+def _settled(pairs: Pairs, members: Tensor, first: Tensor) -> Tensor:
+    """The loadings that the iteration ends with, of the shape of `first`. All but the products is
+    numpy's, in place: with a dozen clients most of torch's time would be that of its calls."""
+    loadings = first.reshape(-1, first.shape[-1]).numpy().copy()
+    fitted, other = np.empty_like(loadings), np.empty_like(loadings)
+    of_loadings, of_fitted, of_other = map(torch.from_numpy, (loadings, fitted, other))
+    inside = members.numpy()
+    most = np.inf if pairs.whole is None else pairs.whole.clamp_min(0.0).sqrt().numpy()
+    with np.errstate(all="ignore"):  # a NaN ends it
+        for _ in range(_STEPS):
+            np.square(loadings, out=fitted)
+            torch.mm(of_fitted, pairs.known, out=of_other)
+            torch.mm(of_loadings, pairs.value, out=of_fitted)
+            fitted /= np.maximum(other, 1e-300, out=other)
+            fitted *= inside
+            np.minimum(np.maximum(fitted, -most, out=fitted), most, out=fitted)
+            moved = np.abs(np.subtract(fitted, loadings, out=other), out=other).max(-1)
+            loadings += fitted
+            loadings /= 2
+            if not (moved > _ERROR * np.abs(loadings, out=other).max(-1)).any():
+                break
+    return of_loadings.reshape(first.shape)
 
 
 def _start(pairs: Pairs, members: Tensor) -> tuple[Tensor, Tensor]:
