@@ -25,8 +25,9 @@ from clair_cli.maths.judge.thresholds import ERROR_RATE, LINE
 
 # Degrees of freedom that the variance by chance counts for beside the one that is seen.
 PRIOR = 12.0
-# Most steps of the factor's iteration, and the change of a loading over the largest at its end.
-_STEPS, _ERROR = 200, 1e-7
+# Most steps of the factor's iteration; every how many it may end; and the change of a loading over
+# the largest at its end.
+_STEPS, _LOOK, _ERROR = 200, 4, 1e-7
 # Up to this many members each is held against a factor that it had no part in.
 _LEAVE_ONE_OUT = 64
 
@@ -62,18 +63,20 @@ def _settled(pairs: Pairs, members: Tensor, first: Tensor) -> Tensor:
     inside = members.numpy()
     most = np.inf if pairs.whole is None else pairs.whole.clamp_min(0.0).sqrt().numpy()
     with np.errstate(all="ignore"):  # a NaN ends it
-        for _ in range(_STEPS):
+        for step in range(1, _STEPS + 1):
             np.square(loadings, out=fitted)
             torch.mm(of_fitted, pairs.known, out=of_other)
             torch.mm(of_loadings, pairs.value, out=of_fitted)
             fitted /= np.maximum(other, 1e-300, out=other)
             fitted *= inside
             np.minimum(np.maximum(fitted, -most, out=fitted), most, out=fitted)
-            moved = np.abs(np.subtract(fitted, loadings, out=other), out=other).max(-1)
+            np.subtract(fitted, loadings, out=other)
             loadings += fitted
-            loadings /= 2
-            if not (moved > _ERROR * np.abs(loadings, out=other).max(-1)).any():
-                break
+            loadings *= 0.5
+            if step % _LOOK == 0:
+                moved, size = np.abs(other).max(-1), np.abs(loadings).max(-1)
+                if not (moved > _ERROR * size).any():
+                    break
     return of_loadings.reshape(first.shape)
 
 
