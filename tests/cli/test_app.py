@@ -223,7 +223,7 @@ def test_inspect_json_is_one_document_and_nothing_else(
     result = run("inspect", clients, "--json", "-o", "r.json")
     assert result.exit_code == 3
     document = json.loads(result.stdout)
-    jsonschema.validate(document, load_schema(), cls=jsonschema.Draft202012Validator)
+    jsonschema.Draft202012Validator(load_schema()).validate(document)
     assert document["exit_code"] == 3
     assert result.stderr.startswith("3 of 12 clients contaminated: ")
     assert result.stderr.endswith("; report in r.json\n")

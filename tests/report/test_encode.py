@@ -51,9 +51,11 @@ def test_any_nesting_is_written_as_the_json_module_writes_it(value: object) -> N
 
 
 def validate(document: object) -> None:
-    schema = load_schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(document, schema, cls=jsonschema.Draft202012Validator)
+    jsonschema.Draft202012Validator(load_schema()).validate(document)
+
+
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(load_schema())
 
 
 @pytest.mark.parametrize("name", REPORTS)
