@@ -82,6 +82,31 @@ def run(
     return (out / "m.safetensors").read_bytes(), cohorts.read_report(out / "m.report.json")
 
 
+def weights_of(clients: cohorts.Clients) -> dict[str, float]:
+    return {n: 10.0 + 7 * k % 11 for k, n in enumerate(clients)}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the cohort was merged once, as folders of PEFT's; nobody writes there."""
+    folder = tmp_path_factory.mktemp("plain")
+    run(folder / "clients", cohort())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with weights."""
+    folder = tmp_path_factory.mktemp("weighted")
+    run(folder / "clients", cohort(), weights=weights_of(cohort()))
+    return folder
+
+
+def found_in(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    """What `run` gave there."""
+    return (folder / "m.safetensors").read_bytes(), cohorts.read_report(folder / "m.report.json")
+
+
 NAMINGS: dict[str, list[str]] = {
     "site-7": [f"site-{7 * (k + 1) % 17:02d}" for k in range(9)],
     "site-13": [f"site-{13 * (k + 1) % 17:02d}" for k in range(9)],
@@ -92,13 +117,19 @@ NAMINGS: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize(
-    ("naming", "weighted"),
-    [*((naming, False) for naming in NAMINGS), ("reversed", True), ("alphabets", True)],
+    ("naming", "before"),
+    [
+        *((naming, "plain") for naming in NAMINGS),
+        ("reversed", "weighted"),
+        ("alphabets", "weighted"),
+    ],
 )
-def test_names_order_and_folder_change_no_byte(tmp_path: Path, naming: str, weighted: bool) -> None:
+def test_names_order_and_folder_change_no_byte(
+    tmp_path: Path, request: pytest.FixtureRequest, naming: str, before: str
+) -> None:
     clients = cohort()
-    counts = {n: 10.0 + 7 * k % 11 for k, n in enumerate(clients)} if weighted else None
-    adapter, report = run(tmp_path / "a" / "clients", clients, weights=counts)
+    counts = weights_of(clients) if before == "weighted" else None
+    adapter, report = found_in(request.getfixturevalue(before))
     names = dict(zip(clients, NAMINGS[naming], strict=True))
     assert len(set(names.values())) == len(clients)
     shuffled = {names[n]: clients[n] for n in sorted(clients, key=lambda n: names[n])}
@@ -110,10 +141,10 @@ def test_names_order_and_folder_change_no_byte(tmp_path: Path, naming: str, weig
     assert renamed(other_report, back, "x") == renamed(report, same, "x")
 
 
-def test_a_second_run_and_the_number_of_threads_change_no_byte(tmp_path: Path) -> None:
+def test_a_second_run_and_the_number_of_threads_change_no_byte(tmp_path: Path, plain: Path) -> None:
     folder = tmp_path / "clients"
-    first = run(folder, cohort())
-    report = (tmp_path / "m.report.json").read_bytes()
+    first = found_in(plain)
+    report = (plain / "m.report.json").read_bytes()
     for threads in (1, 2):
         torch.set_num_threads(threads)
         assert run(folder, cohort())[0] == first[0]
@@ -170,11 +201,12 @@ def test_copies_that_differ_in_their_weight_only_are_ordered_by_weight(tmp_path:
 
 
 def test_folders_files_and_headers_of_the_same_tensors_give_the_same_bytes(
-    tmp_path: Path,
+    tmp_path: Path, plain: Path
 ) -> None:
     """The files differ byte by byte (one has the config in its header); what they say does not."""
-    found = {layout: run(tmp_path / layout / "clients", cohort(), layout)
-             for layout in ("peft", "file", "header", "mixed")}  # fmt: skip
+    found = {"peft": found_in(plain)}
+    for layout in ("file", "header", "mixed"):
+        found[layout] = run(tmp_path / layout / "clients", cohort(), layout)
     hashes = {layout: {c["sha256"] for c in report["clients"]}
               for layout, (_, report) in found.items()}  # fmt: skip
     assert hashes["peft"] == hashes["file"] and not hashes["peft"] & hashes["header"]
@@ -187,7 +219,7 @@ def test_folders_files_and_headers_of_the_same_tensors_give_the_same_bytes(
     )
 
 
-def test_adapters_in_memory_give_the_bytes_of_their_files(tmp_path: Path) -> None:
+def test_adapters_in_memory_give_the_bytes_of_their_files(plain: Path) -> None:
     clients = {}
     for name, client in cohort().items():
         state = {cohorts.peft_names("A", m): torch.tensor(a).float() for m, a in client.A.items()}
@@ -195,13 +227,12 @@ def test_adapters_in_memory_give_the_bytes_of_their_files(tmp_path: Path) -> Non
         clients[name] = (state, client.fields)
     stream = io.BytesIO()
     clair_cli.merge(dict(reversed(clients.items())), stream)
-    assert stream.getvalue() == run(tmp_path / "clients", cohort())[0]
+    assert stream.getvalue() == found_in(plain)[0]
 
 
-def test_the_report_is_canonical_json(tmp_path: Path) -> None:
+def test_the_report_is_canonical_json(plain: Path) -> None:
     """Sorted keys, one form of every number: parsing and writing it again changes no byte."""
-    run(tmp_path / "clients", cohort())
-    text = (tmp_path / "m.report.json").read_text(encoding="ascii")
+    text = (plain / "m.report.json").read_text(encoding="ascii")
     again = json.dumps(json.loads(text), sort_keys=True, indent=2, allow_nan=False) + "\n"
     assert text == again
 
@@ -221,8 +252,8 @@ def test_refined_folders_are_the_same_bytes_under_other_names(tmp_path: Path) ->
     assert {f"{names[n.split('/')[0]]}/{n.split('/')[1]}": d for n, d in first.items()} == second
 
 
-def test_the_header_is_canonical(tmp_path: Path) -> None:
-    adapter, report = run(tmp_path / "clients", cohort())
+def test_the_header_is_canonical(plain: Path) -> None:
+    adapter, report = found_in(plain)
     size = int.from_bytes(adapter[:8], "little")
     header = json.loads(adapter[8 : 8 + size])
     assert list(header["__metadata__"]) == sorted(header["__metadata__"])
@@ -230,8 +261,7 @@ def test_the_header_is_canonical(tmp_path: Path) -> None:
     assert report["merged"]["sha256"] == hashlib.sha256(adapter).hexdigest()
 
 
-def test_no_absolute_path_and_no_clock_in_the_report(tmp_path: Path) -> None:
-    run(tmp_path / "clients", cohort())
-    text = (tmp_path / "m.report.json").read_text()
-    assert str(tmp_path) not in text and "thread" not in text
+def test_no_absolute_path_and_no_clock_in_the_report(plain: Path) -> None:
+    text = (plain / "m.report.json").read_text()
+    assert str(plain) not in text and "thread" not in text
     assert not re.search(r"\d{4}-\d\d|\d\d:\d\d", text)

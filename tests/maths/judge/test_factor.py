@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor
 
-from clair_cli.maths.judge.factor import PRIOR, loadings, one_factor
+from clair_cli.maths.judge.factor import PRIOR, Loadings, loadings, one_factor
 from clair_cli.maths.judge.pairs import Pairs
 from clair_cli.maths.judge.thresholds import ERROR_RATE, LINE
 
@@ -75,9 +77,15 @@ def test_ratios_are_to_the_typical_member_and_leave_the_client_out() -> None:
     assert float(loadings(table, range(8)).ratio[0]) == pytest.approx(1.5, abs=0.05)
 
 
+@functools.cache
+def nine_and(share: float, noise: float) -> list[Loadings]:
+    """Of nine alike and one with this share of it, drawn 300 times."""
+    own = [1.0] * 9 + [share]
+    return [loadings(pairs(own, noise, seed), range(9)) for seed in range(300)]
+
+
 def test_standard_errors_are_those_of_repeated_draws() -> None:
-    own = [1.0] * 9 + [0.0]
-    drawn = [loadings(pairs(own, 0.3, seed), range(9)) for seed in range(200)]
+    drawn = nine_and(0.0, 0.3)
     ratios = torch.stack([held.ratio for held in drawn])
     stated = torch.stack([held.se for held in drawn]).mean(0)
     assert float(ratios[:, 9].std() / stated[9]) == pytest.approx(1.0, abs=0.2)
@@ -86,10 +94,8 @@ def test_standard_errors_are_those_of_repeated_draws() -> None:
 
 @pytest.mark.parametrize(("share", "least", "most"), [(LINE, 0.0, 0.03), (0.0, 0.97, 1.0)])
 def test_the_line_has_its_error_rate_and_power(share: float, least: float, most: float) -> None:
-    own = [1.0] * 9 + [share]
     below = 0
-    for seed in range(300):
-        held = loadings(pairs(own, 0.3, seed), range(9))
+    for held in nine_and(share, 0.3):
         below += held.is_below(9)
         assert held.is_below(9) == (float(held.p_line[9]) < ERROR_RATE)
     assert least <= below / 300 <= most
@@ -97,8 +103,7 @@ def test_the_line_has_its_error_rate_and_power(share: float, least: float, most:
 
 @pytest.mark.parametrize("noise", [0.3, 0.5, 0.7])
 def test_the_power_stated_is_the_frequency(noise: float) -> None:
-    own = [1.0] * 9 + [0.0]
-    drawn = [loadings(pairs(own, noise, seed), range(9)) for seed in range(300)]
+    drawn = nine_and(0.0, noise)
     stated = sum(float(held.power[9]) for held in drawn) / 300
     found = sum(held.is_below(9) for held in drawn) / 300
     assert found == pytest.approx(stated, abs=0.08)
