@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import typer.testing
 from _pytest.doctest import DoctestModule
-from hypothesis import settings
 
 import clair_cli
 
@@ -25,11 +24,6 @@ import clair_cli
 # when those are imported, which happens after this file; no result depends on it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-# The default: the same examples on every machine. HYPOTHESIS_PROFILE=long looks for new ones.
-settings.register_profile("ci", derandomize=True, deadline=None)
-settings.register_profile("long", deadline=None, max_examples=2000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 NO_NETWORK = str(Path(__file__).parent / "no_network")
 collect_ignore = ["no_network"]  # nothing to test in there, and another file may have its name
@@ -86,8 +80,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Signals as an ordinary process has them: nohup and `&` leave some ignored, and a child of
     the tests inherits that. Bytecode as an installed package has it, and the tests' own: where
     Python may not keep any, each of a hundred children would make it again, and each run all of the
-    tests' (a tenth of its time)."""
+    tests' (a tenth of its time), and hypothesis, whose assertions pytest rewrites (3 s)."""
     sys.dont_write_bytecode = False
+    from hypothesis import settings
+
+    # The default: the same examples on every machine. HYPOTHESIS_PROFILE=long looks for new ones.
+    settings.register_profile("ci", derandomize=True, deadline=None)
+    settings.register_profile("long", deadline=None, max_examples=2000)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
     if not hasattr(config, "workerinput"):
         compileall.compile_dir(Path(clair_cli.__file__).parent, quiet=2)
     for name, handler in (
