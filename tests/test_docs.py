@@ -74,6 +74,7 @@ def test_every_reason_is_explained() -> None:
     assert set(explained) == reason_codes()
 
 
+@functools.cache
 def remark_codes() -> dict[str, str]:
     """Every code that a remark is made with, and its class, but for blocking ones."""
     found = {"more": "that of the worst"}

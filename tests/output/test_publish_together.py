@@ -299,7 +299,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert rest == ["m", "old"]
 
 
-@pytest.mark.parametrize(("name", "kills"), [("KILL", 100), ("TERM", 20), ("INT", 10), ("HUP", 10)])
+@pytest.mark.parametrize(("name", "kills"), [("KILL", 50), ("TERM", 20), ("INT", 10), ("HUP", 10)])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes of POSIX")
 def test_kills_at_random_moments_tear_nothing(name: str, kills: int) -> None:
     tool = [sys.executable, str(ROOT / "tests/tools/kill_publisher.py")]

@@ -261,19 +261,12 @@ def test_two_groups_of_similar_size_are_undetermined(seed: int) -> None:
     assert result.code == "two_groups"
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_where_nothing_is_shared_nobody_is_judged(seed: int) -> None:
-    result = judge_deltas(aligned([0.0] * 8, seed=seed), RANK)
-    assert result.outcome == "undetermined"
-    assert result.code in ("nothing_shared", "little_shared")
-
-
-def test_where_nothing_is_shared_abstaining_is_the_rule() -> None:
-    judged_ones = [
-        seed for seed in range(20)
-        if judge_deltas(aligned([0.0] * 10, seed=seed), RANK, seed).outcome == "judged"
-    ]  # fmt: skip
-    assert judged_ones == []
+@pytest.mark.parametrize("n_clients", [8, 10])
+def test_where_nothing_is_shared_nobody_is_judged(n_clients: int) -> None:
+    for seed in range(10):
+        result = judge_deltas(aligned([0.0] * n_clients, seed=seed), RANK, seed)
+        assert result.outcome == "undetermined", seed
+        assert result.code in ("nothing_shared", "little_shared")
 
 
 @pytest.mark.parametrize("n_clients", [1, 2])
@@ -343,7 +336,7 @@ def test_the_decomposition_agrees() -> None:
     assert min(real.collaborative.solution.block_norms[7:].tolist()) > 0.0
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_two_unrelated_pairs_of_four_are_no_cohort(seed: int) -> None:
     """Much alike inside, nothing across."""
     result = judge_deltas(aligned([0.9] * 4, [0, 0, 1, 1], shapes=WIDE, seed=seed), RANK)
