@@ -113,6 +113,7 @@ class InspectOptions(TypedDict, total=False):
     previous: PathLike | tuple[Mapping[str, Tensor], Any] | None
     fresh: bool
     exclude: Sequence[str]
+    checkpoint: int | Literal["last", "best"] | None
     min_clients: int | None
     trust: Sequence[str]
     trust_adapter: PathLike | tuple[Mapping[str, Tensor], Any] | None
@@ -193,6 +194,8 @@ def merge(
         previous: the adapter that all clients started this round from.
         fresh: the clients started from a fresh adapter: if they are nearly the same, they agree.
         exclude: clients left out unread.
+        checkpoint: where a client's folder has checkpoints, the one to read: "last", "best" (by
+            trainer_state.json) or its number; the adapter in the folder itself if None.
         min_clients: fewer usable ones after rejections are refused (exit code 4). If None: 3, or 2
             where something is trusted.
         trust: clients known to be good, as "NAME" or "NAME=sha256:HASH": they are merged, and their

@@ -168,6 +168,12 @@ class Settings:
         kinds.NAMES, "Leave a client out; repeatable.",
         READING, _JUDGING, default=(),
     )
+    checkpoint: str | int | None = option(
+        kinds.CHECKPOINT,
+        "Which checkpoint to read where a client's folder has some: the last one, the best one by"
+        " trainer_state.json, or number N. Default: the adapter in the folder itself.",
+        READING, _JUDGING,
+    )
     modules: str = option(
         one_of(MODULES, {"strict": "same"}),
         "Which modules: those that three clients have, or half of a few; all; those that all merged"

@@ -84,9 +84,10 @@ def load_cohort(
     assume_alpha: float | str | None = None,
     exclude: Sequence[str] = (),
     limits: Limits | None = None,
+    checkpoint: str | int | None = None,
 ) -> Cohort:
     """A folder's clients, as a run reads them, but on one thread."""
-    listing = find_clients(folder, exclude=exclude, limits=limits)
+    listing = find_clients(folder, exclude=exclude, limits=limits, checkpoint=checkpoint)
     load = partial(load_client, assume_alpha=assume_alpha, limits=limits)
     return cohort_of(listing, map(load, listing.candidates))
 

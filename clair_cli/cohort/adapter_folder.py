@@ -6,29 +6,36 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from clair_cli.cohort.inside import find_adapter
 from clair_cli.errors import RejectedClient
-from clair_cli.formats.filenames import CONFIG, PIPELINE_WEIGHTS, SUFFIX, WEIGHTS, is_weights
-from clair_cli.formats.files import kind_of, real_path
+from clair_cli.formats.filenames import (
+    CONFIG,
+    MAIN_WEIGHTS,
+    PIPELINE_WEIGHTS,
+    SUFFIX,
+    WEIGHTS,
+    is_weights,
+)
+from clair_cli.formats.files import kind_of
 from clair_cli.text import first_few, quoted
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npz")
+_OTHER_WEIGHTS = (".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".distcp")
 # What trainers leave beside an adapter; never a client.
 _TRAINER_FILES = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states")
 
 
 def adapter_in(folder: Path) -> Path:
-    """The weights file of a folder that is one adapter, or of its one sub-folder that is.
+    """The weights file of a folder that is one adapter, or holds one in a sub-folder.
 
     Raises:
         RejectedClient: none, or several.
         OSError: the folder can't be listed.
     """
-    if not any(map(is_weights, entries_of(folder))):
-        folder = (
-            nested_adapter(folder, entries_of(folder), Path(os.path.realpath(folder))) or folder
-        )
-    return folder / weights_name(entries_of(folder))
+    found, _, _ = find_adapter(folder, Path(os.path.realpath(folder)))
+    here = folder if found is None else found.path
+    return here / weights_name(entries_of(here))
 
 
 def weights_in(folder: Path) -> Path:
@@ -42,63 +49,58 @@ def entries_of(folder: Path) -> list[str]:
     return sorted(os.listdir(folder), key=os.fsencode)
 
 
-def nested_adapter(here: Path, names: Sequence[str], root: Path) -> Path | None:
-    """The one sub-folder that holds an adapter, or None.
-
-    Args:
-        here: a folder. names: of its entries.
-        root: real path of the cohort's folder.
-
-    Raises:
-        RejectedClient: several sub-folders do, or one is a link out of `root`.
-    """
-    holders = []
-    for name in names:
-        path = here / name
-        if not name.startswith(".") and path.is_dir() and os.path.lexists(path / WEIGHTS):
-            real_path(path, root)  # a link may not leave
-            holders.append(path)
-    if len(holders) > 1:
-        listed = first_few(path.name for path in holders)
-        raise RejectedClient(
-            f"folder holds {len(holders):,} adapters, expected one: {listed}",
-            found=f"{len(holders):,} adapter folders",
-            expected="one adapter",
-        )
-    return holders[0] if holders else None
-
-
 def weights_name(names: Sequence[str]) -> str:
     """The weights file among the entries of an adapter's folder.
 
     Raises:
         RejectedClient: none, several, or a sharded adapter.
     """
-    if WEIGHTS in names:
-        return WEIGHTS
+    for name in MAIN_WEIGHTS:
+        if name in names:
+            return name
     files = [name for name in names if is_weights(name) and not name.startswith(".")]
     index = next((name for name in names if name.endswith(f"{SUFFIX}.index.json")), "")
     if len(files) == 1 and not index:
         return files[0]
-    what = f"{len(files)} {SUFFIX} files"
-    if index:
+    what, hint = f"{len(files)} {SUFFIX} files", f"call the adapter {WEIGHTS}"
+    if index.startswith("adapter"):
         what = f"a sharded adapter (index {quoted(index)}, not followed)"
+        hint = "save the adapter as one file"
+    elif index:
+        what = f"a whole model in shards (index {quoted(index)})"
+        hint = "a whole model is no adapter: ask for what save_pretrained of the PEFT model writes"
     raise RejectedClient(
         f"folder holds {what}, none called {WEIGHTS}",
         found=first_few(files),
         expected=WEIGHTS,
+        hint=hint,
     )
 
 
-def check_no_weights(names: Sequence[str]) -> None:
-    """Raise if a folder without a .safetensors file is a client that can't be read."""
-    for name in filter(is_pickle, names):
-        raise pickle_refused(name)
-    for name in filter(is_archive, names):
-        raise archive_refused(name)
+def check_no_weights(names: Sequence[str], folder: str = "") -> None:
+    """Raise if a folder without a .safetensors file is a client that can't be read.
+
+    Args:
+        names: of its entries.
+        folder: its path in the client's folder.
+    """
+    for name in names:
+        shown = f"{folder}/{name}" if folder else name
+        if is_pickle(name):
+            raise pickle_refused(shown)
+        if is_archive(name):
+            raise archive_refused(shown)
+        if name.lower().endswith(_OTHER_WEIGHTS):
+            raise RejectedClient(
+                f"{quoted(shown)} is no {SUFFIX} file, not opened",
+                found=quoted(shown),
+                expected=f"a {SUFFIX} file",
+                hint=f"ask the client for the adapter as {WEIGHTS}",
+            )
     if CONFIG in names:
+        where = f"sub-folder {quoted(folder)}" if folder else "folder"
         raise RejectedClient(
-            f"folder holds {CONFIG}, but no {WEIGHTS}", found=CONFIG, expected=WEIGHTS
+            f"{where} holds {CONFIG}, but no {WEIGHTS}", found=CONFIG, expected=WEIGHTS
         )
 
 

@@ -16,12 +16,12 @@ from clair_cli.cohort.adapter_folder import (
     entries_of,
     is_archive,
     is_pickle,
-    nested_adapter,
     not_a_file,
     pickle_refused,
     weights_name,
 )
 from clair_cli.cohort.client_names import distinct_names, excluded_names, similar_names
+from clair_cli.cohort.inside import DEPTH, STEP, Inside, find_adapter
 from clair_cli.cohort.model import Candidate, Listing
 from clair_cli.cohort.size import check_cohort_size
 from clair_cli.errors import InputRefused, RejectedClient, UsageError, is_out_of_files
@@ -31,13 +31,16 @@ from clair_cli.formats.limits import Limits
 from clair_cli.remark import Remark, note
 from clair_cli.text import first_few, quoted
 
+_BESIDE_AN_ADAPTER = frozenset(("value_head.safetensors", "new_embeddings.safetensors"))
 _BACKUPS = ("~", ".bak", ".orig", ".tmp", ".swp", ".part", ".crdownload", ".old")
+
+_NAMED = 10  # entries in a remark
 
 # A remark's code, its text on one entry, and on several.
 _EMPTY = (
     "folder_ignored",
-    "folder {} ignored: it holds no adapter file",
-    "folders {} ignored: they hold no adapter file",
+    f"folder {{}} ignored: no weights file down to {DEPTH} levels, or a dot begins its name",
+    f"folders {{}} ignored: no weights file down to {DEPTH} levels, or a dot begins their names",
 )
 _BESIDE = (
     "pickle_ignored",
@@ -68,13 +71,17 @@ class _Remarks:
     def notes(self) -> list[Remark]:
         """One note for each kind."""
         return [
-            note(code, (several if len(entries) > 1 else one).format(first_few(entries)))
+            note(code, (several if len(entries) > 1 else one).format(first_few(entries, _NAMED)))
             for (code, one, several), entries in self.by_kind.items()
         ]
 
 
 def find_clients(
-    folder: Path, *, exclude: Sequence[str] = (), limits: Limits | None = None
+    folder: Path,
+    *,
+    exclude: Sequence[str] = (),
+    limits: Limits | None = None,
+    checkpoint: str | int | None = None,
 ) -> Listing:
     """List the clients of a folder.
 
@@ -83,6 +90,7 @@ def find_clients(
             the folder of one adapter.
         exclude: clients to leave out; see `excluded_names`.
         limits: default `Limits()`; of them, the clients' number and the files' bytes in all.
+        checkpoint: which checkpoint of a client is read; see `find_adapter`.
 
     Returns:
         The listing; at least one candidate or excluded client.
@@ -93,13 +101,14 @@ def find_clients(
     """
     _check_folder(folder)
     try:
-        candidates, remarks = _clients_in(folder)
+        candidates, remarks = _clients_in(folder, checkpoint)
         notes = remarks.notes()
-        alone = len(candidates) == 1 and candidates[0].entry == WEIGHTS
-        if alone and os.path.isfile(folder / CONFIG):
-            only = _the_folder_itself(folder, candidates[0])
+        if only := _the_folder_itself(folder, candidates):
             candidates = [only]
-            text = f"the folder is itself one adapter: read as the one client {quoted(only.name)}"
+            text = (
+                f"the folder is itself one adapter: read as the one client {quoted(only.name)}; to "
+                "compare several, give the folder that holds their folders"
+            )
             notes.append(note("one_adapter", text))
     except OSError as error:
         if is_out_of_files(error):
@@ -150,7 +159,7 @@ def _nothing_found(folder: Path, ignored: Sequence[str]) -> InputRefused:
     )
 
 
-def _clients_in(folder: Path) -> tuple[list[Candidate], _Remarks]:
+def _clients_in(folder: Path, checkpoint: str | int | None) -> tuple[list[Candidate], _Remarks]:
     """The clients of an existing folder, in the order of their entries' bytes.
 
     Raises:
@@ -162,7 +171,7 @@ def _clients_in(folder: Path) -> tuple[list[Candidate], _Remarks]:
     stems = {_stem(entry) for entry in entries if is_weights(entry)}
     for entry in entries:
         try:
-            candidate = _candidate(folder, root, entry, stems, remarks)
+            candidate = _candidate(folder, root, entry, stems, remarks, checkpoint)
         except FAILURES as error:
             path = (folder / entry).as_posix()
             candidate = _refused(folder, entry, as_rejection(error, path))
@@ -183,11 +192,18 @@ def _stem(entry: str) -> str:
 
 
 def _candidate(
-    folder: Path, root: Path, entry: str, stems: set[str], remarks: _Remarks
+    folder: Path,
+    root: Path,
+    entry: str,
+    stems: set[str],
+    remarks: _Remarks,
+    checkpoint: str | int | None,
 ) -> Candidate | None:
     path = folder / entry
     if entry.startswith((".", "#")) or entry.lower().endswith(_BACKUPS):
         remarks.ignored.append(entry)
+        if entry.startswith(".") and path.is_dir():
+            remarks.by_kind[_EMPTY].append(entry)
         return None
     is_config = entry == CONFIG or (entry.endswith(".json") and _without_suffix(entry) in stems)
     weights, mode = path, 0
@@ -197,7 +213,7 @@ def _candidate(
     if is_config and not path.is_file() and not path.is_symlink():
         remarks.by_kind[_NO_CONFIG].append(entry)
     if stat.S_ISDIR(mode):
-        return _in_folder(folder, root, entry, remarks)
+        return _in_folder(folder, root, entry, remarks, checkpoint)
     if is_weights(entry):
         if not stat.S_ISREG(mode):
             raise not_a_file(entry, mode)
@@ -230,35 +246,24 @@ def _may_be_client(path: Path) -> bool:
     return path.is_dir()
 
 
-def _in_folder(folder: Path, root: Path, entry: str, remarks: _Remarks) -> Candidate | None:
+def _in_folder(
+    folder: Path, root: Path, entry: str, remarks: _Remarks, checkpoint: str | int | None
+) -> Candidate | None:
     here = folder / entry
-    names = entries_of(here)
-    base, notes = here, []
-    if not any(is_weights(name) and not name.startswith(".") for name in names):
-        nested = nested_adapter(here, names, root)
-        if nested is None:
-            check_no_weights(names)
-            remarks.ignored.append(f"{entry}/")
-            remarks.by_kind[_EMPTY].append(entry)
-            return None
-        base, names = nested, entries_of(nested)
-        notes.append(note("sub_folder_read", f"read from the sub-folder {quoted(nested.name)}"))
-    others = [name for name in names if os.path.lexists(base / name / WEIGHTS)]
-    if others:
-        listed = first_few(others)
-        text = f"ignored, as the folder has an adapter itself: sub-folders {listed}"
-        notes.append(note("sub_folders_ignored", text))
-    file = weights_name(names)
-    if file != WEIGHTS:
-        notes.append(note("other_file_read", f"read {quoted(file)}"))
-    if pickles := list(filter(is_pickle, names)):
-        notes.append(note("pickle_ignored", f"{first_few(pickles)} ignored"))
-    path = base / file
+    found, notes, folders = find_adapter(here, root, checkpoint)
+    if found is None:
+        for inside in folders:
+            check_no_weights(inside.names, inside.shown)
+        remarks.ignored.append(f"{entry}/")
+        remarks.by_kind[_EMPTY].append(entry)
+        return None
+    file = weights_name(found.names)
+    path = found.path / file
     weights = real_path(path, root)
     mode = os.lstat(weights).st_mode
     if not stat.S_ISREG(mode):
         raise not_a_file(file, mode)
-    configs = [base / f"{_stem(file)}.json", base / CONFIG, here / CONFIG]
+    configs = [found.path / f"{_stem(file)}.json", found.path / CONFIG, here / CONFIG]
     if file == WEIGHTS:
         del configs[0]
     return Candidate(
@@ -268,18 +273,49 @@ def _in_folder(folder: Path, root: Path, entry: str, remarks: _Remarks) -> Candi
         weights,
         tuple(dict.fromkeys(configs)),
         folder / CONFIG,
-        tuple(notes),
+        (*notes, *_beside(found, file)),
         root=root,
     )
+
+
+def _beside(found: Inside, file: str) -> list[Remark]:
+    """Notes on what stands beside the weights file that is read."""
+    notes = []
+    others = [name for name in found.names if os.path.lexists(found.path / name / WEIGHTS)]
+    if others:
+        listed = first_few(others)
+        text = f"ignored, as the folder has an adapter itself: sub-folders {listed}"
+        notes.append(note("sub_folders_ignored", text))
+    if file != WEIGHTS:
+        notes.append(note("other_file_read", f"read {quoted(file)}"))
+    left_out = [n for n in found.names if is_weights(n) and n != file and not n.startswith(".")]
+    if left_out:
+        text = f"{first_few(left_out)} left out: only {quoted(file)} is read"
+        notes.append(note("weights_left_out", text))
+    if pickles := list(filter(is_pickle, found.names)):
+        notes.append(note("pickle_ignored", f"{first_few(pickles)} ignored"))
+    return notes
 
 
 def _without_suffix(entry: str) -> str:
     return os.path.splitext(entry)[0]
 
 
-def _the_folder_itself(folder: Path, only: Candidate) -> Candidate:
-    """The client of a folder that is one adapter, called as the folder is."""
+def _the_folder_itself(folder: Path, found: Sequence[Candidate]) -> Candidate | None:
+    """The client of a folder that is one adapter, called as the folder is; None for another folder.
+    Beside it may be a trainer's checkpoints, and weights that training adds to an adapter."""
+    own = [candidate for candidate in found if candidate.entry == WEIGHTS]
+    others = [candidate.entry for candidate in found if candidate.entry != WEIGHTS]
+    beside = all(STEP.fullmatch(name) or name in _BESIDE_AN_ADAPTER for name in others)
+    if not own or not beside or not os.path.isfile(folder / CONFIG):
+        return None
     name = (
         folder.name if folder.name not in ("", "..") else os.path.basename(os.path.realpath(folder))
     )
-    return replace(only, name=name, configs=(*only.configs, folder / CONFIG), shared=None)
+    notes = own[0].notes
+    if others:
+        text = f"{first_few(others)} left out: only {quoted(WEIGHTS)} is read"
+        notes = (*notes, note("weights_left_out", text))
+    return replace(
+        own[0], name=name, configs=(*own[0].configs, folder / CONFIG), shared=None, notes=notes
+    )

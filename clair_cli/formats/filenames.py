@@ -8,6 +8,9 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 SUFFIX = ".safetensors"
 PIPELINE_WEIGHTS = "pytorch_lora_weights.safetensors"  # where diffusers looks in a folder
+MLX_WEIGHTS = "adapters.safetensors"  # where mlx-lm looks in a folder
+MAIN_WEIGHTS = (WEIGHTS, PIPELINE_WEIGHTS, MLX_WEIGHTS)
+"""Names of the adapter among the `.safetensors` files of a folder, the first choice first."""
 
 
 FILE_SUFFIXES = frozenset((".bin", ".ckpt", ".gguf", ".json", ".npz", ".onnx", ".pt", ".pth"))

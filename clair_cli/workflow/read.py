@@ -38,7 +38,12 @@ def read_cohort(
 
 
 def _from_files(settings: Settings, meanwhile: Callable[[], object] | None) -> Cohort:
-    listing = find_clients(settings.clients, exclude=settings.exclude, limits=settings.limit)
+    listing = find_clients(
+        settings.clients,
+        exclude=settings.exclude,
+        limits=settings.limit,
+        checkpoint=settings.checkpoint,
+    )
     found = [candidate.name for candidate in listing.candidates]
     trusted_clients(settings.trusted, found, listing.excluded)
     load = partial(

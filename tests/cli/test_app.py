@@ -102,6 +102,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
         "previous": None,
         "fresh": False,
         "exclude": (),
+        "checkpoint": None,
         "min_clients": 3,
         "trust": (),
         "trust_adapter": None,
@@ -134,6 +135,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "--tensor-names kohya "
         "--weights w.csv --max-weight 0.4 "
         "--previous before.safetensors --exclude a --exclude b --min-clients 5 "
+        "--checkpoint 300 "
         "--allow-undetermined --device cpu --fail-on suspicious --force -q "
         "--threads 2 --timings --modules same --assume-alpha 32 "
         "--limit clients=20 --limit file=1G --strict --minority merge --heads drop"
@@ -155,6 +157,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "previous": Path("before.safetensors"),
         "fresh": False,
         "exclude": ("a", "b"),
+        "checkpoint": 300,
         "min_clients": 5,
         "trust": ("c", "d=sha256:" + 32 * "aB"),
         "trust_adapter": Path("mine"),
@@ -325,7 +328,7 @@ def test_an_option_that_a_command_lacks_is_no_argument_of_its_function(tmp_path:
 
 JUDGED_BY = (
     "clients output weights previous exclude min_clients device fail_on modules assume_alpha limit"
-    " strict minority fresh max_weight trust trust_adapter"
+    " strict minority fresh max_weight trust trust_adapter checkpoint"
 )
 WRITTEN_BY = "rank error_target keep_alpha dtype tensor_names allow_undetermined"
 

@@ -39,7 +39,9 @@ def test_folders_and_files_are_clients_sorted_by_bytes(folder: Path) -> None:
     assert set(cohort.ignored) == {
         ".hidden.safetensors", "x.safetensors~", "README.md", "notes.json", "a.tmp", "logs/",
     }  # fmt: skip
-    assert texts(cohort.notes) == ("folder 'logs' ignored: it holds no adapter file",)
+    assert texts(cohort.notes) == (
+        "folder 'logs' ignored: no weights file down to 3 levels, or a dot begins its name",
+    )
 
 
 def test_order_is_that_of_names_and_not_of_entries(folder: Path) -> None:
@@ -121,7 +123,8 @@ def test_one_peft_folder_is_one_client(folder: Path) -> None:
     cohort = load_cohort(folder / "good")
     assert [a.name for a in cohort.adapters] == ["good"]
     assert texts(cohort.notes) == (
-        "the folder is itself one adapter: read as the one client 'good'",
+        "the folder is itself one adapter: read as the one client 'good'; to compare several, "
+        "give the folder that holds their folders",
     )
     assert cohort.ignored == ("README.md", "training_args.bin")
 
