@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clair_cli.errors import UsageError
+from clair_cli.formats.filenames import no_folder_hint, not_here_hint
 from clair_cli.text import printable
 
 # Options that are paths of what is read beside the clients.
@@ -43,8 +44,7 @@ def check_inputs(clients: Path, options: Mapping[str, Any]) -> None:
     check_exists(clients, "CLIENTS")
     if not clients.is_dir():
         raise UsageError(
-            f"CLIENTS {_shown(clients)} is a file, not a folder",
-            hint="put the clients' adapters into one folder and give that folder",
+            f"CLIENTS {_shown(clients)} is a file, not a folder", hint=no_folder_hint(clients)
         )
     for name in _BESIDE:
         if options[name] is not None:
@@ -75,6 +75,7 @@ def check_exists(path: Path, what: str) -> None:
         siblings = []
     close = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f"did you mean {_shown(path.parent / close[0])}?" if close else ""
+    hint = hint or not_here_hint(path)
     raise UsageError(f"{what} {_shown(path)} does not exist", hint=hint)
 
 

@@ -116,7 +116,7 @@ def below(report: Report) -> list[str]:
     if report.refined is not None:
         lines.append(_refined(report.refined))
     lines += remark_lines(report, notes=True)
-    if report.with_verdict("rejected"):
+    if report.with_verdict("rejected") and report.cohort.outcome != "refused":
         lines.append(
             "note: ask rejected clients for their files again, or leave them out (--exclude)"
         )

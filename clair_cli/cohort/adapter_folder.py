@@ -9,6 +9,7 @@ from pathlib import Path
 from clair_cli.cohort.inside import find_adapter
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.filenames import (
+    ARCHIVES,
     CONFIG,
     MAIN_WEIGHTS,
     PIPELINE_WEIGHTS,
@@ -20,7 +21,6 @@ from clair_cli.formats.files import kind_of
 from clair_cli.text import first_few, quoted
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npz")
 _OTHER_WEIGHTS = (".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".distcp")
 # What trainers leave beside an adapter; never a client.
 _TRAINER_FILES = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states")
@@ -67,7 +67,7 @@ def weights_name(names: Sequence[str]) -> str:
         what = f"a sharded adapter (index {quoted(index)}, not followed)"
         hint = "save the adapter as one file"
     elif index:
-        what = f"a whole model in shards (index {quoted(index)})"
+        what = f"a sharded whole model (index {quoted(index)}, not followed)"
         hint = "a whole model is no adapter: ask for what save_pretrained of the PEFT model writes"
     raise RejectedClient(
         f"folder holds {what}, none called {WEIGHTS}",
@@ -112,7 +112,7 @@ def is_pickle(entry: str) -> bool:
 
 def is_archive(entry: str) -> bool:
     """Whether a file of that name may be an adapter in an archive."""
-    return entry.lower().endswith(_ARCHIVES)
+    return entry.lower().endswith(ARCHIVES)
 
 
 def not_a_file(name: str, mode: int) -> RejectedClient:

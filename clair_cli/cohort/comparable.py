@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.layout import Layout
 from clair_cli.adapters.variants import init_effect
-from clair_cli.cohort.majority import reject_by_module
+from clair_cli.cohort.majority import ONE_GROUP, reject_by_module
 from clair_cli.cohort.model import Cohort, Rejection, rejection
 from clair_cli.cohort.selection import select_modules
 from clair_cli.cohort.work import reject_by_work
@@ -179,7 +179,7 @@ def _majority(
         if 2 * len(voters) <= len(adapters):
             notes.append(warning("config_differs", f"{field} differs: {listed}"))
             return adapters
-        raise InputRefused(f"no majority for {field}: {listed}")
+        raise InputRefused(f"no majority for {field}: {listed}", hint=ONE_GROUP)
     count, total = len(groups[top]), len(voters)
     wrong = {adapter.name for adapter in voters if key(adapter) != top}
     for adapter in adapters:

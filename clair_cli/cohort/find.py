@@ -25,7 +25,14 @@ from clair_cli.cohort.inside import DEPTH, STEP, Inside, find_adapter
 from clair_cli.cohort.model import Candidate, Listing
 from clair_cli.cohort.size import check_cohort_size
 from clair_cli.errors import InputRefused, RejectedClient, UsageError, is_out_of_files
-from clair_cli.formats.filenames import CONFIG, SUFFIX, WEIGHTS, is_weights
+from clair_cli.formats.filenames import (
+    CONFIG,
+    SUFFIX,
+    WEIGHTS,
+    is_weights,
+    no_folder_hint,
+    not_here_hint,
+)
 from clair_cli.formats.files import FAILURES, as_rejection, real_path
 from clair_cli.formats.limits import Limits
 from clair_cli.remark import Remark, note
@@ -131,11 +138,10 @@ def find_clients(
 def _check_folder(folder: Path) -> None:
     shown = quoted(folder.as_posix())
     if not os.path.lexists(folder):
-        raise UsageError(f"folder {shown} does not exist", hint=did_you_mean(folder))
+        hint = did_you_mean(folder) or not_here_hint(folder)
+        raise UsageError(f"folder {shown} does not exist", hint=hint)
     if not folder.is_dir():
-        raise UsageError(
-            f"{shown} is not a folder", hint="give the folder that holds the clients' adapters"
-        )
+        raise UsageError(f"{shown} is not a folder", hint=no_folder_hint(folder))
 
 
 def did_you_mean(folder: Path) -> str:

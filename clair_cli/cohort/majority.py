@@ -9,9 +9,10 @@ from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.layout import Layout
 from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.remark import Remark, at_most, warning
-from clair_cli.text import first_few, quoted
+from clair_cli.text import first_few, quoted, some_of
 
 Holders = Mapping[str, Mapping[Layout, Sequence[str]]]
+ONE_GROUP = "merge one of these groups, and leave the others out with --exclude"
 # A client may have FACTOR x the majority's modules + MORE beyond them. Each of them costs memory,
 # time, and room in the report.
 BEYOND_FACTOR, BEYOND_MORE = 4, 16
@@ -94,7 +95,9 @@ def _ties(holders: Holders, n_clients: int, notes: list[Remark]) -> set[str]:
         ordered = sorted(by_shape.items(), key=lambda item: (-len(item[1]), item[0].weight))
         listed = "; ".join(f"{shape} ({first_few(names)})" for shape, names in ordered[:5])
         if 2 * total > n_clients:
-            raise InputRefused(f"no majority for the shape of module {quoted(module)}: {listed}")
+            raise InputRefused(
+                f"no majority for the shape of module {quoted(module)}: {listed}", hint=ONE_GROUP
+            )
         text = f"module {quoted(module)} left out, its shapes have no majority: {listed}"
         found.append(warning("no_shape", text))
         left_out.add(module)
@@ -130,8 +133,11 @@ def _in_proportion(adapters: list[Adapter], errors: dict[str, RejectedClient]) -
 def _sharing(adapters: list[Adapter], errors: dict[str, RejectedClient]) -> list[Adapter]:
     common = majority_modules(adapters)
     if not common:
+        some = [f"{quoted(a.name)} has {first_few(a.modules, 1)}" for a in adapters]
         raise InputRefused(
-            f"no module is shared by more than half of the {len(adapters):,} clients"
+            f"no module is shared by more than half of the {len(adapters):,} clients: "
+            f"{some_of(some, 2)}",
+            hint="give clients of one base model, whose tensor names are of one kind",
         )
     kept = []
     for adapter in adapters:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +14,7 @@ from clair_cli.adapters.output_format import OutputFormat
 from clair_cli.cohort.beside import load_given, weights_given
 from clair_cli.cohort.choose import Choice, choose_comparable, one_name_each
 from clair_cli.cohort.heads import choose_heads
+from clair_cli.cohort.hints import notes_on_clients, way_out
 from clair_cli.cohort.majority import majority_modules
 from clair_cli.cohort.model import Cohort, Rejection, rejection
 from clair_cli.cohort.trust import (
@@ -24,9 +24,9 @@ from clair_cli.cohort.trust import (
     trusted_clients,
 )
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
-from clair_cli.remark import Remark, at_most, note
+from clair_cli.remark import Remark, note
 from clair_cli.settings import Settings
-from clair_cli.text import MAX_NOTES, first_few, quoted
+from clair_cli.text import first_few, quoted
 
 RESERVED = "report.json"  # no client may be called so: its folder would stand next to the report
 
@@ -178,7 +178,7 @@ def load_round(
     )
     cohort = replace(cohort, adapters=adapters)
     warnings = [*cohort.notes, *_ignored(cohort, settings), *renamed]
-    warnings += _on_clients(adapters)
+    warnings += notes_on_clients(adapters)
     try:
         cohort, remarks = choose_heads(cohort, settings.heads)
         warnings += remarks
@@ -187,13 +187,14 @@ def load_round(
         if trust_adapter is not None:
             trust_adapter = fitting(trust_adapter, chosen.adapters, chosen.layouts)
     except InputRefused as error:
-        error.hint = error.hint or "look at the groups, then leave one out with --exclude"
+        if not error.hint and cohort.rejected:
+            error.hint = way_out(cohort.rejected)
         chosen, refusal = Choice(adapters, (), {}, None, ()), error
     rejected = [*cohort.rejected, *chosen.rejected]
     warnings += chosen.notes
     adapters = tuple(sorted(chosen.adapters, key=lambda a: _content(a, weights)))
     refusal = refusal or lost_trusted(trusted, rejected)
-    refusal = refusal or _too_few(settings, len(adapters), len(rejected))
+    refusal = refusal or _too_few(settings, len(adapters), rejected)
     return Round(
         adapters,
         tuple(sorted(rejected, key=lambda r: r.name)),
@@ -250,19 +251,6 @@ def _ignored(cohort: Cohort, settings: Settings) -> list[Remark]:
     return [note("entries_ignored", text)]
 
 
-def _on_clients(adapters: Sequence[Adapter]) -> list[Remark]:
-    """The notes on clients; equal notes on several clients are one."""
-    holders: dict[Remark, list[str]] = defaultdict(list)
-    for adapter in adapters:
-        for remark in adapter.notes:
-            holders[remark].append(adapter.name)
-    notes = []
-    for remark, names in holders.items():
-        clients = f"client{'s'[: len(names) > 1]} {first_few(names, MAX_NOTES)}"
-        notes.append(replace(remark, text=f"{clients}: {remark.text}"))
-    return at_most(notes, "notes on clients")
-
-
 def _content(adapter: Adapter, weights: Mapping[str, float] | None) -> tuple[str, float, str, str]:
     """The key that clients are sorted by. Copies may differ in weight or config, so these precede
     the name."""
@@ -270,22 +258,22 @@ def _content(adapter: Adapter, weights: Mapping[str, float] | None) -> tuple[str
     return adapter.content(), (weights or {}).get(adapter.name, 1.0), config, adapter.name
 
 
-def _too_few(settings: Settings, usable: int, rejected: int) -> InputRefused | None:
+def _too_few(settings: Settings, usable: int, rejected: Sequence[Rejection]) -> InputRefused | None:
+    count = len(rejected)
     if settings.strict and rejected:
         return InputRefused(
-            f"{rejected} client{'' if rejected == 1 else 's'} rejected, and --strict allows none",
-            hint="mend or remove them, or run without --strict",
+            f"{count} client{'' if count == 1 else 's'} rejected, and --strict allows none",
+            hint=f"{way_out(rejected)}, or run without --strict",
         )
     compared = usable + (settings.trust_adapter is not None)
     small = usable < 3 and not rejected and settings.min_clients <= 3
     if (usable and compared >= settings.min_clients) or (small and usable):
         return None
+    remedy = way_out(rejected) if rejected else "collect more clients"
     return InputRefused(
-        f"{usable} usable client{'' if usable == 1 else 's'} ({rejected} rejected), "
+        f"{usable} usable client{'' if usable == 1 else 's'} ({count} rejected), "
         f"{settings.min_clients} needed",
-        hint="mend the rejected clients, or lower --min-clients"
-        if rejected
-        else "collect more clients, or lower --min-clients",
+        hint=f"{remedy}, or lower --min-clients" if usable else remedy,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 WEIGHTS = "adapter_model.safetensors"
@@ -36,3 +37,28 @@ def is_one_file(output: Path) -> bool:
     False
     """
     return output.name.lower().endswith(SUFFIX)
+
+
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npz")
+"""Suffixes of archives, which are never unpacked."""
+
+
+def no_folder_hint(path: Path) -> str:
+    """What to do about a file that was given where the folder of clients should be."""
+    if path.name.lower().endswith(ARCHIVES):
+        return "archives are not unpacked: unpack it, if you trust its senders, and give the folder"
+    return "put the clients' adapters into one folder and give that folder"
+
+
+def not_here_hint(path: Path) -> str:
+    """What to do about a path where nothing is and that looks like an address; else "".
+
+    >>> bool(not_here_hint(Path("https://example.org/x"))), not_here_hint(Path("clients"))
+    (True, '')
+    """
+    text = path.as_posix()
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        return "nothing is fetched from a network: download the adapters, and give their folder"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.parent.exists():
+        return "if that is a name on a hub: download the adapters, and give their folder"
+    return ""

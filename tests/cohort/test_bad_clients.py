@@ -163,7 +163,7 @@ def make_self_link(folder: Path) -> None:
 REJECTED = [
     (make_pickle, "'adapter_model.bin' is a pickle-based file, not opened"),
     (make_no_weights, "holds adapter_config.json, but no adapter_model.safetensors"),
-    (make_sharded, "folder holds a sharded adapter"),
+    (make_sharded, "folder holds a sharded whole model"),
     (make_two_files, "folder holds 2 .safetensors files"),
     (make_two_nested, "folder holds 2 adapters, expected one: 'a', 'b'"),
     (make_fifo, "is a FIFO (named pipe), not a regular file"),

@@ -82,7 +82,7 @@ def test_the_one_weights_file_of_another_name(folder: Path) -> None:
         (["a/old.zip"], "'a/old.zip' is an archive"),
         (["a/b/m.gguf"], "'a/b/m.gguf' is no .safetensors file"),
         ([f"a/{CONFIG}"], f"sub-folder 'a' holds {CONFIG}, but no {WEIGHTS}"),
-        (["model-1.safetensors", "model.safetensors.index.json"], "a whole model in shards"),
+        (["model-1.safetensors", "model.safetensors.index.json"], "a sharded whole model"),
         (["a-1.safetensors", "adapter_model.safetensors.index.json"], "a sharded adapter"),
         (["checkpoint-1/x.pt"], "'checkpoint-1/x.pt' is a pickle-based file"),
     ],
