@@ -113,6 +113,7 @@ class InspectOptions(TypedDict, total=False):
     previous: PathLike | tuple[Mapping[str, Tensor], Any] | None
     fresh: bool
     exclude: Sequence[str]
+    same_base: bool
     checkpoint: int | Literal["last", "best"] | None
     min_clients: int | None
     trust: Sequence[str]
@@ -139,6 +140,7 @@ class MergeOptions(InspectOptions, total=False):
     keep_alpha: bool
     dtype: Dtype
     tensor_names: TensorNames
+    base_model: str | None
     allow_undetermined: bool
     output_format: TensorNames | None
 
@@ -188,12 +190,15 @@ def merge(
         keep_alpha: write the clients' alpha instead of a scale of exactly 1.
         dtype: "auto" (the clients' own), "float32", "bfloat16" or "float16" (or fp32, bf16, fp16).
         tensor_names: "auto" (what most clients have), "peft", "diffusers" or "kohya".
+        base_model: the base model's name in the written config, whatever the clients call it; what
+            most of them call it if None.
         weights: name to positive number, or a JSON or CSV file of them; equal if None.
         max_weight: largest share of one client in the merge, at least 1 / number merged; the excess
             is spread over the others in proportion to their weights. Any share if None.
         previous: the adapter that all clients started this round from.
         fresh: the clients started from a fresh adapter: if they are nearly the same, they agree.
         exclude: clients left out unread.
+        same_base: all clients' names of the base model mean one model.
         checkpoint: where a client's folder has checkpoints, the one to read: "last", "best" (by
             trainer_state.json) or its number; the adapter in the folder itself if None.
         min_clients: fewer usable ones after rejections are refused (exit code 4). If None: 3, or 2

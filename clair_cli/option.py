@@ -163,6 +163,12 @@ def _checkpoint(given: Any) -> str | int:
     return str(given) if given in ("last", "best") else _whole(given, 0)
 
 
+def _text(given: Any) -> str:
+    if not isinstance(given, str) or not given.strip():
+        raise ValueError
+    return given
+
+
 def _names(given: Any, option: str = "exclude") -> tuple[str, ...]:
     names = (given,) if isinstance(given, str) else tuple(given or ())
     if wrong := [name for name in names if not isinstance(name, str)]:
@@ -249,6 +255,7 @@ ADAPTER = Kind(
     record=_recorded_path,
 )
 RANK = Kind("auto, same, full or a number of at least 1", _rank, "auto|same|full|N")
+NAME = Kind("a name", _text, "NAME")
 CHECKPOINT = Kind("last, best or a checkpoint's number", _checkpoint, "last|best|N")
 SHARE = Kind("a number between 0 and 1", _share, "X")
 FRACTION = Kind("a number above 0, at most 1", _fraction, "X")

@@ -94,6 +94,12 @@ class Settings:
         "Tensor names to write: what most clients have, or one of these.",
         OUTPUT, _WRITING, default="auto", older="output_format",
     )
+    base_model: str | None = option(
+        kinds.NAME,
+        "Base model that the written config names; no comparison changes. Default: what most"
+        " clients name.",
+        OUTPUT, _WRITING,
+    )
     force: bool = option(
         kinds.FLAG, "Replace an output that already exists.",
         OUTPUT, _JUDGING, default=False, short="-f", recorded=False,
@@ -167,6 +173,10 @@ class Settings:
     exclude: tuple[str, ...] = option(
         kinds.NAMES, "Leave a client out; repeatable.",
         READING, _JUDGING, default=(),
+    )
+    same_base: bool = option(
+        kinds.FLAG, "All clients' names of the base model mean one model.",
+        READING, _JUDGING, default=False,
     )
     checkpoint: str | int | None = option(
         kinds.CHECKPOINT,

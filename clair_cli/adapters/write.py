@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clair_cli.adapters.adapter import Adapter
+from clair_cli.adapters.base_names import name_to_write
 from clair_cli.formats.safetensors.writer import SafetensorsParts
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def merged_config(
     return {
         "peft_type": "LORA",
         "auto_mapping": _of_most([_mapping(config.raw) for config in configs]),
-        "base_model_name_or_path": _of_most([c.base_model_name_or_path or None for c in configs]),
+        "base_model_name_or_path": name_to_write(c.base_model_name_or_path for c in configs),
         "revision": _of_most([config.revision for config in configs]),
         "task_type": _of_most([config.task_type for config in configs]),
         "fan_in_fan_out": bool(_of_most([c.fan_in_fan_out if c.raw else None for c in configs])),

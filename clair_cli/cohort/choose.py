@@ -57,7 +57,12 @@ def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | No
             unnamed += unlike
             cohort = _without(cohort, unlike)
             continue
-        found = check_comparable(cohort, settings.modules, settings.limit)  # type: ignore[arg-type]
+        found = check_comparable(
+            cohort,
+            settings.modules,  # type: ignore[arg-type]
+            settings.limit,
+            same_base=settings.same_base,
+        )
         layouts: Mapping[str, Layout] = found.layouts
         adapters = tuple(only_modules(adapter, found.layouts) for adapter in found.adapters)
         if previous is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from clair_cli.adapters.adapter import Adapter
+from clair_cli.adapters.base_names import is_local_path, last_part, one_base
 from clair_cli.adapters.layout import Layout
 from clair_cli.adapters.variants import init_effect
 from clair_cli.cohort.majority import ONE_GROUP, reject_by_module
@@ -41,11 +41,16 @@ class ComparableClients:
 
 
 def check_comparable(
-    cohort: Cohort, modules: Modules = "common", limits: Limits | None = None
+    cohort: Cohort,
+    modules: Modules = "common",
+    limits: Limits | None = None,
+    *,
+    same_base: bool = False,
 ) -> ComparableClients:
     """Reject the clients that can't be merged with the majority.
 
-    Compared are the base model's name (as text; local paths and missing names never reject),
+    Compared are the base model's name (as text; local paths and missing names never reject, and
+    names of copies of one model are the same),
     `fan_in_fan_out`, an init that changes the base or starts from data, the modules' shapes and
     number, and the number of elements to compute with.
 
@@ -56,6 +61,7 @@ def check_comparable(
             but a client that lacks more than half of the majority's modules is rejected. "same": a
             client that lacks one of the majority's modules is rejected.
         limits: default `Limits()`.
+        same_base: whether all names of base models mean one.
 
     Raises:
         InputRefused: no adapter, no majority among most of the clients, or no shared module.
@@ -69,7 +75,7 @@ def check_comparable(
     notes: list[Remark] = []
     errors: dict[str, RejectedClient] = {}
     adapters = list(cohort.adapters)
-    adapters = _same_base(adapters, errors, notes)
+    adapters = _one_base(adapters, notes) if same_base else _same_base(adapters, errors, notes)
     says = [adapter for adapter in adapters if adapter.config.raw]
     adapters = _majority(adapters, says, "fan_in_fan_out", _fan_in_fan_out, errors, notes)
     adapters = _same_init(adapters, errors, notes)
@@ -98,19 +104,6 @@ def _by_module(
             return adapters, layouts, notes
         errors.update(found)
         adapters = [adapter for adapter in adapters if adapter.name not in found]
-
-
-def is_local_path(name: str) -> bool:
-    """Whether a base model's name is a path on somebody's machine and no hub name ("org/name").
-
-    >>> [is_local_path(n) for n in ("org/name", "gpt2", "/data/llama", "./m", "C:\\\\m")]
-    [False, False, True, True, True]
-    """
-    return bool(re.match(r"[/~.]|[A-Za-z]:[\\/]", name)) or "\\" in name or name.count("/") > 1
-
-
-def _last_part(name: str) -> str:
-    return re.split(r"[\\/]", name.rstrip("\\/"))[-1]
 
 
 def _fan_in_fan_out(adapter: Adapter) -> str:
@@ -164,6 +157,7 @@ def _majority(
     key: Callable[[Adapter], str],
     errors: dict[str, RejectedClient],
     notes: list[Remark],
+    hint: str = "",
 ) -> list[Adapter]:
     """The adapters without those of `voters` that differ from the voters' strict majority.
 
@@ -179,7 +173,9 @@ def _majority(
         if 2 * len(voters) <= len(adapters):
             notes.append(warning("config_differs", f"{field} differs: {listed}"))
             return adapters
-        raise InputRefused(f"no majority for {field}: {listed}", hint=ONE_GROUP)
+        raise InputRefused(
+            f"no majority for {field}: {listed}", hint="; ".join(filter(None, (ONE_GROUP, hint)))
+        )
     count, total = len(groups[top]), len(voters)
     wrong = {adapter.name for adapter in voters if key(adapter) != top}
     for adapter in adapters:
@@ -188,6 +184,7 @@ def _majority(
                 f"{field} is {key(adapter)}, {count} of {total} clients have {top}",
                 found=f"{field} {key(adapter)}",
                 expected=f"{field} {top}",
+                hint=hint,
             )
     return [adapter for adapter in adapters if adapter.name not in wrong]
 
@@ -204,29 +201,52 @@ def describe_groups(groups: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(texts)
 
 
+def _one_base(adapters: list[Adapter], notes: list[Remark]) -> list[Adapter]:
+    """All clients, as the user says that their names of the base mean one; a note on the names."""
+    named = [adapter for adapter in adapters if _base_name(adapter)]
+    _note_names(named, "base models of several names, one by --same-base", notes)
+    return adapters
+
+
+def _note_names(adapters: Sequence[Adapter], what: str, notes: list[Remark]) -> None:
+    groups = _groups(adapters, lambda adapter: quoted(_base_name(adapter)))
+    if len(groups) > 1:
+        listed = describe_groups({str(name): names for name, names in groups.items()})
+        notes.append(note("base_aliases", f"{what}: {listed}"))
+
+
 def _same_base(
     adapters: list[Adapter], errors: dict[str, RejectedClient], notes: list[Remark]
 ) -> list[Adapter]:
-    """The clients of one base model. Hub names vote; local paths and missing names are noted."""
+    """The clients of one base model. Hub names vote, the names of one model together; local paths
+    and missing names are noted."""
     voters = [a for a in adapters if _base_name(a) and not is_local_path(_base_name(a))]
+    same = one_base(map(_base_name, voters))
     named = {adapter.name for adapter in voters}
     kept = _majority(
         adapters,
         voters,
         "base_model_name_or_path",
-        lambda adapter: quoted(_base_name(adapter)),
+        lambda adapter: quoted(same[_base_name(adapter)]),
         errors,
         notes,
+        "if these names mean one base model, give --same-base",
     )
     missing = [a.name for a in adapters if not _base_name(a)]
     if missing:
         clients = "1 client" if len(missing) == 1 else f"{len(missing)} clients"
         text = f"base model not named by {clients}: {first_few(missing)}"
         notes.append(note("base_unknown", text))
-    local = [a for a in adapters if is_local_path(_base_name(a))]
+    local = [a for a in adapters if is_local_path(_base_name(a)) and _base_name(a)]
     kept = [a for a in kept if a.name in named]
-    names = {_last_part(_base_name(a)) for a in kept} or {_last_part(_base_name(a)) for a in local}
-    odd = local if len(names) != 1 else [a for a in local if _last_part(_base_name(a)) not in names]
+    for usual in sorted({same[_base_name(a)] for a in kept}):
+        _note_names(
+            [a for a in kept if same[_base_name(a)] == usual],
+            "names that mean one base model (copies of it, or its owner's)",
+            notes,
+        )
+    names = {last_part(_base_name(a)) for a in kept} or {last_part(_base_name(a)) for a in local}
+    odd = local if len(names) != 1 else [a for a in local if last_part(_base_name(a)) not in names]
     if odd:
         listed = describe_groups(
             {

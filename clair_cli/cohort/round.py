@@ -185,7 +185,9 @@ def load_round(
         chosen = choose_comparable(settings, cohort, previous)
         refusal = None
         if trust_adapter is not None:
-            trust_adapter = fitting(trust_adapter, chosen.adapters, chosen.layouts)
+            trust_adapter = fitting(
+                trust_adapter, chosen.adapters, chosen.layouts, same_base=settings.same_base
+            )
     except InputRefused as error:
         if not error.hint and cohort.rejected:
             error.hint = way_out(cohort.rejected)

@@ -7,8 +7,8 @@ from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import replace
 
 from clair_cli.adapters.adapter import Adapter
+from clair_cli.adapters.base_names import is_local_path, one_base
 from clair_cli.adapters.layout import Layout
-from clair_cli.cohort.comparable import is_local_path
 from clair_cli.cohort.majority import majority_modules
 from clair_cli.cohort.model import Cohort, Rejection
 from clair_cli.errors import InputRefused, UsageError
@@ -74,17 +74,26 @@ def lost_trusted(trusted: Container[str], rejected: Sequence[Rejection]) -> Inpu
     return None
 
 
-def fitting(adapter: Adapter, clients: Sequence[Adapter], layouts: Mapping[str, Layout]) -> Adapter:
+def fitting(
+    adapter: Adapter,
+    clients: Sequence[Adapter],
+    layouts: Mapping[str, Layout],
+    *,
+    same_base: bool = False,
+) -> Adapter:
     """The user's own adapter as one that is compared with the clients: only modules that they have.
 
     Args:
         clients: those that are comparable with one another.
         layouts: of the modules in which they are compared.
+        same_base: whether all names of base models mean one.
 
     Raises:
         UsageError: another base model or kind of adapter than the clients', or it lacks a module
             that most clients have, or has it in another shape.
     """
+    if not same_base:
+        _check_base(adapter, clients)
     _check_config(adapter, clients)
     common, kept = majority_modules(clients), {}
     if missing := sorted(common - adapter.modules.keys()):
@@ -104,21 +113,26 @@ def fitting(adapter: Adapter, clients: Sequence[Adapter], layouts: Mapping[str, 
     return replace(adapter, modules=kept)
 
 
+def _check_base(adapter: Adapter, clients: Sequence[Adapter]) -> None:
+    """Compare the base model's name with the clients'; paths can't be compared."""
+    own = adapter.config.base_model_name_or_path or ""
+    named = [c.config.base_model_name_or_path or "" for c in clients]
+    theirs = [name for name in named if name and not is_local_path(name)]
+    if own and not is_local_path(own):
+        same = one_base([own, *theirs])
+        _check_same("base_model_name_or_path", same[own], {same[name] for name in theirs})
+
+
 def _check_config(adapter: Adapter, clients: Sequence[Adapter]) -> None:
     own = adapter.config
-    bases = {c.config.base_model_name_or_path or "" for c in clients}
-    _check_same("base_model_name_or_path", own.base_model_name_or_path or "",
-                {base for base in bases if base and not is_local_path(base)})  # fmt: skip
     say = [c.config for c in clients if c.config.raw] if own.raw else []
     _check_same("fan_in_fan_out", str(own.fan_in_fan_out), {str(c.fan_in_fan_out) for c in say})
     _check_same("init_lora_weights", own.guarded_init, {c.guarded_init for c in say})
 
 
 def _check_same(field: str, own: str, theirs: Set[str]) -> None:
-    """Compare one field with the clients'; what they don't say, and paths, can't be compared."""
+    """Compare one field with the clients'; what they don't say can't be compared."""
     if not theirs or own in theirs:
-        return
-    if field == "base_model_name_or_path" and (not own or is_local_path(own)):
         return
     raise UsageError(
         f"--trust-adapter: its {field} is {quoted(own or 'ordinary')}, the clients have "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clair_cli.adapters.adapter import Adapter
+from clair_cli.adapters.base_names import name_to_write
 from clair_cli.maths.factors.lowrank import numerical_rank, tail_norm
 from clair_cli.maths.merge.mean import SERVING_RANKS, choose_rank
 from clair_cli.remark import Remark, note, warning
@@ -102,6 +103,13 @@ def plan_adapter(
             f"{errors.get(rank) or 0.0:.2f}, above --error-target {settings.error_target:g}"
         )
         warnings += (warning("rank_capped", text),)
+    names = [a.config.base_model_name_or_path for a in adapters]
+    if settings.base_model is None and any(filter(None, names)) and name_to_write(names) is None:
+        text = (
+            "the written config names no base model: no name is most clients' own, or it is a path "
+            "on somebody's machine; --base-model writes one"
+        )
+        warnings += (note("base_not_written", text),)
     return Plan(
         Cut(rank, scale.scaling, dtype), scale, full, norm,
         {str(r): e for r, e in errors.items()},

@@ -104,8 +104,10 @@ class AdapterWriter:
         self._error = 0.0
         modules, scale = sorted(plan.module_error_by_rank), plan.scale
         config = merged_config(adapters, modules, plan.cut.rank, scale.alpha)
-        config = with_dense(config, adapters, {head.tensor.kind for head in heads})
-        self._config = output.config({**config, "use_rslora": scale.use_rslora})
+        config = {**config, **_base_given(settings, config), "use_rslora": scale.use_rslora}
+        self._config = output.config(
+            with_dense(config, adapters, {head.tensor.kind for head in heads})
+        )
         self._heads = heads
         self._file = self._begin_file(modules, settings)
 
@@ -159,3 +161,11 @@ class AdapterWriter:
             self._tensors, self._config, adapter_files(self._file, text), self._output.format,
             self.plan, relative(self._error, self.plan.norm), tuple(self._heads),
         )  # fmt: skip
+
+
+def _base_given(settings: Settings, config: Mapping[str, object]) -> dict[str, object]:
+    """The base model's name that the user gives; a revision is one of the clients' own name."""
+    name = settings.base_model
+    if name is None or name == config["base_model_name_or_path"]:
+        return {}
+    return {"base_model_name_or_path": name, "revision": None}

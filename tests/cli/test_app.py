@@ -102,6 +102,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
         "previous": None,
         "fresh": False,
         "exclude": (),
+        "same_base": False,
         "checkpoint": None,
         "min_clients": 3,
         "trust": (),
@@ -111,6 +112,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
         "device": "auto",
         "fail_on": "never",
         "minority": "shared",
+        "base_model": None,
         "force": False,
         "modules": "common",
         "assume_alpha": None,
@@ -135,7 +137,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "--tensor-names kohya "
         "--weights w.csv --max-weight 0.4 "
         "--previous before.safetensors --exclude a --exclude b --min-clients 5 "
-        "--checkpoint 300 "
+        "--checkpoint 300 --same-base --base-model org/base "
         "--allow-undetermined --device cpu --fail-on suspicious --force -q "
         "--threads 2 --timings --modules same --assume-alpha 32 "
         "--limit clients=20 --limit file=1G --strict --minority merge --heads drop"
@@ -157,6 +159,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "previous": Path("before.safetensors"),
         "fresh": False,
         "exclude": ("a", "b"),
+        "same_base": True,
         "checkpoint": 300,
         "min_clients": 5,
         "trust": ("c", "d=sha256:" + 32 * "aB"),
@@ -166,6 +169,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "fail_on": "suspicious",
         "minority": "merge",
         "heads": "drop",
+        "base_model": "org/base",
         "force": True,
         "modules": "same",
         "assume_alpha": 32.0,
@@ -328,9 +332,9 @@ def test_an_option_that_a_command_lacks_is_no_argument_of_its_function(tmp_path:
 
 JUDGED_BY = (
     "clients output weights previous exclude min_clients device fail_on modules assume_alpha limit"
-    " strict minority fresh max_weight trust trust_adapter checkpoint"
+    " strict minority fresh max_weight trust trust_adapter checkpoint same_base"
 )
-WRITTEN_BY = "rank error_target keep_alpha dtype tensor_names allow_undetermined"
+WRITTEN_BY = "base_model rank error_target keep_alpha dtype tensor_names allow_undetermined"
 
 
 @pytest.mark.parametrize(
