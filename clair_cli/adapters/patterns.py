@@ -1,41 +1,35 @@
 """PEFT's `rank_pattern` and `alpha_pattern`: regular expressions that come from strangers.
 
 PEFT looks a module up with `re.match(rf"(.*\\.)?({key})$", module)`, first key first. The same is
-done here, but only for keys in a small subset of the language (names, classes, at most two
-quantifiers, flat groups), so that no key can make the matcher run for ever. Most keys are plain
-names: they are found in a dictionary, and no expression is compiled for them.
+found here, but by a matcher whose steps are bounded (`pattern_matcher`), so that no key can make it
+run for ever. Most keys are plain names: they are found in a dictionary, and no expression is parsed
+for them.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
+from clair_cli.adapters.pattern_matcher import Pattern, Text, Unsupported, parse_pattern
 from clair_cli.errors import RejectedClient
 from clair_cli.text import quoted
 
 MAX_KEYS = 4096
 MAX_KEY_CHARS = 512
-MAX_QUANTIFIERS = 2
-MAX_ALTERNATIVES = 256
 MAX_COMPILED_CHARS = 100_000  # of all keys that are compiled: 2 to 4 microseconds each
 MAX_WORK = 1_000_000  # about a microsecond each
 
-_ATOM = r"(?:\\[.dwDWsS_\-]|\[\^?(?:[\w\-.]|\\[.dw\-])+\]|[\w\-/:@. ])"
-_GROUP = rf"\((?:\?:)?{_ATOM}+(?:\|{_ATOM}+)*\)"
-_SAFE_KEY = re.compile(rf"\^?(?:{_GROUP}|{_ATOM}[*+?]?)+\$?", re.ASCII)
 _PLAIN_KEY = re.compile(r"(\^?)((?:\\[._\-]|[\w\-/:@. ])+)\$?", re.ASCII)
-_QUANTIFIER = re.compile(r"(?<!\()[*+?]")
-_GROUP_BODY = re.compile(_GROUP, re.ASCII)
-
-# Steps of the matcher in a microsecond, by the number of quantifiers (measured at their worst).
-_STEPS = (25, 200, 2400)
+# What a microsecond is enough for, measured at its worst: steps of the matcher, and characters of a
+# text that are sorted. A class takes one for each different character.
+_STEPS, _CHARACTERS = 3, 4
+_LENGTHS = 64
 
 
 def check_keys(keys: Iterable[str], field: str) -> None:
-    """Refuse keys that are too long, outside the subset, or no regular expression.
+    """Refuse keys that are too long, that `pattern_matcher` does not read, or no expression.
 
     Raises:
         RejectedClient: names `field` and the key.
@@ -55,19 +49,17 @@ def check_keys(keys: Iterable[str], field: str) -> None:
 def _check_key(key: str, where: str) -> None:
     if len(key) > MAX_KEY_CHARS:
         raise RejectedClient(f"{where} has {len(key):,} characters, more than {MAX_KEY_CHARS}")
-    if not _SAFE_KEY.fullmatch(key):
-        raise RejectedClient(
-            f"{where} is not a module name or a simple pattern",
-            expected="module names, '.', '\\d+', '.*', '[0-9]', '(a|b)'",
-        )
-    if _quantifiers(key) > MAX_QUANTIFIERS:
-        raise RejectedClient(f"{where} has more than {MAX_QUANTIFIERS} quantifiers")
-    if _alternatives(key) > MAX_ALTERNATIVES:
-        raise RejectedClient(f"{where} has more than {MAX_ALTERNATIVES} alternatives")
+    if _PLAIN_KEY.fullmatch(key):
+        return
     try:
-        if not _PLAIN_KEY.fullmatch(key):
-            _compiled(key)
-    except re.error as error:
+        _parsed(key)
+        re.compile(rf"(.*\.)?({key})$")
+    except Unsupported as error:
+        raise RejectedClient(
+            f"{where} is no regular expression that is read here: {error}",
+            expected="module names, and expressions without back-references or flags",
+        ) from None
+    except (re.error, OverflowError) as error:
         raise RejectedClient(f"{where} is no regular expression: {error}") from None
 
 
@@ -89,6 +81,7 @@ class Lookup:
         self._plain: dict[int, dict[tuple[bool, int], dict[int, int]]] = {}
         self._patterns: list[int] = []
         self._found: dict[str, str | None] = {}
+        self._steps_of: dict[int, int] = {}
         for place, key in enumerate(self._keys):
             plain = _PLAIN_KEY.fullmatch(key)
             if plain is None:
@@ -99,6 +92,8 @@ class Lookup:
             groups = self._plain.setdefault(len(characters), {})
             texts = groups.setdefault((plain[1] == "^", mask), {})
             texts.setdefault(_number("".join(c[-1] for c in characters)) & mask, place)
+        parsed = [_parsed(self._keys[place]) for place in self._patterns]
+        self._classes = frozenset[str]().union(*(pattern.classes for pattern in parsed))
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -115,25 +110,30 @@ class Lookup:
 
     def work(self, modules: Iterable[str]) -> int:
         """About how many microseconds it takes to look all modules up once, at worst."""
-        weights: defaultdict[int, int] = defaultdict(int)
-        for key in (self._keys[place] for place in self._patterns):
-            weights[_quantifiers(key)] += _alternatives(key)
         total = 0
         for module in modules:
             length, starts = len(module), list(_starts(module))
             total += len(starts) + len(self._patterns) * (1 + length // 256)
             total += sum(len(self._plain.get(length - start, ())) for start in starts)
-            for quantifiers, weight in weights.items():
-                steps = (len(starts) + 3) * weight * length**quantifiers
-                total += steps // _STEPS[quantifiers]
+            if self._patterns:
+                total += length // _CHARACTERS + self._steps(length) // _STEPS
+                total += len(self._classes) * len(set(module))
         return total
+
+    def _steps(self, length: int) -> int:
+        """At least the most steps of the matcher for all patterns and a module of that length."""
+        length += -length % _LENGTHS  # few different ones, as counting takes time too
+        if length not in self._steps_of:
+            each = (_parsed(self._keys[place]).steps(length) for place in self._patterns)
+            self._steps_of[length] = sum(each)
+        return self._steps_of[length]
 
     def _first(self, module: str) -> str | None:
         best = min(self._plain_places(module), default=len(self._keys))
-        for place in self._patterns:
-            if place > best:
-                break
-            if _compiled(self._keys[place]).match(module):
+        asked = [place for place in self._patterns if place < best]
+        text = Text(module if asked else "")
+        for place in asked:
+            if _matches(self._keys[place], text):
                 return self._keys[place]
         return self._keys[best] if best < len(self._keys) else None
 
@@ -186,17 +186,13 @@ def _number(text: str) -> int:
     return int.from_bytes(text.encode("latin-1", "replace"), "little")
 
 
-def _quantifiers(key: str) -> int:
-    return len(_QUANTIFIER.findall(key))
-
-
-def _alternatives(key: str) -> int:
-    product = 1
-    for group in _GROUP_BODY.findall(key):
-        product *= 1 + str(group).count("|")
-    return product
-
-
 @lru_cache(maxsize=2 * MAX_KEYS)
-def _compiled(key: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({key})$")
+def _parsed(key: str) -> Pattern:
+    return parse_pattern(key)
+
+
+def _matches(key: str, text: Text) -> bool:
+    """Whether the whole text matches, or what follows one of its dots."""
+    line = text.text.partition("\n")[0]  # '.' matches no newline
+    starts = sum(1 << start for start in _starts(line))
+    return bool(_parsed(key).ends(starts, text) & text.bounds("$"))

@@ -123,11 +123,11 @@ def _dropout(raw: Mapping[str, Any]) -> float | None:
 
 
 def _mapping(raw: Mapping[str, Any]) -> dict[str, str] | None:
-    """`auto_mapping` if it is the two fields that PEFT writes, else None."""
-    value = raw.get("auto_mapping")
-    if not isinstance(value, dict) or value.keys() != {"base_model_class", "parent_library"}:
+    """The two fields of `auto_mapping` that PEFT writes, if they are there, else None."""
+    value, names = raw.get("auto_mapping"), ("base_model_class", "parent_library")
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in names):
         return None
-    return value if all(isinstance(item, str) for item in value.values()) else None
+    return {name: value[name] for name in names}
 
 
 def _target_modules(adapters: Sequence[Adapter], modules: Sequence[str]) -> list[str]:

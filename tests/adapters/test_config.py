@@ -14,7 +14,7 @@ from clair_cli.adapters.config import assumed_config, parse_config
 from clair_cli.errors import RejectedClient, UsageError
 from clair_cli.formats.strict_json import parse_strict
 from tests.cohorts import texts
-from tests.hostile import config, load_cohort
+from tests.hostile import client, config, load_cohort, pair
 
 REFUSED = [
     ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
@@ -42,10 +42,10 @@ REFUSED = [
     ({"rank_pattern": {"q": 0}}, "rank_pattern['q'] is 0"),
     ({"alpha_pattern": {"q": math.inf}}, "alpha_pattern['q'] is inf"),
     ({"alpha_pattern": ["q"]}, "alpha_pattern is ['q']"),
-    ({"alpha_pattern": {"(a+)+b": 4}}, "alpha_pattern key '(a+)+b' is not a module name"),
-    ({"alpha_pattern": {"a?" * 20 + "a" * 20: 4}}, "more than 2 quantifiers"),
-    ({"alpha_pattern": {"(a|a)" * 20: 4}}, "more than 256 alternatives"),
-    ({"alpha_pattern": {"(?P<x>a)": 4}}, "is not a module name"),
+    ({"alpha_pattern": {"(a)\\1": 4}}, "is no regular expression that is read here"),
+    ({"alpha_pattern": {"a{2000}": 4}}, "a count above 1,000"),
+    ({"alpha_pattern": {"(?i)a": 4}}, "a group that begins with (? is not read"),
+    ({"alpha_pattern": {"(" * 20 + ")" * 20: 4}}, "groups more than 16 deep"),
     ({"alpha_pattern": {"q" * 600: 4}}, "has 600 characters"),
     ({"alpha_pattern": {"[z-a]": 4}}, "is no regular expression"),
     ({"target_modules": [1]}, "target_modules is [1]"),
@@ -66,6 +66,16 @@ def test_unknown_empty_fields_are_harmless() -> None:
     assert parse_config(config() | fields).scaling("q", 2) == 2.0
     plain = {"r": 2, "lora_alpha": -3}
     assert parse_config(plain).scaling("q", 2) == -1.5
+
+
+def test_biases_that_are_not_in_the_file(folder: Path) -> None:
+    """Older PEFT leaves `bias: lora_only` in configs of models whose layers have no bias."""
+    client(folder, "bob", fields=config(bias="lora_only"))
+    assert load_cohort(folder).rejected == ()
+    bias = {"base_model.model.layers.0.q_proj.bias": torch.ones(6)}
+    client(folder, "carl", pair() | bias, config(bias="lora_only"))
+    (rejection,) = load_cohort(folder).rejected
+    assert "trained biases not supported: 1 tensor" in rejection.message
 
 
 def test_assumed_configs() -> None:
@@ -99,6 +109,8 @@ def test_lookup_agrees_with_peft() -> None:
         "^model.decoder.layers.0.encoder_attn.k_proj",
         r".*\.layers\.(1|2)\.v_proj",
         r"layers\.\d+\.o_proj",
+        r"^(?!.*vision).*\.(?:gate|down)_proj",
+        r"layers\.\d{2,}\.(self_attn\.(q|k))_norm",
         "mlp.up",
     ]
     patterns = {key: rank for rank, key in enumerate(keys, start=1)}

@@ -115,6 +115,10 @@ def test_merged_config_keeps_what_clients_agree_on() -> None:
     assert config_json(merged) == config_json(dict(reversed(merged.items())))
     assert config_json(merged).endswith("}\n")
     assert merged_config(found, MODULES, 6, 1.5)["lora_alpha"] == 1.5
+    odd = common | {"auto_mapping": MAPPING | {"unsloth_fixed": True}}
+    assert merged_config(adapters(odd), MODULES, 6, 6.0)["auto_mapping"] == MAPPING
+    odd = common | {"auto_mapping": MAPPING | {"base_model_class": 1}}
+    assert merged_config(adapters(odd), MODULES, 6, 6.0)["auto_mapping"] is None
     other = adapters(common, common | {"auto_mapping": None})
     assert merged_config(other, MODULES, 6, 6.0)["auto_mapping"] is None
 
