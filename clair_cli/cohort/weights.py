@@ -6,7 +6,8 @@ import csv
 import difflib
 import io
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from clair_cli.errors import RejectedClient, UsageError
@@ -15,6 +16,8 @@ from clair_cli.formats.strict_json import parse_strict
 from clair_cli.text import by_spelling, first_few, quoted
 
 MAX_BYTES = 4_000_000
+_DELIMITERS = (",", ";", "\t")  # of equal ones the first
+_DECIMAL = re.compile(r"^(\d*),(\d+)$")
 
 
 def read_weights(
@@ -24,7 +27,8 @@ def read_weights(
 
     Args:
         path: a JSON object `{"name": weight}`, or lines `name,weight` (UTF-8; the first line
-            may be a heading). A file that begins with `{` is JSON. A name that is not UTF-8 is
+            may be a heading). Semicolons or tabs may stand for the commas; then a decimal comma may
+            be in the weight. A file that begins with `{` is JSON. A name that is not UTF-8 is
             given by its bytes (in JSON also as `\udcNN` each, as Python writes what `os.listdir`
             gives), or as the report spells it, `\xNN` for each, where nobody else is called so.
         names: of the clients; each must have a weight.
@@ -43,9 +47,10 @@ def read_weights(
     except RejectedClient as error:
         raise UsageError(f"weights file {shown}: {error.message}") from None
     is_json = data.lstrip()[:1] in (b"{", b"[")
-    pairs = _json_pairs(data, shown) if is_json else _csv_pairs(data, shown)
-    weights: dict[str, float] = {}
     spelt = by_spelling([*names, *optional])
+    known = {*names, *optional, *spelt}
+    pairs = _json_pairs(data, shown) if is_json else _csv_pairs(data, shown, known)
+    weights: dict[str, float] = {}
     for given, value in pairs:
         name = spelt.get(given, given)
         if name in weights:
@@ -75,12 +80,15 @@ def _json_pairs(data: bytes, shown: str) -> Iterator[tuple[str, object]]:
     yield from value.items()
 
 
-def _csv_pairs(data: bytes, shown: str) -> Iterator[tuple[str, object]]:
-    try:
-        text = data.decode("utf-8-sig", "surrogateescape")
-        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except csv.Error as error:
-        raise UsageError(f"weights file {shown} is not readable as CSV: {error}") from None
+def _csv_pairs(data: bytes, shown: str, names: Collection[str]) -> Iterator[tuple[str, object]]:
+    """The pairs of a table with two columns. Of commas, semicolons and tabs those are between them
+    that give the most clients; spreadsheets write semicolons where the comma is a decimal one."""
+    text = data.decode("utf-8-sig", "surrogateescape")
+    readings = {delimiter: _rows(text, delimiter) for delimiter in _DELIMITERS}
+    delimiter = max(_DELIMITERS, key=lambda d: _fits(readings[d], names))
+    rows = readings[delimiter]
+    if isinstance(rows, csv.Error):
+        raise UsageError(f"weights file {shown} is not readable as CSV: {rows}")
     first = True
     for number, row in enumerate(rows, start=1):
         if not row or row == [""]:
@@ -91,11 +99,24 @@ def _csv_pairs(data: bytes, shown: str) -> Iterator[tuple[str, object]]:
             )
         name, value = row[0], row[1].strip()
         try:
-            yield name, float(value)
+            yield name, float(value if delimiter == "," else _DECIMAL.sub(r"\1.\2", value))
         except ValueError:
-            if not first:
+            if not first or (name in names and value[:1].isdigit()):  # else a heading
                 yield name, value
         first = False
+
+
+def _rows(text: str, delimiter: str) -> list[list[str]] | csv.Error:
+    try:
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        return error
+
+
+def _fits(rows: list[list[str]] | csv.Error, names: Collection[str]) -> tuple[int, int]:
+    """How well rows are a table of these names: rows of a known name, rows of two columns."""
+    pairs = [] if isinstance(rows, csv.Error) else [row for row in rows if len(row) == 2]
+    return sum(row[0] in names for row in pairs), len(pairs)
 
 
 def _weight(name: str, value: object, shown: str) -> float:

@@ -77,6 +77,19 @@ REFUSED = [
     ([*GOOD, f"{P}m.lora_diag"], "KaSA"),
     ([f"{P}m.lora_E"], "AdaLoRA"),
     ([f"{P}m.ia3_l"], "IA3"),
+    (
+        [
+            f"model.layers.0.self_attention.linear_qkv.adapter.linear_{s}.weight"
+            for s in ("in", "out")
+        ],
+        "NeMo's LoRA names (linear_in, linear_out) not supported: 2 tensors",
+    ),
+    (["layers.0.self_attention.adapter_layer.lora_kqv_adapter.linear_in.weight"], "NeMo's LoRA"),
+    (
+        ["layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight"],
+        "torchtune's LoRA names (lora_a, lora_b) not supported: 2 tensors",
+    ),
+    (["blocks.0.attn.linear_in.weight", "blocks.0.attn.linear_out.weight"], "full weights"),
     (["something.else"], "tensors are not LoRA pairs: 1 tensor, 'something.else'"),
     (["lora_A.weight", "lora_B.weight"], "full weights not supported: 2 tensors"),
     ([f"w{i}.weight" for i in range(5)], "5 tensors, 'w0.weight', 'w1.weight', 'w2.weight' and 2"),
@@ -88,6 +101,13 @@ def test_refusals_name_the_variant(names: list[str], words: str) -> None:
     with pytest.raises(RejectedClient) as caught:
         pair_keys(shapes(*names))
     assert words in caught.value.message
+
+
+def test_lora_by_other_names_gets_a_hint() -> None:
+    for key, word in (("x.adapter.linear_in.weight", "NeMo"), ("x.lora_a.weight", "torchtune")):
+        with pytest.raises(RejectedClient) as caught:
+            pair_keys(shapes(key))
+        assert word in caught.value.hint
 
 
 K = "lora_unet_down_blocks_0_attentions_1_proj_in"

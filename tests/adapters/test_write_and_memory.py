@@ -278,6 +278,22 @@ def test_weights(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["a;1,5\nb;2", "a\t1.5\nb\t2", 'name;n\n"a";"1.5"\n"b";"2"', "name\tn\na\t1,5\nb\t2"],
+)
+def test_tables_of_spreadsheets(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "w"
+    path.write_text(text)
+    assert read_weights(path, ["a", "b"]) == {"a": 1.5, "b": 2.0}
+
+
+def test_marks_in_names_are_no_columns(tmp_path: Path) -> None:
+    path = tmp_path / "w"
+    path.write_text("a;x,1\nb\tc;d,2")
+    assert read_weights(path, ["a;x", "b\tc;d"]) == {"a;x": 1.0, "b\tc;d": 2.0}
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ('{"a": 1}', "gives no weight for 'b'"),
@@ -293,6 +309,10 @@ def test_weights(tmp_path: Path, text: str) -> None:
         ("a,-1\nb,1", "weight of client 'a' is -1.0"),
         ("a,1,2\nb,1", "line 1: 3 columns"),
         ("[1]", "is not a JSON object"),
+        ("a;1.000,5\nb;2", "weight of client 'a' is '1.000,5'"),
+        ("a;1;2\nb;2", "line 1: 3 columns"),
+        ('"a"x,1\nb,1', "is not readable as CSV"),
+        ("a 1\nb 2", "line 1: 1 columns"),
     ],
 )
 def test_bad_weights(tmp_path: Path, text: str, words: str) -> None:

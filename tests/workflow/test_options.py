@@ -48,13 +48,18 @@ def deltas_of(clients: cohorts.Clients, *names: str) -> list[Deltas]:
 WEIGHTS = {"c0": 10, "c1": 250, "c2": 33.5, "c3": 1, "c4": 77, "odd": 5000}
 
 
-@pytest.mark.parametrize("form", ["json", "csv", "csv with a heading"])
+@pytest.mark.parametrize(
+    "form",
+    ["json", "csv", "csv with a heading", "semicolons", "decimal commas", "tabs with a heading"],
+)
 def test_weights_give_the_weighted_mean(work: Path, form: str) -> None:
     clients = {**cohorts.honest(5), "odd": cohorts.unrelated()}
     cohorts.save(Path("clients"), clients)
-    lines = [f"{name},{weight}" for name, weight in WEIGHTS.items()]
+    mark = {"semicolons": ";", "decimal commas": ";", "tabs with a heading": "\t"}.get(form, ",")
+    lines = [f"{name}{mark}{weight}" for name, weight in WEIGHTS.items()]
     text = json.dumps(WEIGHTS) if form == "json" else "\n".join(lines)
-    Path("w").write_text(f"client,samples\n{text}" if form.endswith("heading") else text)
+    text = text.replace(".", ",") if form == "decimal commas" else text
+    Path("w").write_text(f"client{mark}samples\n{text}" if form.endswith("heading") else text)
     found, report = merged("--weights", "w", *FULL)
     good = [n for n in clients if n != "odd"]
     wanted = cohorts.mean(deltas_of(clients, *good), [WEIGHTS[n] for n in good])

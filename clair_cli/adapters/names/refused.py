@@ -25,8 +25,16 @@ _VARIANTS = (
     ("XLabs LoRA names", r"\.processor\.[^.]*_lora\d+\.(down|up)\.weight$"),
     ("LoRA of multi-head attention", r"\.base_layer\.out_proj\.lora_[AB]\b"),
     ("LoRA on parameters (target_parameters)", r"\.base_layer\.lora_[AB]\b"),
+    ("NeMo's LoRA names (linear_in, linear_out)", r"adapter\.linear_(in|out)\.weight$"),
+    ("torchtune's LoRA names (lora_a, lora_b)", r"\.lora_[ab]\.weight$"),
 )
 _FULL = ("full weights", re.compile(r"\.(weight|bias)$"))  # where there is nothing else
+# What helps where a variant is a plain LoRA by other names.
+_HINTS = {
+    "NeMo": "convert it to PEFT's names first: NeMo exports adapters to Hugging Face's form",
+    "torchtune": "give the adapter_model.safetensors that torchtune's checkpointer for Hugging Face"
+    " writes, with its config",
+}
 _COMPILED = tuple((variant, re.compile(pattern)) for variant, pattern in _VARIANTS)
 
 
@@ -56,4 +64,5 @@ def _refusal(what: str, variant: str, hits: list[str]) -> RejectedClient:
         f"{what}: {len(hits):,} {tensors}, {first_few(hits)}",
         found=variant,
         expected="LoRA pairs only (lora_A and lora_B, lora_down and lora_up)",
+        hint=_HINTS.get(variant.partition("'")[0], ""),
     )
