@@ -12,16 +12,15 @@ from pathlib import Path
 
 from clair_cli.cohort.adapter_folder import (
     archive_refused,
-    check_no_weights,
     entries_of,
     is_archive,
     is_pickle,
     not_a_file,
     pickle_refused,
-    weights_name,
 )
+from clair_cli.cohort.client_folder import client_folder, stem
 from clair_cli.cohort.client_names import distinct_names, excluded_names, similar_names
-from clair_cli.cohort.inside import DEPTH, STEP, Inside, find_adapter
+from clair_cli.cohort.inside import DEPTH, STEP
 from clair_cli.cohort.model import Candidate, Listing
 from clair_cli.cohort.size import check_cohort_size
 from clair_cli.errors import InputRefused, RejectedClient, UsageError, is_out_of_files
@@ -174,7 +173,7 @@ def _clients_in(folder: Path, checkpoint: str | int | None) -> tuple[list[Candid
     candidates, remarks = [], _Remarks()
     root = Path(os.path.realpath(folder))
     entries = entries_of(folder)
-    stems = {_stem(entry) for entry in entries if is_weights(entry)}
+    stems = {stem(entry) for entry in entries if is_weights(entry)}
     for entry in entries:
         try:
             candidate = _candidate(folder, root, entry, stems, remarks, checkpoint)
@@ -189,12 +188,8 @@ def _clients_in(folder: Path, checkpoint: str | int | None) -> tuple[list[Candid
 def _refused(folder: Path, entry: str, refusal: RejectedClient) -> Candidate:
     path = folder / entry
     refusal.path = path.as_posix()
-    name = _stem(entry) if is_weights(entry) else entry
+    name = stem(entry) if is_weights(entry) else entry
     return Candidate(entry, name, path.as_posix(), path, refusal=refusal)
-
-
-def _stem(entry: str) -> str:
-    return entry[: -len(SUFFIX)] or entry
 
 
 def _candidate(
@@ -219,16 +214,20 @@ def _candidate(
     if is_config and not path.is_file() and not path.is_symlink():
         remarks.by_kind[_NO_CONFIG].append(entry)
     if stat.S_ISDIR(mode):
-        return _in_folder(folder, root, entry, remarks, checkpoint)
+        candidate = client_folder(folder, root, entry, checkpoint)
+        if candidate is None:
+            remarks.ignored.append(f"{entry}/")
+            remarks.by_kind[_EMPTY].append(entry)
+        return candidate
     if is_weights(entry):
         if not stat.S_ISREG(mode):
             raise not_a_file(entry, mode)
         return Candidate(
             entry,
-            _stem(entry),
+            stem(entry),
             path.as_posix(),
             weights,
-            (folder / f"{_stem(entry)}.json",),
+            (folder / f"{stem(entry)}.json",),
             folder / CONFIG,
             root=root,
         )
@@ -250,57 +249,6 @@ def _may_be_client(path: Path) -> bool:
     if path.is_symlink():
         return path.is_dir() or not path.suffix
     return path.is_dir()
-
-
-def _in_folder(
-    folder: Path, root: Path, entry: str, remarks: _Remarks, checkpoint: str | int | None
-) -> Candidate | None:
-    here = folder / entry
-    found, notes, folders = find_adapter(here, root, checkpoint)
-    if found is None:
-        for inside in folders:
-            check_no_weights(inside.names, inside.shown)
-        remarks.ignored.append(f"{entry}/")
-        remarks.by_kind[_EMPTY].append(entry)
-        return None
-    file = weights_name(found.names)
-    path = found.path / file
-    weights = real_path(path, root)
-    mode = os.lstat(weights).st_mode
-    if not stat.S_ISREG(mode):
-        raise not_a_file(file, mode)
-    configs = [found.path / f"{_stem(file)}.json", found.path / CONFIG, here / CONFIG]
-    if file == WEIGHTS:
-        del configs[0]
-    return Candidate(
-        entry,
-        entry,
-        path.as_posix(),
-        weights,
-        tuple(dict.fromkeys(configs)),
-        folder / CONFIG,
-        (*notes, *_beside(found, file)),
-        root=root,
-    )
-
-
-def _beside(found: Inside, file: str) -> list[Remark]:
-    """Notes on what stands beside the weights file that is read."""
-    notes = []
-    others = [name for name in found.names if os.path.lexists(found.path / name / WEIGHTS)]
-    if others:
-        listed = first_few(others)
-        text = f"ignored, as the folder has an adapter itself: sub-folders {listed}"
-        notes.append(note("sub_folders_ignored", text))
-    if file != WEIGHTS:
-        notes.append(note("other_file_read", f"read {quoted(file)}"))
-    left_out = [n for n in found.names if is_weights(n) and n != file and not n.startswith(".")]
-    if left_out:
-        text = f"{first_few(left_out)} left out: only {quoted(file)} is read"
-        notes.append(note("weights_left_out", text))
-    if pickles := list(filter(is_pickle, found.names)):
-        notes.append(note("pickle_ignored", f"{first_few(pickles)} ignored"))
-    return notes
 
 
 def _without_suffix(entry: str) -> str:
