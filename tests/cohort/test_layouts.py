@@ -363,3 +363,32 @@ def test_a_sub_folder_that_cannot_be_listed(folder: Path) -> None:
     (folder / "bob" / "a").mkdir(parents=True)
     (folder / "bob" / "a").chmod(0)
     assert "Permission denied" in only_rejection(folder).message
+
+
+# The owners' own readers
+
+
+@pytest.mark.loaders
+def test_the_hubs_library_finds_the_same_snapshot(folder: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    cache = cached(folder)
+    (cache / "snapshots" / "def").mkdir()
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+    theirs = hub.snapshot_download("org/bob", cache_dir=folder, local_files_only=True)
+    (ours,) = [a for a in load_cohort(folder).adapters if a.name == cache.name]
+    assert Path(theirs).samefile(Path(ours.path).parent)
+
+
+@pytest.mark.loaders
+def test_the_trainers_own_record(folder: Path) -> None:
+    callbacks = pytest.importorskip("transformers.trainer_callback")
+    bob = trainer(folder, 3, 20)
+    for step in (3, 20):
+        state = callbacks.TrainerState(
+            global_step=step,
+            best_model_checkpoint=str(bob / "checkpoint-3"),
+            log_history=[{"loss": float("nan"), "step": step}],
+        )
+        state.save_to_json(str(bob / f"checkpoint-{step}" / "trainer_state.json"))
+    assert scale_of_bob(folder, checkpoint="best") == 3
