@@ -140,6 +140,7 @@ def parse_config(raw: Mapping[str, Any]) -> AdapterConfig:
     """
     if not isinstance(raw, Mapping):
         raise RejectedClient("adapter config is not a JSON object")
+    _check_is_pefts(raw)
     refuse_variants(raw)
     for name in ("r", "lora_alpha"):
         if raw.get(name) is None:
@@ -165,6 +166,18 @@ def parse_config(raw: Mapping[str, Any]) -> AdapterConfig:
         init_lora_weights=init,
         raw=dict(raw),
     )
+
+
+def _check_is_pefts(raw: Mapping[str, Any]) -> None:
+    """Refuse the config of another tool, whose fields would only be unknown one by one."""
+    if raw and raw.keys().isdisjoint(("peft_type", "r", "lora_alpha", "target_modules")):
+        raise RejectedClient(
+            f"adapter config is not PEFT's: it has {first_few(map(str, raw))}, and none of "
+            "peft_type, r and lora_alpha",
+            found=f"fields {first_few(map(str, raw))}",
+            expected="peft_type, r and lora_alpha",
+            hint="give the adapter_config.json that PEFT writes, or no config and --assume-alpha",
+        )
 
 
 def assumed_config(assume_alpha: float | str) -> AdapterConfig:

@@ -61,6 +61,24 @@ def test_refusals_name_the_field(fields: dict[str, Any], words: str) -> None:
     assert words in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"config": {"architecture": "lora"}, "model_class": "B"},
+            "it has 'config', 'model_class'",
+        ),
+        ({"base_model": "text"}, "it has 'base_model', and none of peft_type, r and lora_alpha"),
+    ],
+)
+def test_configs_of_other_tools(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(RejectedClient) as caught:
+        parse_config(fields)
+    assert words in caught.value.message and "--assume-alpha" in caught.value.hint
+    with pytest.raises(RejectedClient, match="unknown field"):
+        parse_config(config() | fields)
+
+
 def test_unknown_empty_fields_are_harmless() -> None:
     fields = {"f1": None, "f2": False, "f3": [], "f4": {}, "f5": 0, "f6": "", "lora_dropout": 0.1}
     assert parse_config(config() | fields).scaling("q", 2) == 2.0
