@@ -100,6 +100,14 @@ def layout_of(
             hint="re-export this adapter; a tensor with one axis is a shard that was not gathered",
         )
     rank, kernel = shape_A[0], tuple(shape_A[2:])
+    if axes_A == 3 and shape_B[2] == shape_A[1] > 1 and shape_B[0] == shape_A[0]:
+        raise RejectedClient(
+            f"{names[0]} and {names[1]} are stacked factors, one pair for each of {shape_A[0]} "
+            "experts or layers",
+            found=f"lora_A {tuple(shape_A)}, lora_B {tuple(shape_B)}",
+            expected="one pair of factors for each module, of 2 axes each",
+            hint="save each expert's factors by themselves",
+        )
     if kernel and any(length != 1 for length in shape_B[2:]):
         raise RejectedClient(
             f"lora_B of a convolution has kernel {tuple(shape_B[2:])}",

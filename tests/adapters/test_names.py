@@ -228,6 +228,8 @@ def test_layouts(a: Any, b: Any, embedding: bool, kind: str, weight: Any, matrix
         ((2,), (4,), False, "1 axis"),
         ((2, 3, 3, 3), (4, 2), False, "4 axes"),
         ((2, 3, 3, 3), (4, 2, 3, 3), False, "lora_B of a convolution has kernel (3, 3)"),
+        ((4, 2, 8), (4, 6, 2), False, "are stacked factors, one pair for each of 4 experts"),
+        ((2, 8, 3), (6, 2, 3), False, "lora_B of a convolution has kernel (3,)"),
         ((4, 3, 3, 3), (8, 2, 1, 1), False, "grouped convolution (2 groups) is not supported"),
         ((4, 3, 3, 3), (8, 3, 1, 1), False, "lora_A has rank 4 but lora_B has rank 3"),
         ((4, 3), (8, 2), False, "lora_A has rank 4 but lora_B has rank 2"),
