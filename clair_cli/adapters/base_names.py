@@ -57,8 +57,8 @@ def is_local_path(name: str) -> bool:
     if re.match(r"[/~.]|[A-Za-z]:|file:", name) or "\\" in name or name.count("/") > 1:
         return True
     owner, slash, rest = name.partition("/")
-    if not slash:
-        return not _WITHOUT_OWNER.match(name.lower())
+    if not slash:  # a folder, as the hub has no other models without an owner
+        return bool(re.fullmatch(r"[\w .+-]+", name)) and not _WITHOUT_OWNER.match(name.lower())
     return not rest or owner.lower() in _FOLDERS
 
 

@@ -237,7 +237,7 @@ def _same_base(
         clients = "1 client" if len(missing) == 1 else f"{len(missing)} clients"
         text = f"base model not named by {clients}: {first_few(missing)}"
         notes.append(note("base_unknown", text))
-    local = [a for a in adapters if is_local_path(_base_name(a)) and _base_name(a)]
+    local = [a for a in adapters if is_local_path(_base_name(a))]
     kept = [a for a in kept if a.name in named]
     for usual in sorted({same[_base_name(a)] for a in kept}):
         _note_names(

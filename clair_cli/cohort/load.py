@@ -125,7 +125,9 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
         try:
             weights = adapter_in(path)
         except (RejectedClient, OSError) as error:
-            raise UsageError(f"adapter {shown}: {error}") from None
+            several = isinstance(error, RejectedClient) and "expected one" in error.message
+            hint = "give the folder of the one that is meant" if several else ""
+            raise UsageError(f"adapter {shown}: {error}", hint=hint) from None
         configs = (weights.parent / CONFIG, path / CONFIG)
     if not is_weights(weights.name) or not weights.is_file():
         raise UsageError(

@@ -72,7 +72,9 @@ def test_local_paths(name: str) -> None:
     assert is_local_path(name)
 
 
-@pytest.mark.parametrize("name", ["org/m", "gpt2", "gpt2-medium", "roberta-base", "T5-small"])
+@pytest.mark.parametrize(
+    "name", ["org/m", "gpt2", "gpt2-medium", "roberta-base", "T5-small", "", "a\n::b"]
+)
 def test_names_of_the_hub(name: str) -> None:
     assert not is_local_path(name)
 

@@ -11,6 +11,7 @@ import pytest
 
 from clair_cli.cohort import inside
 from clair_cli.cohort.load import load_one
+from clair_cli.errors import UsageError
 from tests import cohorts
 from tests.cohorts import texts
 from tests.hostile import client, config, load_cohort, only_rejection
@@ -175,6 +176,14 @@ def test_several_checkpoints_and_no_option(folder: Path) -> None:
     rejection = only_rejection(folder)
     assert "holds 2 adapters, expected one: 'checkpoint-20', 'checkpoint-3'" in rejection.message
     assert "--checkpoint last|best|N" in rejection.hint
+
+
+def test_an_adapter_of_ones_own_is_given_by_its_folder(folder: Path) -> None:
+    bob = trainer(folder, 3, 20)
+    with pytest.raises(UsageError, match="holds 2 adapters, expected one") as caught:
+        load_one(bob)
+    assert caught.value.hint == "give the folder of the one that is meant"
+    assert load_one(bob / "checkpoint-3").adapters
 
 
 def test_one_checkpoint_needs_no_option(folder: Path) -> None:
