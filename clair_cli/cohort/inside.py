@@ -91,6 +91,8 @@ def find_adapter(
         text = f"read from {quoted(chosen.shown)}, the {which} of {len(steps)} checkpoints"
         if _holds_weights(own):
             text += "; the adapter in the folder itself is ignored"
+        if empty := _without_adapter(folders, steps):
+            text += f"; without an adapter: {some_of(empty)}"
         return chosen, (note("checkpoint_read", text),), folders
     if _holds_weights(own):
         return own, (), folders
@@ -100,6 +102,13 @@ def find_adapter(
         return None, (), folders
     text = f"read from the sub-folder {quoted(holders[0].shown)}"
     return holders[0], (note("sub_folder_read", text),), folders
+
+
+def _without_adapter(folders: Sequence[Inside], steps: Sequence[Inside]) -> list[str]:
+    """Names of the checkpoints that no adapter is in, in the order of their numbers."""
+    found = {folder.step for folder in steps}
+    empty = {f.step: f.parts[len(f.step[0])] for f in folders if f.step and f.step not in found}
+    return [quoted(empty[step]) for step in sorted(empty)]
 
 
 def _names_in(folder: Path) -> tuple[str, ...]:
@@ -146,7 +155,7 @@ def _sub_folders(folder: Inside, root: Path, seen: set[Path]) -> Iterator[Inside
 
 
 def _several(holders: Sequence[Inside], *, only_steps: bool) -> RejectedClient:
-    hint = "keep one of them, or put each into a folder of its own in the cohort's folder"
+    hint = "keep one of them; or, if they are the clients, give this folder as CLIENTS"
     if only_steps:
         hint = "say which checkpoint is the client's with --checkpoint last|best|N"
     return RejectedClient(
@@ -203,6 +212,9 @@ def _best(run: Path, last: Inside, root: Path) -> int:
     fields = state if isinstance(state, dict) else {}
     name = fields.get("best_model_checkpoint")
     match = STEP.fullmatch(re.split(r"[\\/]", name)[-1]) if isinstance(name, str) else None
+    number = fields.get("best_global_step")
+    if match is None and type(number) is int:
+        return number
     if match is None:
         raise RejectedClient(
             f"{_STATE} names no best checkpoint (best_model_checkpoint is {quoted(name, 60)})",

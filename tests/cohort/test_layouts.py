@@ -246,6 +246,34 @@ def test_the_record_of_the_run_comes_first(folder: Path) -> None:
     assert scale_of_bob(folder, checkpoint="best") == 3
 
 
+def test_the_record_may_give_a_number_alone(folder: Path) -> None:
+    bob = trainer(folder, 3, 20)
+    (bob / "trainer_state.json").write_text('{"best_global_step": 3}')
+    assert scale_of_bob(folder, checkpoint="best") == 3
+    (bob / "trainer_state.json").write_text('{"best_global_step": true}')
+    assert "names no best checkpoint" in only_rejection(folder, checkpoint="best").message
+
+
+def test_checkpoints_without_an_adapter_are_named(folder: Path) -> None:
+    """A run that was killed while it saved one."""
+    bob = trainer(folder, 3, 20)
+    for step in (100, 30):
+        (bob / f"checkpoint-{step}").mkdir()
+    assert scale_of_bob(folder, checkpoint="last") == 20
+    (bob_read, _) = load_cohort(folder, checkpoint="last").adapters
+    assert texts(bob_read.notes)[0] == (
+        "read from 'checkpoint-20', the last of 2 checkpoints; without an adapter: "
+        "'checkpoint-30', 'checkpoint-100'"
+    )
+
+
+def test_the_folder_above_the_cohort(folder: Path) -> None:
+    client(folder, "bob")
+    (rejection,) = load_cohort(folder.parent).rejected
+    assert "holds 2 adapters, expected one: 'bob', 'good'" in rejection.message
+    assert "if they are the clients, give this folder" in rejection.hint
+
+
 def test_a_number_that_is_not_there(folder: Path) -> None:
     trainer(folder, 3, 20)
     assert "has no checkpoint 4; it has 3, 20" in only_rejection(folder, checkpoint=4).message
