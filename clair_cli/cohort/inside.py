@@ -76,7 +76,7 @@ def find_adapter(
         OSError: a folder can't be listed.
     """
     own = Inside((), here, _names_in(here))
-    if {"blobs", "snapshots"} <= set(own.names):
+    if {"blobs", "snapshots"} <= set(own.names) and not _holds_weights(own):
         return _in_snapshot(own, root, checkpoint)
     if _holds_weights(own) and checkpoint is None:
         return own, (), [own]
@@ -245,7 +245,7 @@ def _in_snapshot(
     if found is None:
         return None, notes, [own, *folders]
     for name in found.names:
-        _check_blob(found.path / name, own.path / "blobs")
+        _check_blob(found.path / name, own.path)
     text = f"read from the download cache, snapshot {quoted(chosen)}"
     return found, (note("sub_folder_read", text), *notes), folders
 
@@ -258,11 +258,11 @@ def _main_revision(cache: Path, root: Path) -> str:
     return data.decode("utf-8", "surrogateescape").strip()
 
 
-def _check_blob(path: Path, blobs: Path) -> None:
+def _check_blob(path: Path, cache: Path) -> None:
     """Refuse a file of a snapshot that is a link to anything but the cache's own blobs."""
     if not (is_weights(path.name) or path.name == CONFIG) or not path.is_symlink():
         return
-    if Path(os.path.realpath(blobs)) not in Path(os.path.realpath(path)).parents:
+    if Path(os.path.realpath(cache), "blobs") not in Path(os.path.realpath(path)).parents:
         link = f"link {quoted(path.name)} to {quoted(os.readlink(path))}"
         raise RejectedClient(
             f"symbolic {link} leaves the blobs of its download cache",

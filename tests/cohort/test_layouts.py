@@ -342,6 +342,30 @@ def test_links_of_a_cache_stay_in_its_blobs(folder: Path, file: str, target: str
     assert "leaves the blobs of its download cache" in only_rejection(folder).message
 
 
+def test_blobs_that_are_a_link_to_another_client(folder: Path) -> None:
+    cache = cached(folder)
+    for blob, file in (("0a1b", WEIGHTS), ("2c3d", CONFIG)):
+        (cache / "blobs" / blob).unlink()
+        (cache / "snapshots" / "abc" / file).unlink()
+        (cache / "snapshots" / "abc" / file).symlink_to(f"../../blobs/{file}")
+    (cache / "blobs").rmdir()
+    (cache / "blobs").symlink_to("../good")
+    assert "leaves the blobs of its download cache" in only_rejection(folder).message
+
+
+def test_snapshots_that_are_a_link_out(folder: Path) -> None:
+    cache = cached(folder)
+    (cache / "snapshots").rename(folder.parent / "snapshots")
+    (cache / "snapshots").symlink_to(folder.parent / "snapshots")
+    assert only_rejection(folder).name == cache.name
+
+
+def test_an_adapter_beside_folders_called_like_a_caches(folder: Path) -> None:
+    for name in ("blobs", "snapshots"):
+        (folder / "good" / name).mkdir()
+    assert [a.name for a in load_cohort(folder).adapters] == ["good"]
+
+
 def test_several_snapshots(folder: Path) -> None:
     cache = cached(folder, "bob")
     (cache / "snapshots" / "def").mkdir()
