@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,6 +11,7 @@ from clair_cli.cohort.model import Rejection
 from clair_cli.remark import Remark, at_most
 from clair_cli.text import MAX_NOTES, first_few, quoted, some_of
 
+_MEND = "mend it in all of them"
 SHOWN = 10  # texts of notes that are told together
 TOLD_TOGETHER = 3  # notes of one kind with different texts; more than these are one
 
@@ -22,14 +23,22 @@ def way_out(rejected: Sequence[Rejection]) -> str:
     Args:
         rejected: at least one.
     """
-    counts = Counter((r.found, r.expected, r.hint) for r in rejected)
-    (found, expected, hint), count = max(counts.items(), key=lambda item: (item[1], item[0]))
-    if count < 2 or 2 * count <= len(rejected) or not (found or hint):
+    kinds: dict[tuple[str, ...], list[Rejection]] = defaultdict(list)
+    for one in rejected:
+        kinds[(one.hint,) if one.hint else (one.found, one.expected)].append(one)
+    key, same = max(kinds.items(), key=lambda item: (len(item[1]), item[0]))
+    if len(same) < 2 or 2 * len(same) <= len(rejected) or not any(key):
         return "mend the rejected clients"
-    reason = f"found {found}" if found else "see the table"
-    reason += f", expected {expected}" if found and expected else ""
-    who = f"all {count:,}" if count == len(rejected) else f"{count:,} of {len(rejected):,}"
-    return f"{who} were rejected for one reason ({reason}): {hint or 'mend it in all of them'}"
+    said = [f"found {same[0].found}" if same[0].found else "see the table"]
+    said += [f"expected {same[0].expected}"] if same[0].expected else []
+    alike = len({(one.found, one.expected) for one in same}) == 1
+    reason = ", ".join(said) if alike else f"{quoted(same[0].name)}: {', '.join(said)}"
+    who = (
+        f"all {len(same):,}"
+        if len(same) == len(rejected)
+        else f"{len(same):,} of {len(rejected):,}"
+    )
+    return f"{who} were rejected for one reason ({reason}): {same[0].hint or _MEND}"
 
 
 def notes_on_clients(adapters: Sequence[Adapter]) -> list[Remark]:

@@ -17,6 +17,7 @@ from tests.hostile import client, load_cohort
 
 DORA = Rejection("x", "", "m", found="DoRA", expected="plain LoRA")
 NO_CONFIG = Rejection("x", "", "m", found="no config", expected="one", hint="add it")
+LARGE = Rejection("x", "", "m", found="9 bytes", expected="4", hint="raise it")
 BROKEN = Rejection("x", "", "m", found="0 bytes")
 
 
@@ -35,6 +36,10 @@ BROKEN = Rejection("x", "", "m", found="0 bytes")
         (
             [NO_CONFIG, NO_CONFIG, BROKEN],
             "2 of 3 were rejected for one reason (found no config, expected one): add it",
+        ),
+        (
+            [LARGE, replace(LARGE, name="b", found="7 bytes"), BROKEN],
+            "2 of 3 were rejected for one reason ('x': found 9 bytes, expected 4): raise it",
         ),
     ],
 )
