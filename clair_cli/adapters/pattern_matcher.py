@@ -86,7 +86,12 @@ class Text:
 
 @lru_cache(maxsize=65536)
 def _is_one(atom: str, character: str) -> bool:
-    return re.fullmatch(atom, character) is not None
+    return _compiled(atom).fullmatch(character) is not None
+
+
+@lru_cache(maxsize=32768)  # more than the keys of one config can have
+def _compiled(atom: str) -> re.Pattern[str]:
+    return re.compile(atom)
 
 
 class Node(Protocol):

@@ -299,3 +299,17 @@ def test_no_key_makes_the_matcher_run_for_ever(key: str, module: str) -> None:
     else:
         with pytest.raises(RejectedClient, match="too many to look up"):
             checked.check_patterns([module])
+
+
+def test_each_class_is_compiled_once() -> None:
+    """Python keeps 512 expressions; a config may have many more, for thousands of modules."""
+    from clair_cli.adapters import pattern_matcher
+
+    classes = [f"[{chr(0x4E00 + k)}x]" for k in range(600)]
+    keys = ["".join(classes[k : k + 100]) for k in range(0, 600, 100)]
+    patterns.check_keys(keys, "rank_pattern")
+    pattern_matcher._compiled.cache_clear()
+    lookup = patterns.Lookup(keys)
+    for character in "abc":
+        assert lookup.first(200 * character) is None
+    assert pattern_matcher._compiled.cache_info().misses <= 600
