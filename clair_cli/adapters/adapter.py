@@ -76,6 +76,7 @@ class Adapter:
         source: of the tensors' bytes.
         notes: remarks worth a line in the report ("adapter_model.bin ignored"), in order.
         dense: tensors trained as a whole beside the LoRA, by name, sorted.
+        alpha_tensors: whether some module's alpha is a tensor of the file.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Adapter:
     notes: tuple[Remark, ...] = ()
     format: Format = "peft"
     dense: Mapping[str, DenseTensor] = field(default_factory=dict)
+    alpha_tensors: bool = False
 
     def content(self) -> str:
         """A digest (SHA-256, hex) of modules, ranks, dtypes, scales and values: equal for adapters

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.config_source import HEADER_FIELD
 from clair_cli.adapters.layout import Layout
 from clair_cli.adapters.names.kohya import header_of
+from clair_cli.adapters.names.pair import DIFFUSION_MODEL
 from clair_cli.adapters.names.parts import FORMATS, Format
 from clair_cli.adapters.names.peft import PREFIX
 from clair_cli.adapters.output_paths import OPTION, NamelessModules, adapters_of, module_paths
@@ -27,15 +29,29 @@ class OutputFormat:
     """How the adapters of one run are written.
 
     Attributes:
-        prefix: what stands before every module path: "base_model.model." or "".
+        prefix: what stands before every module path: "base_model.model." or "". Of a PEFT folder
+            it is always the former; see `placed`.
         names: module to its path in the file, for every module that may be written.
         layouts: module to layout, likewise.
+        alpha_tensors: whether a scale other than 1 is written as an alpha tensor of each module,
+            because that is where the readers of such files look.
     """
 
     format: Format
     prefix: str
     names: Mapping[str, str]
     layouts: Mapping[str, Layout]
+    alpha_tensors: bool = False
+
+    def placed(self, *, one_file: bool, in_folder: bool) -> OutputFormat:
+        """The format of a file that stands alone, of one in a folder, or (neither) in memory.
+
+        PEFT's loader takes a folder's scale from its config alone, and finds only the modules whose
+        names begin with "base_model.model." (peft/utils/save_and_load.py).
+        """
+        if self.format != "peft" or one_file:
+            return self
+        return replace(self, prefix=PREFIX if in_folder else self.prefix, alpha_tensors=False)
 
     def tensor_names(self, module: str) -> tuple[str, str]:
         """`(key_A, key_B)` of a module."""
@@ -49,7 +65,8 @@ class OutputFormat:
     def tensors(
         self, factors: Mapping[str, tuple[Tensor, Tensor]], scaling: float
     ) -> dict[str, Tensor]:
-        """The tensors of a file, by name; in kohya's format with an alpha for each module.
+        """The tensors of a file, by name; in kohya's format with an alpha for each module, in
+        others where `alpha_tensors` says so and the scale is not 1.
 
         Args:
             factors: module to matrices (rank, columns) and (rows, rank).
@@ -61,9 +78,9 @@ class OutputFormat:
         for module, (lora_A, lora_B) in factors.items():
             key_A, key_B = self.tensor_names(module)
             result[key_A], result[key_B] = self.layouts[module].stored(lora_A, lora_B)
-            if self.format == "kohya":
+            if self.format == "kohya" or (self.alpha_tensors and scaling != 1):
                 alpha = torch.tensor(scaling * len(lora_A), dtype=torch.float32)
-                result[f"{self.names[module]}.alpha"] = alpha
+                result[f"{self.prefix}{self.names[module]}.alpha"] = alpha
         return result
 
     def config(self, config: Mapping[str, object]) -> dict[str, object]:
@@ -77,6 +94,10 @@ class OutputFormat:
     ) -> dict[str, str]:
         """The header's metadata of a file that holds its own config.
 
+        There is no config beside alpha tensors in diffusers' format: its loaders refuse the two
+        together, and convert the names of a `diffusion_model` but not those in a config (they then
+        fail with a KeyError, 'model_type').
+
         Args:
             config: of the adapter, JSON-ready.
             modules: those in the file.
@@ -85,6 +106,8 @@ class OutputFormat:
         if self.format == "kohya":
             rank = int(str(config["r"]))
             return {"format": "pt", **header_of(rank, scaling * rank)}
+        if self.format == "diffusers" and self.alpha_tensors:
+            return {"format": "pt"}
         fields: Mapping[str, object] = config
         if self.format == "diffusers":
             fields = _by_part(config, [self.names[module] for module in modules])
@@ -109,7 +132,11 @@ def choose_output(
     counts = Counter(adapter.format for adapter in adapters)
     own = sorted(counts, key=lambda name: (-counts[name], FORMATS.index(name)))
     if wanted != "auto":
-        return _in_format(next(f for f in FORMATS if f == wanted), adapters, layouts), ()
+        try:
+            return _in_format(next(f for f in FORMATS if f == wanted), adapters, layouts), ()
+        except NamelessModules as error:
+            error.hint = _hint(adapters, layouts)
+            raise
     notes = []
     if len(own) > 1:
         listed = ", ".join(f"{counts[name]} {name}" for name in own)
@@ -120,12 +147,25 @@ def choose_output(
         try:
             return _in_format(name, adapters, layouts), tuple(notes)
         except NamelessModules as error:
+            error.hint = _hint(adapters, layouts)
             if error.minority(adapters):
                 raise
             errors.append(error)
             text = f"not written in {name}'s format: {error.message}"
             notes.append(note("other_format", text))
     raise errors[0]
+
+
+def _hint(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> str:
+    """What to do where a format has no names for some modules: the formats that have."""
+    able = []
+    for name in FORMATS:
+        with contextlib.suppress(NamelessModules):
+            _in_format(name, adapters, layouts)
+            able.append(name)
+    if able:
+        return f"give {OPTION} {' or '.join(able)}"
+    return "no format has a name for every module: leave some clients out with --exclude"
 
 
 def _in_format(
@@ -135,7 +175,17 @@ def _in_format(
     if format_ == "peft":
         counts = Counter(adapter.prefix for adapter in adapters_of(adapters, "peft"))
         prefix = PREFIX if counts[PREFIX] >= counts[""] else ""
-    return OutputFormat(format_, prefix, module_paths(format_, adapters, layouts), layouts)
+    names = module_paths(format_, adapters, layouts)
+    return OutputFormat(format_, prefix, names, layouts, _alpha_tensors(format_, adapters, names))
+
+
+def _alpha_tensors(format_: Format, adapters: Sequence[Adapter], names: Mapping[str, str]) -> bool:
+    """Whether a scale is written as alpha tensors: with `diffusion_model`, or as at least half of
+    the adapters of the format have it."""
+    if format_ == "diffusers" and any(p.startswith(f"{DIFFUSION_MODEL}.") for p in names.values()):
+        return True
+    own = adapters_of(adapters, format_)
+    return bool(own) and 2 * sum(adapter.alpha_tensors for adapter in own) >= len(own)
 
 
 def _by_part(config: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:

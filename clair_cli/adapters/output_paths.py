@@ -14,16 +14,27 @@ from clair_cli.text import first_few, quoted
 
 OPTION = "--tensor-names"
 
+# Blocks that only one part of a pipeline has: diffusers' U-Nets (models/unets) and transformers
+# (models/transformers). diffusers' files of 2023, and PEFT's of one model, have no part in front.
+_PART_OF = {
+    "down_blocks": "unet",
+    "mid_block": "unet",
+    "up_blocks": "unet",
+    "transformer_blocks": "transformer",
+    "single_transformer_blocks": "transformer",
+}
+
 
 class NamelessModules(UsageError):
     """Modules that have no name in a format.
 
     Attributes:
         modules: all such modules; perhaps only a few clients have them.
+        hint: set by `choose_output`, which knows the formats that have names for all modules.
     """
 
-    def __init__(self, message: str, modules: Sequence[str], hint: str) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(self, message: str, modules: Sequence[str]) -> None:
+        super().__init__(message)
         self.modules = tuple(modules)
 
     def minority(self, adapters: Sequence[Adapter]) -> dict[str, tuple[Adapter, ...]]:
@@ -53,7 +64,6 @@ def module_paths(
                 f"modules {first_few(both)} would both be called {quoted(path)} in {format_}'s "
                 "format",
                 both,
-                f"give another {OPTION}",
             )
         by_path[path] = module
     return paths
@@ -80,14 +90,14 @@ def _kohya_paths(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> 
         raise NamelessModules(
             f"kohya's format has no LoRA of an embedding: {first_few(embeddings)}",
             embeddings,
-            f"give {OPTION} peft",
         )
     own = adapters_of(adapters, "kohya")
     few = [adapter for adapter in adapters if adapter.format == "kohya"]
     dotted = any(not is_kohya(m.written) for a in own for m in a.modules.values())
     several, names, without = _several_encoders(adapters), {}, []
     for module in layouts:
-        name = _written(own, module) or kohya_spelling(module, several_encoders=several)
+        name = _written(own, module)
+        name = name or kohya_spelling(with_part(module), several_encoders=several)
         name = name or _written(few, module)
         if name is None and not dotted:
             without.append(module)
@@ -97,9 +107,18 @@ def _kohya_paths(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> 
             "kohya's format needs the part of a pipeline (unet, transformer, text_encoder) before "
             f"every module: {first_few(without)}",
             without,
-            f"give {OPTION} peft",
         )
     return names
+
+
+def with_part(name: str) -> str:
+    """A dotted path with the part of a pipeline in front, where its first block tells which.
+
+    >>> with_part("mid_block.attentions.0.proj_in"), with_part("model.layers.0")
+    ('unet.mid_block.attentions.0.proj_in', 'model.layers.0')
+    """
+    part = _PART_OF.get(name.partition(".")[0])
+    return name if part is None else f"{part}.{name}"
 
 
 def _several_encoders(adapters: Sequence[Adapter]) -> bool:
@@ -115,7 +134,7 @@ def _several_encoders(adapters: Sequence[Adapter]) -> bool:
 def _dotted(
     adapters: Sequence[Adapter], layouts: Mapping[str, Layout], format_: Format
 ) -> dict[str, str]:
-    """Every module's dotted path.
+    """Every module's dotted path, with its part of a pipeline where that is known.
 
     Raises:
         NamelessModules: some have kohya's name only, and of a model whose words are not known.
@@ -128,9 +147,8 @@ def _dotted(
             "which underscores of kohya's names are dots can't be told, so these modules can't be "
             f"written in {format_}'s format: {first_few(without)}",
             without,
-            f"give {OPTION} kohya",
         )
-    return {module: name for module, name in found.items() if name is not None}
+    return {module: with_part(name) for module, name in found.items() if name is not None}
 
 
 def _diffusers_paths(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> dict[str, str]:
@@ -141,7 +159,6 @@ def _diffusers_paths(adapters: Sequence[Adapter], layouts: Mapping[str, Layout])
             "diffusers' format needs the part of a pipeline (unet, transformer, text_encoder) in "
             f"front of every module: {first_few(without)}",
             without,
-            f"give {OPTION} peft",
         )
     return names
 
@@ -161,7 +178,6 @@ def _peft_paths(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> d
             f"PEFT's format is that of one model, and the modules are of several: "
             f"{first_few(parts | home - {''})}",
             foreign,
-            f"give {OPTION} diffusers or kohya",
         )
     strip = not kept - {""}
     return {
@@ -178,7 +194,7 @@ def _home(adapters: Sequence[Adapter], names: Mapping[str, str | None]) -> set[s
         for module, entry in adapter.modules.items():
             name = names.get(module)
             if name is not None and not split_part(name)[0]:
-                counts[split_part(dotted_spelling(entry.written) or "")[0]] += 1
+                counts[split_part(with_part(dotted_spelling(entry.written) or ""))[0]] += 1
     del counts[""]
     return {max(sorted(counts), key=counts.__getitem__), ""} if counts else set()
 

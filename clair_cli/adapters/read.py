@@ -84,6 +84,7 @@ def build_adapter(
         notes=(*notes, *config.notes, *keys.notes),
         format=keys.format,
         dense=dense_tensors(keys.dense, source.tensors, scalings, config.raw),
+        alpha_tensors=any(pair.key_alpha is not None for pair in keys.pairs),
     )
 
 

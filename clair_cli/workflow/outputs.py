@@ -211,13 +211,21 @@ class Destination:
     Args:
         output: the file or the folder that will be published; None for nowhere.
         one_file: whether the merged adapter is to be a single file.
+        in_folder: whether an adapter is to stand in a folder; None for: if there is an output, and
+            it is no single file.
         keep_tensors: whether the adapters are to be had in memory too.
     """
 
     def __init__(
-        self, output: Path | None = None, *, one_file: bool = False, keep_tensors: bool = True
+        self,
+        output: Path | None = None,
+        *,
+        one_file: bool = False,
+        in_folder: bool | None = None,
+        keep_tensors: bool = True,
     ) -> None:
         self.one_file, self.keep_tensors = one_file, keep_tensors
+        self.in_folder = output is not None and not one_file if in_folder is None else in_folder
         self._output = output
         self._drafts: list[Draft] = []
 

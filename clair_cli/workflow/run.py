@@ -75,7 +75,7 @@ def do_again(settings: Settings, *, one_file: bool) -> tuple[Report, dict[str, A
     Args:
         one_file: whether the merged adapter is to be a single file; its folder is "".
     """
-    nowhere = Destination(one_file=one_file)
+    nowhere = Destination(one_file=one_file, in_folder=not one_file)
     if settings.command == "refine":
         report, refined = refine_cohort(settings, read_cohort(settings), nowhere)
         return report, {} if refined is None else refined.files

@@ -98,6 +98,7 @@ class AdapterWriter:
         heads: Sequence[MergedHead] = (),
     ) -> None:
         self.plan = plan
+        output = output.placed(one_file=destination.one_file, in_folder=destination.in_folder)
         self._output, self._destination = output, destination
         self._config_inside = destination.one_file or output.format != "peft"
         self._tensors: dict[str, Tensor] = {}

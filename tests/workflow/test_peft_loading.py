@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,35 @@ def test_peft_configs_in_memory_are_understood(tmp_path: Path) -> None:
     wanted = cohorts.mean([c.deltas() for c in cohorts.honest(4).values()])
     assert result.tensors is not None and result.config is not None
     assert cohorts.relative(cohorts.dense(result.tensors, result.config), wanted) <= 1e-6
+
+
+def test_peft_finds_every_module_of_a_folder_whose_clients_have_bare_names(tmp_path: Path) -> None:
+    """Names without "base_model.model." are of no module to PeftModel."""
+    peft = pytest.importorskip("peft")
+    import torch
+
+    class Base(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for module, (rows, columns) in cohorts.MODULES.items():
+                *parents, name = module.split(".")
+                here: torch.nn.Module = self
+                for part in parents:
+                    if not hasattr(here, part):
+                        here.add_module(part, torch.nn.Module())
+                    here = getattr(here, part)
+                here.add_module(name, torch.nn.Linear(columns, rows))
+
+    clients = {n: replace(c, config={**c.config, "task_type": None})
+               for n, c in cohorts.honest(3).items()}  # fmt: skip
+    cohorts.save(tmp_path / "clients", clients, names=cohorts.bare_names)
+    options = ("--rank", "full", "--allow-undetermined")
+    assert clair("merge", tmp_path / "clients", "-o", tmp_path / "m", *options).exit_code == 0
+    model = peft.PeftModel.from_pretrained(Base(), tmp_path / "m")
+    wanted = cohorts.read_dense(tmp_path / "m")
+    found = {
+        name.removeprefix("base_model.model."): layer.get_delta_weight("default").detach().numpy()
+        for name, layer in model.named_modules()
+        if hasattr(layer, "get_delta_weight")
+    }
+    assert cohorts.relative(found, wanted) <= 1e-6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from clair_cli.adapters.names.dense import dense_keys
@@ -16,14 +17,24 @@ from clair_cli.text import first_few, quoted, some_of
 READERS: tuple[Callable[[str], TensorPart | None], ...] = (peft_name, diffusers_name, kohya_name)
 """Readers of a tensor name, in the order in which they are asked; None means another format."""
 
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3")
-"""Parts of a diffusers pipeline that begin a module's path in its files."""
+DIFFUSION_MODEL = "diffusion_model"
+"""What the original code of diffusion transformers, and ComfyUI, put in front of the denoiser's
+modules (Wan, Z-Image, Qwen-Image, Flux trainers); diffusers converts such files as it loads them:
+the `_convert_non_diffusers_*` functions of loaders/lora_conversion_utils.py."""
+
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", DIFFUSION_MODEL)
+"""Parts of a pipeline that begin a module's path in its files."""
 
 TRANSFORMER = "transformer"
-"""A further part, and a module of some language models: it is a part where it holds transformer
-blocks, or where the config in the header has parts."""
+"""A further part, and a module of some language models: it is a part where it holds modules that
+only diffusers' transformers have, or where the config in the header has parts."""
 
 _TRANSFORMER_BLOCKS = ("transformer.transformer_blocks.", "transformer.single_transformer_blocks.")
+# Projections of diffusers' attention (models/attention_processor.py) and its feed-forward layers
+# (models/attention.py); language models have q_proj, c_attn, Wqkv, query_key_value and the like.
+_DENOISER = re.compile(
+    r"\.(to_[qkv]|to_out\.0|to_add_out|add_[qkv]_proj)$|\.(ff|ffn|ff_context)\.net\.\d+\b"
+)
 
 PartTable = dict[tuple[str, str], tuple[str, TensorPart]]  # (module, part) to (tensor name, part)
 
@@ -142,5 +153,8 @@ def _format(factors: Mapping[str, TensorPart]) -> Format:
     firsts = {part.prefix + part.module.split(".")[0] for part in factors.values()}
     if firsts - {*COMPONENTS, TRANSFORMER}:
         return "peft"
-    blocks = any(part.module.startswith(_TRANSFORMER_BLOCKS) for part in factors.values())
+    blocks = any(
+        part.module.startswith(_TRANSFORMER_BLOCKS) or _DENOISER.search(part.module)
+        for part in factors.values()
+    )
     return "diffusers" if blocks or firsts != {TRANSFORMER} else "peft"
