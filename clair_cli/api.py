@@ -189,7 +189,7 @@ def merge(
         error_target: relative error that "auto" accepts, 0 to 1.
         keep_alpha: write the clients' alpha instead of a scale of exactly 1.
         dtype: "auto" (the clients' own), "float32", "bfloat16" or "float16" (or fp32, bf16, fp16).
-        tensor_names: "auto" (what most clients have), "peft", "diffusers" or "kohya".
+        tensor_names: "auto" (what most clients have), "peft", "diffusers", "kohya" or "mlx".
         base_model: the base model's name in the written config, whatever the clients call it; what
             most of them call it if None.
         weights: name to positive number, or a JSON or CSV file of them; equal if None.

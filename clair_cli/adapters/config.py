@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from clair_cli.adapters import patterns
+from clair_cli.adapters.mlx_config import is_mlx_config, mlx_notes, peft_fields
 from clair_cli.adapters.variants import guarded_init, init_effect, refuse_variants
 from clair_cli.errors import RejectedClient, UsageError
 from clair_cli.remark import Remark, warning
@@ -31,6 +32,7 @@ class AdapterConfig:
         raw: the whole object as read; {} for an assumed config.
         parts: configs of a pipeline's parts by the name that begins their modules ("unet"), in
             a file that holds several; each looks its modules up without that name.
+        remarks: on what was read, for the report.
     """
 
     r: int | None
@@ -46,6 +48,7 @@ class AdapterConfig:
     init_lora_weights: bool | str | None = True
     raw: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, AdapterConfig] = field(default_factory=dict)
+    remarks: tuple[Remark, ...] = ()
 
     def rank_for(self, module: str) -> int | None:
         """The rank the config gives `module`, at least 1; None if it does not say."""
@@ -118,7 +121,7 @@ class AdapterConfig:
     @property
     def notes(self) -> tuple[Remark, ...]:
         """Remarks worth a line in the report."""
-        found = []
+        found = [*self.remarks]
         if self.lora_alpha == 0:
             found.append(warning("zero_alpha", "lora_alpha is 0: the update is zero"))
         init = self.guarded_init
@@ -132,7 +135,7 @@ def parse_config(raw: Mapping[str, Any]) -> AdapterConfig:
     """Check a config as `json.loads` or `LoraConfig.to_dict` gives it.
 
     Args:
-        raw: field to value; strings, numbers, lists and objects only.
+        raw: field to value; strings, numbers, lists and objects only. PEFT's fields or mlx-lm's.
 
     Raises:
         RejectedClient: not LoRA, a variant that is not plain B @ A, a field of the wrong type
@@ -140,7 +143,11 @@ def parse_config(raw: Mapping[str, Any]) -> AdapterConfig:
     """
     if not isinstance(raw, Mapping):
         raise RejectedClient("adapter config is not a JSON object")
-    _check_is_pefts(raw)
+    remarks: tuple[Remark, ...] = ()
+    if is_mlx_config(raw):
+        raw, remarks = peft_fields(raw), mlx_notes(raw)
+    else:
+        _check_is_pefts(raw)
     refuse_variants(raw)
     for name in ("r", "lora_alpha"):
         if raw.get(name) is None:
@@ -165,6 +172,7 @@ def parse_config(raw: Mapping[str, Any]) -> AdapterConfig:
         target_modules=_targets(raw.get("target_modules")),
         init_lora_weights=init,
         raw=dict(raw),
+        remarks=remarks,
     )
 
 

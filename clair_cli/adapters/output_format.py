@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.config_source import HEADER_FIELD
 from clair_cli.adapters.layout import Layout
+from clair_cli.adapters.mlx_config import mlx_config
 from clair_cli.adapters.names.kohya import header_of
 from clair_cli.adapters.names.pair import DIFFUSION_MODEL
 from clair_cli.adapters.names.parts import FORMATS, Format
 from clair_cli.adapters.names.peft import PREFIX
 from clair_cli.adapters.output_paths import OPTION, NamelessModules, adapters_of, module_paths
 from clair_cli.adapters.same_modules import split_part
+from clair_cli.formats.filenames import MLX_WEIGHTS, WEIGHTS
 from clair_cli.remark import Remark, note
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class OutputFormat:
     def tensor_names(self, module: str) -> tuple[str, str]:
         """`(key_A, key_B)` of a module."""
         path = f"{self.prefix}{self.names[module]}"
+        if self.format == "mlx":
+            return f"{path}.lora_a", f"{path}.lora_b"
         if self.format == "kohya":
             return f"{path}.lora_down.weight", f"{path}.lora_up.weight"
         if self.layouts[module].kind == "embedding":
@@ -77,14 +81,37 @@ class OutputFormat:
         result: dict[str, Tensor] = {}
         for module, (lora_A, lora_B) in factors.items():
             key_A, key_B = self.tensor_names(module)
-            result[key_A], result[key_B] = self.layouts[module].stored(lora_A, lora_B)
+            stored = self.layouts[module].stored(lora_A, lora_B)
+            if self.format == "mlx":
+                stored = stored[0].T.contiguous(), stored[1].T.contiguous()
+            result[key_A], result[key_B] = stored
             if self.format == "kohya" or (self.alpha_tensors and scaling != 1):
                 alpha = torch.tensor(scaling * len(lora_A), dtype=torch.float32)
                 result[f"{self.prefix}{self.names[module]}.alpha"] = alpha
         return result
 
-    def config(self, config: Mapping[str, object]) -> dict[str, object]:
-        """The config with its target modules by their paths in the file."""
+    @property
+    def has_config_file(self) -> bool:
+        """Whether a folder of the format has a config beside its weights."""
+        return self.format in ("peft", "mlx")
+
+    @property
+    def weights_name(self) -> str:
+        """The weights file of a folder with a config."""
+        return MLX_WEIGHTS if self.format == "mlx" else WEIGHTS
+
+    def config(
+        self, config: Mapping[str, object], modules: Sequence[str], scaling: float
+    ) -> dict[str, object]:
+        """The config as the format has it, with its target modules by their paths in the file.
+
+        Args:
+            config: PEFT's fields.
+            modules: those in the file.
+            scaling: as in `tensors`.
+        """
+        if self.format == "mlx":
+            return mlx_config(config, [self.names[module] for module in modules], scaling)
         targets = config["target_modules"]
         assert isinstance(targets, list)
         return {**config, "target_modules": sorted(self.names.get(t, t) for t in targets)}
@@ -99,7 +126,7 @@ class OutputFormat:
         fail with a KeyError, 'model_type').
 
         Args:
-            config: of the adapter, JSON-ready.
+            config: from `config`, JSON-ready.
             modules: those in the file.
             scaling: as in `tensors`.
         """
@@ -158,8 +185,10 @@ def choose_output(
 
 def _hint(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> str:
     """What to do where a format has no names for some modules: the formats that have."""
-    able = []
+    able, known = [], {adapter.format for adapter in adapters}
     for name in FORMATS:
+        if name == "mlx" and name not in known:
+            continue  # it has a name for whatever PEFT's has one for
         with contextlib.suppress(NamelessModules):
             _in_format(name, adapters, layouts)
             able.append(name)
@@ -173,7 +202,7 @@ def _in_format(
 ) -> OutputFormat:
     prefix = ""
     if format_ == "peft":
-        counts = Counter(adapter.prefix for adapter in adapters_of(adapters, "peft"))
+        counts = Counter(a.prefix for a in adapters_of(adapters, "peft") if a.format == "peft")
         prefix = PREFIX if counts[PREFIX] >= counts[""] else ""
     names = module_paths(format_, adapters, layouts)
     return OutputFormat(format_, prefix, names, layouts, _alpha_tensors(format_, adapters, names))

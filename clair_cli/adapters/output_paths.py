@@ -71,11 +71,13 @@ def module_paths(
 
 def adapters_of(adapters: Sequence[Adapter], format_: Format) -> list[Adapter]:
     """The adapters of a format, whose paths are written as they are; none if another format is more
-    common, so that few clients' paths do not decide."""
-    counts = Counter(adapter.format for adapter in adapters)
-    if counts[format_] < max(counts.values()):
+    common, so that few clients' paths do not decide. PEFT's paths and mlx-lm's are the same."""
+    kinds: dict[Format, Format] = {"mlx": "peft"}
+    every = [kinds.get(adapter.format, adapter.format) for adapter in adapters]
+    wanted, counts = kinds.get(format_, format_), Counter(every)
+    if counts[wanted] < max(counts.values()):
         return []
-    return [adapter for adapter in adapters if adapter.format == format_]
+    return [adapter for adapter, kind in zip(adapters, every, strict=True) if kind == wanted]
 
 
 def _written(adapters: Sequence[Adapter], module: str) -> str | None:
@@ -186,6 +188,14 @@ def _peft_paths(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> d
     }
 
 
+def _mlx_paths(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> dict[str, str]:
+    kernels = [module for module, layout in layouts.items() if layout.kind == "convolution"]
+    if kernels:
+        text = f"mlx-lm's format has no LoRA of a convolution: {first_few(kernels)}"
+        raise NamelessModules(text, kernels)
+    return _peft_paths(adapters, layouts)
+
+
 def _home(adapters: Sequence[Adapter], names: Mapping[str, str | None]) -> set[str]:
     """The part of a pipeline that PEFT's files leave out of their paths, by other clients' paths of
     the same modules (the most common part), and ""; empty if it is not known."""
@@ -203,4 +213,5 @@ _PATHS: dict[Format, Callable[[Sequence[Adapter], Mapping[str, Layout]], dict[st
     "peft": _peft_paths,
     "diffusers": _diffusers_paths,
     "kohya": _kohya_paths,
+    "mlx": _mlx_paths,
 }

@@ -10,6 +10,7 @@ from clair_cli.adapters.config import AdapterConfig
 from clair_cli.adapters.dense import dense_tensors
 from clair_cli.adapters.layout import layout_of
 from clair_cli.adapters.names.parts import KeyMap, KeyPair
+from clair_cli.adapters.transposed import transposed
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.safetensors.source import (
@@ -60,6 +61,8 @@ def build_adapter(
         RejectedClient: tensors that are not LoRA pairs, of a wrong dtype, shape or rank, not
             finite, or at odds with the config. Sets `module` where one is to blame.
     """
+    if keys.format == "mlx":
+        source = transposed(source)
     may_be_integer = {pair.key_alpha for pair in keys.pairs} | {one.key for one in keys.dense}
     for entry in source.tensors.values():
         _check_values(entry, may_be_integer=entry.name in may_be_integer)

@@ -12,6 +12,7 @@ from clair_cli.formats.filenames import (
     ARCHIVES,
     CONFIG,
     MAIN_WEIGHTS,
+    MLX_WEIGHTS,
     PIPELINE_WEIGHTS,
     SUFFIX,
     WEIGHTS,
@@ -40,8 +41,8 @@ def adapter_in(folder: Path) -> Path:
 
 def weights_in(folder: Path) -> Path:
     """The weights file of a folder that clair wrote."""
-    pipeline = folder / PIPELINE_WEIGHTS
-    return pipeline if pipeline.exists() and not (folder / WEIGHTS).exists() else folder / WEIGHTS
+    names = (WEIGHTS, PIPELINE_WEIGHTS, MLX_WEIGHTS)
+    return next((folder / n for n in names if (folder / n).exists()), folder / WEIGHTS)
 
 
 def entries_of(folder: Path) -> list[str]:

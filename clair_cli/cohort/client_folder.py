@@ -9,7 +9,7 @@ from pathlib import Path
 from clair_cli.cohort.adapter_folder import check_no_weights, is_pickle, not_a_file, weights_name
 from clair_cli.cohort.inside import Inside, find_adapter
 from clair_cli.cohort.model import Candidate
-from clair_cli.formats.filenames import CONFIG, SUFFIX, WEIGHTS, is_weights
+from clair_cli.formats.filenames import CONFIG, MLX_WEIGHTS, SUFFIX, WEIGHTS, is_weights
 from clair_cli.formats.files import real_path
 from clair_cli.remark import Remark, note
 from clair_cli.text import first_few, quoted
@@ -70,7 +70,7 @@ def _beside(found: Inside, file: str) -> list[Remark]:
         listed = first_few(others)
         text = f"ignored, as the folder has an adapter itself: sub-folders {listed}"
         notes.append(note("sub_folders_ignored", text))
-    if file != WEIGHTS:
+    if file not in (WEIGHTS, MLX_WEIGHTS):
         notes.append(note("other_file_read", f"read {quoted(file)}"))
     left_out = [n for n in found.names if is_weights(n) and n != file and not n.startswith(".")]
     if left_out:

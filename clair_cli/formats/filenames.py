@@ -8,8 +8,8 @@ from pathlib import Path
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 SUFFIX = ".safetensors"
+MLX_WEIGHTS = "adapters.safetensors"  # mlx-lm's, beside an adapter_config.json of its own
 PIPELINE_WEIGHTS = "pytorch_lora_weights.safetensors"  # where diffusers looks in a folder
-MLX_WEIGHTS = "adapters.safetensors"  # where mlx-lm looks in a folder
 MAIN_WEIGHTS = (WEIGHTS, PIPELINE_WEIGHTS, MLX_WEIGHTS)
 """Names of the adapter among the `.safetensors` files of a folder, the first choice first."""
 
@@ -19,7 +19,7 @@ FILE_SUFFIXES = frozenset((".bin", ".ckpt", ".gguf", ".json", ".npz", ".onnx", "
 
 BESIDE = frozenset(("report.json", "README.md"))
 """Files of an output folder besides the adapter's."""
-OWN_FILES = BESIDE | {WEIGHTS, CONFIG, PIPELINE_WEIGHTS}
+OWN_FILES = BESIDE | {WEIGHTS, CONFIG, MLX_WEIGHTS, PIPELINE_WEIGHTS}
 """Files that clair may write into a folder; `--force` replaces only folders that hold no others."""
 
 

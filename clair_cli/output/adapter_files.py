@@ -28,11 +28,12 @@ class AdapterFiles:
     config_sha256: str | None
 
 
-def adapter_files(made: SafetensorsParts, config: str | None) -> AdapterFiles:
+def adapter_files(made: SafetensorsParts, config: str | None, name: str = WEIGHTS) -> AdapterFiles:
     """The files of an adapter whose tensors are all there.
 
     Args:
         config: for the folder's `adapter_config.json`; None if it is in the header.
+        name: of the weights file beside a config.
     """
     draft, sha256 = made.sink, made.sha256()
     assert draft is None or isinstance(draft, Draft)
@@ -40,5 +41,5 @@ def adapter_files(made: SafetensorsParts, config: str | None) -> AdapterFiles:
     if config is None:
         return AdapterFiles(weights, {PIPELINE_WEIGHTS: weights}, sha256, None)
     text = config.encode("utf-8")
-    folder: dict[str, bytes | Parts | Draft] = {WEIGHTS: weights, CONFIG: text}
+    folder: dict[str, bytes | Parts | Draft] = {name: weights, CONFIG: text}
     return AdapterFiles(weights, folder, sha256, hashlib.sha256(text).hexdigest())

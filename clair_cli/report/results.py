@@ -35,7 +35,7 @@ class MergedReport:
         path: as given, "" when nothing was written, "-" for a stream.
         sha256: of the file (in a folder, of the weights file).
         config_sha256: of a folder's `adapter_config.json`; None where the weights file holds it.
-        format: whose tensor names it has: "peft", "diffusers" or "kohya".
+        format: whose tensor names it has: "peft", "diffusers", "kohya" or "mlx".
         rank, alpha, scaling, dtype: as written, one for all modules.
         error: norm of (written - exact mean) over the norm of the exact mean, rank and dtype
             both counted.
@@ -98,7 +98,7 @@ class RefinedReport:
         noise: estimated or given standard deviation per entry of a delta weight, or None.
         heterogeneity: estimated squared norm of the benign clients' true differences off the
             subspace, per client, or None.
-        format: whose tensor names the adapters have: "peft", "diffusers" or "kohya".
+        format: whose tensor names the adapters have: "peft", "diffusers", "kohya" or "mlx".
         heads: what is in each of them beside the LoRA, the same for all, sorted by name.
     """
 

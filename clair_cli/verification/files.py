@@ -14,7 +14,7 @@ from clair_cli.cohort.adapter_folder import weights_in
 from clair_cli.cohort.load import load_result
 from clair_cli.cohort.model import Rejection
 from clair_cli.errors import RejectedClient
-from clair_cli.formats.filenames import BESIDE, CONFIG, PIPELINE_WEIGHTS, WEIGHTS
+from clair_cli.formats.filenames import BESIDE, CONFIG, PIPELINE_WEIGHTS
 from clair_cli.formats.files import open_regular, read_small
 from clair_cli.formats.limits import LARGEST, Limits
 from clair_cli.report.read import NamedAdapter, OldReport
@@ -69,14 +69,16 @@ def _check_adapter(
 
 def check_entries(folder: Path, old: OldReport) -> Iterator[str]:
     """Files in a folder that its report does not name, or another report, a sentence each."""
-    adapters = {adapter.folder: _files_of(adapter) for adapter in old.adapters}
+    adapters = {adapter.folder: adapter for adapter in old.adapters}
+    own = _files_of(adapters[""], folder) if "" in adapters else set()
     for name in sorted(os.listdir(folder)):
         path = folder / name
         if name and name in adapters:
             for inner in sorted(os.listdir(path)) if path.is_dir() else ():
-                if inner not in adapters[name] and not inner.startswith("."):
+                files = _files_of(adapters[name], path)
+                if inner not in files and not inner.startswith("."):
                     yield _not_named(path / inner)
-        elif name not in BESIDE | adapters.get("", set()) and not name.startswith("."):
+        elif name not in BESIDE | own and not name.startswith("."):
             yield _not_named(path)
     inside = folder / "report.json"
     if inside.exists():
@@ -88,9 +90,10 @@ def check_entries(folder: Path, old: OldReport) -> Iterator[str]:
             yield f"{quoted(inside.as_posix())} is not the report that was given"
 
 
-def _files_of(adapter: NamedAdapter) -> set[str]:
+def _files_of(adapter: NamedAdapter, folder: Path) -> set[str]:
     """Names of an adapter folder's files: a loader that finds more may take the wrong one."""
-    own = {PIPELINE_WEIGHTS} if adapter.config_sha256 is None else {WEIGHTS, CONFIG}
+    weights = weights_in(folder).name  # as it was compared with the report
+    own = {PIPELINE_WEIGHTS} if adapter.config_sha256 is None else {weights, CONFIG}
     return own | {"README.md"}
 
 

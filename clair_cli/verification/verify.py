@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from clair_cli.engine.own_process import importing
 from clair_cli.errors import InputRefused, UsageError
-from clair_cli.formats.filenames import CONFIG, PIPELINE_WEIGHTS, SUFFIX, WEIGHTS
+from clair_cli.formats.filenames import (
+    CONFIG,
+    MLX_WEIGHTS,
+    PIPELINE_WEIGHTS,
+    SUFFIX,
+    WEIGHTS,
+)
 from clair_cli.formats.files import kind_of
 from clair_cli.report.encode import report_json
 from clair_cli.report.read import OldReport, read_report
@@ -129,7 +135,8 @@ def report_of(output: Path) -> Path:
 
 def _folder_of(output: Path) -> Path | None:
     """The folder that clair wrote, if `output` is its weights file."""
-    beside = {WEIGHTS: CONFIG, PIPELINE_WEIGHTS: "report.json"}.get(output.name)
+    known = {WEIGHTS: CONFIG, MLX_WEIGHTS: CONFIG, PIPELINE_WEIGHTS: "report.json"}
+    beside = known.get(output.name)
     if beside is None or report_of(output).exists():
         return None
     return output.parent if (output.parent / beside).exists() else None

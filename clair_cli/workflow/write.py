@@ -100,15 +100,14 @@ class AdapterWriter:
         self.plan = plan
         output = output.placed(one_file=destination.one_file, in_folder=destination.in_folder)
         self._output, self._destination = output, destination
-        self._config_inside = destination.one_file or output.format != "peft"
+        self._config_inside = destination.one_file or not output.has_config_file
         self._tensors: dict[str, Tensor] = {}
         self._error = 0.0
         modules, scale = sorted(plan.module_error_by_rank), plan.scale
         config = merged_config(adapters, modules, plan.cut.rank, scale.alpha)
         config = {**config, **_base_given(settings, config), "use_rslora": scale.use_rslora}
-        self._config = output.config(
-            with_dense(config, adapters, {head.tensor.kind for head in heads})
-        )
+        config = with_dense(config, adapters, {head.tensor.kind for head in heads})
+        self._config = output.config(config, modules, scale.scaling)
         self._heads = heads
         self._file = self._begin_file(modules, settings)
 
@@ -158,9 +157,10 @@ class AdapterWriter:
     def finish(self) -> WrittenAdapter:
         """The adapter, once every module and every dense tensor was put."""
         text = None if self._config_inside else config_json(self._config)
+        files = adapter_files(self._file, text, self._output.weights_name)
         return WrittenAdapter(
-            self._tensors, self._config, adapter_files(self._file, text), self._output.format,
-            self.plan, relative(self._error, self.plan.norm), tuple(self._heads),
+            self._tensors, self._config, files, self._output.format, self.plan,
+            relative(self._error, self.plan.norm), tuple(self._heads),
         )  # fmt: skip
 
 

@@ -8,13 +8,19 @@ from collections.abc import Callable, Mapping
 from clair_cli.adapters.names.dense import dense_keys
 from clair_cli.adapters.names.diffusers import diffusers_name
 from clair_cli.adapters.names.kohya import kohya_name
+from clair_cli.adapters.names.mlx import mlx_name
 from clair_cli.adapters.names.parts import Format, KeyMap, KeyPair, TensorPart
 from clair_cli.adapters.names.peft import PREFIX, peft_name
 from clair_cli.adapters.names.refused import refuse, variants_of
 from clair_cli.errors import RejectedClient
 from clair_cli.text import first_few, quoted, some_of
 
-READERS: tuple[Callable[[str], TensorPart | None], ...] = (peft_name, diffusers_name, kohya_name)
+READERS: tuple[Callable[[str], TensorPart | None], ...] = (
+    peft_name,
+    diffusers_name,
+    kohya_name,
+    mlx_name,
+)
 """Readers of a tensor name, in the order in which they are asked; None means another format."""
 
 DIFFUSION_MODEL = "diffusion_model"
@@ -35,6 +41,8 @@ _TRANSFORMER_BLOCKS = ("transformer.transformer_blocks.", "transformer.single_tr
 _DENOISER = re.compile(
     r"\.(to_[qkv]|to_out\.0|to_add_out|add_[qkv]_proj)$|\.(ff|ffn|ff_context)\.net\.\d+\b"
 )
+
+_UNMIXED: tuple[Format, ...] = ("kohya", "mlx")
 
 PartTable = dict[tuple[str, str], tuple[str, TensorPart]]  # (module, part) to (tensor name, part)
 
@@ -69,7 +77,7 @@ def pair_keys(shapes: Mapping[str, tuple[int, ...]]) -> KeyMap:
     if dense and format_ != "peft":
         refuse(one.key for one in dense)
     without = sorted(pair.module for pair in pairs if pair.key_alpha is None)
-    old = any(part.format != "peft" for part in factors.values())
+    old = any(part.format in ("kohya", "diffusers") for part in factors.values())
     inside = not without or old or (format_ == "diffusers" and not prefix)
     return KeyMap(prefix, pairs, format_, inside, dense=dense)
 
@@ -143,11 +151,12 @@ def _pairs(found: PartTable) -> tuple[KeyPair, ...]:
 
 
 def _format(factors: Mapping[str, TensorPart]) -> Format:
-    """diffusers' files mix their own names with PEFT's; nobody mixes kohya's with others."""
+    """diffusers' files mix their own names with PEFT's; nobody mixes kohya's or mlx-lm's."""
     formats: dict[str, str] = {part.format: key for key, part in factors.items()}
-    if "kohya" in formats:
-        _check_one(formats, "two formats in one file")
-        return "kohya"
+    for alone in _UNMIXED:
+        if alone in formats:
+            _check_one(formats, "two formats in one file")
+            return alone
     if "diffusers" in formats:
         return "diffusers"
     firsts = {part.prefix + part.module.split(".")[0] for part in factors.values()}

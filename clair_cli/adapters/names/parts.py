@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from clair_cli.remark import Remark
 
-Format = Literal["peft", "diffusers", "kohya"]
+Format = Literal["peft", "diffusers", "kohya", "mlx"]
 Part = Literal["A", "B", "alpha"]
 DenseKind = Literal["dense", "lora_bias", "rows"]
 

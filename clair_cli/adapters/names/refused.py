@@ -16,7 +16,7 @@ _VARIANTS = (
     ("LoKr", r"\.lokr_"),
     ("Tucker LoCon (lora_mid)", r"\.lora_mid\b"),
     ("LyCORIS", r"\.(oft_|glora_)|\.([ab][12]\.weight|diff|diff_b|w_norm|b_norm|scalar)$"),
-    ("DoRA", r"\.(lora_magnitude_vector|dora_scale)\b"),
+    ("DoRA", r"\.(lora_magnitude_vector|dora_scale)\b|\.m$"),
     ("AdaLoRA", r"\.(lora_E|ranknum)\b"),
     ("IA3", r"\.ia3_l\b"),
     ("VeRA", r"\.?vera_(lambda_[bd]|A|B)\b"),
