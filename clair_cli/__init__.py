@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clair_cli.api import InspectResult, MergeResult, RefineResult, inspect, merge, refine
+    from clair_cli.conversion import ConvertResult, convert
     from clair_cli.errors import ClairError, InputRefused, OutputError, RejectedClient, UsageError
     from clair_cli.remark import Remark
     from clair_cli.report.model import ClientReport, CohortReport, Reason, Report
@@ -27,6 +28,7 @@ __all__ = [
     "ClairError",
     "ClientReport",
     "CohortReport",
+    "ConvertResult",
     "InputRefused",
     "InspectResult",
     "MergeResult",
@@ -40,6 +42,7 @@ __all__ = [
     "UsageError",
     "VerifyResult",
     "__version__",
+    "convert",
     "inspect",
     "merge",
     "refine",
@@ -64,6 +67,8 @@ _HOME = {
     "inspect": "api",
     "merge": "api",
     "refine": "api",
+    "convert": "conversion",
+    "ConvertResult": "conversion",
     "verify": "verification.verify",
     "VerifyResult": "verification.verify",
 }

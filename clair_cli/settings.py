@@ -30,6 +30,7 @@ TensorNames = Literal["auto", "peft", "diffusers", "kohya", "mlx"]
 Device = Literal["auto", "cpu", "cuda"]
 Heads = Literal["average", "drop", "reject"]
 Modules = Literal["common", "union", "intersection", "same"]
+CONVERTIBLE = tuple(name for name in get_args(TensorNames) if name != "auto")
 MODULES: tuple[Modules, ...] = get_args(Modules)
 
 _SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -39,6 +40,7 @@ _DTYPES = [name for name in get_args(Dtype) if name not in _SHORT_DTYPES]
 _WRITING = ("merge", "refine")
 _JUDGING = ("merge", "inspect", "refine")
 _ALL = (*_JUDGING, "verify")
+_READING = (*_JUDGING, "convert")
 _PATHS = ("clients", "output", "report", "weights", "previous", "trust_adapter")
 
 
@@ -102,7 +104,7 @@ class Settings:
     )
     force: bool = option(
         kinds.FLAG, "Replace an output that already exists.",
-        OUTPUT, _JUDGING, default=False, short="-f", recorded=False,
+        OUTPUT, _READING, default=False, short="-f", recorded=False,
     )
     noise: float | None = option(
         kinds.POSITIVE,
@@ -199,13 +201,13 @@ class Settings:
     )
     assume_alpha: float | str | None = option(
         kinds.ALPHA, "lora_alpha for clients without a config; without it they are rejected.",
-        READING, _JUDGING,
+        READING, _READING,
     )
     limit: Limits = option(
         kinds.LIMITS,
         "Raise or lower a limit on the input; repeatable. Defaults: clients=1000, file=4G,"
         " total=64G, header=8M, tensors=20000, rank=1024, work=8 (x the median client's).",
-        READING, _JUDGING, default=(),
+        READING, _READING, default=(),
     )
     device: str = option(
         one_of(get_args(Device)), "Where to compute.",

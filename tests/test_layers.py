@@ -44,12 +44,13 @@ MAY_IMPORT: dict[str, str] = {
     " maths.factors maths.evidence maths.judge maths.merge maths.refine report.results report.model"
     " report output engine",
     "api": "errors settings cohort report.model engine workflow",
+    "conversion": "errors remark settings formats cohort output engine workflow",
     "verification": "errors version text settings formats adapters cohort report.model report"
     " output engine workflow api",
-    "__init__": "errors version remark report.results report.model api verification",
+    "__init__": "errors version remark report.results report.model api conversion verification",
     # what people see: imports no torch
     "cli": "__init__ errors version text option settings formats report.results report.model"
-    " report output engine api verification",
+    " report output engine api conversion verification",
     "__main__": "cli",
 }
 

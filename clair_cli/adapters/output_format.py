@@ -67,7 +67,11 @@ class OutputFormat:
         return f"{path}.lora_A.weight", f"{path}.lora_B.weight"
 
     def tensors(
-        self, factors: Mapping[str, tuple[Tensor, Tensor]], scaling: float
+        self,
+        factors: Mapping[str, tuple[Tensor, Tensor]],
+        scaling: float,
+        *,
+        alphas: bool | None = None,
     ) -> dict[str, Tensor]:
         """The tensors of a file, by name; in kohya's format with an alpha for each module, in
         others where `alpha_tensors` says so and the scale is not 1.
@@ -75,9 +79,11 @@ class OutputFormat:
         Args:
             factors: module to matrices (rank, columns) and (rows, rank).
             scaling: the factor before `B @ A`, the same for all modules; finite, not 0.
+            alphas: whether some module's scale is not 1; None for this one's.
         """
         import torch
 
+        alphas = scaling != 1 if alphas is None else alphas
         result: dict[str, Tensor] = {}
         for module, (lora_A, lora_B) in factors.items():
             key_A, key_B = self.tensor_names(module)
@@ -85,7 +91,7 @@ class OutputFormat:
             if self.format == "mlx":
                 stored = stored[0].T.contiguous(), stored[1].T.contiguous()
             result[key_A], result[key_B] = stored
-            if self.format == "kohya" or (self.alpha_tensors and scaling != 1):
+            if self.format == "kohya" or (self.alpha_tensors and alphas):
                 alpha = torch.tensor(scaling * len(lora_A), dtype=torch.float32)
                 result[f"{self.prefix}{self.names[module]}.alpha"] = alpha
         return result
@@ -223,5 +229,10 @@ def _by_part(config: Mapping[str, object], names: Sequence[str]) -> dict[str, ob
     for part in sorted({split_part(name)[0] for name in names}):
         targets = sorted(path for first, path in map(split_part, names) if first == part)
         own = {**config, "target_modules": targets}
+        for field in ("rank_pattern", "alpha_pattern"):
+            given = config[field]
+            assert isinstance(given, dict)
+            paths = ((split_part(name), value) for name, value in given.items())
+            own[field] = {path: value for (first, path), value in paths if first == part}
         fields |= {f"{part}.{name}": value for name, value in own.items()}
     return fields

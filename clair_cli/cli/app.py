@@ -187,6 +187,35 @@ def refine(
 
 @app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
 @opt.with_options
+def convert(
+    source: opt.Converted,
+    output: opt.ConvertedOutput,
+    tensor_names: opt.ConvertedNames,
+    *,
+    quiet: opt.Quiet = False,
+    **options: Any,
+) -> None:
+    """Write one adapter in another format.
+
+    Its factors stay as they are, and the scale goes where the format's readers look.
+    What the format has no place for is said on stderr.
+    """
+    with guarded() as run:
+        check_exists(source, "SRC")
+        check_not_stdout("-o", output)
+        from clair_cli.conversion import convert as convert_one
+
+        result = convert_one(source, output, tensor_names, **options)
+        run.finished = True
+        lines = [f"note: {remark.text}" for remark in result.notes if not quiet]
+        lines += [f"lost: {text}" for text in result.lost]
+        count = f"{result.modules} module{'s'[: result.modules != 1]}"
+        lines.append(f"{result.output}: {count}, {result.given_format} to {result.format}")
+        write_err("".join(f"{printable(line)}\n" for line in lines))
+
+
+@app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
+@opt.with_options
 def verify(
     output: opt.Verified,
     clients: opt.VerifiedClients = None,

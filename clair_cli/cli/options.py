@@ -149,6 +149,22 @@ VerifiedClients = Annotated[
         "CLIENTS", "The clients, to merge or refine them again with the options in the report."
     ),
 ]
+Converted = Annotated[
+    Path,
+    _argument("SRC", "The adapter: a folder, or a .safetensors file with its config beside it."),
+]
+ConvertedOutput = Annotated[
+    Path, _output("DST", "Where it goes: one file if DST ends in .safetensors, else a folder.")
+]
+ConvertedNames = Annotated[
+    Literal["peft", "kohya", "diffusers", "mlx"],
+    typer.Option(
+        "--tensor-names",
+        rich_help_panel=OUTPUT,
+        show_default=False,
+        help="The format to write.",
+    ),
+]
 VerifiedReport = Annotated[
     Path | None,
     typer.Option(

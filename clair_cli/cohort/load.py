@@ -104,9 +104,14 @@ def cohort_of(listing: Listing, results: Iterable[Adapter | Rejection]) -> Cohor
     )
 
 
-def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
+def load_one(
+    path: Path, *, limits: Limits | None = None, assume_alpha: float | str | None = None
+) -> Cohort:
     """Read one adapter: its folder, or a `.safetensors` file with its config next to it. Its files
     may be links, as in a download cache: the caller chose them, and not a client.
+
+    Args:
+        limits, assume_alpha: as for `load_client`.
 
     Returns:
         A cohort of one adapter, or of one rejection.
@@ -141,7 +146,9 @@ def load_one(path: Path, *, limits: Limits | None = None) -> Cohort:
         configs=tuple(map(_followed, configs)),
         shared=_followed(shared),
     )
-    return cohort_of(Listing((candidate,)), [load_client(candidate, limits=limits)])
+    return cohort_of(
+        Listing((candidate,)), [load_client(candidate, limits=limits, assume_alpha=assume_alpha)]
+    )
 
 
 def load_result(path: Path, *, limits: Limits | None = None) -> Adapter | Rejection:
