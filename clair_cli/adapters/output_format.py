@@ -123,7 +123,7 @@ class OutputFormat:
         return {**config, "target_modules": sorted(self.names.get(t, t) for t in targets)}
 
     def header(
-        self, config: Mapping[str, object], modules: Sequence[str], scaling: float
+        self, config: Mapping[str, object], modules: Sequence[str], scaling: float | None
     ) -> dict[str, str]:
         """The header's metadata of a file that holds its own config.
 
@@ -134,11 +134,12 @@ class OutputFormat:
         Args:
             config: from `config`, JSON-ready.
             modules: those in the file.
-            scaling: as in `tensors`.
+            scaling: as in `tensors`; None where ranks or scales differ between modules.
         """
         if self.format == "kohya":
             rank = int(str(config["r"]))
-            return {"format": "pt", **header_of(rank, scaling * rank)}
+            alpha = None if scaling is None else scaling * rank
+            return {"format": "pt", **header_of(rank, alpha)}
         if self.format == "diffusers" and self.alpha_tensors:
             return {"format": "pt"}
         fields: Mapping[str, object] = config

@@ -17,7 +17,6 @@ import torch
 from clair_cli.adapters.adapter import Adapter, LoraModule
 from clair_cli.adapters.config import parse_config
 from clair_cli.adapters.config_source import HEADER_FIELD
-from clair_cli.adapters.names.kohya import ALPHA, DIM
 from clair_cli.adapters.output_format import OutputFormat, choose_output
 from clair_cli.adapters.transposed import TransposedSource
 from clair_cli.adapters.variants import init_effect
@@ -34,11 +33,13 @@ if TYPE_CHECKING:
 
     from clair_cli.workflow.outputs import Destination
 
-# Fields that a result says in its own way, or that name what only loading needs.
+# Fields that a result says in its own way, or that change neither the delta weight nor its use.
 _SAID = frozenset((
     "peft_type", "peft_version", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
     "target_modules", "inference_mode", "layers_to_transform", "layers_pattern", "exclude_modules",
-    "bias", "init_lora_weights", "merge_weights",
+    "bias", "init_lora_weights", "merge_weights", "megatron_core", "qalora_group_size",
+    "runtime_config", "ensure_weight_tying", "loftq_config", "eva_config", "corda_config",
+    "lora_ga_config",
 ))  # fmt: skip
 _MLX_KEEPS = frozenset(("base_model_name_or_path", "lora_dropout"))
 
@@ -189,9 +190,9 @@ def _header(
     """The header's metadata, and the text of the config there or in a file of its own."""
     if not one_file and output.has_config_file:
         return {"format": "pt"}, config_json(config)
-    header = output.header(config, list(plan), next(iter(plan.values())).scaling)
-    if output.format == "kohya" and len({(w.rank, w.scaling) for w in plan.values()}) > 1:
-        header |= {DIM: "Dynamic", ALPHA: "Dynamic"}  # sd-scripts, networks/resize_lora.py
+    scales = {(written.rank, written.scaling) for written in plan.values()}
+    scaling = next(iter(plan.values())).scaling if len(scales) == 1 else None
+    header = output.header(config, list(plan), scaling)
     return header, header.get(HEADER_FIELD, "")
 
 
@@ -259,6 +260,10 @@ def _lost(
     rest = sorted(metadata.keys() - {"format", HEADER_FIELD})
     if rest:
         lost.append(f"{len(rest):,} fields of the header: {first_few(rest)}")
+    alphas = {round(written.scaling * written.rank, 12) for written in plan.values()}
+    if output.format == "kohya" and len(alphas) > 1:
+        # diffusers 0.42, get_peft_kwargs: keys of the old names match no module of a U-Net
+        lost.append("to diffusers' loader, and to no other: alphas that differ between modules")
     scaled = [name for name, written in plan.items() if written.factor != 1]
     if scaled:
         text = "scales of their own, which lora_b holds now, rounded to float32"

@@ -41,7 +41,8 @@ def unet() -> Any:
 def trained(**fields: Any) -> Any:
     model = unet()
     torch.manual_seed(1)
-    config = peft.LoraConfig(target_modules=TARGETS, init_lora_weights=False, **fields)
+    given = {"target_modules": TARGETS, "init_lora_weights": False, **fields}
+    config = peft.LoraConfig(**given)
     model.add_adapter(config)
     return model
 

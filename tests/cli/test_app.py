@@ -28,7 +28,7 @@ from clair_cli.settings import OPTIONS, Settings, TensorNames, make_settings, op
 from clair_cli.workflow.outputs import check_outputs
 from tests.fake_report import fake_report, undetermined
 
-COMMANDS = ("merge", "inspect", "refine", "verify")
+COMMANDS = ("merge", "inspect", "refine", "verify", "convert")
 
 
 def run(*args: object) -> Any:

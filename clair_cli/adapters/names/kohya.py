@@ -90,9 +90,11 @@ def check_header(
     return tuple(notes)
 
 
-def header_of(rank: int, alpha: float) -> dict[str, str]:
-    """The header's metadata for a file to write: rank of all modules, at least 1, and alpha."""
-    return {MODULE: "networks.lora", DIM: str(rank), ALPHA: repr(alpha)}
+def header_of(rank: int, alpha: float | None) -> dict[str, str]:
+    """The header's metadata for a file to write: rank of all modules, at least 1, and alpha; None
+    where they differ (sd-scripts, networks/resize_lora.py)."""
+    dim, text = ("Dynamic", "Dynamic") if alpha is None else (str(rank), repr(alpha))
+    return {MODULE: "networks.lora", DIM: dim, ALPHA: text}
 
 
 def _arguments(metadata: Mapping[str, str]) -> dict[str, object]:
