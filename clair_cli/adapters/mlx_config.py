@@ -49,6 +49,7 @@ def peft_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not abs(scale) < _MOST:
         raise _wrong("lora_parameters' scale", scale, "a finite number")
     fields: dict[str, Any] = {"peft_type": "LORA", "r": rank, "lora_alpha": scale * rank}
+    fields["use_dora"] = raw.get("use_dora")  # until September 2024, in place of fine_tune_type
     if isinstance(dropout, (int, float)):
         fields["lora_dropout"] = dropout
     if isinstance(raw.get("model"), str):

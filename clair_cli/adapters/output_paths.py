@@ -25,6 +25,9 @@ _PART_OF = {
 }
 
 
+_DENOISERS = ("transformer", "unet", "diffusion_model")
+
+
 class NamelessModules(UsageError):
     """Modules that have no name in a format.
 
@@ -154,7 +157,16 @@ def _dotted(
 
 
 def _diffusers_paths(adapters: Sequence[Adapter], layouts: Mapping[str, Layout]) -> dict[str, str]:
+    """Paths in a pipeline. Its denoiser has one name in a file, the most common: diffusers converts
+    all tensors' names where one has `diffusion_model` in front, and finds none of another."""
     names = _dotted(adapters, layouts, "diffusers")
+    parts = Counter(split_part(name)[0] for name in names.values())
+    denoisers = [part for part in _DENOISERS if parts[part]]
+    if len(denoisers) > 1:
+        most = max(denoisers, key=parts.__getitem__)
+        for module, name in names.items():
+            part, path = split_part(name)
+            names[module] = f"{most}.{path}" if part in denoisers else name
     without = [module for module, name in names.items() if not split_part(name)[0]]
     if without:
         raise NamelessModules(

@@ -185,6 +185,7 @@ def test_adapters_in_memory() -> None:
 
 BAD: list[tuple[dict[str, Any], dict[str, Array], str]] = [
     ({"fine_tune_type": "dora"}, {}, "not supported: DoRA (fine_tune_type is 'dora')"),
+    ({"use_dora": True}, {}, "not supported: DoRA (use_dora is True)"),
     ({"fine_tune_type": "full"}, {}, "not supported: a fully trained model"),
     ({"lora_parameters": {"rank": 6}}, {}, "lora_parameters' scale is None"),
     ({"lora_parameters": {"rank": 6, "scale": 1e300}}, {}, "expected a finite number"),

@@ -107,6 +107,26 @@ def test_a_round_of_two_namings_is_written_in_every_format(
         assert {name.startswith("lora_unet_") for name in names} == {True}
 
 
+@pytest.mark.parametrize("own", [1, 3])
+def test_a_denoiser_has_one_name_in_a_file(tmp_path: Path, own: int) -> None:
+    """diffusers takes a file with some `diffusion_model` for one that has nothing else."""
+    names = [f"layers.{k}.attention.to_q" for k in range(4)]
+    rng = np.random.default_rng(0)
+    common = {n: cohorts.low_rank((8, 6), 2, rng) for n in names}
+    for k in range(4):
+        part, mine = ("diffusion_model", names[-own:]) if k % 2 else ("transformer", names[:-own])
+        client = cohorts.factored({n: common[n] for n in {*mine, names[0]}}, 2, seed=k)
+        tensors = {f"{part}.{n}": t for n, t in diffusers_new(client).items()}
+        write(tmp_path / "clients" / f"c{k}.safetensors", tensors)
+    out = tmp_path / "m.safetensors"
+    options = ("--modules", "union", "--fresh", *EXACT)
+    result = clair("merge", tmp_path / "clients", "-o", out, *options)
+    assert result.exit_code == 0, result.stderr
+    modules = {name.split(".lora_")[0] for name in names_in(out)}
+    assert {module.split(".", 1)[1] for module in modules} == set(names)
+    assert len({module.split(".")[0] for module in modules}) == 1
+
+
 def test_the_message_names_formats_that_work_and_says_where_none_does(tmp_path: Path) -> None:
     """A U-Net and a text encoder with no name in front: only PEFT's and kohya's were advised."""
     rng = np.random.default_rng(0)
