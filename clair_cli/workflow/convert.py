@@ -149,13 +149,23 @@ def _config(
     if output.format == "peft" and adapter.config.guarded_init:
         config["init_lora_weights"] = init
     for field, each, usual in (("rank_pattern", ranks, rank), ("alpha_pattern", alphas, alpha)):
-        # PEFT takes the first key that a path ends with, so longer paths come first
-        others = sorted((n for n in names if each[n] != usual), key=lambda n: (-len(n), n))
-        config[field] = {output.names[name]: each[name] for name in others}
+        paths = {output.names[name]: each[name] for name in names}
+        config[field] = _pattern(paths, usual)
     if output.format == "peft":
         _check_patterns(config, output, plan)
     scaling = next(iter(plan.values())).scaling
     return output.config(config, names, scaling)
+
+
+def _pattern(values: Mapping[str, float], usual: float) -> dict[str, float]:
+    """The values by path, for PEFT, which takes the first key that a path ends with: longer paths
+    first, and those with the usual value too that another's path is the end of."""
+    others = {path for path, value in values.items() if value != usual}
+    for path in values:
+        dots = (place for place, sign in enumerate(path) if sign == ".")
+        if any(path[place + 1 :] in others for place in dots):
+            others.add(path)
+    return {path: values[path] for path in sorted(others, key=lambda path: (-len(path), path))}
 
 
 def _plain(alpha: float) -> float | int:

@@ -98,6 +98,24 @@ def test_from_peft_over_two_formats_the_product_stays(
         assert factors_of(made) == factors_of(given)  # bit for bit
 
 
+@pytest.mark.parametrize("ranks", [(2, 3, 3), (3, 2, 3), (2, 3, 4)])
+def test_a_path_that_is_the_end_of_another_keeps_its_rank(
+    tmp_path: Path, ranks: tuple[int, ...]
+) -> None:
+    """PEFT takes the first key of a pattern that a path ends with."""
+    rng = np.random.default_rng(0)
+    sizes = dict(zip(("q", "block.q", "other"), ranks, strict=True))
+    A = {m: rng.standard_normal((r, 6)) for m, r in sizes.items()}
+    B = {m: rng.standard_normal((8, r)) for m, r in sizes.items()}
+    pattern = {f"^{m}": r for m, r in sizes.items()}
+    client = Client(A, B, {"r": 3, "lora_alpha": 6, "rank_pattern": pattern})
+    source = cohorts.save_peft(tmp_path / "s", client)
+    clair_cli.convert(source, tmp_path / "p", "peft")
+    made = read(tmp_path / "p")
+    assert {name: module.rank for name, module in made.modules.items()} == sizes
+    assert cohorts.relative(deltas(made), deltas(read(source))) <= 1e-7
+
+
 def test_the_dtype_and_mixed_ranks_stay(tmp_path: Path) -> None:
     client = bare(unet_client(lora_alpha=6))
     source = cohorts.save_peft(tmp_path / "s", client, "BF16")
