@@ -1,6 +1,6 @@
 """mlx-lm's adapters: read, compared with PEFT's, and written as its `load_adapters` takes them.
 
-There is no mlx on most machines, so its loader is followed here in numpy: which modules become
+test_mlx_loader.py has the loader itself; here it is followed in numpy: which modules become
 LoRA layers (`linear_to_lora_layers`), which tensors are accepted (`load_adapters`), and what the
 layers add (`LoRALinear.fuse`, `LoRAEmbedding.fuse`).
 """
