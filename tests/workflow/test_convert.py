@@ -235,6 +235,38 @@ def test_alphas_stay_tensors_and_no_module_goes_without(tmp_path: Path) -> None:
     assert metadata == {"format": "pt"}
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("wanted", FORMATS)
+def test_names_and_config_are_those_of_a_merge_of_one_client(
+    tmp_path: Path, wanted: str, form: str
+) -> None:
+    fields = {"r": 6, "rank_pattern": {}, "lora_alpha": 6, "lora_dropout": 0.25}
+    client = cohorts.factored({m.removeprefix("unet."): np.ones(s) for m, s in UNET.items()}, 6,
+                              fields)  # fmt: skip
+    cohorts.save_peft(tmp_path / "clients" / "a", client)
+    options = ("--tensor-names", wanted)
+    more = ("--rank", "6", "--dtype", "float32", "--allow-undetermined")
+    for command, given, out in (("merge", "", "m"), ("convert", "a", "c")):
+        path = tmp_path / out / form
+        path.parent.mkdir()
+        every = (*options, *(more if command == "merge" else ()))
+        result = clair(command, tmp_path / "clients" / given, "-o", path, *every)
+        assert result.exit_code == 0, result.stderr
+    merged, made = tmp_path / "m" / form, tmp_path / "c" / form
+    if form == "d":
+        (merged / "report.json").unlink()
+        assert cohorts.snapshot(merged).keys() == cohorts.snapshot(made).keys()
+        configs = [folder / "adapter_config.json" for folder in (merged, made)]
+        if configs[0].exists():
+            assert configs[0].read_text() == configs[1].read_text()
+        (merged,), (made,) = (list(p.glob("*.safetensors")) for p in (merged, made))
+    (wanted_tensors, header), (tensors, own) = map(cohorts.read_safetensors, (merged, made))
+    assert {n: t.shape for n, t in tensors.items()} == {
+        n: t.shape for n, t in wanted_tensors.items()
+    }
+    assert own == header
+
+
 def test_the_same_bytes_each_time(tmp_path: Path) -> None:
     source = cohorts.save_peft(tmp_path / "s", bare(unet_client(**SCALES["patterns"])))
     for out in ("a", "b"):
