@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from clair_cli.errors import UsageError
-from clair_cli.option import FLAG, OUTPUT, READING, RUNNING, Kind, Option
-from clair_cli.settings import OPTIONS, options_of
+from clair_cli.option import FLAG, OUTPUT, READING, RUNNING, Kind, Option, one_of
+from clair_cli.settings import CONVERTIBLE, OPTIONS, options_of
 
 
 def _flag(name: str) -> str:
@@ -156,11 +156,14 @@ Converted = Annotated[
 ConvertedOutput = Annotated[
     Path, _output("DST", "Where it goes: one file if DST ends in .safetensors, else a folder.")
 ]
+_FORMATS = one_of(CONVERTIBLE)
 ConvertedNames = Annotated[
-    Literal["peft", "kohya", "diffusers", "mlx"],
+    Any,
     typer.Option(
         "--tensor-names",
         rich_help_panel=OUTPUT,
+        metavar=_FORMATS.metavar,
+        parser=_parser(_FORMATS),
         show_default=False,
         help="The format to write.",
     ),

@@ -209,6 +209,10 @@ def test_refusals_have_the_exit_codes_of_the_other_commands(tmp_path: Path) -> N
         result = clair("convert", source, "-o", tmp_path / out, "--tensor-names", wanted)
         assert (result.exit_code, text in result.stderr) == (code, True), (text, result.stderr)
         assert cohorts.snapshot(tmp_path) == before
+    result = clair("convert", good, "-o", tmp_path / "x")
+    assert (result.exit_code, result.stderr.splitlines()[0]) == (
+        2, "clair: missing option '--tensor-names'"
+    )  # fmt: skip
     options = ("--tensor-names", "peft", "--assume-alpha", "rank")
     alone = tmp_path / "alone.safetensors"
     assert clair("convert", alone, "-o", tmp_path / "x", *options).exit_code == 0
