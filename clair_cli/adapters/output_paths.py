@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.layout import Layout
+from clair_cli.adapters.names.pair import DENOISER
 from clair_cli.adapters.names.parts import Format
 from clair_cli.adapters.same_modules import dotted_spelling, is_kohya, kohya_spelling, split_part
 from clair_cli.errors import UsageError
@@ -160,6 +161,8 @@ def _diffusers_paths(adapters: Sequence[Adapter], layouts: Mapping[str, Layout])
     """Paths in a pipeline. Its denoiser has one name in a file, the most common: diffusers converts
     all tensors' names where one has `diffusion_model` in front, and finds none of another."""
     names = _dotted(adapters, layouts, "diffusers")
+    if not any(split_part(n)[0] for n in names.values()) and any(map(DENOISER.search, layouts)):
+        return {module: f"transformer.{name}" for module, name in names.items()}  # of one model
     parts = Counter(split_part(name)[0] for name in names.values())
     denoisers = [part for part in _DENOISERS if parts[part]]
     if len(denoisers) > 1:

@@ -151,7 +151,7 @@ def _config(
     for field, each, usual in (("rank_pattern", ranks, rank), ("alpha_pattern", alphas, alpha)):
         paths = {output.names[name]: each[name] for name in names}
         config[field] = _pattern(paths, usual)
-    if output.format == "peft":
+    if output.format in ("peft", "diffusers"):
         _check_patterns(config, output, plan)
     scaling = next(iter(plan.values())).scaling
     return output.config(config, names, scaling)

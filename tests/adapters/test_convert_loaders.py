@@ -10,6 +10,7 @@ import pytest
 import clair_cli
 from tests.adapters.test_diffusers import FIELDS, SAVE, load, theirs, trained, unet
 from tests.adapters.test_peft_grid import EPS, worst
+from tests.adapters.test_pipelines import TRAINERS, loaded, write
 
 peft = pytest.importorskip("peft")
 pytest.importorskip("diffusers")
@@ -60,3 +61,17 @@ def test_a_unet_in_each_format(tmp_path: Path, given: str, fields: str, over: st
     found = {name.replace("unet.base_model.model.", "unet."): delta
              for name, delta in theirs(wrapped).items()}  # fmt: skip
     assert worst(found, wanted) <= EPS
+
+
+@pytest.mark.parametrize("name", ["wan", "qwen", "z-image", "flux"])
+def test_a_transformers_own_adapter_for_its_pipeline(tmp_path: Path, name: str) -> None:
+    """PEFT's folder has no part of a pipeline in its names; `transformer` goes in front."""
+    trainer = TRAINERS[name]
+    write(tmp_path / "s.safetensors", trainer)
+    wanted = loaded(trainer, tmp_path / "s.safetensors")
+    clair_cli.convert(tmp_path / "s.safetensors", tmp_path / "p", "peft")
+    wrapped = peft.PeftModel.from_pretrained(trainer.model(), tmp_path / "p")
+    found = {n.removeprefix("unet.base_model.model."): d for n, d in theirs(wrapped).items()}
+    assert worst(found, wanted) <= EPS
+    clair_cli.convert(tmp_path / "p", tmp_path / "d.safetensors", "diffusers")
+    assert worst(loaded(trainer, tmp_path / "d.safetensors"), wanted) <= EPS

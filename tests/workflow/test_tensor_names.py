@@ -128,9 +128,9 @@ def test_a_denoiser_has_one_name_in_a_file(tmp_path: Path, own: int) -> None:
 
 
 def test_the_message_names_formats_that_work_and_says_where_none_does(tmp_path: Path) -> None:
-    """A U-Net and a text encoder with no name in front: only PEFT's and kohya's were advised."""
+    """A language model, alone and with a text encoder beside it."""
     rng = np.random.default_rng(0)
-    modules = {"model.layers.0.to_q": (8, 6), next(iter(TEXT)): (18, 12)}
+    modules = {"model.layers.0.q_proj": (8, 6), next(iter(TEXT)): (18, 12)}
     for part, folder in ((1, "one"), (2, "two")):
         for k in range(3):
             tensors = {}

@@ -36,11 +36,11 @@ TRANSFORMER = "transformer"
 only diffusers' transformers have, or where the config in the header has parts."""
 
 _TRANSFORMER_BLOCKS = ("transformer.transformer_blocks.", "transformer.single_transformer_blocks.")
-# Projections of diffusers' attention (models/attention_processor.py) and its feed-forward layers
-# (models/attention.py); language models have q_proj, c_attn, Wqkv, query_key_value and the like.
-_DENOISER = re.compile(
+DENOISER = re.compile(
     r"\.(to_[qkv]|to_out\.0|to_add_out|add_[qkv]_proj)$|\.(ff|ffn|ff_context)\.net\.\d+\b"
 )
+"""Projections of diffusers' attention (models/attention_processor.py) and its feed-forward layers
+(models/attention.py); language models have q_proj, c_attn, Wqkv, query_key_value and the like."""
 
 _UNMIXED: tuple[Format, ...] = ("kohya", "mlx")
 
@@ -163,7 +163,7 @@ def _format(factors: Mapping[str, TensorPart]) -> Format:
     if firsts - {*COMPONENTS, TRANSFORMER}:
         return "peft"
     blocks = any(
-        part.module.startswith(_TRANSFORMER_BLOCKS) or _DENOISER.search(part.module)
+        part.module.startswith(_TRANSFORMER_BLOCKS) or DENOISER.search(part.module)
         for part in factors.values()
     )
     return "diffusers" if blocks or firsts != {TRANSFORMER} else "peft"
