@@ -111,6 +111,7 @@ class InspectOptions(TypedDict, total=False):
     weights: PathLike | Mapping[str, float] | None
     max_weight: float | None
     previous: PathLike | tuple[Mapping[str, Tensor], Any] | None
+    initial: PathLike | tuple[Mapping[str, Tensor], Any] | None
     fresh: bool
     exclude: Sequence[str]
     same_base: bool
@@ -196,6 +197,9 @@ def merge(
         max_weight: largest share of one client in the merge, at least 1 / number merged; the excess
             is spread over the others in proportion to their weights. Any share if None.
         previous: the adapter that all clients started this round from.
+        initial: the adapter that all clients started from, as `previous`, of an init that changed
+            the base (PiSSA, OLoRA and the like). The mean of what they added to it is the merge,
+            which loads on the original base.
         fresh: the clients started from a fresh adapter: if they are nearly the same, they agree.
         exclude: clients left out unread.
         same_base: all clients' names of the base model mean one model.

@@ -41,7 +41,7 @@ _WRITING = ("merge", "refine")
 _JUDGING = ("merge", "inspect", "refine")
 _ALL = (*_JUDGING, "verify")
 _READING = (*_JUDGING, "convert")
-_PATHS = ("clients", "output", "report", "weights", "previous", "trust_adapter")
+_PATHS = ("clients", "output", "report", "weights", "previous", "initial", "trust_adapter")
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
@@ -165,6 +165,12 @@ class Settings:
     )
     previous: Any = option(
         kinds.ADAPTER, "The adapter that all clients started this round from.",
+        READING, _ALL,
+    )
+    initial: Any = option(
+        kinds.ADAPTER,
+        "The adapter that all clients started from, of an init that changed the base (PiSSA, OLoRA"
+        " and the like): what they added to it is merged, for the original base.",
         READING, _ALL,
     )
     fresh: bool = option(
@@ -313,6 +319,12 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
         raise UsageError(
             "fresh says that the clients started from a fresh adapter, and previous names another",
             hint="give one of the two",
+        )
+    if settings.initial is not None and settings.previous is not None:
+        raise UsageError(
+            "initial and previous each name the adapter that all clients started from; the merge "
+            "is on top of previous, and not on top of initial",
+            hint="give initial if its init changed the base weights, else previous",
         )
     if isinstance(settings.rank, int) and settings.rank > settings.limit.max_rank:
         raise UsageError(

@@ -58,6 +58,15 @@ def guarded_init(init: object) -> str:
     return init.lower() if isinstance(init, str) and init.lower() not in _HARMLESS else ""
 
 
+def changes_base(init: str) -> bool:
+    """Whether a guarded init may change the base weights: all do but those that start from data.
+
+    >>> changes_base("pissa"), changes_base("eva")
+    (True, False)
+    """
+    return init not in _FROM_DATA
+
+
 def init_effect(init: str) -> str:
     """The effect of a guarded init, as the end of a sentence: "init_lora_weights 'pissa' ..."."""
     if init in _FROM_DATA:

@@ -42,8 +42,8 @@ def weights_given(settings: Settings, cohort: Cohort) -> dict[str, float] | None
 
 
 def load_given(settings: Settings, option: str) -> Adapter | None:
-    """The adapter of "previous" or "trust_adapter": a PEFT folder, a file, or (state dict, config);
-    None where the option is not given."""
+    """The adapter of "previous", "initial" or "trust_adapter": a PEFT folder, a file, or (state
+    dict, config); None where the option is not given."""
     given = getattr(settings, option)
     if given is None:
         return None

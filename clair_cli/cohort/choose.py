@@ -45,7 +45,8 @@ def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | No
 
     Args:
         cohort: with one name per module; see `one_name_each`.
-        previous: the adapter that all clients started from, or None.
+        previous: the adapter that all clients started from (of `--previous` or `--initial`), or
+            None.
 
     Raises:
         InputRefused: nothing comparable.
@@ -53,7 +54,8 @@ def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | No
     """
     unnamed: list[Rejection] = []
     while cohort.adapters:
-        if previous is not None and (unlike := _unlike(cohort.adapters, previous)):
+        started = started_from(settings.initial is not None)
+        if previous is not None and (unlike := _unlike(cohort.adapters, previous, started)):
             unnamed += unlike
             cohort = _without(cohort, unlike)
             continue
@@ -66,11 +68,14 @@ def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | No
         layouts: Mapping[str, Layout] = found.layouts
         adapters = tuple(only_modules(adapter, found.layouts) for adapter in found.adapters)
         if previous is not None:
-            layouts = _with_previous(layouts, previous)
+            joined = _with_previous(layouts, previous, started)
+            layouts = layouts if settings.initial is not None else joined
         rejected = (*unnamed, *found.rejected)
         if settings.command == "inspect":
             return Choice(adapters, rejected, layouts, None, found.notes)
-        sources = [*adapters] if previous is None else [*adapters, previous]
+        sources = [*adapters]
+        if previous is not None and settings.initial is None:
+            sources.append(previous)
         try:
             output, notes = choose_output(sources, layouts, settings.tensor_names)
         except NamelessModules as error:
@@ -95,7 +100,12 @@ def only_modules(adapter: Adapter, kept: Container[str]) -> Adapter:
     return adapter if len(modules) == len(adapter.modules) else replace(adapter, modules=modules)
 
 
-def _unlike(adapters: Sequence[Adapter], previous: Adapter) -> list[Rejection]:
+def started_from(initial: bool) -> str:
+    """The option that gave the adapter which all clients started from."""
+    return "--initial" if initial else "--previous"
+
+
+def _unlike(adapters: Sequence[Adapter], previous: Adapter, option: str) -> list[Rejection]:
     """Rejections of clients with a module of another shape than the previous adapter's. Where more
     than half of the clients have another shape, the previous adapter is wrong, and none of them."""
     found: dict[str, Rejection] = {}
@@ -107,7 +117,7 @@ def _unlike(adapters: Sequence[Adapter], previous: Adapter) -> list[Rejection]:
         for adapter in wrong:
             shape = adapter.modules[name].layout
             reason = RejectedClient(
-                f"delta weight has shape {shape}, the previous adapter's has {module.layout}",
+                f"delta weight has shape {shape}, that of {option} has {module.layout}",
                 module=name,
                 found=f"shape {shape}",
                 expected=f"shape {module.layout}",
@@ -144,13 +154,15 @@ def one_name_each(
     return named[: len(adapters)], tuple(a and next(rest) for a in given), notes
 
 
-def _with_previous(layouts: Mapping[str, Layout], previous: Adapter) -> dict[str, Layout]:
+def _with_previous(
+    layouts: Mapping[str, Layout], previous: Adapter, option: str
+) -> dict[str, Layout]:
     """Layouts of the modules of the clients and of the previous adapter; shapes must agree."""
     joined = dict(layouts)
     for name, module in previous.modules.items():
         if joined.setdefault(name, module.layout) != module.layout:
             raise UsageError(
-                f"--previous: module {quoted(name)} has shape {module.layout}, the clients have "
+                f"{option}: module {quoted(name)} has shape {module.layout}, the clients have "
                 f"{joined[name]}"
             )
     return dict(sorted(joined.items()))

@@ -12,7 +12,8 @@ from pathlib import Path
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.output_format import OutputFormat
 from clair_cli.cohort.beside import load_given, weights_given
-from clair_cli.cohort.choose import Choice, choose_comparable, one_name_each
+from clair_cli.cohort.changed_base import without_changed_base, without_init_remarks
+from clair_cli.cohort.choose import Choice, choose_comparable, one_name_each, started_from
 from clair_cli.cohort.heads import choose_heads
 from clair_cli.cohort.hints import notes_on_clients, way_out
 from clair_cli.cohort.majority import majority_modules
@@ -74,13 +75,14 @@ class Round:
         rejected: the other clients, sorted by name.
         module_shapes: (out, in) of every module, sorted by name.
         weights: one positive number per adapter, or None for equal ones.
-        previous: the adapter that all clients started from, or None.
+        previous: the adapter that all clients started from, which is subtracted from each, or None.
         output: how adapters are written, or None when none will be.
         refusal: why no judgement is possible at all, or None.
         warnings: remarks for the report.
         trusted: names of the trusted clients.
         trust_adapter: the user's own adapter, which is compared and not merged, or None.
         modules: which of the modules are merged, in the words of `--modules`.
+        initial: whether `previous` is the adapter of `--initial`: the merge is not on top of it.
     """
 
     adapters: tuple[Adapter, ...]
@@ -94,6 +96,7 @@ class Round:
     modules: str = "common"
     trusted: frozenset[str] = frozenset()
     trust_adapter: Adapter | None = None
+    initial: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -116,14 +119,14 @@ class Round:
     @property
     def given_beside(self) -> dict[str, Adapter | None]:
         """The user's adapters beside the clients, by option of the command line."""
-        return {"--previous": self.previous, "--trust-adapter": self.trust_adapter}
+        return {started_from(self.initial): self.previous, "--trust-adapter": self.trust_adapter}
 
     @property
     def usual_shapes(self) -> tuple[tuple[int, int], ...]:
         """(out, in) of the modules that more than half of the clients have, and of the previous
         adapter's: a lower bound of the result, whichever clients are left out."""
         usual = majority_modules(self.adapters)
-        if self.previous is not None:
+        if self.previous is not None and not self.initial:
             usual |= self.previous.modules.keys()
         return tuple(shape for name, shape in self.module_shapes.items() if name in usual)
 
@@ -169,10 +172,13 @@ def load_round(
     )
     weights = weights_given(settings, cohort)
     trusted = _trusted(settings, cohort)
+    initial = settings.initial is not None
     previous, trust_adapter = (
-        load_given(settings, "previous"),
+        load_given(settings, "initial" if initial else "previous"),
         load_given(settings, "trust_adapter"),
     )
+    if not initial:
+        cohort = without_changed_base(cohort, previous)
     adapters, (previous, trust_adapter), renamed = one_name_each(
         cohort.adapters, previous, trust_adapter
     )
@@ -194,6 +200,8 @@ def load_round(
         chosen, refusal = Choice(adapters, (), {}, None, ()), error
     rejected = [*cohort.rejected, *chosen.rejected]
     warnings += chosen.notes
+    if initial:
+        warnings = [*without_init_remarks(warnings, adapters)]
     adapters = tuple(sorted(chosen.adapters, key=lambda a: _content(a, weights)))
     refusal = refusal or lost_trusted(trusted, rejected)
     refusal = refusal or _too_few(settings, len(adapters), rejected)
@@ -209,6 +217,7 @@ def load_round(
         settings.modules,
         frozenset(trusted),
         trust_adapter,
+        initial,
     )
 
 

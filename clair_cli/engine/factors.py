@@ -92,7 +92,8 @@ def summed_of(round_: Round, module: str, clients: Sequence[int]) -> list[Factor
 
     With a previous adapter P the merge is P plus the mean of the differences D_k - P, so it is the
     mean of the D_k, with P in place of D_k for clients that lack the module (their difference is
-    zero). P is then one more entry at the end.
+    zero). P is then one more entry at the end. An initial adapter is not added: it is subtracted
+    from the clients that have the module, as an entry of negative weight.
 
     Args:
         clients: indices in the round, ascending.
@@ -105,7 +106,7 @@ def summed_weights(
     round_: Round, module: str, clients: Sequence[int], weights: Sequence[float]
 ) -> list[float]:
     """Weights of the entries of `summed_of`. The previous adapter's is the sum of the weights of
-    all clients that lack the module.
+    all clients that lack the module; an initial one's is less the sum of all others'.
 
     Args:
         weights: one per client in `clients`.
@@ -113,15 +114,17 @@ def summed_weights(
     if not adds_previous(round_, module, clients):
         return list(weights)
     having = [module in round_.adapters[k].modules for k in clients]
-    lacking = (w for w, has in zip(weights, having, strict=True) if not has)
-    return [*weights, math.fsum(lacking)]
+    each = list(zip(weights, having, strict=True))
+    if round_.initial:
+        return [*weights, -math.fsum(w for w, has in each if has)]
+    return [*weights, math.fsum(w for w, has in each if not has)]
 
 
 def adds_previous(round_: Round, module: str, clients: Sequence[int]) -> bool:
     """Whether the previous adapter is one more entry of `summed_of`."""
     if round_.previous is None or module not in round_.previous.modules:
         return False
-    return any(module not in round_.adapters[k].modules for k in clients)
+    return any((module in round_.adapters[k].modules) == round_.initial for k in clients)
 
 
 def previous_of(round_: Round, module: str) -> Factors:

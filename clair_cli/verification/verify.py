@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from clair_cli import api
 
 # Options of the report that are given anew: they are paths, or about this run only.
-_AGAIN = ("weights", "previous", "trust_adapter")
+_AGAIN = ("weights", "previous", "initial", "trust_adapter")
 _GIVEN = {"clients", "output", "report", "force", "progress", *_AGAIN}
 
 
@@ -68,6 +68,7 @@ def verify(
     report: str | Path | None = None,
     weights: str | Path | Mapping[str, float] | None = None,
     previous: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
+    initial: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
     trust_adapter: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -78,8 +79,8 @@ def verify(
         output: what `merge` or `refine` wrote: a file or a folder.
         clients: as for `merge`. The options are those that the report records.
         report: default: the report beside a file, or in a folder.
-        weights, previous, trust_adapter: given again if the report records them; no path is taken
-            from it.
+        weights, previous, initial, trust_adapter: given again if the report records them; no path
+            is taken from it.
         threads: as for `merge`.
         progress: called as `progress(stage, done, total)`.
 
@@ -100,7 +101,7 @@ def verify(
             hint="" if report else "give it with --report",
         )
     old = read_report(path, __version__)
-    inputs = dict(zip(_AGAIN, (weights, previous, trust_adapter), strict=True))
+    inputs = dict(zip(_AGAIN, (weights, previous, initial, trust_adapter), strict=True))
     if clients is None and any(value is not None for value in inputs.values()):
         raise UsageError(f"{', '.join(_AGAIN)}: these are for merging again, so give CLIENTS too")
     if old.command == "refine" and not target.is_dir():

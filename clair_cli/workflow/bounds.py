@@ -14,6 +14,8 @@ from clair_cli.workflow.judge import JudgedRound
 
 # Share by which a norm may exceed its bound, for rounding errors in the singular values.
 TOLERANCE = 1e-6
+# Rounding errors of a sum in float32, over the norm of what is added to it and taken away again.
+_FLOAT32 = 1e-6
 
 
 def largest_sums(judged: JudgedRound) -> dict[str, float]:
@@ -24,8 +26,11 @@ def largest_sums(judged: JudgedRound) -> dict[str, float]:
     found = {}
     for i, m in enumerate(summed.module_shapes):
         norms, before = sizes.most(i, summed.module_ranks[m]), float(sizes.previous_norms[i])
+        added = before
+        if summed.initial:
+            norms, before, added = _differences(judged, i), 0.0, _FLOAT32 * before
         for k in judged.minority if m in judged.projected else ():
-            norms[k] = float(evidence.norms[i, k]) + before  # a projection of the difference
+            norms[k] = float(evidence.norms[i, k]) + added  # a projection of the difference
         found[m] = math.fsum(
             judged.weights[k] * (norms[k] if m in summed.adapters[k].modules else before)
             for k in judged.merged
@@ -42,12 +47,21 @@ def largest_refined(judged: JudgedRound) -> dict[str, list[float]]:
     found = {}
     for i, m in enumerate(summed.module_shapes):
         norms, before = sizes.most(i, summed.module_ranks[m]), float(sizes.previous_norms[i])
-        if summed.previous is not None:  # norms of the differences, with rounding errors added
-            lost = VANISHING[torch.float64] * sizes.components[i].add(before)
-            norms = (evidence.norms[i] + lost).tolist()
+        if summed.previous is not None:
+            norms, before = _differences(judged, i), 0.0 if summed.initial else before
         mean = math.fsum(judged.weights[k] * norms[k] for k in judged.merged)
         found[m] = [math.hypot(norms[k], mean) + before for k in judged.merged]
     return found
+
+
+def _differences(judged: JudgedRound, module: int) -> list[float]:
+    """Norms of the clients' differences to the previous adapter in one module, with rounding errors
+    added; weight units."""
+    sizes, evidence = judged.sizes, judged.evidence
+    assert sizes is not None and evidence is not None
+    lost = sizes.components[module].add(float(sizes.previous_norms[module]))
+    norms: list[float] = (evidence.norms[module] + VANISHING[torch.float64] * lost).tolist()
+    return norms
 
 
 def check_sum(module: str, values: Tensor, most: float) -> None:

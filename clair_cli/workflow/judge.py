@@ -123,9 +123,9 @@ class JudgedRound:
     @cached_property
     def written(self) -> tuple[str, ...]:
         """The modules of an adapter that this round writes: the merged ones and all of the previous
-        adapter."""
+        adapter, if the merge is on top of it."""
         found = set(self.merged_modules)
-        if self.round.previous is not None:
+        if self.round.previous is not None and not self.round.initial:
             found |= self.round.previous.modules.keys()
         return tuple(m for m in self.round.module_shapes if m in found)
 

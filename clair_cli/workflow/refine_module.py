@@ -45,7 +45,7 @@ class Change:
     """One client's delta weight in one module, refined.
 
     Attributes:
-        values: singular values of the result, the previous adapter included.
+        values: singular values of the result, the previous adapter included where it is on top.
         distance: norm of the refined less the local delta weight, weight units.
         local: norm of the local delta weight less the previous adapter's, weight units.
     """
@@ -61,7 +61,7 @@ class _Module:
     Attributes:
         space: the coordinates; with bases only if asked for.
         local: the clients' differences to the previous adapter.
-        previous: the previous adapter; None if there is none.
+        previous: the previous adapter; None if there is none, or the result is not on top of it.
         mean: weighted mean of the differences.
         subspace: the shared subspace of the differences.
     """
@@ -73,7 +73,7 @@ class _Module:
         shape, previous = round_.module_shapes[module], previous_of(round_, module)
         differences = differences_of(round_, module, previous)
         chosen = [differences[k] for k in task.clients]
-        on_top = [] if previous is None else [previous]
+        on_top = [] if previous is None or round_.initial else [previous]
         self.weights = task.weights
         self.space = coordinates(
             [weighted_sum([f], [1.0], shape) for f in (*chosen, *on_top)], bases=bases
@@ -96,7 +96,8 @@ class _Module:
         return self.local[i] if local else refine_module(self.local[i], self.mean, self.subspace)
 
     def on_top(self, difference: Product) -> Product:
-        """The previous adapter plus a difference."""
+        """The previous adapter plus a difference; the difference alone where the result is not on
+        top of it."""
         return difference if self.previous is None else difference + self.previous
 
 

@@ -72,7 +72,8 @@ def make_report(
 def _inputs(judged: JudgedRound) -> dict[str, str]:
     """Hashes of the inputs beside the clients that change the result, by option."""
     round_ = judged.round
-    adapters = {"previous": round_.previous, "trust_adapter": round_.trust_adapter}
+    start = "initial" if round_.initial else "previous"
+    adapters = {start: round_.previous, "trust_adapter": round_.trust_adapter}
     found = {option: one.sha256 for option, one in adapters.items() if one is not None}
     if round_.weights is not None:
         found["weights"] = _hash_of_weights(dict(zip(round_.names, round_.weights, strict=True)))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from clair_cli.cohort.choose import started_from
 from clair_cli.cohort.round import Round
 from clair_cli.engine.factors import factors_of, previous_of
 from clair_cli.maths.evidence.gather import Evidence
@@ -53,7 +54,8 @@ def wrong_previous(
     if round_.previous is None:
         votes = list(distinct)
         return None if fresh or len(votes) < 3 else _same_start(cosine[votes][:, votes])
-    return _cancels(cosine) or _absent(round_)
+    option = started_from(round_.initial)
+    return _cancels(cosine, option) or _absent(round_, option)
 
 
 def _same_start(cosine: Tensor) -> NoVerdict | None:
@@ -72,30 +74,35 @@ def _same_start(cosine: Tensor) -> NoVerdict | None:
     )
 
 
-def _cancels(cosine: Tensor) -> NoVerdict | None:
+def _cancels(cosine: Tensor, option: str) -> NoVerdict | None:
     others = sorted((cosine.sum(1) - cosine.diagonal()).tolist())
     if others[len(cosine) // 2] > CANCELLED:
         return None
     return (
         "previous_cancels",
-        "what the clients added to the --previous adapter cancels out, as it does when that is "
+        f"what the clients added to the {option} adapter cancels out, as it does when that is "
         "what they merge to themselves",
-        "give the adapter that they started from with --previous, or leave it out if they started "
-        "from a fresh one",
+        _remedy(option),
     )
 
 
-def _absent(round_: Round) -> NoVerdict | None:
+def _absent(round_: Round, option: str) -> NoVerdict | None:
     present = _present(round_)
     if present is None or present >= PRESENT:
         return None
     return (
         "previous_absent",
-        f"the clients have little of the --previous adapter in them (typically {present:.2f} of "
+        f"the clients have little of the {option} adapter in them (typically {present:.2f} of "
         "it), so that most of what is compared is what it takes away from all",
-        "give the adapter that they started from with --previous, or leave it out if they started "
-        "from a fresh one",
+        _remedy(option),
     )
+
+
+def _remedy(option: str) -> str:
+    right = f"give the adapter that they started from with {option}"
+    if option == "--initial":  # without it such clients are rejected
+        return f"{right}, before any training"
+    return f"{right}, or leave it out if they started from a fresh one"
 
 
 def _present(round_: Round) -> float | None:

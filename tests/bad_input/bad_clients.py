@@ -167,7 +167,7 @@ BAD = [
         29,
         "PiSSA",
         make.fields(init_lora_weights="pissa"),
-        ("init_lora_weights", "'pissa'", "3 of 4 clients"),
+        ("init_lora_weights", "'pissa'", "changes the base weights", "--initial"),
     ),
     Bad(29, "LoHa", make.renamed(lambda name: name.replace("lora_A", "hada_w1_a")), ("LoHa",)),
     Bad(

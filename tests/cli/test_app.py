@@ -100,6 +100,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
         "weights": None,
         "max_weight": None,
         "previous": None,
+        "initial": None,
         "fresh": False,
         "exclude": (),
         "same_base": False,
@@ -157,6 +158,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "weights": Path("w.csv"),
         "max_weight": 0.4,
         "previous": Path("before.safetensors"),
+        "initial": None,
         "fresh": False,
         "exclude": ("a", "b"),
         "same_base": True,
@@ -331,8 +333,9 @@ def test_an_option_that_a_command_lacks_is_no_argument_of_its_function(tmp_path:
 
 
 JUDGED_BY = (
-    "clients output weights previous exclude min_clients device fail_on modules assume_alpha limit"
-    " strict minority fresh max_weight trust trust_adapter checkpoint same_base"
+    "clients output weights previous initial exclude min_clients device fail_on modules"
+    " assume_alpha limit strict minority fresh max_weight trust trust_adapter checkpoint same_base"
+    " heads"
 )
 WRITTEN_BY = "base_model rank error_target keep_alpha dtype tensor_names allow_undetermined"
 
