@@ -12,6 +12,7 @@ from clair_cli.adapters.output_paths import NamelessModules
 from clair_cli.adapters.same_modules import unify_names
 from clair_cli.cohort.comparable import check_comparable
 from clair_cli.cohort.model import Cohort, Rejection, rejection
+from clair_cli.cohort.one_naming import in_one_naming
 from clair_cli.errors import RejectedClient, UsageError
 from clair_cli.remark import Remark
 from clair_cli.settings import Settings
@@ -117,7 +118,7 @@ def _unlike(adapters: Sequence[Adapter], previous: Adapter, option: str) -> list
         for adapter in wrong:
             shape = adapter.modules[name].layout
             reason = RejectedClient(
-                f"delta weight has shape {shape}, that of {option} has {module.layout}",
+                f"delta weight has shape {shape}, the {option[2:]} adapter's has {module.layout}",
                 module=name,
                 found=f"shape {shape}",
                 expected=f"shape {module.layout}",
@@ -146,12 +147,22 @@ def _unwritable(error: NamelessModules, few: Mapping[str, tuple[Adapter, ...]]) 
 
 
 def one_name_each(
-    adapters: tuple[Adapter, ...], *given: Adapter | None
-) -> tuple[tuple[Adapter, ...], tuple[Adapter | None, ...], tuple[Remark, ...]]:
-    """The clients and the adapters given beside them, with one name for each module; remarks."""
-    named, notes = unify_names([*adapters, *(a for a in given if a is not None)])
-    rest = iter(named[len(adapters) :])
-    return named[: len(adapters)], tuple(a and next(rest) for a in given), notes
+    cohort: Cohort, given: Mapping[str, Adapter | None]
+) -> tuple[Cohort, tuple[Adapter | None, ...], tuple[Remark, ...]]:
+    """The clients and the adapters given beside them, with one name for each module; remarks.
+
+    Args:
+        given: by option of the command line.
+
+    Raises:
+        UsageError: see `in_one_naming`.
+    """
+    cohort, given, notes = in_one_naming(cohort, given)
+    n = len(cohort.adapters)
+    named, more = unify_names([*cohort.adapters, *(a for a in given.values() if a is not None)])
+    rest = iter(named[n:])
+    beside = tuple(a and next(rest) for a in given.values())
+    return replace(cohort, adapters=named[:n]), beside, (*notes, *more)
 
 
 def _with_previous(

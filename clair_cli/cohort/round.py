@@ -179,10 +179,9 @@ def load_round(
     )
     if not initial:
         cohort = without_changed_base(cohort, previous)
-    adapters, (previous, trust_adapter), renamed = one_name_each(
-        cohort.adapters, previous, trust_adapter
-    )
-    cohort = replace(cohort, adapters=adapters)
+    beside = {started_from(initial): previous, "--trust-adapter": trust_adapter}
+    cohort, (previous, trust_adapter), renamed = one_name_each(cohort, beside)
+    adapters = cohort.adapters
     warnings = [*cohort.notes, *_ignored(cohort, settings), *renamed]
     warnings += notes_on_clients(adapters)
     try:
