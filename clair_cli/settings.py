@@ -212,7 +212,7 @@ class Settings:
     limit: Limits = option(
         kinds.LIMITS,
         "Raise or lower a limit on the input; repeatable. Defaults: clients=1000, file=4G,"
-        " total=64G, header=8M, tensors=20000, rank=1024, work=8 (x the median client's).",
+        " total=64G, header=8M, tensors=40000, rank=1024, work=8 (x the median client's).",
         READING, _READING, default=(),
     )
     device: str = option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from clair_cli.adapters.config import AdapterConfig
 from clair_cli.adapters.dense import DenseTensor
 from clair_cli.adapters.layout import Layout
-from clair_cli.adapters.names.parts import Format
+from clair_cli.adapters.names.parts import Expert, Format
 from clair_cli.formats.safetensors.source import TensorSource, tensor_of
 from clair_cli.remark import Remark
 
@@ -33,6 +33,7 @@ class LoraModule:
         alpha: `lora_alpha` in force for this module (`alpha_pattern` applied).
         scaling: `alpha / rank`, or `alpha / sqrt(rank)` with `use_rslora`; finite, may be negative.
         dtype: "float32", "float16" or "bfloat16" (the wider one if A and B differ).
+        expert: which one of a layer of fused experts it is, or None.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LoraModule:
     alpha: float
     scaling: float
     dtype: str
+    expert: Expert | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -28,6 +28,7 @@ class AdapterConfig:
         rank_pattern: module pattern to rank, in the file's order.
         alpha_pattern: module pattern to alpha, in the file's order.
         target_modules: sorted names, a regular expression as written, or None.
+        target_parameters: PEFT's parameters with a LoRA of their own, sorted; see `experts`.
         init_lora_weights: as written: a bool, a name, or None.
         raw: the whole object as read; {} for an assumed config.
         parts: configs of a pipeline's parts by the name that begins their modules ("unet"), in
@@ -45,6 +46,7 @@ class AdapterConfig:
     revision: str | None = None
     task_type: str | None = None
     target_modules: tuple[str, ...] | str | None = None
+    target_parameters: tuple[str, ...] = ()
     init_lora_weights: bool | str | None = True
     raw: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, AdapterConfig] = field(default_factory=dict)
@@ -170,6 +172,7 @@ def parse_config(raw: Mapping[str, Any]) -> AdapterConfig:
         revision=_text(raw, "revision"),
         task_type=_text(raw, "task_type"),
         target_modules=_targets(raw.get("target_modules")),
+        target_parameters=_parameters(raw.get("target_parameters")),
         init_lora_weights=init,
         raw=dict(raw),
         remarks=remarks,
@@ -256,6 +259,13 @@ def _pattern(raw: Mapping[str, Any], name: str, number: Any) -> dict[str, Any]:
             raise _wrong(name, key, "module patterns as keys")
     patterns.check_keys(value, name)
     return {key: number(f"{name}[{quoted(key)}]", item) for key, item in value.items()}
+
+
+def _parameters(value: Any) -> tuple[str, ...]:
+    found = () if value is None else _targets(value)
+    if not isinstance(found, tuple):
+        raise _wrong("target_parameters", value, "a list of names or null")
+    return found
 
 
 def _targets(value: Any) -> tuple[str, ...] | str | None:

@@ -194,7 +194,17 @@ DIFFUSION_TRANSFORMER: Family = (
     Naming("the model's authors", re.compile(r"(double_blocks|single_blocks|joint_blocks)[._]")),
 )
 
-FAMILIES: tuple[Family, ...] = (VISION_LANGUAGE, STABLE_DIFFUSION, DIFFUSION_TRANSFORMER)
+# Experts of a mixture: in transformers 5 one parameter for all of a layer (`experts.gate_up_proj`),
+# before a module for each, with a gate and an up projection of their own.
+# Source: transformers 5, conversion_mapping.py, "qwen2_moe" (`MergeModulelist`, `Concatenate`).
+EXPERTS: Family = (
+    Naming("transformers 5 (fused experts)", re.compile(r".*\bexperts\b[^\[\]]*\[\d+\]$")),
+    Naming("transformers before 5 (experts one by one)", re.compile(r".*\bexperts\.\d+(\.|$)")),
+)
+
+FAMILIES: tuple[Family, ...] = (
+    VISION_LANGUAGE, STABLE_DIFFUSION, DIFFUSION_TRANSFORMER, EXPERTS,
+)  # fmt: skip
 
 # Paths in a pipeline's main model, by the part that they are in.
 _MAIN = (

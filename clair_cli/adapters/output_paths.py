@@ -59,6 +59,12 @@ def module_paths(
     Raises:
         NamelessModules: a module has no name in the format, or two have the same.
     """
+    fused = {n for a in adapters for n, m in a.modules.items() if m.expert is not None}
+    if format_ != "peft" and (named := sorted(fused & layouts.keys())):
+        raise NamelessModules(
+            f"{format_}'s format has no fused experts: {first_few(named)}",
+            named,
+        )
     paths = _PATHS[format_](adapters, layouts)
     by_path: dict[str, str] = {}
     for module, path in paths.items():

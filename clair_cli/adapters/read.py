@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from clair_cli.adapters.adapter import Adapter, LoraModule
 from clair_cli.adapters.config import AdapterConfig
 from clair_cli.adapters.dense import dense_tensors
+from clair_cli.adapters.experts import expert_by_expert
 from clair_cli.adapters.layout import layout_of
 from clair_cli.adapters.names.parts import KeyMap, KeyPair
 from clair_cli.adapters.transposed import transposed
@@ -66,7 +67,8 @@ def build_adapter(
     may_be_integer = {pair.key_alpha for pair in keys.pairs} | {one.key for one in keys.dense}
     for entry in source.tensors.values():
         _check_values(entry, may_be_integer=entry.name in may_be_integer)
-    config.check_patterns(pair.module for pair in keys.pairs)
+    source, keys = expert_by_expert(source, keys, config, limits)
+    config.check_patterns({pair.path for pair in keys.pairs})
     modules = {}
     for pair in keys.pairs:
         try:
@@ -147,7 +149,7 @@ def _module(
             expected=f"at most {limits.max_rank}",
             hint=remedy("rank"),
         )
-    expected = config.rank_for(pair.module)
+    expected = config.rank_for(pair.path)
     if expected is not None and expected != rank:
         raise RejectedClient(
             f"the tensors have rank {rank} but the config says rank {expected}",
@@ -167,6 +169,7 @@ def _module(
         alpha=alpha,
         scaling=scaling,
         dtype=_dtype(entry_A, entry_B),
+        expert=pair.expert,
     )
 
 
@@ -181,7 +184,7 @@ def _scale(
 
     kohya's loaders take alpha = rank where the file has none.
     """
-    alpha, scaling = config.alpha_for(pair.module, rank), config.scaling(pair.module, rank)
+    alpha, scaling = config.alpha_for(pair.path, rank), config.scaling(pair.path, rank)
     if pair.key_alpha is not None:
         inside = _alpha_value(pair.key_alpha, source)
         where = f"alpha {inside:g}"

@@ -28,6 +28,10 @@ class TransposedSource:
         parts = [memory_of(tensor_of(self.source, key).T.contiguous()) for key in keys]
         return parts[0] if len(parts) == 1 else memoryview(bytearray().join(parts))
 
+    def part(self, key: str, begin: int, end: int) -> memoryview:
+        """See `TensorSource.part`."""
+        return self.raw(key)[begin:end]
+
 
 def transposed(source: TensorSource) -> TransposedSource:
     """The transposes of a source's tensors.

@@ -21,7 +21,6 @@ _FROM_DATA = frozenset(("eva",))
 # Where one of these fields is not empty, the delta weight is not scaling * B @ A alone.
 _REFUSED_FIELDS = {
     "use_dora": "DoRA",
-    "target_parameters": "LoRA on parameters (target_parameters)",
     "layer_replication": "layer replication",
     "kasa_config": "KaSA",
     "alora_invocation_tokens": "aLoRA",
@@ -40,10 +39,10 @@ _REFUSED_FIELDS = {
 _HARMLESS_FIELDS = frozenset((
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
     "fan_in_fan_out", "bias", "base_model_name_or_path", "revision", "task_type",
-    "target_modules", "init_lora_weights", "lora_dropout", "inference_mode", "auto_mapping",
-    "peft_version", "layers_to_transform", "layers_pattern", "exclude_modules", "megatron_core",
-    "runtime_config", "ensure_weight_tying", "qalora_group_size", "loftq_config", "eva_config",
-    "corda_config", "lora_ga_config", "merge_weights", "modules_to_save", "lora_bias",
+    "target_modules", "target_parameters", "init_lora_weights", "lora_dropout", "inference_mode",
+    "auto_mapping", "peft_version", "layers_to_transform", "layers_pattern", "exclude_modules",
+    "megatron_core", "runtime_config", "ensure_weight_tying", "qalora_group_size", "loftq_config",
+    "eva_config", "corda_config", "lora_ga_config", "merge_weights", "modules_to_save", "lora_bias",
     "trainable_token_indices",
 ))
 # fmt: on

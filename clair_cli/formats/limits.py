@@ -30,7 +30,7 @@ class Limits:
     max_file_bytes: int = 4 * 1024**3
     max_total_bytes: int = 64 * 1024**3
     max_header_bytes: int = 8 * 1024**2
-    max_tensors: int = 20_000
+    max_tensors: int = 40_000
     max_name_chars: int = 512
     max_rank: int = 1024
     max_config_bytes: int = 1_000_000

@@ -257,8 +257,8 @@ class Report:
 
     Attributes:
         inputs: SHA-256 (hex) of what was given beside the clients and changes the result, by the
-            name of its option: of the weights files of "previous", "initial" and "trust_adapter", and of the
-            comparable clients' "weights" as JSON sorted by name, without spaces.
+            name of its option: of the weights files of "previous", "initial" and "trust_adapter",
+            and of the comparable clients' "weights" as JSON sorted by name, without spaces.
     """
 
     version: str

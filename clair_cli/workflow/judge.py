@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.cohort.choose import only_modules
+from clair_cli.cohort.experts import layers_of
 from clair_cli.cohort.round import Round
 from clair_cli.cohort.selection import fewest_holders, modules_to_merge
 from clair_cli.engine.engine import Engine
@@ -127,6 +128,10 @@ class JudgedRound:
         found = set(self.merged_modules)
         if self.round.previous is not None and not self.round.initial:
             found |= self.round.previous.modules.keys()
+        # of a layer of fused experts, those without an update too: its tensors hold all of them
+        layer_of = layers_of(self.round.adapters)
+        layers = {layer_of[m] for m in found if m in layer_of}
+        found |= {m for m, layer in layer_of.items() if layer in layers}
         return tuple(m for m in self.round.module_shapes if m in found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.config_source import HEADER_FIELD
+from clair_cli.adapters.fused_output import FusedPair, fused_pairs, targets_of
 from clair_cli.adapters.output_format import OutputFormat
 from clair_cli.adapters.write import config_json, merged_config, with_dense
 from clair_cli.errors import OutputError
@@ -104,7 +106,13 @@ class AdapterWriter:
         self._tensors: dict[str, Tensor] = {}
         self._error = 0.0
         modules, scale = sorted(plan.module_error_by_rank), plan.scale
-        config = merged_config(adapters, modules, plan.cut.rank, scale.alpha)
+        fused = fused_pairs(adapters, modules, output)
+        self._fused = {module: pair for pair in fused for module in pair.members}
+        self._waiting: dict[str, dict[str, tuple[Tensor, Tensor]]] = defaultdict(dict)
+        alone = [m for m in modules if m not in self._fused]
+        config = merged_config(adapters, alone, plan.cut.rank, scale.alpha)
+        if fused:
+            config |= targets_of(fused, config, adapters)
         config = {**config, **_base_given(settings, config), "use_rslora": scale.use_rslora}
         config = with_dense(config, adapters, {head.tensor.kind for head in heads})
         self._config = output.config(config, modules, scale.scaling)
@@ -118,7 +126,10 @@ class AdapterWriter:
         header = {"format": "pt"}
         if self._config_inside:
             header = output.header(self._config, modules, scaling)
-        tensors = output.tensors({m: self._empty(m) for m in modules}, scaling)
+        empty = {m: self._empty(m) for m in modules}
+        tensors = output.tensors({m: e for m, e in empty.items() if m not in self._fused}, scaling)
+        for pair in {pair.path: pair for pair in self._fused.values()}.values():
+            tensors |= pair.tensors({m: empty[m] for m in pair.members})
         tensors |= {self._head_name(head): _empty_head(head) for head in self._heads}
         file = SafetensorsParts(tensors, header, self._destination.draft())
         inside = header.get(HEADER_FIELD, "") if self._config_inside else config_json(self._config)
@@ -136,11 +147,25 @@ class AdapterWriter:
     def put(self, module: str, written: WrittenModule) -> None:
         """Add one module's factors; they are written and hashed when it is their turn."""
         factors = {module: (written.lora_A, written.lora_B)}
-        for name, tensor in self._output.tensors(factors, self.plan.scale.scaling).items():
+        if module in self._fused:
+            tensors = self._of_experts(self._fused[module], factors)
+        else:
+            tensors = self._output.tensors(factors, self.plan.scale.scaling)
+        for name, tensor in tensors.items():
             if self._destination.keep_tensors:
                 self._tensors[name] = tensor
             self._file.add(name, tensor)
         self._error = math.hypot(self._error, written.error)
+
+    def _of_experts(
+        self, pair: FusedPair, factors: dict[str, tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The tensors of a layer of fused experts, once all its experts were put."""
+        waiting = self._waiting[pair.path]
+        waiting |= factors
+        if len(waiting) < len(pair.members):
+            return {}
+        return pair.tensors(self._waiting.pop(pair.path))
 
     def _head_name(self, head: MergedHead) -> str:
         name, module = head.tensor.name, head.tensor.module

@@ -20,7 +20,7 @@ REFUSED = [
     ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
     ({"peft_type": "lora"}, "peft_type is 'lora'"),
     ({"use_dora": True}, "not supported: DoRA (use_dora is True)"),
-    ({"target_parameters": ["w"]}, "target_parameters"),
+    ({"target_parameters": "w"}, "target_parameters"),
     ({"layer_replication": [[0, 4]]}, "layer replication"),
     ({"kasa_config": {"a": 1}}, "KaSA"),
     ({"alora_invocation_tokens": [5]}, "aLoRA"),

@@ -60,7 +60,6 @@ REFUSED = [
     ([*GOOD, f"{P}head.weight", f"{P}odd"], "tensors are not LoRA pairs: 1 tensor, 'base_m"),
     ([*GOOD, f"{P}head.weight", f"{P}head.modules_to_save.x.weight"], "two tensors for 'head.w"),
     (["lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight", "x.bias"], "full weights"),
-    (both(f"{P}m.base_layer"), "target_parameters"),
     (both(f"{P}m.base_layer.out_proj"), "multi-head attention not supported"),
     (["lora_unet_x.lora_down.weight", "lora_unet_x.alpha"], "lora_A has no lora_B beside it"),
     (["unet.to_q_lora.up.weight"], "lora_B has no lora_A beside it"),

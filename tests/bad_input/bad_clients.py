@@ -76,7 +76,7 @@ BAD = [
         21,
         "by count",
         make.many_tensors(100_000),
-        ("100,000 tensors", "20,000", "--limit tensors="),
+        ("100,000 tensors", "40,000", "--limit tensors="),
     ),
     Bad(
         21,

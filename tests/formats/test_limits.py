@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -28,6 +29,29 @@ def test_values() -> None:
     assert (limits.max_tensors, limits.max_rank) == (6, 7)
     assert parse_limits({"rank": 9, "file": "1T"}).max_file_bytes == 1024**4
     assert changed_limits(parse_limits({"rank": 9, "clients": 1000})) == {"rank": 9}
+
+
+def test_an_adapter_of_all_experts_of_a_large_mixture_is_within_the_limits() -> None:
+    """Qwen3-30B-A3B: 48 layers of 128 experts with three projections, and attention."""
+    names = [
+        f"base_model.model.model.layers.{layer}.{module}.lora_{side}.weight"
+        for layer in range(48)
+        for module in (
+            *(f"self_attn.{name}_proj" for name in "qkvo"),
+            *(
+                f"mlp.experts.{e}.{name}_proj"
+                for e in range(128)
+                for name in ("gate", "up", "down")
+            ),
+        )
+        for side in "AB"
+    ]
+    begin = 10**10  # offsets of eleven digits, more than the file limit allows
+    entry = {"dtype": "BF16", "shape": [2048, 16], "data_offsets": [begin, begin]}
+    assert len(names) == 37_248 <= Limits().max_tensors
+    assert len(json.dumps(dict.fromkeys(names, entry), separators=(",", ":"))) <= (
+        Limits().max_header_bytes
+    )
 
 
 @pytest.mark.parametrize(

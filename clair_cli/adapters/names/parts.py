@@ -10,6 +10,7 @@ from clair_cli.remark import Remark
 Format = Literal["peft", "diffusers", "kohya", "mlx"]
 Part = Literal["A", "B", "alpha"]
 DenseKind = Literal["dense", "lora_bias", "rows"]
+Fusion = Literal["parameter", "stacked"]
 
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -37,14 +38,49 @@ class TensorPart:
 
 
 @dataclass(frozen=True)
+class Expert:
+    """One expert of a layer whose experts' factors are one pair of tensors; see `experts`.
+
+    Attributes:
+        layer: path of the pair.
+        index: of the expert. count: of the layer's experts, more than `index`.
+        fusion: how the pair holds them.
+        parameters: names of the layer's parameters that are adapted, sorted; () if not known.
+    """
+
+    layer: str
+    index: int
+    count: int
+    fusion: Fusion
+    parameters: tuple[str, ...] = ()
+
+    @property
+    def suffix(self) -> str:
+        """What stands behind the layer's path in the expert's name as a module."""
+        return f"[{self.index}]"
+
+
+@dataclass(frozen=True)
 class KeyPair:
-    """The tensor names of one module: `lora_A`, `lora_B` and, where the file has it, alpha."""
+    """The tensor names of one module: `lora_A`, `lora_B` and, where the file has it, alpha.
+
+    Attributes:
+        lookup: the path that the config's patterns are looked up by, if not `module`.
+        expert: which one of a layer of fused experts it is, or None.
+    """
 
     module: str
     key_A: str
     key_B: str
     key_alpha: str | None = None
     embedding: bool = False
+    lookup: str = ""
+    expert: Expert | None = None
+
+    @property
+    def path(self) -> str:
+        """The path that the config's patterns are looked up by."""
+        return self.lookup or self.module
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ PREFIX = "base_model.model."
 _WRAPPERS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 _EMBEDDING = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?")
+_NESTED = re.compile(r"(\.base_layer)+$")  # wrapped more than once: target_parameters
 
 
 def peft_name(key: str) -> TensorPart | None:
@@ -25,8 +26,8 @@ def peft_name(key: str) -> TensorPart | None:
     if match is None:
         return None
     module = match["module"]
-    if "base_layer" in module.split("."):
-        return None  # chained layers: target_parameters, multi-head attention
+    if "base_layer" in _NESTED.sub("", module).split("."):
+        return None  # a layer inside a wrapped one: multi-head attention
     return TensorPart(
         "peft",
         "A" if match["part"] == "A" else "B",

@@ -24,7 +24,6 @@ _VARIANTS = (
     ("prompt tuning", r"\bprompt_embeddings\b"),
     ("XLabs LoRA names", r"\.processor\.[^.]*_lora\d+\.(down|up)\.weight$"),
     ("LoRA of multi-head attention", r"\.base_layer\.out_proj\.lora_[AB]\b"),
-    ("LoRA on parameters (target_parameters)", r"\.base_layer\.lora_[AB]\b"),
     ("NeMo's LoRA names (linear_in, linear_out)", r"adapter\.linear_(in|out)\.weight$"),
     ("torchtune's LoRA names (lora_a, lora_b)", r"\.lora_[ab]\.weight$"),
 )
