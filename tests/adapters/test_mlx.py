@@ -154,6 +154,23 @@ def test_one_file_holds_its_config_in_the_header(tmp_path: Path) -> None:
     assert not clair_cli.verify(out, tmp_path / "clients").differences
 
 
+def test_files_with_their_config_beside(tmp_path: Path) -> None:
+    """As a client, NAME.json; one adapter alone, also the folder's adapter_config.json."""
+    client = cohorts.honest(1)["c0"]
+    save_mlx(tmp_path / "s", client)
+    (tmp_path / "clients").mkdir()
+    data = (tmp_path / "s" / "adapters.safetensors").read_bytes()
+    (tmp_path / "clients" / "c0.safetensors").write_bytes(data)
+    config = (tmp_path / "s" / "adapter_config.json").read_bytes()
+    (tmp_path / "clients" / "c0.json").write_bytes(config)
+    (adapter,) = load_cohort(tmp_path / "clients").adapters
+    assert {m.scaling for m in adapter.modules.values()} == {SCALE}
+    for source in (tmp_path / "s" / "adapters.safetensors", tmp_path / "clients/c0.safetensors"):
+        clair_cli.convert(source, tmp_path / "p", "peft", force=True)
+        found = cohorts.read_dense(tmp_path / "p")
+        assert cohorts.relative(found, mlx_deltas(client)) <= 2e-7
+
+
 def test_embeddings_and_modules_outside_the_layers(tmp_path: Path) -> None:
     """An embedding's factors have a linear layer's names: what it is called tells."""
     rng = np.random.default_rng(0)
