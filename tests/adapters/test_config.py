@@ -186,8 +186,14 @@ def test_strict_json(data: bytes, words: str) -> None:
             "rank_pattern": {"block.up": 2, "q": 5},
             "alpha_pattern": {"^block.q": 1, "q": 30},
         },
+        {
+            "r": 4,
+            "lora_alpha": 6,
+            "rank_pattern": {r"(?!.*block).*q": 3, r"block\.(?:(?:u|d)p){1,2}": 5},
+            "alpha_pattern": {r"(?<!x)block\.\w{2}": 7},
+        },
     ],
-    ids=["plain", "rslora", "patterns", "all"],
+    ids=["plain", "rslora", "patterns", "all", "expressions"],
 )
 def test_scaling_equals_peft(tmp_path: Path, options: dict[str, Any]) -> None:
     peft = pytest.importorskip("peft")

@@ -121,3 +121,12 @@ def test_an_adapter_of_ones_own_may_have_another_name_of_it(work: Path) -> None:
 def test_an_empty_name_is_none(work: Path, name: str) -> None:
     save("org/a")
     assert clair("merge", "clients", "-o", "out", "--base-model", name).exit_code == 2
+
+
+@pytest.mark.loaders
+def test_peft_reads_the_name_that_is_given(work: Path) -> None:
+    peft = pytest.importorskip("peft")
+    save("/home/anna/m")
+    merged("--base-model", "org/m")
+    read = peft.PeftConfig.from_pretrained("out")
+    assert (read.base_model_name_or_path, read.revision) == ("org/m", None)
