@@ -68,6 +68,10 @@ _QWEN_BEFORE = {
 }
 
 
+def _as_it_is(path: str, sep: str) -> str:
+    return path
+
+
 def _exchanged(path: str, sep: str, prefixes: Mapping[str, str]) -> str | None:
     """The path with its longest prefix of a table replaced; None if it has none of them."""
     for old in sorted(prefixes, key=len, reverse=True):
@@ -98,6 +102,29 @@ VISION_LANGUAGE: Family = (
     _by_prefix(
         "transformers before 4.52", r"visual\.|model\.(layers\.|embed_tokens$|norm$)", _QWEN_BEFORE
     ),
+)
+
+
+# Vision towers of CLIP and SigLIP: before transformers 5 the model was inside a wrapper.
+# Source: transformers 5, conversion_mapping.py, "CLIPVisionModel" (`prefix_to_remove`).
+_TOWER = r"((?:model\.)?(?:vision|image|video)_tower\.)"
+_WRAPPED = re.compile(rf"{_TOWER}vision_model\.")
+_BARE = re.compile(
+    rf"{_TOWER}(?=(?:encoder|embeddings|head|pre_layrnorm|post_layernorm)(?:\.|$))"  # CLIP's word
+)
+
+
+def _without_wrapper(path: str, sep: str) -> str:
+    return _WRAPPED.sub(r"\1", path, count=1) if _WRAPPED.match(path) else path
+
+
+def _with_wrapper(path: str, sep: str) -> str:
+    return _BARE.sub(r"\1vision_model.", path, count=1) if _BARE.match(path) else path
+
+
+VISION_TOWER: Family = (
+    Naming("transformers 5", _BARE, _as_it_is, _as_it_is),
+    Naming("transformers before 5", _WRAPPED, _without_wrapper, _with_wrapper),
 )
 
 
@@ -159,10 +186,6 @@ def _sgm_table(*, back: bool, sep: str) -> dict[str, str]:
 _SGM = {(back, sep): _sgm_table(back=back, sep=sep) for back in (False, True) for sep in "._"}
 
 
-def _as_it_is(path: str, sep: str) -> str:
-    return path
-
-
 def _sgm_path(path: str, sep: str, *, back: bool) -> str | None:
     """A path of Stability's U-Net in diffusers' naming, or the other way."""
     table = _SGM[back, sep]
@@ -203,7 +226,7 @@ EXPERTS: Family = (
 )
 
 FAMILIES: tuple[Family, ...] = (
-    VISION_LANGUAGE, STABLE_DIFFUSION, DIFFUSION_TRANSFORMER, EXPERTS,
+    VISION_LANGUAGE, VISION_TOWER, STABLE_DIFFUSION, DIFFUSION_TRANSFORMER, EXPERTS,
 )  # fmt: skip
 
 # Paths in a pipeline's main model, by the part that they are in.

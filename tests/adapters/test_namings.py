@@ -12,6 +12,7 @@ from clair_cli.adapters.namings import (
     DIFFUSION_TRANSFORMER,
     STABLE_DIFFUSION,
     VISION_LANGUAGE,
+    VISION_TOWER,
     marked,
     naming_without_marks,
     translated,
@@ -61,6 +62,23 @@ def test_marks_and_what_has_none() -> None:
     assert naming_without_marks("lm_head", VISION_LANGUAGE, LLAVA) is NEW
     assert naming_without_marks("lm_head", VISION_LANGUAGE, QWEN) is None
     assert naming_without_marks("score", VISION_LANGUAGE, LLAVA) is None
+
+
+TOWER = [
+    ("model.vision_tower.encoder.layers.0.q", "model.vision_tower.vision_model.encoder.layers.0.q"),
+    ("vision_tower.embeddings.patch", "vision_tower.vision_model.embeddings.patch"),
+    ("vision_tower.transformer.layers.0.q", "vision_tower.transformer.layers.0.q"),  # Pixtral
+    ("model.language_model.layers.0.q", "model.language_model.layers.0.q"),
+]
+
+
+@pytest.mark.parametrize("row", TOWER, ids=[row[0] for row in TOWER])
+def test_a_module_of_a_vision_tower(row: tuple[str, str]) -> None:
+    since, before = VISION_TOWER
+    assert translated(row[0], since, before) == row[1]
+    assert translated(row[1], before, since) == row[0]
+    marks = {} if row[0] == row[1] else dict(zip(row, VISION_TOWER, strict=True))
+    assert marked(VISION_TOWER, row) == marks
 
 
 SGM_NAMES = [
@@ -196,6 +214,8 @@ def test_transformers_loads_a_model_of_the_older_names(
         there = translated(own, NEW, before)
         assert there is not None
         assert (there != own) == (own != "lm_head" or before is LLAVA)
+        there = translated(there, *VISION_TOWER) or ""
+        assert ("vision_model" in there) == ("vision_tower" in there)
         older[f"{there}.{last}"] = tensor.clone()
     assert set(marked(VISION_LANGUAGE, state).values()) == {NEW}
     assert set(marked(VISION_LANGUAGE, {n.rpartition(".")[0] for n in older}).values()) == {before}

@@ -39,6 +39,12 @@ def llava(name: str) -> str:
     return name.replace("model.language_model.", "language_model.model.")
 
 
+def wrapped(name: str) -> str:
+    """As LLaVA's names were before 4.52: the vision tower's have changed again in 5."""
+    name = name.replace("model.vision_tower.", "vision_tower.vision_model.")
+    return llava(name)
+
+
 def qwen(name: str) -> str:
     return name.replace("model.language_model.", "model.")
 
@@ -108,6 +114,19 @@ def test_three_namings_at_once_and_a_client_of_the_head_alone() -> None:
     assert sum(w > 0 for w in weights.values()) >= 6
     exact = cohorts.mean([c.deltas() for c in clients.values()], [weights[n] for n in clients])
     exact = {llava(m): delta for m, delta in exact.items()}
+    assert found.tensors is not None and found.config is not None
+    merged = cohorts.dense(found.tensors, found.config)
+    assert set(merged) == set(exact) and cohorts.relative(merged, exact) <= 1e-5
+
+
+@pytest.mark.parametrize("few", [("c1", "c2"), ("c0", "c2", "c3", "c5")])
+def test_a_vision_tower_that_was_renamed_twice(few: tuple[str, ...]) -> None:
+    modules = {**VLM, "model.vision_tower.encoder.layers.0.q": (18, 12)}
+    clients = save(modules, dict.fromkeys(few, wrapped))
+    found = clair_cli.merge("clients", **EXACT)
+    exact = cohorts.mean([c.deltas() for c in clients.values()])
+    if 2 * len(few) > len(clients):
+        exact = {wrapped(m): delta for m, delta in exact.items()}
     assert found.tensors is not None and found.config is not None
     merged = cohorts.dense(found.tensors, found.config)
     assert set(merged) == set(exact) and cohorts.relative(merged, exact) <= 1e-5
