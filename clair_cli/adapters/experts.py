@@ -72,6 +72,13 @@ class ExpertTensors:
         parts = {name: _entry(source.tensors[s.key], name, s) for name, s in slices.items()}
         self.tensors: Mapping[str, TensorEntry] = {**source.tensors, **parts}
 
+    @property
+    def kept_bytes(self) -> int:
+        """The most bytes that are in memory for the next experts."""
+        whole = {part.key for part in self._slices.values()}
+        sizes = sorted(self.tensors[key].end - self.tensors[key].begin for key in whole)
+        return sum(sizes[-KEPT_TENSORS:])
+
     def raw(self, *keys: str) -> memoryview:
         """See `TensorSource.raw`. A whole tensor that was compared with its digest is kept for the
         next experts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from clair_cli.adapters.experts import ExpertTensors
 from clair_cli.cohort.round import Round
 from clair_cli.engine.engine import Engine
 from clair_cli.maths.evidence.overcomplete import COMPARED_DIM
@@ -47,6 +48,8 @@ def work_memory(round_: Round, engine: Engine) -> int:
         work = sorted((_in_work(round_, b) for b in batches(round_, engine.device)), reverse=True)
         working = sum(work[: engine.threads])
         kept = 2 * sum(kept_grams(round_).values())
+    sources = (adapter.source for adapter in round_.adapters)
+    kept += sum(s.kept_bytes for s in sources if isinstance(s, ExpertTensors))
     clients = len(round_.adapters)
     rows = len(round_.module_shapes) * clients
     comparing = rows * _FLOAT * _PAIR_TABLES * clients
