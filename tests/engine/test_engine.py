@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,24 +74,31 @@ def test_a_merge(pickled: Callable[..., Any]) -> None:
     equal(clair_cli.merge(SAMPLE, **options).tensors, found.tensors)
 
 
+OPTIONS: dict[str, Any] = {"allow_undetermined": True, "rank": 16, "dtype": "float32"}
+
+
+@functools.cache
+def merged(case: str) -> Any:
+    """By the engine that there is."""
+    return clair_cli.merge(clients(case), **OPTIONS)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_way_to_merge(pickled: Callable[..., Any], case: str) -> None:
-    options = {"allow_undetermined": True, "rank": 16, "dtype": "float32"}
     stages = "comparing merging writing"
-    found = pickled(clair_cli.merge, stages, clients(case), **options)
-    equal(clair_cli.merge(clients(case), **options).tensors, found.tensors)
+    found = pickled(clair_cli.merge, stages, clients(case), **OPTIONS)
+    equal(merged(case).tensors, found.tensors)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_engine_may_keep_nothing(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """Grams that are made again may differ in the last bit."""
-    options = {"allow_undetermined": True, "rank": 16, "dtype": "float32"}
-    expected = clair_cli.merge(clients(case), **options)
+    expected = merged(case)
     seen: list[str] = []
     real = merge.svd
     monkeypatch.setattr(merge, "svd", lambda product: seen.append("QR") or real(product))
     monkeypatch.setattr(run, "make_engine", lambda _: Forgetful(2, lambda *_: None))
-    found = clair_cli.merge(clients(case), **options)
+    found = clair_cli.merge(clients(case), **OPTIONS)
     assert not seen, "no module is taken for an ill-conditioned one"
     for name, tensor in expected.tensors.items():
         torch.testing.assert_close(found.tensors[name], tensor, rtol=1e-4, atol=1e-6)
