@@ -66,6 +66,17 @@ class OutputFormat:
             return f"{path}.lora_embedding_A", f"{path}.lora_embedding_B"
         return f"{path}.lora_A.weight", f"{path}.lora_B.weight"
 
+    def dense_name(self, name: str, module: str = "") -> str:
+        """The tensor name of a dense tensor, in PEFT's format, which alone has names for them.
+
+        Args:
+            name: of the parameter, as in `DenseTensor`; of a bias of `lora_B` after its module's.
+            module: of such a bias, its module.
+        """
+        if module:
+            name = self.names[module] + name.removeprefix(module)
+        return f"{self.prefix}{name}"
+
     def tensors(
         self,
         factors: Mapping[str, tuple[Tensor, Tensor]],

@@ -20,9 +20,11 @@ from clair_cli.adapters.config_source import HEADER_FIELD
 from clair_cli.adapters.output_format import OutputFormat, choose_output
 from clair_cli.adapters.transposed import TransposedSource
 from clair_cli.adapters.variants import init_effect
-from clair_cli.adapters.write import config_json, merged_config
+from clair_cli.adapters.write import config_json, merged_config, with_dense
+from clair_cli.cohort.heads import head_tensors
 from clair_cli.errors import InputRefused
 from clair_cli.formats.limits import Limits
+from clair_cli.formats.safetensors.source import tensor_of
 from clair_cli.formats.safetensors.writer import SafetensorsParts
 from clair_cli.output.adapter_files import AdapterFiles, adapter_files
 from clair_cli.text import first_few, quoted
@@ -89,6 +91,7 @@ def convert_adapter(
     output, _ = choose_output([adapter], layouts, wanted)
     output = output.placed(one_file=destination.one_file, in_folder=not destination.one_file)
     _check_init(adapter, output)
+    _check_experts(adapter)
     plan = _plan(adapter, output)
     config = _config(adapter, output, plan)
     header, inside = _header(output, config, plan, one_file=destination.one_file)
@@ -97,6 +100,12 @@ def convert_adapter(
     for name, module in adapter.modules.items():
         empty.update(output.tensors({name: _empty(adapter, module, plan[name], output)},
                                     plan[name].scaling, alphas=alphas))  # fmt: skip
+    dense = head_tensors([adapter]) if output.format == "peft" else ()
+    for head in dense:
+        dtype = getattr(torch, head.own[0].dtype)
+        empty[output.dense_name(head.name, head.module)] = torch.empty(
+            head.shape, dtype=dtype, device="meta"
+        )
     file = SafetensorsParts(empty, header, destination.draft())
     check_adapter(
         limits, rank=max(w.rank for w in plan.values()), names=empty, config_bytes=len(inside),
@@ -108,6 +117,9 @@ def convert_adapter(
             if key.endswith(".alpha"):
                 _check_alpha(name, float(tensor))
             file.add(key, tensor)
+    for head in dense:
+        name = output.dense_name(head.name, head.module)
+        file.add(name, tensor_of(adapter.source, head.own[0].key))
     text = None if destination.one_file or not output.has_config_file else inside
     kept = config if HEADER_FIELD in header or text is not None else {}
     files = adapter_files(file, text, output.weights_name)
@@ -123,6 +135,16 @@ def _check_init(adapter: Adapter, output: OutputFormat) -> None:
             "has no place for that",
             hint="save the adapter with path_initial_model_for_weight_conversion, which makes it a "
             "plain LoRA",
+        )
+
+
+def _check_experts(adapter: Adapter) -> None:
+    """Refuse fused experts: PEFT's is the only format that has names for them."""
+    fused = sorted(name for name, module in adapter.modules.items() if module.expert is not None)
+    if fused:
+        raise InputRefused(
+            f"fused experts ({first_few(fused)}) have names in PEFT's format alone, and can't be "
+            "converted"
         )
 
 
@@ -154,6 +176,8 @@ def _config(
     if output.format in ("peft", "diffusers"):
         _check_patterns(config, output, plan)
     scaling = next(iter(plan.values())).scaling
+    if output.format == "peft":
+        config = with_dense(config, [adapter], {tensor.kind for tensor in adapter.dense.values()})
     return output.config(config, names, scaling)
 
 
@@ -259,6 +283,8 @@ def _lost(
 ) -> tuple[str, ...]:
     """What is in the adapter and not in its result."""
     lost = []
+    if adapter.dense and output.format != "peft":
+        lost.append(f"what was trained beside the LoRA: {first_few(adapter.dense)}")
     fields = _fields_lost(adapter, output, config)
     if fields:
         lost.append(f"fields of the config: {', '.join(fields)}")

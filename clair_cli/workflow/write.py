@@ -168,10 +168,7 @@ class AdapterWriter:
         return pair.tensors(self._waiting.pop(pair.path))
 
     def _head_name(self, head: MergedHead) -> str:
-        name, module = head.tensor.name, head.tensor.module
-        if module:
-            name = self._output.names[module] + name.removeprefix(module)
-        return f"{self._output.prefix}{name}"
+        return self._output.dense_name(head.tensor.name, head.tensor.module)
 
     def put_head(self, head: MergedHead, tensor: Tensor) -> None:
         """Add one dense tensor."""

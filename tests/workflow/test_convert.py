@@ -276,3 +276,42 @@ def test_the_same_bytes_each_time(tmp_path: Path) -> None:
     for out in ("a", "b"):
         clair_cli.convert(source, tmp_path / out, "diffusers")
     assert cohorts.snapshot(tmp_path / "a") == cohorts.snapshot(tmp_path / "b")
+
+
+HEADS = {
+    f"{cohorts.PREFIX}score.weight": np.arange(6.0).reshape(3, 2),
+    f"{cohorts.PREFIX}mid_block.proj.lora_B.bias": np.arange(4.0),
+}
+
+
+def with_heads(folder: Path) -> Path:
+    rng = np.random.default_rng(1)
+    tensors = {
+        f"{cohorts.PREFIX}mid_block.proj.lora_A.weight": rng.standard_normal((2, 5)),
+        f"{cohorts.PREFIX}mid_block.proj.lora_B.weight": rng.standard_normal((4, 2)),
+        **HEADS,
+    }
+    config = {"r": 2, "lora_alpha": 6, "modules_to_save": ["score"], "lora_bias": True}
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(cohorts.safetensors(tensors, "F32", {}))
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
+    return folder
+
+
+def test_what_was_trained_beside_the_lora_stays_as_it_is(tmp_path: Path) -> None:
+    source = with_heads(tmp_path / "s")
+    assert clair("convert", source, "-o", tmp_path / "d", "--tensor-names", "peft").exit_code == 0
+    found, _ = cohorts.read_safetensors(tmp_path / "d" / "adapter_model.safetensors")
+    assert {key: found[key].tolist() for key in HEADS} == {
+        key: value.tolist() for key, value in HEADS.items()
+    }
+    config = cohorts.read_config(tmp_path / "d")
+    assert (config["modules_to_save"], config["lora_bias"]) == (["score"], True)
+    assert config["lora_alpha"] / config["r"] == 3
+
+
+def test_formats_without_names_for_it_say_so(tmp_path: Path) -> None:
+    source = with_heads(tmp_path / "s")
+    result = clair("convert", source, "-o", tmp_path / "d", "--tensor-names", "mlx")
+    assert result.exit_code == 0
+    assert "lost: what was trained beside the LoRA: 'mid_block.proj.lora_B.bias'" in result.stderr
