@@ -233,6 +233,7 @@ def config_patterns(client: Client, rng: Rng) -> None:
     keys = [
         *modules, *(m.rpartition(".")[2] for m in modules), "q_proj", r".*\.up", ".*", "(", "",
         "layers.0.q_proj", r"(a+)+$", "x" * 2000, r"model\.layers\.[0-9]\.up", "^q_proj",
+        r"^(?!.*down).*\.(?:up|q_proj)", r"(?:layers\.\d{1,2}\.)+.*(?<!q)_proj",
     ]  # fmt: skip
     count = int(rng.choice([1, 2, 5, 300]))
     for field, values in (("alpha_pattern", ALPHAS), ("rank_pattern", RANKS)):
