@@ -215,11 +215,12 @@ def _counts(source: TensorSource, keys: KeyMap, config: AdapterConfig) -> dict[s
 
 
 def _stacked(shape_A: Sequence[int], shape_B: Sequence[int]) -> bool:
-    """Whether these are shapes (E, rank, in) and (E, out, rank), and not a convolution's, of which
-    the second ends in 1."""
+    """Whether these are shapes (E, rank, in) and (E, out, rank), and not a convolution's, which are
+    (rank, in, kernel) and (out, rank, 1)."""
     if not len(shape_A) == len(shape_B) == 3:
         return False
-    return shape_A[0] == shape_B[0] and shape_A[1] == shape_B[2] and shape_B[2] != 1
+    convolution = shape_B[2] == 1 and shape_B[1] == shape_A[0]
+    return shape_A[0] == shape_B[0] and shape_A[1] == shape_B[2] and not convolution
 
 
 def _parents(targets: Sequence[str]) -> dict[str, list[str]]:

@@ -110,9 +110,10 @@ def layout_of(
         )
     if kernel and any(length != 1 for length in shape_B[2:]):
         raise RejectedClient(
-            f"lora_B of a convolution has kernel {tuple(shape_B[2:])}",
-            found=f"lora_B {tuple(shape_B)}",
-            expected=f"lora_B (out, rank{', 1' * len(kernel)})",
+            f"lora_B of a convolution has kernel {tuple(shape_B[2:])}; and stacked experts "
+            "are (E, rank, in) and (E, out, rank)",
+            found=f"lora_A {tuple(shape_A)}, lora_B {tuple(shape_B)}",
+            expected=f"lora_B (out, rank{', 1' * len(kernel)}), or stacked experts",
         )
     if kernel and shape_B[1] < rank and rank % shape_B[1] == 0:
         raise RejectedClient(

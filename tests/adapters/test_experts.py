@@ -110,6 +110,28 @@ def test_values_that_are_not_finite_are_in_the_whole_tensor() -> None:
     assert f"'{P}1.experts.lora_B.weight' has 1 NaN" in rejected.message
 
 
+@pytest.mark.parametrize(
+    ("shape_A", "shape_B", "modules"),
+    [
+        ((4, 2, 8), (4, 6, 2), 4),  # four experts of rank 2
+        ((4, 1, 8), (4, 6, 1), 4),  # of rank 1
+        ((4, 1, 8), (4, 4, 1), 1),  # a convolution of rank 4
+        ((4, 5, 3), (6, 4, 1), 1),
+        ((4, 8, 2), (4, 2, 6), 0),  # stacked the other way around
+        ((4, 2, 8), (3, 6, 2), 0),
+    ],
+)
+def test_stacked_experts_and_convolutions(
+    shape_A: tuple[int, ...], shape_B: tuple[int, ...], modules: int
+) -> None:
+    state = {f"{P}w.lora_A.weight": torch.ones(shape_A), f"{P}w.lora_B.weight": torch.ones(shape_B)}
+    rank = shape_A[1] if modules == 4 else shape_A[0]
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank}
+    cohort = adapters_from_memory({"c": (state, config)})
+    assert [len(adapter.modules) for adapter in cohort.adapters] == ([modules] if modules else [])
+    assert bool(modules) or "stacked experts" in cohort.rejected[0].message
+
+
 def test_slices_are_tensors_of_the_source() -> None:
     adapter = read(tensors())
     name = f"{P}2.experts.lora_B.weight[4]"
