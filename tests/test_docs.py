@@ -93,7 +93,7 @@ def test_every_remark_is_explained() -> None:
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\w ]+) \| ", section, re.MULTILINE)
     explained = {code: class_ for codes, class_ in rows for code in re.findall(r"\w+", codes)}
     blocking = {code for code, class_ in explained.items() if class_ == "blocking"}
-    assert {"same_start", "previous_cancels", "previous_absent"} == blocking
+    assert {"same_start", "previous_cancels", "previous_absent", "heads_unrelated"} == blocking
     assert {"rank_capped", "pickle_ignored"} <= remark_codes().keys()
     assert {c: class_ for c, class_ in explained.items() if c not in blocking} == remark_codes()
 

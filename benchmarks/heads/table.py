@@ -156,29 +156,61 @@ def add_cohort(
     row.plain += float((stacked[0].mean(0) - wanted).norm() / learnt)
 
 
+HEADER = (
+    f"{'attack':8} {'bad: cont':>9} {'susp':>5} {'of':>5} {'honest: cont':>12} {'susp':>5} "
+    f"{'of':>5} {'clair':>6} {'mean':>6}"
+)
+
+
+def line(kind: str, row: Row, cohorts: int) -> str:
+    """A row of the table.
+
+    Args:
+        cohorts: how many it is the sum of.
+    """
+    bad = 0 if kind == "none" else BAD
+    return (
+        f"{kind:8} {row.bad_contaminated:9} {row.bad_suspicious:5} {bad * cohorts:5} "
+        f"{row.contaminated:12} {row.suspicious:5} {(N - bad) * cohorts:5} "
+        f"{row.error / cohorts:6.2f} {row.plain / cohorts:6.2f}"
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--draws", type=int, default=12)
     parser.add_argument("--seed", type=int, default=200)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    totals = {(previous, kind): Row() for previous in (True, False) for kind in KINDS}
+    blocks = 0
     for name, classes, alpha in POPULATIONS:
         for trained in (False, True):
+            blocks += 1
+            rows = {key: Row() for key in totals}
+            for kind in KINDS:
+                for seed in range(args.seed, args.seed + args.draws):
+                    heads, begin = cohort(seed, classes, alpha, kind, trained=trained)
+                    for previous in (True, False):
+                        for row in (rows[previous, kind], totals[previous, kind]):
+                            add_cohort(
+                                row, heads, begin, bad=0 if kind == "none" else BAD,
+                                previous=previous,
+                            )  # fmt: skip
             for previous in (True, False):
                 start = "trained" if trained else "random"
-                round_ = "previous" if previous else "first round"
-                print(f"\n{name}; start {start}; {round_}; {args.draws} cohorts of {N}")
-                print(f"{'attack':8} {'bad: cont':>9} {'susp':>5} {'of':>4} {'honest: cont':>12} "
-                      f"{'susp':>5} {'of':>4} {'clair':>6} {'mean':>6}")  # fmt: skip
+                print(
+                    f"\n{name}; start {start}; {ROUNDS[previous]}; {args.draws} cohorts\n{HEADER}"
+                )
                 for kind in KINDS:
-                    row, bad = Row(), 0 if kind == "none" else BAD
-                    for seed in range(args.seed, args.seed + args.draws):
-                        heads, begin = cohort(seed, classes, alpha, kind, trained=trained)
-                        add_cohort(row, heads, begin, bad=bad, previous=previous)
-                    n = args.draws
-                    print(f"{kind:8} {row.bad_contaminated:9} {row.bad_suspicious:5} {bad * n:4} "
-                          f"{row.contaminated:12} {row.suspicious:5} {(N - bad) * n:4} "
-                          f"{row.error / n:6.2f} {row.plain / n:6.2f}", flush=True)  # fmt: skip
+                    print(line(kind, rows[previous, kind], args.draws), flush=True)
+    for previous in (True, False):
+        print(f"\nall; {ROUNDS[previous]}; {blocks * args.draws} cohorts\n{HEADER}")
+        for kind in KINDS:
+            print(line(kind, totals[previous, kind], blocks * args.draws))
+
+
+ROUNDS = {True: "with --previous", False: "first round"}
 
 
 if __name__ == "__main__":

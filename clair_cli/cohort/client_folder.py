@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -62,6 +63,11 @@ def stem(entry: str) -> str:
     return entry[: -len(SUFFIX)] or entry
 
 
+def _is_checkpoint(name: str, file: str) -> bool:
+    """Whether it is one of the numbered checkpoints that mlx-lm leaves beside its adapter."""
+    return file == MLX_WEIGHTS and re.fullmatch(rf"\d+_{re.escape(MLX_WEIGHTS)}", name) is not None
+
+
 def _beside(found: Inside, file: str) -> list[Remark]:
     """Notes on what stands beside the weights file that is read."""
     notes = []
@@ -72,7 +78,11 @@ def _beside(found: Inside, file: str) -> list[Remark]:
         notes.append(note("sub_folders_ignored", text))
     if file not in (WEIGHTS, MLX_WEIGHTS):
         notes.append(note("other_file_read", f"read {quoted(file)}"))
-    left_out = [n for n in found.names if is_weights(n) and n != file and not n.startswith(".")]
+    left_out = [
+        n
+        for n in found.names
+        if is_weights(n) and n != file and not n.startswith(".") and not _is_checkpoint(n, file)
+    ]
     if left_out:
         text = f"{first_few(left_out)} left out: only {quoted(file)} is read"
         notes.append(note("weights_left_out", text))

@@ -24,7 +24,7 @@ CHUNK_BYTES = 2**20
 _MODULES_SHOWN = 3
 # Of a result: each module has two factors and an alpha, and the config is in the header.
 _HEADER_BYTES = 32 * 2**20
-_TENSORS = 60_000
+_TENSORS = 120_000
 
 
 def check_adapter(

@@ -220,7 +220,7 @@ def _judged(
         judgement = with_heads(judgement, heads.judged, [k for k in trusted if k < n])
     remarks: list[Remark] = []
     if judgement.code == "heads_unrelated":
-        remarks.append(Remark(judgement.code, "blocking", judgement.text))
+        remarks.append(Remark("heads_unrelated", "blocking", judgement.text))
     wrong = wrong_previous(round_, evidence, judgement.structure.distinct, fresh=fresh)
     if wrong is not None:
         code, text, remedy = wrong
