@@ -14,7 +14,7 @@ from clair_cli.adapters.config import assumed_config, parse_config
 from clair_cli.errors import RejectedClient, UsageError
 from clair_cli.formats.strict_json import parse_strict
 from tests.cohorts import texts
-from tests.hostile import client, config, load_cohort, pair
+from tests.hostile import client, config, load_cohort
 
 REFUSED = [
     ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
