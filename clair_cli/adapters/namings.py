@@ -221,7 +221,7 @@ DIFFUSION_TRANSFORMER: Family = (
 # before a module for each, with a gate and an up projection of their own.
 # Source: transformers 5, conversion_mapping.py, "qwen2_moe" (`MergeModulelist`, `Concatenate`).
 EXPERTS: Family = (
-    Naming("transformers 5 (fused experts)", re.compile(r".*\bexperts\b[^\[\]]*\[\d+\]$")),
+    Naming("transformers 5 (fused experts)", re.compile(r"(?=.*\bexperts\b).*\[\d+\]$")),
     Naming("transformers before 5 (experts one by one)", re.compile(r".*\bexperts\.\d+(\.|$)")),
 )
 

@@ -10,6 +10,8 @@ import pytest
 from clair_cli.adapters import namings
 from clair_cli.adapters.namings import (
     DIFFUSION_TRANSFORMER,
+    EXPERTS,
+    FAMILIES,
     STABLE_DIFFUSION,
     VISION_LANGUAGE,
     VISION_TOWER,
@@ -57,7 +59,7 @@ def test_marks_and_what_has_none() -> None:
         "model.layernorm.q",
         "transformer.h.0.attn",
     ]
-    for family in namings.FAMILIES:
+    for family in FAMILIES:
         assert not marked(family, others)
     assert naming_without_marks("lm_head", VISION_LANGUAGE, LLAVA) is NEW
     assert naming_without_marks("lm_head", VISION_LANGUAGE, QWEN) is None
@@ -130,6 +132,20 @@ def test_fused_layers_have_no_translation() -> None:
     assert translated(names[0], authors, diffusers) is None
     assert translated(names[1], diffusers, authors) is None
     assert translated(names[3], authors, diffusers) == names[3]
+
+
+def test_experts_fused_or_not() -> None:
+    fused, single = EXPERTS
+    names = [
+        "layers.0.mlp.experts[3]",
+        "mlp.experts.base_layer[0]",
+        "experts.up[1]",
+        "layers.0.mlp.experts.3.up",
+        "layers.0.mlp.shared_experts.up",
+        "mlp.up[3]",
+    ]
+    assert list(marked(EXPERTS, names).values()) == [fused, fused, fused, single]
+    assert translated(names[3], single, fused) is None
 
 
 def test_the_part_that_files_of_2023_lack() -> None:
