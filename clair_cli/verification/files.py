@@ -22,7 +22,8 @@ from clair_cli.text import quoted
 
 CHUNK_BYTES = 2**20
 _MODULES_SHOWN = 3
-# Of a result: each module has two factors and an alpha, and the config is in the header.
+# Of a result: each module has two factors, as in the clients' files, and an alpha; and the config is
+# in the header.
 _HEADER_BYTES = 32 * 2**20
 _TENSORS = 120_000
 
@@ -133,7 +134,7 @@ def _own_limits(clients: Limits) -> Limits:
         Limits(),
         max_file_bytes=LARGEST,
         max_header_bytes=max(_HEADER_BYTES, clients.max_header_bytes),
-        max_tensors=max(_TENSORS, 3 * clients.max_tensors),
+        max_tensors=max(_TENSORS, 3 * clients.max_tensors // 2),
         max_rank=LARGEST,
     )
 
