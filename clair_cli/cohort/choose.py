@@ -11,6 +11,7 @@ from clair_cli.adapters.output_format import OutputFormat, choose_output
 from clair_cli.adapters.output_paths import NamelessModules
 from clair_cli.adapters.same_modules import unify_names
 from clair_cli.cohort.comparable import check_comparable
+from clair_cli.cohort.experts import with_same_experts
 from clair_cli.cohort.model import Cohort, Rejection, rejection
 from clair_cli.cohort.one_naming import in_one_naming
 from clair_cli.errors import RejectedClient, UsageError
@@ -149,20 +150,22 @@ def _unwritable(error: NamelessModules, few: Mapping[str, tuple[Adapter, ...]]) 
 def one_name_each(
     cohort: Cohort, given: Mapping[str, Adapter | None]
 ) -> tuple[Cohort, tuple[Adapter | None, ...], tuple[Remark, ...]]:
-    """The clients and the adapters given beside them, with one name for each module; remarks.
+    """The clients and the adapters given beside them, with one name for each module; remarks. Who
+    has names, or experts, that can't be the others' is rejected.
 
     Args:
         given: by option of the command line.
 
     Raises:
-        UsageError: see `in_one_naming`.
+        UsageError: see `in_one_naming` and `with_same_experts`.
     """
     cohort, given, notes = in_one_naming(cohort, given)
     n = len(cohort.adapters)
     named, more = unify_names([*cohort.adapters, *(a for a in given.values() if a is not None)])
     rest = iter(named[n:])
-    beside = tuple(a and next(rest) for a in given.values())
-    return replace(cohort, adapters=named[:n]), beside, (*notes, *more)
+    given = {option: adapter and next(rest) for option, adapter in given.items()}
+    cohort = with_same_experts(replace(cohort, adapters=named[:n]), given)
+    return cohort, tuple(given.values()), (*notes, *more)
 
 
 def _with_previous(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from clair_cli.adapters.adapter import Adapter, LoraModule
 from clair_cli.adapters.names.parts import Expert
 from clair_cli.cohort.model import Cohort, Rejection, rejection
-from clair_cli.errors import RejectedClient
-from clair_cli.text import first_few
+from clair_cli.errors import RejectedClient, UsageError
+from clair_cli.text import first_few, quoted
 
 
 def layer_of(module: LoraModule) -> str | None:
@@ -28,10 +28,17 @@ def layers_of(adapters: Sequence[Adapter]) -> dict[str, str]:
     }
 
 
-def with_same_experts(cohort: Cohort) -> Cohort:
+def with_same_experts(cohort: Cohort, given: Mapping[str, Adapter | None]) -> Cohort:
     """Reject clients with another number of experts in a layer than most clients that have it, or
     with other parameters: which of them a pair of tensors belongs to is not in the file, and its
-    name depends on the others."""
+    name depends on the others.
+
+    Args:
+        given: adapters beside the clients, by option of the command line.
+
+    Raises:
+        UsageError: one of `given` has other experts than most clients.
+    """
     found: dict[str, dict[str, Expert]] = defaultdict(dict)
     for adapter in cohort.adapters:
         for module in adapter.modules.values():
@@ -42,6 +49,10 @@ def with_same_experts(cohort: Cohort) -> Cohort:
     for layer, experts in sorted(found.items()):
         kinds = Counter(_kind(expert) for expert in experts.values())
         top = max(kinds, key=lambda kind: (kinds[kind], kind))
+        for option, own in ((o, _expert_in(a, layer)) for o, a in given.items()):
+            if own is not None and _kind(own) != top:
+                error = _error(layer, _kind(own), top, kinds)
+                raise UsageError(f"{option}: module {quoted(layer)}: {error.message}")
         for name, expert in experts.items():
             if _kind(expert) != top:
                 errors.setdefault(name, _error(layer, _kind(expert), top, kinds))
@@ -53,6 +64,13 @@ def with_same_experts(cohort: Cohort) -> Cohort:
     ]  # fmt: skip
     kept = tuple(a for a in cohort.adapters if a.name not in errors)
     return replace(cohort, adapters=kept, rejected=(*cohort.rejected, *refused))
+
+
+def _expert_in(adapter: Adapter | None, layer: str) -> Expert | None:
+    """One of an adapter's experts in a layer; None if it has none there."""
+    modules = {} if adapter is None else adapter.modules
+    found = modules.get(f"{layer}[0]")  # the first one is always there
+    return None if found is None else found.expert
 
 
 _Kind = tuple[int, tuple[str, ...]]

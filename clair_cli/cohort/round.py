@@ -14,7 +14,6 @@ from clair_cli.adapters.output_format import OutputFormat
 from clair_cli.cohort.beside import load_given, weights_given
 from clair_cli.cohort.changed_base import without_changed_base, without_init_remarks
 from clair_cli.cohort.choose import Choice, choose_comparable, one_name_each, started_from
-from clair_cli.cohort.experts import with_same_experts
 from clair_cli.cohort.heads import choose_heads
 from clair_cli.cohort.hints import notes_on_clients, way_out
 from clair_cli.cohort.majority import majority_modules
@@ -182,7 +181,6 @@ def load_round(
         cohort = without_changed_base(cohort, previous)
     beside = {started_from(initial): previous, "--trust-adapter": trust_adapter}
     cohort, (previous, trust_adapter), renamed = one_name_each(cohort, beside)
-    cohort = with_same_experts(cohort)
     adapters = cohort.adapters
     warnings = [*cohort.notes, *_ignored(cohort, settings), *renamed]
     warnings += notes_on_clients(adapters)

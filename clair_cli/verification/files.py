@@ -22,8 +22,8 @@ from clair_cli.text import quoted
 
 CHUNK_BYTES = 2**20
 _MODULES_SHOWN = 3
-# Of a result: each module has two factors, as in the clients' files, and an alpha; and the config is
-# in the header.
+# Of a result: each module has two factors, as in the clients' files, and an alpha; and the config
+# is in the header.
 _HEADER_BYTES = 32 * 2**20
 _TENSORS = 120_000
 

@@ -218,6 +218,17 @@ def test_another_number_of_experts_or_other_parameters_reject_the_minority() -> 
     assert not rejected(given)
 
 
+@pytest.mark.parametrize("option", ["previous", "initial", "trust_adapter"])
+def test_an_adapter_beside_the_clients_with_other_experts(option: str) -> None:
+    clients = trained(6)
+    own = clients.pop("c5")
+    fewer = [{m: t for m, t in side.items() if not m.endswith("[2]")} for side in (own.A, own.B)]
+    options: dict[str, Any] = {option: (fused(cohorts.Client(*fewer)), CONFIG)}
+    flag = f"--{option.replace('_', '-')}"
+    with pytest.raises(clair_cli.UsageError, match=f"{flag}: module .*2 experts of"):
+        clair_cli.inspect(pairs(clients), **options)
+
+
 def test_ranks_of_several_parameters_are_told_by_the_number_of_experts() -> None:
     """gate_up_proj has twice the rank, as transformers converts two fused projections."""
     clients = {}
