@@ -25,7 +25,7 @@ _MODULES_SHOWN = 3
 # Of a result: each module has two factors, as in the clients' files, and an alpha; and the config
 # is in the header.
 _HEADER_BYTES = 32 * 2**20
-_TENSORS = 120_000
+_TENSORS = 60_000
 
 
 def check_adapter(

@@ -158,13 +158,16 @@ def test_notes_on_clients_are_joined_and_cut(count: int) -> None:
     report = clair_cli.inspect(alpha).report
     (note,) = (w for w in texts(report.warnings) if "lora_alpha is 0" in w)
     assert note.startswith("clients 'c00', 'c01'") and f"and {2 * count - 20} more: " in note
-    inits = {
-        f"c{k:02d}": (pair(), config(init_lora_weights=f"pissa_niter_{k}")) for k in range(count)
-    }
-    report = clair_cli.inspect(inits).report
-    (note,) = (w for w in texts(report.warnings) if "init_lora_weights" in w)
-    assert note.startswith(f"{count} clients: 'c00': init_lora_weights 'pissa_niter_0'")
-    assert note.endswith(f" and {count - 10} more")
+
+
+def test_a_note_of_another_text_for_each_client_is_one_line(folder: Path) -> None:
+    for k in range(12):
+        client(folder, f"c{k:02d}")
+        (folder / f"c{k:02d}" / f"old{k}.bin").write_bytes(b"")
+    report = clair_cli.inspect(folder).report
+    (note,) = (w for w in texts(report.warnings) if ".bin" in w)
+    assert note.startswith("12 clients: 'c00': 'old0.bin' ignored")
+    assert note.endswith(" and 2 more")
 
 
 @pytest.mark.parametrize("count", [MAX_NOTES, MAX_NOTES + 1])

@@ -164,10 +164,10 @@ def test_a_result_is_read_within_limits_of_its_own() -> None:
     """Whatever the report says of modules and ranks."""
     most = result_check._own_limits(capped_limits(Limits(**dict.fromkeys(vars(Limits()), LARGEST))))
     assert most.max_header_bytes <= 64 * 2**20
-    assert most.max_tensors <= 3 * 320_000
+    assert most.max_tensors <= 3 * 160_000
     usual = result_check._own_limits(Limits())
-    assert (usual.max_header_bytes, usual.max_tensors) == (32 * 2**20, 120_000)
-    assert result_check._own_limits(Limits(max_tensors=6)).max_tensors == 120_000
+    assert (usual.max_header_bytes, usual.max_tensors) == (32 * 2**20, 60_000)
+    assert result_check._own_limits(Limits(max_tensors=6)).max_tensors == 60_000
 
 
 @pytest.fixture
