@@ -1,6 +1,6 @@
 """The table of the README's "Does it work?", from the numbers of the pretrained cohorts.
 
-    python -m benchmarks.pretrained.table --seeds 0 2 --json benchmarks/results/pretrained.json
+    python -m benchmarks.pretrained.table --seeds 2 --json benchmarks/results/pretrained.json
     python -m benchmarks.figures.readme_table
 
 Held-back seeds only. "Far off" counts cohorts that are judged, with exit code 0, and merged more
