@@ -102,8 +102,9 @@ def smuggled(
 ) -> list[Member]:
     """Honest LoRA tensors and one more: a head, an embedding, a bias or a magnitude vector.
 
-    A reader that skips what it does not know passes it on or drops it silently; the client must be
-    rejected. The configuration says nothing of the extra tensor.
+    A reader that skips what it does not know passes it on or drops it silently. The client must be
+    rejected; or, where the tensor is one that others may have too (head, saved, bias), the result
+    must not have it from a few. The configuration says nothing of the extra tensor.
     """
 
     def change(state: State, config: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Set
 import torch
 from torch import Tensor
 
-from clair_cli.cohort.selection import fewest_holders, modules_to_merge
+from clair_cli.cohort.selection import modules_to_merge
 from clair_cli.errors import OutputError
 from clair_cli.maths.merge.dense import bounded_mean
 from clair_cli.remark import Remark, note, warning
@@ -23,8 +23,9 @@ def plan_heads(
 ) -> tuple[tuple[MergedHead, ...], tuple[Remark, ...]]:
     """The dense tensors that are merged, and remarks.
 
-    A tensor is merged where enough of the merged clients have it, as a module is; a client without
-    it has no part in it. The bias of a `lora_B` is zero for a client without it.
+    A tensor is merged where more than half of the merged clients have it, and a client without it
+    has no part in it: fewer would decide it alone. The bias of a `lora_B` is zero for a client
+    without it, and is merged where a module would be.
 
     A format without names for them has none.
     """
@@ -39,6 +40,7 @@ def plan_heads(
     merged = [k for k, weight in enumerate(weights) if weight > 0]
     counts = {t.name: sum(k in t.own for k in merged) for t in heads.tensors}
     enough = set(modules_to_merge(counts, len(merged), settings.modules))
+    enough -= {t.name for t in heads.tensors if not t.module and 2 * counts[t.name] <= len(merged)}
     found, notes = [], []
     for tensor in heads.tensors:
         if tensor.name not in enough or (tensor.module and tensor.module not in judged.written):
@@ -55,8 +57,8 @@ def plan_heads(
         )  # fmt: skip
     if few := sorted(name for name, count in counts.items() if count and name not in enough):
         text = (
-            f"{len(few):,} tensors beside the LoRA ({first_few(few)}) not merged: fewer than "
-            f"{fewest_holders(len(merged))} of the {len(merged)} merged clients have them"
+            f"{len(few):,} tensors beside the LoRA ({first_few(few)}) not merged: too few of the "
+            f"{len(merged)} merged clients have them"
         )
         notes.append(warning("heads_not_merged", text))
     if same := [m.tensor.name for m in found if m.tensor.equal]:

@@ -55,8 +55,23 @@ def test_factors_change_and_the_update_does_not(name: str) -> None:
     assert not torch.allclose(after[-1][1][b], same[1][b])
 
 
+# What others may have too: a client that alone has it counts with its LoRA.
+HEADS = ["smuggled-head", "smuggled-saved", "smuggled-bias"]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_few_clients_decide_no_head(name: str) -> None:
+    made = attacks.attacked(members(), name, 2)
+    clients = {one[0]: (one[1], one[2]) for one in made}
+    result = clair_cli.merge(clients, allow_undetermined=True)  # they share nothing
+    assert result.tensors is not None
+    assert not result.report.with_verdict("rejected")
+    assert all("lora_A" in key or "lora_B.weight" in key for key in result.tensors)
+
+
 @pytest.mark.parametrize(
-    "name", [n for n in attacks.FILES if n.startswith(("smuggled", "infinite", "nan"))]
+    "name",
+    [n for n in attacks.FILES if n.startswith(("smuggled", "infinite", "nan")) and n not in HEADS],
 )
 def test_unreadable_clients_are_rejected_and_the_others_are_not(name: str) -> None:
     made = attacks.attacked(members(), name, 2)
