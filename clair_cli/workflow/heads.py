@@ -22,8 +22,8 @@ from clair_cli.maths.judge.heads import DenseEvidence, JudgedHeads, judge_heads
 from clair_cli.maths.merge.dense import middle
 from clair_cli.settings import Progress
 
-# Numbers in float64 of all clients together that are in memory at once: 64 MiB.
-_NUMBERS = 2**23
+# Numbers in float64 of all clients together in one slice: 16 MiB, a few times over.
+_NUMBERS = 2**21
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,12 @@ def slices(
     (n_numbers,), scalings applied, float64.
 
     Args:
-        bounded: whether the reference counts; else it is that of `clients` alone, and not used.
+        bounded: whether the reference counts; else there is none, and zeros stand for it.
     """
     members = [k for k in heads.members if k in tensor.own] or list(tensor.own)
-    members = members if bounded else list(clients)
     before = heads.previous.get(tensor.name) if bounded else None
-    needed = sorted({*clients, *(() if before is not None else members)})
+    by_median = bounded and before is None
+    needed = sorted({*clients, *(members if by_median else ())})
     elements = max(1, min(math.prod(tensor.shape), _NUMBERS // (len(needed) + 1)))
     readers = [_pieces(round_.adapters[k], tensor.own[k], elements) for k in needed]
     if before is not None:
@@ -133,7 +133,11 @@ def slices(
     inside = [needed.index(k) for k in members if k in needed]
     for parts in zip(*readers, strict=True):
         values = torch.stack(parts[: len(needed)])
-        yield values[at], middle(values[inside]) if before is None else parts[-1]
+        if by_median:
+            reference = middle(values[inside])
+        else:
+            reference = torch.zeros_like(values[0]) if before is None else parts[-1]
+        yield values[at], reference
 
 
 def _pieces(adapter: Adapter, own: DenseTensor, elements: int) -> Iterator[Tensor]:
