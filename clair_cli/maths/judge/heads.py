@@ -159,15 +159,23 @@ def _is_far(value: float, others: Tensor, floor: float, tests: int) -> bool:
     return n > 1 and float(middle) - value > allowed * spread
 
 
+def _typical(alike: Tensor, own: Sequence[int], k: int) -> tuple[float, float, Tensor] | None:
+    """A client's cosine, the median of the other members', and all of these; None without any."""
+    others, value = alike[list(own)], float(alike[k])
+    others = others[~others.isnan()]
+    if math.isnan(value) or not len(others):
+        return None
+    return value, float(_median(others)), others
+
+
 def _unlike(
     name: str, alike: Tensor, own: Sequence[int], k: int, floor: float, tests: int
 ) -> list[tuple[str, Finding]]:
     """The finding that a tensor itself is unlike the others'."""
-    others, value = alike[list(own)], float(alike[k])
-    others = others[~others.isnan()]
-    if math.isnan(value) or not len(others):
+    found = _typical(alike, own, k)
+    if found is None:
         return []
-    typical = float(_median(others))
+    value, typical, others = found
     if typical <= _BY_CHANCE * floor or value >= LINE * typical:
         return []
     if not _is_far(value, others, floor, tests):
@@ -180,11 +188,10 @@ def _against(
     name: str, alike: Tensor, own: Sequence[int], k: int, floor: float, tests: int
 ) -> list[tuple[str, Finding]]:
     """The finding that the difference of a tensor goes against, or not along with, the others'."""
-    others, value = alike[list(own)], float(alike[k])
-    others = others[~others.isnan()]
-    if math.isnan(value) or not len(others):
+    found = _typical(alike, own, k)
+    if found is None:
         return []
-    typical = float(_median(others))
+    value, typical, others = found
     if typical <= 0 or value >= LINE * typical or not _is_far(value, others, floor, tests):
         return []
     against = value <= -LINE * typical
