@@ -49,7 +49,14 @@ def fake_report(*, command: str = "merge", path: str = "merged.safetensors") -> 
     return Report(
         version="0.1.0",
         command=command,
-        options={"rank": "auto", "fail_on": "never", "exclude": [], "weights": None},
+        options={
+            "clients": "clients",
+            "output": path,
+            "rank": "auto",
+            "fail_on": "never",
+            "exclude": [],
+            "weights": None,
+        },
         cohort=_cohort(comparable),
         clients=clients,
         modules=tuple(
@@ -79,7 +86,8 @@ def all_benign(n_clients: int = 6, *, prefix: str = "client-") -> Report:
 def undetermined(command: str = "merge") -> Report:
     """Two clients: nothing can be said."""
     report = all_benign(2)
-    nothing = {"verdict": "undetermined", "weight": 0.0, "p_honest": None, "confidence": None}
+    nothing = {"verdict": "undetermined", "weight": 0.0, "p_honest": None, "confidence": None,
+               "reasons": (Reason("too_few", "too few clients to compare"),)}  # fmt: skip
     clients = tuple(replace(c, **nothing) for c in report.clients)
     cohort = replace(
         report.cohort,
@@ -123,7 +131,11 @@ def _client(name: str) -> ClientReport:
         similarity=0.31 if benign else 0.01,
         off_line_ratio=0.4 if benign else 0.95,
         block_norm=0.0 if benign else 2.4,
-        measures={"norm": 2.5, "norm_ratio": 1.0, "effective_rank_ratio": None},
+        measures={
+            "norm": 2.5,
+            "norm_ratio": 4.1 if name == "oscar" else 1.0,
+            "effective_rank_ratio": None,
+        },
     )
     return ClientReport(
         name=name,

@@ -49,8 +49,9 @@ MAY_IMPORT: dict[str, str] = {
     " output engine workflow api",
     "__init__": "errors version remark report.results report.model api conversion verification",
     # what people see: imports no torch
+    "words": "text option settings report.results report.model",
     "cli": "__init__ errors version text option settings formats report.results report.model"
-    " report output engine api conversion verification",
+    " words report output engine api conversion verification",
     "__main__": "cli",
 }
 
@@ -58,7 +59,7 @@ MAY_IMPORT: dict[str, str] = {
 IMPURE = {"os", "sys", "json", "pathlib", "io", "logging", "time", "random", "subprocess"}
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 MAY_NOT_IMPORT_TORCH = {"__init__", "__main__", "cli", "errors", "option", "report", "settings"}
-MAY_NOT_IMPORT_TORCH |= {"text", "remark", "version", "report.model", "report.results"}
+MAY_NOT_IMPORT_TORCH |= {"text", "remark", "version", "words", "report.model", "report.results"}
 
 
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:

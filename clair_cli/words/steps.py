@@ -1,0 +1,247 @@
+"""What to do next, after every outcome: sentences, and for each a command to copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clair_cli.report.model import ClientReport, Report
+from clair_cli.text import printable
+from clair_cli.words.clients import company, names
+from clair_cli.words.command import again, command_line
+from clair_cli.words.outcomes import OUTCOMES, outcome_code
+from clair_cli.words.reasons import explain_client, explain_reason
+
+_TOGETHER = "the others named here"
+# Options that a rejected client's reason may name, and what they are in a report's options.
+_REMEDIES: Mapping[str, Mapping[str, Any]] = {
+    "--checkpoint last": {"checkpoint": "last"},
+    "--assume-alpha": {"assume_alpha": "rank"},
+}
+MAX_DETAILS = 8  # kinds of reasons that are told for one verdict
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to do.
+
+    Attributes:
+        about: an outcome or verdict: "refused", "undetermined", "contaminated", "minority",
+            "suspicious", "rejected", "duplicate" or "benign".
+        text: whole sentences, safe to print.
+        details: why, and what to ask whom: one for all clients of the same reasons.
+        command: to copy into a shell; "" where nothing can be offered.
+    """
+
+    about: str
+    text: str
+    details: tuple[str, ...] = ()
+    command: str = ""
+
+
+def next_steps(report: Report, *, report_path: str = "") -> list[Step]:
+    """What to do about what was found, the most important first; at least one.
+
+    Args:
+        report_path: where the JSON report is, as the user would type it, or "".
+    """
+    steps = [step for about in _STEPS if (step := _STEPS[about](report, report_path))]
+    return steps or [_benign(report)]
+
+
+def command_to_copy(steps: Sequence[Step]) -> str:
+    """The first command among some steps, or ""."""
+    return next((step.command for step in steps if step.command), "")
+
+
+def _whole_round(report: Report, report_path: str) -> Step | None:
+    """The step of a round that is not judged."""
+    code, cohort = outcome_code(report), report.cohort
+    if not code:
+        return None
+    remedy = printable(cohort.remedy).rstrip(".")
+    if code == "refused":
+        said = printable(cohort.outcome_text).rstrip(".")
+        text = ". ".join(_capital(part) for part in (said, remedy) if part)
+        command = _same_again(report) or _explain(report, report.clients, report_path)
+        return Step("refused", f"{text}.", _grouped(report, "rejected"), command)
+    known = OUTCOMES[code]
+    if report.merged is not None or report.refined is not None:
+        text = f"All clients were merged without a verdict (--allow-undetermined), as {known.what}."
+        return Step("undetermined", f"{text} {known.ask}")
+    text = f"{_capital(known.what)}. {known.ask}" + (f" Or {remedy}." if remedy else "")
+    found = _grouped(report, "undetermined") if code == "too_few_left" else ()
+    return Step("undetermined", text, found, _without_verdict(report, code, report_path))
+
+
+def _without_verdict(report: Report, code: str, report_path: str) -> str:
+    """The command for a round that can't be judged: once more, with what was missing."""
+    changes: Mapping[str, Mapping[str, Any]] = {
+        "same_start": {"previous": "PREVIOUS.safetensors"},
+        "previous_cancels": {"previous": None},
+        "previous_absent": {"previous": None},
+        "heads_unrelated": {"heads": "drop"},
+    }
+    if code == "too_few_left":
+        return _explain(report, [c for c in report.clients if c.reasons], report_path)
+    if code == "two_groups":
+        apart = [c for c in report.clients if company(c, report)]
+        return _explain(report, apart or report.clients, report_path)
+    return _same_again(report, changes.get(code))
+
+
+def _same_again(report: Report, changes: Mapping[str, Any] | None = None) -> str:
+    """The run of the report once more; what it wrote is replaced."""
+    output = str(report.options.get("output") or "")
+    if output == "-":
+        return ""
+    command = again(report, report.command, output, changes)
+    made = report.merged is not None or report.refined is not None
+    return f"{command} --force" if command and made else command
+
+
+def _contaminated(report: Report, report_path: str) -> Step | None:
+    found = report.with_verdict("contaminated")
+    if not found:
+        return None
+    text = (
+        f"{_who(found)}, contaminated: left out of the merge. That is no accusation: from weights"
+        " alone, honest data that share nothing with the others' look the same."
+    )
+    return Step("contaminated", text, _grouped(report, "contaminated"),
+                _explain(report, found, report_path))  # fmt: skip
+
+
+def _minority(report: Report, report_path: str) -> Step | None:
+    found = report.with_verdict("minority")
+    if not found:
+        return None
+    merged = [client for client in found if client.weight > 0]
+    part = "merged in the part that they share with the others" if merged else "not merged"
+    part = "merged as benign clients" if report.options.get("minority") == "merge" else part
+    text = (
+        f"{_who(found)}, minority: {part}. Look at their data, then choose --minority merge or"
+        " --minority exclude."
+    )
+    return Step("minority", text, _grouped(report, "minority"),
+                _explain(report, found, report_path))  # fmt: skip
+
+
+def _suspicious(report: Report, report_path: str) -> Step | None:
+    found = report.with_verdict("suspicious")
+    if not found:
+        return None
+    text = (
+        f"{_who(found)}, suspicious: merged, with at most a typical client's weight."
+        " --exclude NAME leaves one out."
+    )
+    if not any(client.weight > 0 for client in report.clients):
+        text = f"{_who(found)}, suspicious: a merge gives each at most a typical client's weight;"
+        text += " --exclude NAME leaves one out."
+    return Step("suspicious", text, _grouped(report, "suspicious"),
+                _explain(report, found, report_path))  # fmt: skip
+
+
+def _rejected(report: Report, report_path: str) -> Step | None:
+    found = report.with_verdict("rejected")
+    if not found or report.cohort.outcome == "refused":
+        return None
+    text = f"{_who(found)}, rejected: the files can't be used, and are not in the merge."
+    return Step("rejected", text, _grouped(report, "rejected"),
+                _remedied(report, found) or _explain(report, found, report_path))  # fmt: skip
+
+
+def _remedied(report: Report, rejected: Sequence[ClientReport]) -> str:
+    """The run once more with the option that the clients' reasons name, else without them."""
+    texts = [reason.text for client in rejected for reason in client.reasons]
+    for words, changes in _REMEDIES.items():
+        if 2 * sum(words in text for text in texts) > len(texts):
+            return _same_again(report, changes)
+    names_ = [client.name for client in rejected]
+    return _same_again(report, {"exclude": names_}) if len(names_) <= MAX_DETAILS else ""
+
+
+def _duplicate(report: Report, report_path: str) -> Step | None:
+    found = report.with_verdict("duplicate")
+    if not found:
+        return None
+    text = f"{_who(found)}, duplicate: the same update as another client's, and no vote of its own."
+    return Step("duplicate", text, _grouped(report, "duplicate"),
+                _explain(report, found, report_path))  # fmt: skip
+
+
+def _benign(report: Report, _report_path: str = "") -> Step:
+    """The step of a round in which there is nothing to look at."""
+    if report.merged is not None and report.merged.path not in ("", "-"):
+        text = (
+            "Nothing to look at. Use the merged adapter; in the next round, where all start from"
+            " it, give it with --previous."
+        )
+        clients = str(report.options.get("clients") or "")
+        words = ["clair", "verify", report.merged.path]
+        if clients != "(in memory)":
+            words.append(clients)
+        return Step("benign", text, (), command_line(*words))
+    if report.refined is not None:
+        return Step("benign", "Nothing to look at. Give each client its refined adapter.", (),
+                    command_line("clair", "verify", report.refined.path))  # fmt: skip
+    return Step("benign", "Nothing to look at: the clients can be merged.", (),
+                again(report, "merge", "merged.safetensors"))  # fmt: skip
+
+
+_STEPS = {
+    "round": _whole_round,
+    "contaminated": _contaminated,
+    "minority": _minority,
+    "suspicious": _suspicious,
+    "rejected": _rejected,
+    "duplicate": _duplicate,
+}
+
+
+def _who(found: Sequence[ClientReport]) -> str:
+    return names([client.name for client in found], 20)
+
+
+def _explain(report: Report, found: Sequence[ClientReport], report_path: str) -> str:
+    """`clair explain` of the first client whose name can be typed."""
+    for client in found:
+        if report_path and report_path != "-":
+            command = command_line("clair", "explain", client.name, "--report", report_path)
+        else:
+            command = again(report, "inspect", "report.json")
+        if command:
+            return command
+    return ""
+
+
+def _grouped(report: Report, verdict: str) -> tuple[str, ...]:
+    """Why, and what to ask, of all clients of one verdict: those of one reason together, whose
+    numbers the table has."""
+    groups: dict[tuple[tuple[str, str], ...], list[ClientReport]] = {}
+    for client in report.with_verdict(verdict):
+        said = [explain_reason(client, r, report, others=_TOGETHER) for r in client.reasons]
+        if said:
+            groups.setdefault(tuple((s.what, s.ask) for s in said), []).append(client)
+    lines = []
+    for parts, clients in groups.items():
+        if len(clients) == 1:
+            lines.append(_alone(clients[0], report))
+            continue
+        found = [client.name for client in clients]
+        who = names(found) if len(found) <= 3 else f"{len(found):,} clients ({names(found)})"
+        lines.append(f"{who}, each: " + " ".join(f"{what}. {ask}".rstrip() for what, ask in parts))
+    more = len(lines) - MAX_DETAILS
+    if more > 1:
+        lines[MAX_DETAILS:] = [f"and {more:,} more reasons: clair explain says each"]
+    return tuple(lines)
+
+
+def _alone(client: ClientReport, report: Report) -> str:
+    said = " Besides, ".join(s.line for s in explain_client(client, report))
+    return f"{printable(client.name)}: {said}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
