@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, str] = {
     # what comes of it
     "report.results": "",
     "report.model": "remark report.results",
-    "report": "errors text formats report.model",
+    "report": "errors version text remark formats report.results report.model",
     "output": "errors text formats formats.safetensors",
     # where work runs
     "engine": "errors text settings formats formats.safetensors adapters cohort output"

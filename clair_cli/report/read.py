@@ -11,17 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clair_cli.errors import RejectedClient, UsageError
-from clair_cli.formats.files import read_small
+from clair_cli.errors import UsageError
 from clair_cli.formats.limits import Limits, capped_limits, parse_limits
-from clair_cli.formats.strict_json import parse_strict
-from clair_cli.report.encode import MAX_REPORT, is_dense
-from clair_cli.report.model import SCHEMA
+from clair_cli.report.file import damaged, read_document, shown_report
 from clair_cli.text import from_bytes, quoted
 
 _HASH = re.compile("[0-9a-f]{64}")
 _MAX_NAME_BYTES = 4 * 255  # of a client's folder: no file system has longer names
-_MAX_DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -82,27 +78,9 @@ def read_report(path: Path, version: str) -> OldReport:
     Raises:
         UsageError: unreadable, no report, of another schema, of `clair inspect`, or damaged.
     """
-    shown = f"report {quoted(path.as_posix())}"
-    try:
-        raw = read_small(path.resolve(), path.as_posix(), MAX_REPORT)
-        if is_dense(raw):
-            raise ValueError("it holds more values than a report of its size")
-        data = parse_strict(raw, "it", MAX_REPORT)
-        _check_depth(data)
-    except RejectedClient as error:
-        raise UsageError(f"{shown} can't be read: {error.message}") from None
-    except ValueError as error:
-        raise UsageError(f"{shown} is damaged: {error}") from None
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if not isinstance(schema, str) or not schema.startswith(SCHEMA.partition("/")[0] + "/"):
-        raise UsageError(f"{shown} is no report of clair", hint=f"expected schema {SCHEMA}")
-    if schema != SCHEMA:
-        raise UsageError(
-            f"{shown} has schema {quoted(schema)}; clair {version} reads {SCHEMA}",
-            hint=_other_schema(schema, data.get("version")),
-        )
+    raw, data = read_document(path, version)
     if data.get("command") == "inspect":
-        raise UsageError(f"{shown} is of clair inspect, which writes no adapter")
+        raise UsageError(f"{shown_report(path)} is of clair inspect, which writes no adapter")
     try:
         limits = _limits(data)
         capped = capped_limits(limits)
@@ -110,27 +88,7 @@ def read_report(path: Path, version: str) -> OldReport:
             raw, data, _adapters(data, capped), _shapes(data), capped, limits == capped
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UsageError(f"{shown} is damaged: {reason}") from None
-
-
-def _other_schema(schema: str, version: Any) -> str:
-    """What to do about a report of another schema."""
-    number, ours = (text.partition("/")[2] for text in (schema, SCHEMA))
-    if number.isascii() and number.isdigit() and len(number) < 9 and int(number) < int(ours):
-        return "an older clair made it: run the merge or refinement again with this version"
-    return f"use clair {quoted(version)}, which wrote it"
-
-
-def _check_depth(data: Any) -> None:
-    """Raise if lists and objects lie in one another deeper than in any report."""
-    level = [data]
-    for _ in range(_MAX_DEPTH):
-        inside = [v.values() if isinstance(v, dict) else v for v in level]
-        level = [v for values in inside for v in values if isinstance(v, (dict, list))]
-        if not level:
-            return
-    raise ValueError("it is nested too deeply")
+        raise damaged(path, error) from None
 
 
 def _limits(data: Mapping[str, Any]) -> Limits:
