@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from clair_cli.cli.sentences import above, below, verdict_line
+from clair_cli.cli.sentences import above, below, steps, verdict_line
 from clair_cli.report.model import VERDICTS, ClientReport, Report
 from clair_cli.text import printable
+from clair_cli.words.command import folded
+from clair_cli.words.reasons import short_reasons
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,12 +70,12 @@ def render(report: Report, view: View = View(), *, report_path: str = "") -> str
         report_path: where the JSON report was written, as given, or "".
     """
     last = verdict_line(report, report_path=report_path)
-    if not report.clients:  # nobody to show
-        return "\n".join([*below(report), last]) + "\n"
-    if view.width is None:
-        table = _plain_table(report, view.colour)
-        lines = [*above(report), "", *table, "", *below(report), last]
-        return "\n".join(lines) + "\n"
+    todo, command = steps(report, report_path)
+    if view.width is None or not report.clients:
+        todo += [f"$ {command}"] if command else []
+        table = [*above(report), "", *_plain_table(report, view.colour)]
+        above_ = [*table, *_block(below(report))] if report.clients else below(report)
+        return "\n".join([*above_, "", *todo, "", last]) + "\n"
     from rich.text import Text
 
     console = _console(max(view.width, _LEAST), view.colour)
@@ -85,11 +87,18 @@ def render(report: Report, view: View = View(), *, report_path: str = "") -> str
     else:
         console.print(_rich_table(report, shown, view))
     _write_lines(console, [f"... and {n_hidden} more benign"] if n_hidden else [])
-    _write_lines(console, ["", *below(report)])
+    _write_lines(console, [*_block(below(report)), "", *todo])
+    _write_lines(console, ["$ " + "\n".join(folded(command, console.width - 2))] if command else [])
+    _write_lines(console, [""])
     style = "bold red" if report.with_verdict("contaminated") else "bold"
     console.print(Text(last, style=style, overflow="fold"))
     lines = [line.rstrip() for line in console.file.getvalue().split("\n")]  # type: ignore[attr-defined]
     return "\n".join(lines)
+
+
+def _block(lines: list[str]) -> list[str]:
+    """The lines, if any, behind an empty one."""
+    return ["", *lines] if lines else []
 
 
 def _ordered(report: Report) -> list[ClientReport]:
@@ -98,24 +107,24 @@ def _ordered(report: Report) -> list[ClientReport]:
     return sorted(report.clients, key=lambda c: (place[c.verdict], not c.reasons))
 
 
-def _rows(clients: Iterable[ClientReport], *, any_weight: bool) -> list[tuple[str, ...]]:
+def _rows(report: Report, clients: Iterable[ClientReport]) -> list[tuple[str, ...]]:
     """The cells under `_HEADER`."""
-    left_out = "out" if any_weight else "-"
+    left_out = "out" if any(client.weight > 0 for client in report.clients) else "-"
+    reasons = dict(zip(map(id, report.clients), short_reasons(report), strict=True))
     return [
         (
             printable(client.name),
             client.verdict,
             client.confidence or "",
             f"{client.weight:.1%}" if client.weight > 0 else left_out,
-            "; ".join(printable(reason.text) for reason in client.reasons),
+            reasons[id(client)],
         )
         for client in clients
     ]
 
 
 def _plain_table(report: Report, colour: bool) -> list[str]:
-    any_weight = any(client.weight > 0 for client in report.clients)
-    rows = [_HEADER, *_rows(_ordered(report), any_weight=any_weight)]
+    rows = [_HEADER, *_rows(report, _ordered(report))]
     widths = [max(cell_len(row[column]) for row in rows) for column in range(4)]
     lines = []
     for name, verdict, sure, weight, reason in rows:
@@ -150,7 +159,7 @@ def _rich_table(report: Report, shown: list[ClientReport], view: View) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    rows = _rows(shown, any_weight=any(client.weight > 0 for client in report.clients))
+    rows = _rows(report, shown)
     width = view.width or 80
     longest = max((cell_len(row[0]) for row in rows), default=0)
     room = width - (_VERDICT_WIDTH + _WEIGHT_WIDTH + _REASON_WIDTH + 3 * _GAP)  # for names
@@ -184,8 +193,7 @@ def _write_blocks(console: Console, report: Report, shown: list[ClientReport]) -
     from rich.padding import Padding
     from rich.text import Text
 
-    any_weight = any(client.weight > 0 for client in report.clients)
-    for name, verdict, _, weight, reason in _rows(shown, any_weight=any_weight):
+    for name, verdict, _, weight, reason in _rows(report, shown):
         words = Text.assemble(name, "  ", (verdict, _COLOURS[verdict]), "  ", weight)
         words.overflow = "fold"
         console.print(words)
@@ -210,11 +218,16 @@ def _console(width: int, colour: bool) -> Console:
 
 
 def _write_lines(console: Console, lines: list[str]) -> None:
+    """Each line, wrapped behind its own indent."""
+    from rich.padding import Padding
     from rich.text import Text
 
     for line in lines:
         style = "yellow" if line.startswith(("warning: ", "blocking: ")) else ""
-        console.print(Text(line, style=style, overflow="fold"))
+        style = "bold" if line == "next steps" else style
+        indent = len(line) - len(line.lstrip(" "))
+        text = Text(line[indent:], style=style, overflow="fold")
+        console.print(Padding(text, (0, 0, 0, indent)) if indent else text)
 
 
 def _ansi(text: str, style: str) -> str:

@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from clair_cli.report.model import CohortReport, Report
 from clair_cli.report.results import MergedReport, RefinedReport
 from clair_cli.text import printable
+from clair_cli.words.doubts import doubts
+from clair_cli.words.steps import command_to_copy, next_steps
+from clair_cli.words.sure import power_words
 
 MAX_NAMES = 20  # in one sentence, and of groups
 
@@ -86,7 +89,7 @@ def above(report: Report) -> list[str]:
     level = "" if cohort.level is None else f" (similarity {_plus_minus(cohort)})"
     lines = [f"{clients}; {_AGREE[cohort.stacking].format(len(group.members))}{level}"]
     if cohort.power is not None:
-        lines.append(_noticed(cohort.power))
+        lines.append(power_words(report))
     others = [g for g in cohort.groups if g.role in _APART and len(g.members) > 1]
     for group in others[:MAX_NAMES]:
         names = _names(group.members)
@@ -99,33 +102,35 @@ def above(report: Report) -> list[str]:
 def _plus_minus(cohort: CohortReport) -> str:
     level, se = cohort.level or 0.0, cohort.level_se
     digits = 2 if level >= 0.1 else 3  # similarities of wide layers are small
-    return f"{level:.{digits}f}" + ("" if se is None else f" +/- {se:.{digits}f}")
-
-
-def _noticed(power: float) -> str:
-    """The power of a round in words."""
-    said = f"{power:.3f}" if power < 0.9995 else "more than 0.999"
-    return f"a client that shares nothing would have been noticed with probability {said}"
+    width = 0.0 if se is None else round(se, digits)
+    return f"{level:.{digits}f}" + (f" +/- {width:.{digits}f}" if width else "")
 
 
 def below(report: Report) -> list[str]:
-    """The result, the warnings and what to do, each on a line."""
+    """The result, the warnings and what is unusual, each on a line."""
     lines = []
     if report.merged is not None:
         lines.append(_merged(report.merged))
     if report.refined is not None:
         lines.append(_refined(report.refined))
     lines += remark_lines(report, notes=True)
-    if report.with_verdict("rejected") and report.cohort.outcome != "refused":
-        lines.append(
-            "note: ask rejected clients for their files again, or leave them out (--exclude)"
-        )
+    lines += [f"note: {text}" for text in doubts(report)]
     left_out = report.with_verdict("contaminated") + report.with_verdict("rejected")
     if left_out and report.exit_code == 0:
         lines.append(
             "note: exit code 0 although clients were left out; --fail-on contaminated makes it 3"
         )
-    return lines + _what_to_do(report)
+    return lines
+
+
+def steps(report: Report, report_path: str) -> tuple[list[str], str]:
+    """What to do next, each on a line, details indented; and one command to copy, or ""."""
+    found = next_steps(report, report_path=report_path)
+    lines = ["next steps"]
+    for step in found:
+        lines.append(step.text)
+        lines += [f"  {detail}" for detail in step.details]
+    return lines, command_to_copy(found)
 
 
 def short(report: Report, *, report_path: str = "") -> list[str]:

@@ -79,7 +79,8 @@ def _made(kind: type[_Made], data: Any, where: str) -> _Made:
     if not isinstance(data, dict):
         raise ValueError(f"{where} is {quoted(data, 40)}, expected an object")
     values: dict[str, Any] = {}
-    for name, key, type_, required in _fields_of(kind):
+    known: Any = kind
+    for name, key, type_, required in _fields_of(known):
         if key in data:
             inside = key if where == "the report" else f"{where}.{key}"
             values[name] = _value(type_, data[key], inside)

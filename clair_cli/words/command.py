@@ -11,6 +11,7 @@ from clair_cli.settings import OPTIONS
 from clair_cli.text import printable
 
 _OF_OUTPUT = ("output", "clients", "report", "force")  # said otherwise, or not again
+_OF_ONE_COMMAND = ("fail_on",)  # its default differs
 
 
 def command_line(*words: str) -> str:
@@ -42,22 +43,45 @@ def again(
     for name, value in options.items():
         if name in _OF_OUTPUT or name not in OPTIONS or command not in OPTIONS[name].commands:
             continue
-        words += _words(f"--{name.replace('_', '-')}", value, _default(name, report.command))
+        if name in _OF_ONE_COMMAND and command != report.command:
+            continue
+        if value != _default(name, report):
+            words += _typed(name, value)
     return command_line(*words)
 
 
-def _default(name: str, command: str) -> Any:
-    declared = OPTIONS[name]
-    return declared.kind.record(declared.default_and_help(command)[0])
+def _default(name: str, report: Report) -> Any:
+    """What a report of the same command has for an option that was not given."""
+    if name == "min_clients":
+        return 2 if report.options.get("trust") or report.options.get("trust_adapter") else 3
+    default = OPTIONS[name].default_and_help(report.command)[0]
+    return list(default) if isinstance(default, tuple) else default
 
 
-def _words(flag: str, value: Any, default: Any) -> list[str]:
-    if value is None or value is False or value == default or value == "(in memory)":
+def _typed(name: str, value: Any) -> list[str]:
+    """An option as it is typed; nothing for what can't be."""
+    flag = f"--{name.replace('_', '-')}"
+    if value is None or value is False or value == "(in memory)":
         return []
     if value is True:
         return [flag]
     if isinstance(value, Mapping):
-        value = [f"{name}={number}" for name, number in value.items()]
+        value = [f"{key}={number}" for key, number in value.items()]
     if isinstance(value, (list, tuple)):
         return [word for one in value for word in (flag, str(one))]
     return [flag, str(value)]
+
+
+def folded(command: str, width: int) -> list[str]:
+    """The command in lines of at most `width` columns that a shell reads as one, where its words
+    allow that.
+
+    >>> folded("clair explain 'north ward' --report r.json", 24)
+    ['clair explain \\\\', "  'north ward' \\\\", '  --report r.json']
+    """
+    lines = [""]
+    for word in map(shlex.quote, shlex.split(command)):
+        if lines[-1].strip() and len(lines[-1]) + 1 + len(word) > width - 2:
+            lines.append("  ")
+        lines[-1] += f" {word}" if lines[-1].strip() else word
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]

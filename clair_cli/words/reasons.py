@@ -15,6 +15,7 @@ from clair_cli.words import numbers
 from clair_cli.words.clients import company, largest_module
 from clair_cli.words.outcomes import OUTCOMES
 
+MANY = 3  # clients rejected for one reason, which is shown once
 _LINE = 0.45  # of what two of the others share; who has less is unlike them
 
 
@@ -187,7 +188,7 @@ REASONS: Mapping[str, Template] = {
     "rejected": Template(
         "its files can't be used: {text}",
         (),
-        "Ask for its adapter again, or leave it out with --exclude.",
+        "Mend that, ask for its adapter again, or leave it out with --exclude.",
     ),
 }
 """By code; those of a cohort that is not judged are in `OUTCOMES`."""
@@ -233,7 +234,8 @@ def _values(client: ClientReport, reason: Reason, report: Report) -> dict[str, s
     """What templates can say, by name; "" where it is not known."""
     scores, text = client.scores, printable(reason.text)
     loading = scores.loading
-    module, ratio = largest_module(client, report)
+    at_module = reason.code == "module_norm"  # the others' sizes are looked through for it
+    module, ratio = largest_module(client, report) if at_module else ("", None)
     shown = text.partition("unlike the others in ")[2]
     return {
         "text": text,
@@ -259,3 +261,19 @@ def _values(client: ClientReport, reason: Reason, report: Report) -> dict[str, s
 def explain_client(client: ClientReport, report: Report) -> tuple[Sentences, ...]:
     """All reasons of a client in words, in the report's order."""
     return tuple(explain_reason(client, reason, report) for reason in client.reasons)
+
+
+def short_reasons(report: Report) -> tuple[str, ...]:
+    """What a table says of each client, in the report's order; "" for one without a reason.
+
+    The reason of rejected clients that several have stands with the first of them only.
+    """
+    found = ["; ".join(s.short for s in explain_client(c, report)) for c in report.clients]
+    same: dict[str, list[int]] = {}
+    for k, client in enumerate(report.clients):
+        if client.verdict == "rejected" and client.reasons:
+            same.setdefault(found[k], []).append(k)
+    for who in same.values():
+        for k in who[1:] if len(who) >= MANY else ():
+            found[k] = f"as {printable(report.clients[who[0]].name)}"
+    return tuple(found)

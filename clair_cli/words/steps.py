@@ -61,16 +61,16 @@ def _whole_round(report: Report, report_path: str) -> Step | None:
     if not code:
         return None
     remedy = printable(cohort.remedy).rstrip(".")
+    remedy = f" What to do: {remedy}." if remedy else ""
     if code == "refused":
-        said = printable(cohort.outcome_text).rstrip(".")
-        text = ". ".join(_capital(part) for part in (said, remedy) if part)
+        text = "refused: the clients were not compared." + remedy
         command = _same_again(report) or _explain(report, report.clients, report_path)
-        return Step("refused", f"{text}.", _grouped(report, "rejected"), command)
+        return Step("refused", text, _grouped(report, "rejected"), command)
     known = OUTCOMES[code]
     if report.merged is not None or report.refined is not None:
-        text = f"All clients were merged without a verdict (--allow-undetermined), as {known.what}."
+        text = f"undetermined, and all are merged (--allow-undetermined): {known.what}."
         return Step("undetermined", f"{text} {known.ask}")
-    text = f"{_capital(known.what)}. {known.ask}" + (f" Or {remedy}." if remedy else "")
+    text = f"undetermined: {known.what}. {known.ask}{remedy}"
     found = _grouped(report, "undetermined") if code == "too_few_left" else ()
     return Step("undetermined", text, found, _without_verdict(report, code, report_path))
 
@@ -106,11 +106,16 @@ def _contaminated(report: Report, report_path: str) -> Step | None:
     if not found:
         return None
     text = (
-        f"{_who(found)}, contaminated: left out of the merge. That is no accusation: from weights"
-        " alone, honest data that share nothing with the others' look the same."
+        f"contaminated: {_who(found)}. {_capital(_left_out(report))}. That is no accusation: from"
+        " weights alone, honest data that share nothing with the others' look the same."
     )
     return Step("contaminated", text, _grouped(report, "contaminated"),
                 _explain(report, found, report_path))  # fmt: skip
+
+
+def _left_out(report: Report) -> str:
+    made = report.merged is not None or report.refined is not None
+    return "left out of the merge" if made else "a merge leaves them out"
 
 
 def _minority(report: Report, report_path: str) -> Step | None:
@@ -118,11 +123,11 @@ def _minority(report: Report, report_path: str) -> Step | None:
     if not found:
         return None
     merged = [client for client in found if client.weight > 0]
-    part = "merged in the part that they share with the others" if merged else "not merged"
+    part = "merged in the part that they share with the others" if merged else _left_out(report)
     part = "merged as benign clients" if report.options.get("minority") == "merge" else part
     text = (
-        f"{_who(found)}, minority: {part}. Look at their data, then choose --minority merge or"
-        " --minority exclude."
+        f"minority: {_who(found)}. {_capital(part)}. Look at their data, then choose"
+        " --minority merge or --minority exclude."
     )
     return Step("minority", text, _grouped(report, "minority"),
                 _explain(report, found, report_path))  # fmt: skip
@@ -133,12 +138,9 @@ def _suspicious(report: Report, report_path: str) -> Step | None:
     if not found:
         return None
     text = (
-        f"{_who(found)}, suspicious: merged, with at most a typical client's weight."
-        " --exclude NAME leaves one out."
+        f"suspicious: {_who(found)}. A merge gives each at most a typical client's weight."
+        " Have a look; --exclude NAME leaves one out."
     )
-    if not any(client.weight > 0 for client in report.clients):
-        text = f"{_who(found)}, suspicious: a merge gives each at most a typical client's weight;"
-        text += " --exclude NAME leaves one out."
     return Step("suspicious", text, _grouped(report, "suspicious"),
                 _explain(report, found, report_path))  # fmt: skip
 
@@ -147,7 +149,7 @@ def _rejected(report: Report, report_path: str) -> Step | None:
     found = report.with_verdict("rejected")
     if not found or report.cohort.outcome == "refused":
         return None
-    text = f"{_who(found)}, rejected: the files can't be used, and are not in the merge."
+    text = f"rejected: {_who(found)}. Their files can't be used, and are in no merge."
     return Step("rejected", text, _grouped(report, "rejected"),
                 _remedied(report, found) or _explain(report, found, report_path))  # fmt: skip
 
@@ -166,7 +168,7 @@ def _duplicate(report: Report, report_path: str) -> Step | None:
     found = report.with_verdict("duplicate")
     if not found:
         return None
-    text = f"{_who(found)}, duplicate: the same update as another client's, and no vote of its own."
+    text = f"duplicate: {_who(found)}. The same update as another client's, so no vote of its own."
     return Step("duplicate", text, _grouped(report, "duplicate"),
                 _explain(report, found, report_path))  # fmt: skip
 

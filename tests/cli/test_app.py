@@ -415,7 +415,7 @@ def test_undetermined_says_what_to_do(clients: Path, monkeypatch: pytest.MonkeyP
     )
     result = run("merge", clients, "-o", "out")
     assert result.exit_code == 5
-    assert "what to do: collect more clients" in result.stderr
+    assert "What to do: collect more clients" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("undetermined: 2 clients")
 
 

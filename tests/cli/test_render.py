@@ -56,7 +56,8 @@ def test_an_endless_name_is_folded_and_not_cut() -> None:
 def test_plain_text_is_neither_wrapped_nor_cut() -> None:
     long = "because " * 40
     report = fake_report()
-    amber = replace(report.clients[0], reasons=(replace(report.clients[0].reasons[0], text=long),))
+    reason = replace(report.clients[0].reasons[0], code="of_a_later_version", text=long)
+    amber = replace(report.clients[0], reasons=(reason,))
     text = render(replace(report, clients=(amber, *report.clients[1:])), View())
     assert long.strip() in text
     assert "\u2500" not in text
@@ -89,9 +90,13 @@ def above(report: Report, **cohort: object) -> list[str]:
 
 def test_who_agrees_and_what_would_have_been_noticed() -> None:
     agrees = "12 clients; the updates of 6 point the same way (similarity 0.31 +/- 0.02)"
-    noticed = "a client that shares nothing would have been noticed with probability "
+    noticed = "a client that shares nothing with the others would be noticed in this round "
     report = all_benign()
-    for power, words in ((0.9494, "0.949"), (0.9994, "0.999"), (0.9996, "more than 0.999")):
+    for power, words in (
+        (0.9494, "949 times in 1,000"),
+        (0.9994, "999 times in 1,000"),
+        (0.9996, "more than 999 times in 1,000"),
+    ):
         lines = above(report, power=power, n_clients=12, n_comparable=12)
         assert lines == [agrees, noticed + words]
     assert above(report, power=None, n_clients=12, n_comparable=12) == [agrees]

@@ -53,7 +53,7 @@ def test_ten_clients_without_a_config(tmp_path: Path) -> None:
         (tmp_path / name / "adapter_config.json").unlink()
     ran = cohorts.clair("inspect", tmp_path)
     assert ran.exit_code == 4
-    (said,) = [line for line in ran.stdout.splitlines() if line.startswith("what to do: ")]
+    (said,) = [line for line in ran.stdout.splitlines() if "What to do: " in line]
     assert "all 4 were rejected for one reason (found no config" in said
     assert "--assume-alpha N|rank" in said and "--min-clients" not in said
     assert "leave them out (--exclude)" not in ran.stdout
@@ -61,7 +61,10 @@ def test_ten_clients_without_a_config(tmp_path: Path) -> None:
     assert "--assume-alpha N|rank, or run without --strict" in ran.stdout
 
 
-def test_groups_are_spoken_of_where_there_are_some(tmp_path: Path) -> None:
+def test_groups_are_spoken_of_where_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # what is printed has the path as given
     for k, (name, made) in enumerate(cohorts.honest(3).items()):
         own = (
             {f"{name}.{m}": a for m, a in made.A.items()},
@@ -70,7 +73,7 @@ def test_groups_are_spoken_of_where_there_are_some(tmp_path: Path) -> None:
         cohorts.save_peft(tmp_path / "modules" / name, replace(made, A=own[0], B=own[1]))
         fields = {**made.config, "base_model_name_or_path": f"org/{k}"}
         cohorts.save_peft(tmp_path / "bases" / name, replace(made, config=fields))
-    said = cohorts.clair("inspect", tmp_path / "modules").stdout
+    said = cohorts.clair("inspect", "modules").stdout
     assert "group" not in said and "give clients of one base model" in said
     assert "'c0' has 'c0.model.layers.0.attn.q_proj'" in said
     said = cohorts.clair("inspect", tmp_path / "bases").stdout

@@ -1,0 +1,198 @@
+"""What to do next: something after every outcome, and one command that can be pasted."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from clair_cli.report.model import ClientReport, ClientScores, Group, Reason, Report
+from clair_cli.words.command import again, command_line, folded
+from clair_cli.words.doubts import doubts
+from clair_cli.words.outcomes import OUTCOMES
+from clair_cli.words.reasons import MANY, short_reasons
+from clair_cli.words.steps import MAX_DETAILS, Step, command_to_copy, next_steps
+from tests.fake_report import all_benign, fake_report, renamed, undetermined
+
+TWO = "the folder holds two adapters: a, b, none called x; choose with --checkpoint last|best|N"
+
+
+def only(verdict: str, code: str, names: tuple[str, ...] = ("bob",), text: str = "t") -> Report:
+    """A cohort without findings, but for some further clients."""
+    report = all_benign()
+    more = tuple(
+        ClientReport(name, verdict, (Reason(code, text),), ClientScores(), 0.0, None, name)
+        for name in names
+    )
+    return replace(report, clients=(*report.clients, *more))
+
+
+def step_of(report: Report, about: str) -> Step:
+    (step,) = (s for s in next_steps(report, report_path="r.json") if s.about == about)
+    return step
+
+
+@pytest.mark.parametrize("verdict", ["contaminated", "minority", "suspicious", "duplicate"])
+def test_a_finding_is_named_and_explained(verdict: str) -> None:
+    step = step_of(only(verdict, "norm"), verdict)
+    assert step.text.startswith(f"{verdict}: bob. ")
+    assert step.details[0].startswith("bob: its update is far larger")
+    assert step.command == "clair explain bob --report r.json"
+
+
+def test_the_most_important_comes_first_and_its_command_is_the_one_to_copy() -> None:
+    steps = next_steps(fake_report(), report_path="r.json")
+    assert [s.about for s in steps] == ["contaminated", "suspicious", "rejected", "duplicate"]
+    assert command_to_copy(steps) == "clair explain amber --report r.json"
+
+
+def test_where_nothing_is_found_the_result_is_verified_or_made() -> None:
+    (step,) = next_steps(all_benign())
+    assert (step.about, step.command) == ("benign", "clair verify merged.safetensors clients")
+    report = replace(all_benign(), command="inspect", merged=None)
+    (step,) = next_steps(report)
+    assert step.command == "clair merge clients -o merged.safetensors"
+    (step,) = next_steps(replace(fake_report(command="refine"), clients=all_benign().clients))
+    assert step.command == "clair verify refined"
+
+
+@pytest.mark.parametrize(
+    ("code", "changed"),
+    [
+        ("too_few", ""),
+        ("same_start", " --previous PREVIOUS.safetensors"),
+        ("heads_unrelated", " --heads drop"),
+    ],
+)
+def test_a_round_without_a_verdict_is_run_again_with_what_it_lacked(
+    code: str, changed: str
+) -> None:
+    report = undetermined()
+    clients = tuple(replace(c, reasons=(Reason(code, "t"),)) for c in report.clients)
+    (step,) = next_steps(replace(report, clients=clients), report_path="r.json")
+    assert step.about == "undetermined"
+    assert step.text.startswith(f"undetermined: {OUTCOMES[code].what}. ")
+    assert step.text.endswith(" What to do: collect more clients, or merge them all with"
+                              " --allow-undetermined.")  # fmt: skip
+    assert step.command == f"clair merge clients -o merged.safetensors{changed}"
+
+
+def test_a_wrong_previous_adapter_is_left_out_of_the_command() -> None:
+    report = undetermined()
+    clients = tuple(replace(c, reasons=(Reason("previous_absent", "t"),)) for c in report.clients)
+    options = {**report.options, "previous": "old.safetensors", "fresh": True}
+    (step,) = next_steps(replace(report, clients=clients, options=options))
+    assert step.command == "clair merge clients -o merged.safetensors --fresh"
+
+
+def test_a_refused_round_says_why() -> None:
+    report = undetermined()
+    cohort = replace(report.cohort, outcome="refused", outcome_text="no client is left")
+    (step,) = next_steps(replace(report, cohort=cohort))
+    assert step.about == "refused"
+    assert step.text.startswith("refused: the clients were not compared. What to do: collect more")
+
+
+def test_one_reason_of_many_is_told_once() -> None:
+    names = tuple(f"c{k}" for k in range(10))
+    step = step_of(only("rejected", "rejected", names, TWO), "rejected")
+    shown = "c0, c1, c2, c3, c4, c5, c6, c7 and 2 more"
+    assert step.details == (
+        f"10 clients ({shown}), each: its files can't be used: {TWO}. Mend that, ask for its"
+        " adapter again, or leave it out with --exclude.",
+    )
+    assert step.command == ("clair merge clients -o merged.safetensors --checkpoint last --force")
+
+
+@pytest.mark.parametrize("count", [MANY - 1, MANY])
+def test_the_table_has_a_reason_of_many_once(count: int) -> None:
+    names = tuple(f"c{k}" for k in range(count))
+    cells = short_reasons(only("rejected", "rejected", names, TWO))[-count:]
+    assert cells == ((TWO,) * count if count < MANY else (TWO, *["as c0"] * (count - 1)))
+
+
+@pytest.mark.parametrize("kinds", [MAX_DETAILS + 1, MAX_DETAILS + 2])
+def test_many_different_reasons_are_cut(kinds: int) -> None:
+    report = all_benign()
+    more = [only("rejected", "rejected", (f"c{k}",), f"t{k}").clients[-1] for k in range(kinds)]
+    step = step_of(replace(report, clients=(*report.clients, *more)), "rejected")
+    cut = kinds > MAX_DETAILS + 1  # a line that says "1 more" could as well be that one
+    assert len(step.details) == MAX_DETAILS + 1
+    assert step.details[-1].startswith("and 2 more reasons") == cut
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, []),
+        ({"rank": "auto", "min_clients": 3, "fail_on": "never", "limit": {}}, []),
+        ({"rank": 8, "strict": True}, ["--rank", "8", "--strict"]),
+        ({"trust": ["a b", "c"], "min_clients": 2}, ["--trust", "a b", "--trust", "c"]),
+        ({"limit": {"file": 5}, "previous": "p"}, ["--limit", "file=5", "--previous", "p"]),
+        ({"weights": "(in memory)", "unknown": 1}, []),
+    ],
+)
+def test_options_are_typed_again(options: Mapping[str, Any], words: list[str]) -> None:
+    report = replace(fake_report(), options={"clients": "my clients", **options})
+    assert shlex.split(again(report, "merge", "o")) == [
+        "clair", "merge", "my clients", "-o", "o", *words
+    ]  # fmt: skip
+
+
+def test_no_command_where_something_cant_be_typed() -> None:
+    report = fake_report()
+    assert again(replace(report, options={"clients": "(in memory)"}), "merge") == ""
+    assert again(replace(report, options={}), "merge") == ""
+    for name in ("a\nb", "a\x1b[2J", "\u202ex", "\udcff", ""):
+        assert command_line("clair", name) == ""
+    hostile = renamed(report, {"amber": "x\n", "mallory": "$(rm -rf ~)"})
+    steps = next_steps(hostile, report_path="r.json")
+    assert command_to_copy(steps) == "clair explain '$(rm -rf ~)' --report r.json"
+
+
+@pytest.mark.parametrize("width", [1, 20, 30, 31, 80])
+def test_a_folded_command_is_the_same_to_a_shell(width: int) -> None:
+    command = command_line("clair", "explain", "north  'ward'", "--report", "a b.json")
+    lines = folded(command, width)
+    assert shlex.split("\n".join(lines).replace("\\\n", " ")) == shlex.split(command)
+    assert all(len(line) <= max(width, 34) for line in lines)
+    assert len(folded("clair explain north-ward --report", 33)) == 2
+    assert len(folded("clair explain north-ward --report", 35)) == 1
+
+
+def test_where_the_judges_agree_nothing_is_doubted() -> None:
+    assert doubts(fake_report()) == []
+    assert doubts(undetermined()) == []
+
+
+def with_decomposition(kept: tuple[str, ...], left_out: tuple[str, ...]) -> Report:
+    report = fake_report()
+    assert report.cohort.decomposition is not None
+    changed = replace(report.cohort.decomposition, kept=kept, left_out=left_out, agrees=False)
+    return replace(report, cohort=replace(report.cohort, decomposition=changed))
+
+
+def test_where_the_two_judges_disagree_is_said() -> None:
+    (said,) = doubts(with_decomposition(("amber", "bob"), ("zoe", "carol")))
+    assert "which decides nothing, keeps amber and leaves out carol;" in said
+    assert doubts(with_decomposition(("bob",), ("zoe", "amber"))) == []
+
+
+def test_a_size_alone_is_no_contradiction() -> None:
+    report = with_decomposition(("mallory",), ())
+    (mallory,) = (c for c in report.clients if c.name == "mallory")
+    large = replace(mallory, reasons=(Reason("norm", "t"),))
+    others = tuple(c for c in report.clients if c.name != "mallory")
+    assert len(doubts(report)) == 1
+    assert doubts(replace(report, clients=(*others, large))) == []
+
+
+def test_who_is_alone_and_yet_benign_is_named() -> None:
+    report = fake_report()
+    groups = (*report.cohort.groups, Group(("bob",), None, "loner"))
+    (said,) = doubts(replace(report, cohort=replace(report.cohort, groups=groups)))
+    assert said.startswith("bob is alone in the groups and yet benign: ")
+    assert said.endswith(" has 98 % of what two of the others share")
