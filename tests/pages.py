@@ -24,7 +24,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
-COMMANDS = ("merge", "inspect", "refine", "verify", "convert")
+COMMANDS = ("merge", "inspect", "explain", "refine", "verify", "convert")
 
 
 def run_clair(*arguments: str) -> typer.testing.Result:
@@ -50,18 +50,30 @@ def exit_code_block() -> str:
 
 
 def sample_block() -> str:
+    result, _ = _sample_run()
+    # a slow machine has lines of progress, one every ten seconds
+    text = re.sub(r"^progress: .*\n", "", result.stderr, flags=re.MULTILINE)
+    return f"```text\n{text.strip()}\n```\n"
+
+
+def explain_block() -> str:
+    _, explained = _sample_run()
+    return f"```text\n{explained.stdout.strip()}\n```\n"
+
+
+def _sample_run() -> tuple[typer.testing.Result, typer.testing.Result]:
+    """A merge of the sample round, and one of its clients explained."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as work:
         os.chdir(work)
         try:
-            result = run_clair("merge", str(SAMPLES / "clients"), "-o", "merged.safetensors")
-            assert Path("merged.report.json").exists()
+            os.symlink(SAMPLES / "clients", "clients")
+            merged = run_clair("merge", "clients", "-o", "merged.safetensors")
+            explained = run_clair("explain", "birch", "--report", "merged.report.json")
         finally:
             os.chdir(before)
-    assert result.exit_code == 0
-    # a slow machine has lines of progress, one every ten seconds
-    text = re.sub(r"^progress: .*\n", "", result.stderr, flags=re.MULTILINE)
-    return f"```text\n{text.strip()}\n```\n"
+    assert (merged.exit_code, explained.exit_code) == (0, 0)
+    return merged, explained
 
 
 def results_block() -> str:
@@ -76,7 +88,12 @@ def generated(name: str) -> str:
     """A block as the program prints it now."""
     if name.startswith("help "):
         return help_block(name.removeprefix("help "))
-    return {"exit codes": exit_code_block, "sample": sample_block, "results": results_block}[name]()
+    return {
+        "exit codes": exit_code_block,
+        "explain": explain_block,
+        "results": results_block,
+        "sample": sample_block,
+    }[name]()
 
 
 BLOCK = re.compile(r"(<!-- ([a-z ]+): begin -->\n)(.*?)(<!-- \2: end -->)", re.DOTALL)

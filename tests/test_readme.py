@@ -21,6 +21,7 @@ def test_the_generated_blocks_are_where_people_look() -> None:
         ("README.md", "sample"),
         ("README.md", "results"),
         ("docs/how-it-writes.md", "exit codes"),
+        ("docs/reading-the-report.md", "explain"),
         *(("docs/commands.md", f"help {command}") for command in COMMANDS),
     }
 

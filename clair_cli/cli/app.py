@@ -25,6 +25,7 @@ from clair_cli.cli.exits import (
     show_warning,
     stoppable,
 )
+from clair_cli.cli.explain import explain
 from clair_cli.cli.help import GroupedCommand, OurGroup
 from clair_cli.cli.paths import check_exists, check_inputs, check_not_stdout, paths_read
 from clair_cli.cli.progress import watched
@@ -252,6 +253,9 @@ def verify(
         shown = lines[-1:] if quiet else lines
         write_out("".join(f"{printable(line)}\n" for line in shown))
         raise typer.Exit(result.exit_code)
+
+
+app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(explain)
 
 
 def _show_result(result: MergeResult | RefineResult, output: Path, *, quiet: bool) -> NoReturn:

@@ -78,18 +78,18 @@ def render(report: Report, view: View = View(), *, report_path: str = "") -> str
         return "\n".join([*above_, "", *todo, "", last]) + "\n"
     from rich.text import Text
 
-    console = _console(max(view.width, _LEAST), view.colour)
-    _write_lines(console, above(report))
+    console = console_of(max(view.width, _LEAST), view.colour)
+    write_lines(console, above(report))
     shown, n_hidden = _worth_a_row(report)
-    _write_lines(console, [""])
+    write_lines(console, [""])
     if view.width < NARROWEST:
         _write_blocks(console, report, shown)
     else:
         console.print(_rich_table(report, shown, view))
-    _write_lines(console, [f"... and {n_hidden} more benign"] if n_hidden else [])
-    _write_lines(console, [*_block(below(report)), "", *todo])
-    _write_lines(console, ["$ " + "\n".join(folded(command, console.width - 2))] if command else [])
-    _write_lines(console, [""])
+    write_lines(console, [f"... and {n_hidden} more benign"] if n_hidden else [])
+    write_lines(console, [*_block(below(report)), "", *todo])
+    write_lines(console, ["$ " + "\n".join(folded(command, console.width - 2))] if command else [])
+    write_lines(console, [""])
     style = "bold red" if report.with_verdict("contaminated") else "bold"
     console.print(Text(last, style=style, overflow="fold"))
     lines = [line.rstrip() for line in console.file.getvalue().split("\n")]  # type: ignore[attr-defined]
@@ -201,7 +201,7 @@ def _write_blocks(console: Console, report: Report, shown: list[ClientReport]) -
             console.print(Padding(Text(reason, overflow="fold"), (0, 0, 0, _GAP)))
 
 
-def _console(width: int, colour: bool) -> Console:
+def console_of(width: int, colour: bool) -> Console:
     from rich.console import Console
 
     return Console(
@@ -217,7 +217,7 @@ def _console(width: int, colour: bool) -> Console:
     )
 
 
-def _write_lines(console: Console, lines: list[str]) -> None:
+def write_lines(console: Console, lines: list[str]) -> None:
     """Each line, wrapped behind its own indent."""
     from rich.padding import Padding
     from rich.text import Text

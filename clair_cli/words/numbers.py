@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+LINE = 0.45  # of what two of the others share; who clearly has less is unlike them
 LEAST_P = 0.001  # no probability is stated below it
 _NEARLY_NONE = 0.25  # of what two of the others share, from which on it is "little"
 

@@ -16,7 +16,6 @@ from clair_cli.words.clients import company, largest_module
 from clair_cli.words.outcomes import OUTCOMES
 
 MANY = 3  # clients rejected for one reason, which is shown once
-_LINE = 0.45  # of what two of the others share; who has less is unlike them
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,7 @@ def _values(client: ClientReport, reason: Reason, report: Report) -> dict[str, s
             scores.measures.get("effective_rank_ratio"), "as many directions as the median client"
         ),
         "agrees": ""
-        if loading is None or loading < _LINE
+        if loading is None or loading < numbers.LINE
         else f"otherwise like the others: {numbers.share_of_two(loading)}",
         "modules": shown,
         "counts": text.partition(": ")[2],

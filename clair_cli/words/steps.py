@@ -192,6 +192,25 @@ def _benign(report: Report, _report_path: str = "") -> Step:
                 again(report, "merge", "merged.safetensors"))  # fmt: skip
 
 
+def step_for(client: ClientReport, report: Report) -> Step:
+    """What to do about one client, when its reasons are known; the command acts on the answer."""
+    about = client.verdict
+    if about == "rejected":
+        return Step(about, "When that is mended:", (), _remedied(report, [client]))
+    if about == "suspicious":
+        command = _same_again(report, {"exclude": [client.name]})
+        return Step(about, "If what you hear does not convince you, leave it out:", (), command)
+    if about == "minority":
+        command = _same_again(report, {"minority": "exclude"})
+        return Step(about, "If it is no honest data of another kind, leave the minority out"
+                    " (else --minority merge):", (), command)  # fmt: skip
+    if about == "benign":
+        return Step(about, "Nothing has to be done.")
+    if about == "undetermined":
+        return next_steps(report)[0]
+    return Step(about, "When it has sent another adapter, judge again:", (), _same_again(report))
+
+
 _STEPS = {
     "round": _whole_round,
     "contaminated": _contaminated,

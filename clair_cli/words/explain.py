@@ -1,0 +1,162 @@
+"""One client in full: sections of sentences, rendered from the report alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clair_cli.report.model import ClientReport, Report
+from clair_cli.text import printable
+from clair_cli.words.clients import names
+from clair_cli.words.doubts import LIKENESS, alone_words, is_alone
+from clair_cli.words.influence import Likeness, likenesses, pull
+from clair_cli.words.numbers import give_or_take, odds, percent, probability, times
+from clair_cli.words.outcomes import outcome_code
+from clair_cli.words.reasons import explain_client
+from clair_cli.words.steps import Step, step_for
+from clair_cli.words.sure import sure_words
+
+RESEMBLES = "whom it resembles"
+_NEAREST = 3  # clients that are named on either end
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and sentences under it, safe to print."""
+
+    heading: str
+    lines: tuple[str, ...]
+
+
+def headline(client: ClientReport) -> str:
+    """The verdict and what became of the client, in a line."""
+    weight = f"{percent(client.weight)} of the merge" if client.weight > 0 else "not in the merge"
+    trusted = ", trusted" if client.trusted else ""
+    return f"{printable(client.name)}: {client.verdict}{trusted}, {weight}"
+
+
+def sections(client: ClientReport, report: Report) -> tuple[Section, ...]:
+    """Why, how sure, whom it resembles and what it does to the merge; empty ones are left out."""
+    found = (
+        Section("why", _why(client, report)),
+        Section("how sure", _how_sure(client)),
+        Section("what the second opinion says", _second_opinion(client, report)),
+        Section(RESEMBLES, _resembles(client, report)),
+        Section("what it does to the merge", _to_the_merge(client, report)),
+    )
+    return tuple(section for section in found if section.lines)
+
+
+def to_do(client: ClientReport, report: Report) -> Step:
+    """What to do about the client, and a command."""
+    return step_for(client, report)
+
+
+def _why(client: ClientReport, report: Report) -> tuple[str, ...]:
+    lines = [f"{_capital(said.line)}" for said in explain_client(client, report)]
+    if outcome_code(report):
+        lines.append(f"The round: {printable(report.cohort.outcome_text).rstrip('.')}.")
+    if not lines and client.verdict == "benign":
+        share = give_or_take(client.scores.loading, client.scores.loading_se)
+        size = times(client.scores.measures.get("norm_ratio"), "the median client's size")
+        numbers = "; ".join(filter(None, (share, size)))
+        lines.append("It learnt what the others learnt" + (f" ({numbers})." if numbers else "."))
+    return tuple(lines)
+
+
+def _how_sure(client: ClientReport) -> tuple[str, ...]:
+    said = sure_words(client)
+    if not said:
+        return ()
+    lines = [f"{_capital(said)}."]
+    codes = {reason.code for reason in client.reasons}
+    if client.verdict == "benign" and odds(client.p_honest):
+        lines.append(f"{_capital(odds(client.p_honest))}.")
+    elif codes & LIKENESS and client.p_honest is not None:
+        lines.append("How many honest clients look like this is not how likely this one is honest.")
+    if client.power is not None:
+        lines.append(
+            "Had it shared nothing with the others, that would have been noticed "
+            f"{probability(client.power)}."
+        )
+    return tuple(lines)
+
+
+def _second_opinion(client: ClientReport, report: Report) -> tuple[str, ...]:
+    lines = []
+    found = report.cohort.decomposition
+    codes = {reason.code for reason in client.reasons}
+    if found is not None and found.converged and client.name in found.kept:
+        against = client.verdict == "contaminated"
+        why = (
+            " The two judges disagree." if against and LIKENESS & codes
+            else " It does not look at what the reasons above are about." if against
+            else ""
+        )  # fmt: skip
+        lines.append(f"The decomposition, which decides nothing, keeps the client.{why}")
+    elif found is not None and found.converged and client.name in found.left_out:
+        against = client.verdict == "benign"
+        why = " The two judges disagree." if against else ""
+        lines.append(f"The decomposition, which decides nothing, leaves the client out.{why}")
+    if client.verdict == "benign" and is_alone(client, report):
+        lines.append(f"It {alone_words(client)}.")
+    return tuple(lines)
+
+
+def _resembles(client: ClientReport, report: Report) -> tuple[str, ...]:
+    found = likenesses(client, report)
+    lines = []
+    for group in report.cohort.groups:
+        if client.name in group.members and len(group.members) > 1:
+            others = names(tuple(n for n in group.members if n != client.name))
+            lines.append(_IN_GROUP.get(group.role, "In a group with {}.").format(others))
+    if is_alone(client, report):
+        lines.append("In no group.")
+    if len(found) <= 2 * _NEAREST:
+        lines += [_likeness(one) for one in found]
+    else:
+        lines += [_likeness(one) for one in found[:_NEAREST]]
+        lines.append(f"and {len(found) - 2 * _NEAREST:,} more in between")
+        lines += [_likeness(one) for one in found[-_NEAREST:]]
+    return tuple(lines)
+
+
+_IN_GROUP = {
+    "collaborative": "In the cohort's group, with {}.",
+    "other": "In a group of its own, with {}.",
+    "minority": "In a minority, with {}.",
+}
+
+
+def _likeness(one: Likeness) -> str:
+    width = "" if one.width is None or percent(one.width) == "0 %" else percent(one.width)
+    give = f", give or take {width}" if width else ""
+    return (
+        f"  {printable(one.other.name)} ({one.other.verdict}): {percent(one.share)} of what is"
+        f" usual between two{give}"
+    )
+
+
+def _to_the_merge(client: ClientReport, report: Report) -> tuple[str, ...]:
+    found = pull(client, report)
+    if found is None:
+        return ()
+    if client.verdict == "minority" and found.merged and found.moved is None:
+        said = "The part of it that it shares with the others is merged, with a weight of"
+        return (f"{said} {percent(found.weight)}.",)
+    if found.merged:
+        line = f"It has {percent(found.weight)} of the weight."
+        if found.moved is not None:
+            line += f" Without it the merged adapter would differ by about {percent(found.moved)}."
+        return (line,)
+    if client.verdict == "duplicate":
+        return ("Nothing: the client whose update it equals has the vote.",)
+    if found.moved is None:
+        return ("It is left out.",)
+    return (
+        f"It is left out. With an equal share ({percent(found.weight)}) it would have moved the"
+        f" merged adapter by about {percent(found.moved)} of its size.",
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,169 @@
+"""One client in full: its layers, whom it resembles, what it does to the merge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import clair_cli
+from clair_cli.report.model import ClientReport, ModuleReport, ModuleScores, Reason, Report
+from clair_cli.words.explain import headline, sections
+from clair_cli.words.influence import likenesses, pull
+from clair_cli.words.layers import layers
+from tests import cohorts
+from tests.fake_report import BENIGN, all_benign, fake_report, undetermined
+
+REPORT = fake_report()
+
+
+def client(name: str, report: Report = REPORT) -> ClientReport:
+    (found,) = (c for c in report.clients if c.name == name)
+    return found
+
+
+def lines(name: str, heading: str, report: Report = REPORT) -> tuple[str, ...]:
+    (found,) = (s for s in sections(client(name, report), report) if s.heading == heading)
+    return found.lines
+
+
+def with_modules(modules: Mapping[str, tuple[float | None, float]], rank: int = 8) -> Report:
+    """The fake report whose clients have these modules: similarity of amber, and of the others."""
+    scores = {
+        m: ModuleScores(2.0 if own is None else 1.0, own, 0.01, rank, 1.0)
+        for m, (own, _) in modules.items()
+    }
+    clients = tuple(replace(c, modules=scores) for c in REPORT.clients)
+    reports = tuple(
+        ModuleReport(m, (4, 4), 11, (), inside, 0.0) for m, (_, inside) in modules.items()
+    )
+    return replace(REPORT, clients=clients, modules=reports)
+
+
+def test_modules_are_gathered_by_their_layer_in_the_models_order() -> None:
+    report = with_modules(
+        {
+            "m.layers.10.q": (0.1, 0.4),
+            "m.layers.2.q": (0.2, 0.4),
+            "m.layers.2.v": (0.4, 0.4),
+            "head": (0.4, 0.4),
+        }
+    )
+    found = layers(client("amber", report), report)
+    assert [(one.name, one.n_modules) for one in found] == [
+        ("head", 1), ("m.layers.2", 2), ("m.layers.10", 1)
+    ]  # fmt: skip
+    assert [one.share for one in found] == pytest.approx([1.0, 0.75, 0.25])
+
+
+@pytest.mark.parametrize(("own", "unsure"), [(0.0199, True), (0.0201, False), (-0.0201, False)])
+def test_what_may_be_chance_is_said(own: float, unsure: bool) -> None:
+    report = with_modules({"m.0.q": (own, 0.4)})
+    (found,) = layers(client("amber", report), report)
+    assert found.unsure == unsure
+
+
+def test_what_is_not_known_is_none() -> None:
+    report = with_modules({"m.0.q": (None, 0.4), "m.1.q": (0.1, 0.0)})
+    assert [one.share for one in layers(client("amber", report), report)] == [None, None]
+    assert layers(client("rita"), REPORT) == ()
+    report = with_modules({"m.0.q": (0.1, 0.4)}, rank=0)
+    assert layers(client("amber", report), report) == ()
+
+
+def test_whom_a_client_resembles() -> None:
+    names = REPORT.cohort.names
+    table = [list(row) for row in REPORT.cohort.similarity]
+    table[0][names.index("bob")] = 0.62
+    table[0][names.index("carol")] = None
+    cohort = replace(REPORT.cohort, similarity=tuple(map(tuple, table)))
+    found = likenesses(client("amber"), replace(REPORT, cohort=cohort))
+    assert names[0] == "amber"
+    assert [one.other.name for one in found[:2]] == ["bob", "dave"]
+    assert found[0].share == pytest.approx(0.62 / 0.31)
+    assert "carol" not in {one.other.name for one in found}
+    assert likenesses(client("rita"), REPORT) == ()
+    assert likenesses(undetermined().clients[0], undetermined()) == ()
+
+
+def test_a_long_list_shows_both_ends() -> None:
+    shown = lines("amber", "whom it resembles")
+    assert shown[0] == "In no group."
+    assert shown[4] == "and 4 more in between"
+    assert len(shown) == 8
+
+
+def dense_mean(clients: cohorts.Clients, weights: Mapping[str, float]) -> cohorts.Deltas:
+    return cohorts.mean([clients[n].deltas() for n in weights], list(weights.values()))
+
+
+def test_what_a_client_does_to_the_merge_is_about_right(tmp_path: Path) -> None:
+    """Against dense means: of a merged client, and of one left out with an equal share."""
+    clients = dict(cohorts.honest(7))
+    clients["bad"] = cohorts.unrelated()
+    folder = cohorts.save(tmp_path / "clients", clients)
+    report = clair_cli.merge(folder, tmp_path / "out.safetensors", rank="full").report
+    assert report.with_verdict("contaminated") == (client("bad", report),)
+    weights = {c.name: c.weight for c in report.clients if c.weight > 0}
+    made = dense_mean(clients, weights)
+    for name in clients:
+        found = pull(client(name, report), report)
+        assert found is not None and found.moved is not None
+        assert found.merged == (name != "bad")
+        others = {n: 1.0 for n in weights if n != name}
+        if name == "bad":
+            others["bad"] = 1.0
+            assert found.weight == 1 / 8
+        wanted = cohorts.relative(dense_mean(clients, others), made)
+        assert found.moved == pytest.approx(wanted, rel=0.1)
+
+
+@pytest.mark.parametrize("option", ["previous", "initial"])
+def test_nothing_is_said_of_a_merge_on_top_of_another(option: str) -> None:
+    assert pull(client("bob"), REPORT) is not None
+    moved = pull(client("bob"), replace(REPORT, options={option: "p"}))
+    assert moved is not None and moved.moved is None
+    assert pull(client("bob"), fake_report(command="inspect")) is None
+    assert pull(client("rita"), REPORT) is None
+
+
+def test_the_first_line_says_what_became_of_it() -> None:
+    assert headline(client("amber")) == "amber: contaminated, not in the merge"
+    assert headline(client("bob")) == "bob: benign, 15 % of the merge"
+
+
+def test_a_benign_client_is_explained_too() -> None:
+    assert lines("bob", "why") == (
+        "It learnt what the others learnt (98 % of what two of the others share, give or take 10 %;"
+        " 1.0 times the median client's size).",
+    )
+
+
+def test_where_a_verdict_is_contradicted_it_is_said() -> None:
+    decomposition = REPORT.cohort.decomposition
+    assert decomposition is not None
+    heading = "what the second opinion says"
+    assert "disagree" not in lines("amber", heading)[0]
+    other = replace(decomposition, kept=("amber", "oscar"), left_out=("bob",), agrees=False)
+    report = replace(REPORT, cohort=replace(REPORT.cohort, decomposition=other))
+    assert lines("amber", heading, report)[0].endswith("keeps the client. The two judges disagree.")
+    assert lines("bob", heading, report)[0].endswith("out. The two judges disagree.")
+    large = replace(client("amber"), reasons=(Reason("norm", "t"),))
+    (section,) = (s for s in sections(large, report) if s.heading == heading)
+    assert "does not look at what the reasons above are about" in section.lines[0]
+
+
+def test_a_client_that_was_not_judged_has_the_rounds_reason() -> None:
+    said = lines("client-00", "why", undetermined())
+    assert said[-1] == "The round: 2 clients: can't tell which of them is wrong."
+    headings = {s.heading for s in sections(undetermined().clients[0], undetermined())}
+    assert "how sure" not in headings
+
+
+def test_everybody_has_a_reason() -> None:
+    for report in (REPORT, all_benign(), undetermined(), fake_report(command="refine")):
+        for one in report.clients:
+            assert sections(one, report)[0].heading == "why", one.name
+    assert BENIGN
