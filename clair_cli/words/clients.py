@@ -24,10 +24,15 @@ def names(given: list[str] | tuple[str, ...], limit: int = MAX_NAMES) -> str:
 
 def company(client: ClientReport, report: Report) -> str:
     """Names of the others in the client's own group or minority; "" if there is none."""
+    return names(tuple(n for n in own_group(client, report) if n != client.name))
+
+
+def own_group(client: ClientReport, report: Report) -> tuple[str, ...]:
+    """Members of the client's own group or minority, itself too; () if it is in none."""
     for group in report.cohort.groups:
         if group.role in ("other", "minority") and client.name in group.members:
-            return names(tuple(n for n in group.members if n != client.name))
-    return ""
+            return group.members
+    return ()
 
 
 def largest_module(client: ClientReport, report: Report) -> tuple[str, float | None]:

@@ -25,11 +25,11 @@ OUTCOMES: Mapping[str, Outcome] = {
     ),
     "too_few": Outcome(
         "there are too few clients to say who is unlike the others",
-        "Ask more clients for their adapters: three is the least, and more show more.",
+        "Ask more clients for their adapters: three is the least.",
     ),
     "too_few_left": Outcome(
         "too few clients agree with one another and have no other finding",
-        "Ask those with a finding for what their reasons say, or ask more clients.",
+        "Ask those with a finding for what their reasons say.",
     ),
     "nothing_shared": Outcome(
         "the clients have learnt nothing in common that could be told from chance",
@@ -38,29 +38,28 @@ OUTCOMES: Mapping[str, Outcome] = {
     ),
     "little_shared": Outcome(
         "the clients have so little in common that a bad one could pass unnoticed",
-        "Ask more clients, or ask them to train longer.",
+        "Often: few steps, or data that differ much. Ask for the number of steps and examples.",
     ),
     "same_start": Outcome(
         "all clients are nearly the same, as they are when all started from one adapter",
-        "Find the adapter that they started from, often the last merged one, and give it with"
-        " --previous.",
+        "Ask the clients what they started from: often it is the last merged adapter.",
     ),
     "previous_cancels": Outcome(
-        "what the clients added to the adapter given with --previous cancels out",
-        "Often: it is these clients' own merge. Give the adapter that they started from.",
+        "what the clients added to the adapter that they are said to start from cancels out",
+        "Often: it is these clients' own merge. Ask the clients what they started from.",
     ),
     "previous_absent": Outcome(
-        "the clients have little of the adapter given with --previous in them",
+        "the clients have little of the adapter in them that they are said to start from",
         "Often: it is another round's. Ask the clients what they started from.",
     ),
     "heads_unrelated": Outcome(
         "what the clients trained beside the LoRA has nothing in common, so its mean would be none"
         " of them",
-        "Often: each client's head began at random. Let all start from one head in the next round.",
+        "Often: each client's head began at random.",
     ),
     "same_update": Outcome(
         "all clients sent the same update",
-        "Often: checkpoints or copies of one run. Ask each client for its own adapter.",
+        "Often: they are checkpoints or copies of one run. Ask each client for its own adapter.",
     ),
     "one_side": Outcome(
         "the clients are alike only as any training from one base model is",
@@ -68,23 +67,23 @@ OUTCOMES: Mapping[str, Outcome] = {
     ),
     "two_groups": Outcome(
         "the clients fall into two groups of similar size, and nothing says which one is right",
-        "Ask both groups for their data source and labels, or name a client that you trust.",
+        "Ask both groups for their data source and labels.",
     ),
     "trusted_alone": Outcome(
         "nobody is like the trusted client",
-        "Look at the trusted adapter first: ask for its data version and training settings.",
+        "Ask the trusted client for its data version and training settings.",
     ),
     "trusted_disagree": Outcome(
         "the trusted clients contradict one another",
-        "Find out which of them is wrong, and trust the others only.",
+        "Ask all of them for their data version and training settings.",
     ),
     "not_converged": Outcome(
         "the second opinion did not come to a result",
-        "Please report this cohort to the authors of clair: it should not happen.",
+        "That should not happen.",
     ),
     "undetermined": Outcome(
         "the clients were not judged",
-        "What the round says about itself, above, has the cause.",
+        "The report's outcome says why.",
     ),
 }
 

@@ -17,6 +17,8 @@ from clair_cli.words.outcomes import OUTCOMES
 
 MANY = 3  # clients rejected for one reason, which is shown once
 
+_COSINE = "where 1 is the same direction, and 0 an unrelated one"
+
 
 @dataclass(frozen=True)
 class Sentences:
@@ -119,20 +121,20 @@ REASONS: Mapping[str, Template] = {
     ),
     "odd_module": Template(
         "as a whole it is like the others, but not in {modules}",
-        ("{share} as a whole",),
+        ("{share}, as a whole",),
         "Often: its data want something else there; sometimes a change hidden in a few modules. Ask"
         " whether these were trained otherwise.",
     ),
     "head_unlike": Template(
         "what it trained beside the LoRA (a head, biases, token rows) is unlike the others'",
-        ("{text}",),
+        ("{text}", _COSINE),
         "Often: a head that began elsewhere, or labels in another order. Ask for its label order,"
         " and what its head started from.",
         "its head is unlike the others'",
     ),
     "head_against": Template(
         "its head learnt something else than the others' heads did",
-        ("{text}",),
+        ("{text}", _COSINE),
         "Often: labels in another order, or wrong labels. Ask for its label order and label file.",
         "its head does not go along with the others'",
     ),
@@ -155,7 +157,7 @@ REASONS: Mapping[str, Template] = {
     ),
     "trusted": Template(
         "it would be left out, and is merged because --trust names it",
-        ("{text}",),
+        ("without that it is {without}",),
         "Its other reasons say what was found: make sure that it deserves the trust.",
     ),
     "near_copy": Template(
@@ -178,7 +180,7 @@ REASONS: Mapping[str, Template] = {
     ),
     "minority": Template(
         "besides what all share it has something in common with {company} that everyone else lacks",
-        ("{share}", "{chance}"),
+        ("{chance}", "{agrees}"),
         "It can be a backdoor or the same wrong labels, and as well honest data of another kind"
         " (other patients, another device). Ask each of them, separately, for its data source, and"
         " try the merged model on their data.",
@@ -253,6 +255,7 @@ def _values(client: ClientReport, reason: Reason, report: Report) -> dict[str, s
         if loading is None or loading < numbers.LINE
         else f"otherwise like the others: {numbers.share_of_two(loading)}",
         "modules": shown,
+        "without": text.partition("else ")[2],
         "counts": text.partition(": ")[2],
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from clair_cli.report.model import ClientReport, Report
 from clair_cli.text import printable
-from clair_cli.words.clients import company, names
+from clair_cli.words.clients import company, names, own_group
 from clair_cli.words.command import again, command_line
 from clair_cli.words.outcomes import OUTCOMES, outcome_code
 from clair_cli.words.reasons import explain_client, explain_reason
@@ -79,8 +79,8 @@ def _without_verdict(report: Report, code: str, report_path: str) -> str:
     """The command for a round that can't be judged: once more, with what was missing."""
     changes: Mapping[str, Mapping[str, Any]] = {
         "same_start": {"previous": "PREVIOUS.safetensors"},
-        "previous_cancels": {"previous": None},
-        "previous_absent": {"previous": None},
+        "previous_cancels": {"previous": None, "initial": None},
+        "previous_absent": {"previous": None, "initial": None},
         "heads_unrelated": {"heads": "drop"},
     }
     if code == "too_few_left":
@@ -98,7 +98,8 @@ def _same_again(report: Report, changes: Mapping[str, Any] | None = None) -> str
         return ""
     command = again(report, report.command, output, changes)
     made = report.merged is not None or report.refined is not None
-    return f"{command} --force" if command and made else command
+    there = made or (report.command == "inspect" and output)
+    return f"{command} --force" if command and there else command
 
 
 def _contaminated(report: Report, report_path: str) -> Step | None:
@@ -207,7 +208,12 @@ def step_for(client: ClientReport, report: Report) -> Step:
     if about == "benign":
         return Step(about, "Nothing has to be done.")
     if about == "undetermined":
-        return next_steps(report)[0]
+        remedy = printable(report.cohort.remedy).rstrip(".")
+        apart = () if outcome_code(report) != "two_groups" else own_group(client, report)
+        changes = {"exclude": list(apart)} if 0 < len(apart) <= MAX_DETAILS else None
+        text = "If it is its group that is wrong, leave that out:" if changes else ""
+        text = text or f"The round needs this: {remedy or 'see its other clients'}."
+        return Step(about, text, (), _same_again(report, changes))
     return Step(about, "When it has sent another adapter, judge again:", (), _same_again(report))
 
 

@@ -14,7 +14,7 @@ from clair_cli.words.command import again, command_line, folded
 from clair_cli.words.doubts import doubts
 from clair_cli.words.outcomes import OUTCOMES
 from clair_cli.words.reasons import MANY, short_reasons
-from clair_cli.words.steps import MAX_DETAILS, Step, command_to_copy, next_steps
+from clair_cli.words.steps import MAX_DETAILS, Step, command_to_copy, next_steps, step_for
 from tests.fake_report import all_benign, fake_report, renamed, undetermined
 
 TWO = "the folder holds two adapters: a, b, none called x; choose with --checkpoint last|best|N"
@@ -196,3 +196,52 @@ def test_who_is_alone_and_yet_benign_is_named() -> None:
     (said,) = doubts(replace(report, cohort=replace(report.cohort, groups=groups)))
     assert said.startswith("bob is alone in the groups and yet benign: ")
     assert said.endswith(" has 98 % of what two of the others share")
+
+
+def two_groups(own: int) -> Report:
+    """An undetermined round with a second group of so many."""
+    names = tuple(f"x{k}" for k in range(own))
+    report = undetermined()
+    clients = tuple(
+        replace(report.clients[0], name=name, reasons=(Reason("two_groups", "t"),))
+        for name in ("a", *names)
+    )
+    groups = (Group(("a",), 0.3, "collaborative"), Group(names, 0.3, "other"))
+    return replace(report, clients=clients, cohort=replace(report.cohort, groups=groups))
+
+
+def test_one_of_two_groups_is_looked_at_and_may_be_left_out() -> None:
+    report = two_groups(2)
+    (step,) = next_steps(report, report_path="r.json")
+    assert step.command == "clair explain x0 --report r.json"
+    first, second = (step_for(client, report) for client in report.clients[:2])
+    assert first.command == "clair merge clients -o merged.safetensors"
+    assert second.command == f"{first.command} --exclude x0 --exclude x1"
+    many = two_groups(MAX_DETAILS + 1)
+    assert "--exclude" not in step_for(many.clients[1], many).command
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        ("contaminated", ""),
+        ("duplicate", ""),
+        ("suspicious", " --exclude bob"),
+        ("minority", " --minority exclude"),
+        ("rejected", " --exclude bob"),
+    ],
+)
+def test_what_to_do_about_one_client(verdict: str, words: str) -> None:
+    report = replace(only(verdict, "norm"), merged=None)
+    step = step_for(report.clients[-1], report)
+    assert step.command == f"clair merge clients -o merged.safetensors{words}"
+    assert step_for(report.clients[0], report).command == ""
+
+
+def test_a_report_of_inspect_that_is_there_is_replaced() -> None:
+    report = replace(only("rejected", "rejected"), command="inspect", merged=None)
+    assert step_of(report, "rejected").command.endswith(" --exclude bob --force")
+    options = {**report.options, "output": None}
+    assert step_of(replace(report, options=options), "rejected").command == (
+        "clair inspect clients --fail-on never --exclude bob"
+    )
