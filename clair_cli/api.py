@@ -121,7 +121,7 @@ class InspectOptions(TypedDict, total=False):
     trust_adapter: PathLike | tuple[Mapping[str, Tensor], Any] | None
     device: Device
     threads: int | None
-    fail_on: FailOn
+    fail_on: FailOn | Sequence[FailOn]
     minority: Minority
     force: bool
     heads: Heads
@@ -215,8 +215,11 @@ def merge(
         device: "auto", "cpu" or "cuda".
         threads: how many modules are worked on at once, the same bytes for any number; one per
             core if None.
-        fail_on: "never", "warning", "suspicious" or "contaminated": exit code 3, and no adapter,
-            from this finding on.
+        fail_on: exit code 3, and no adapter, from this finding on: "never", "warning" (also on any
+            remark that is more than a note), "suspicious", "minority" or "contaminated"; a rejected
+            client trips each of the four. "rejected": on those only. 2 or "2", or "10%": when so
+            many clients, or such a share of all that were found, are contaminated or rejected.
+            Several may be given in a list: any of them trips.
         minority: of clients that share something which all others lack: "shared" merges what they
             share with the others too, "merge" all of them, "exclude" nothing.
         force: replace existing outputs.

@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 
 # Values of options. Older reports have some other spellings.
 Minority = Literal["shared", "merge", "exclude"]
-FailOn = Literal["never", "warning", "suspicious", "contaminated"]
+FailOn = str | int  # a word, such as "contaminated"; 2 or "2" clients; "10%" of them
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 TensorNames = Literal["auto", "peft", "diffusers", "kohya", "mlx"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -35,6 +35,12 @@ MODULES: tuple[Modules, ...] = get_args(Modules)
 
 _SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _DTYPES = [name for name in get_args(Dtype) if name not in _SHORT_DTYPES]
+
+_LEVELS = (
+    "warning, suspicious, minority, contaminated (a rejected client trips each of them); never;"
+    " rejected, on those only; or N, or N% of all clients, contaminated and rejected ones together."
+    " Repeatable."
+)
 
 # Which commands have an option
 _WRITING = ("merge", "refine")
@@ -112,12 +118,13 @@ class Settings:
         " where the data allow it.",
         JUDGING, ("refine",),
     )
-    fail_on: str = option(
-        one_of(get_args(FailOn)), "Exit 3, and write no adapter, from this finding on.",
+    fail_on: tuple[str, ...] = option(
+        kinds.FAIL_ON,
+        f"Exit 3, and write no adapter, from this finding on: {_LEVELS} Default: never.",
         JUDGING, _JUDGING, default="never",
         in_inspect=(
             "contaminated",
-            "Exit 3 from this finding on; a rejected client trips it too.",
+            f"Exit 3 from this finding on: {_LEVELS} Default: contaminated.",
         ),
     )
     strict: bool = option(
@@ -304,7 +311,10 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
     values = {}
     for name, declared in known.items():
         default, _ = declared.default_and_help(command)
-        values[name] = declared.value(name, given.get(name, default))
+        value = given.get(name, default)
+        if value is None and declared.kind.repeatable:  # the command line's word for: not given
+            value = default
+        values[name] = declared.value(name, value)
     if values["min_clients"] is None:
         values["min_clients"] = 2 if values["trust"] or values["trust_adapter"] is not None else 3
     settings = Settings(

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, str] = {
     # from clients to a result
     "workflow": "errors version text remark settings formats formats.safetensors adapters cohort"
     " maths.factors maths.evidence maths.judge maths.merge maths.refine report.results report.model"
-    " report output engine",
+    " report output engine option",
     "api": "errors settings cohort report.model engine workflow",
     "conversion": "errors remark settings formats cohort output engine workflow",
     "verification": "errors version text settings formats adapters cohort report.model report"

@@ -70,8 +70,13 @@ def _written(report: Report) -> str:
     if report.command == "inspect":
         return ""
     verb = "merged" if report.command == "merge" else "refined"
-    tripped = f" (--fail-on {report.options.get('fail_on')})" if report.exit_code == 3 else ""
+    tripped = f" (--fail-on {_fail_on(report)})" if report.exit_code == 3 else ""
     return f"nothing {verb}{tripped}"
+
+
+def _fail_on(report: Report) -> str:
+    levels = report.options.get("fail_on")
+    return ", ".join(map(str, levels)) if isinstance(levels, (list, tuple)) else str(levels)
 
 
 def above(report: Report) -> list[str]:

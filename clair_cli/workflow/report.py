@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from clair_cli.maths.merge.mean import plain_distance
+from clair_cli.option import FAIL_LEVELS, at_least
 from clair_cli.report.model import Report
 from clair_cli.report.results import MergedReport, RefinedClient, RefinedReport
 from clair_cli.settings import Settings
@@ -32,18 +33,28 @@ def exit_code(settings: Settings, judged: JudgedRound) -> int:
         return 4
     if judged.outcome == "undetermined" and not settings.allow_undetermined:
         return 5
-    return 3 if _trips(settings.fail_on, judged) else 0
+    return 3 if any(_trips(level, judged) for level in settings.fail_on) else 0
 
 
-def _trips(fail_on: str, judged: JudgedRound) -> bool:
-    """Whether something in the round is as bad as `--fail-on` says, or worse."""
-    if fail_on == "never":
+def _trips(level: str, judged: JudgedRound) -> bool:
+    """Whether something in the round is as bad as one `--fail-on` says, or worse."""
+    if level == "never":
         return False
-    tripping = {"contaminated", "rejected"}
-    if fail_on in ("warning", "suspicious"):
-        tripping |= {"minority", "suspicious"}
-    remarked = fail_on == "warning" and any(r.class_ != "note" for r in judged.warnings)
+    if level == "rejected":
+        return bool(judged.round.rejected)
+    if level not in FAIL_LEVELS:
+        return _trips_number(level, judged)
+    remarked = level == "warning" and any(r.class_ != "note" for r in judged.warnings)
+    tripping = {"rejected", *FAIL_LEVELS[FAIL_LEVELS.index(level) :]}
     return remarked or bool(judged.verdicts & tripping)
+
+
+def _trips_number(level: str, judged: JudgedRound) -> bool:
+    """The same of "N" or "N%" of all clients found, contaminated and rejected ones together."""
+    bad, judgement = len(judged.round.rejected), judged.judgement
+    if judgement is not None and judgement.outcome == "judged":
+        bad += sum(found.verdict == "contaminated" for found in judgement.verdicts)
+    return at_least(level, bad, len(judged.round.rejected) + len(judged.round.adapters))
 
 
 def make_report(

@@ -174,7 +174,9 @@ def test_a_misspelt_option(work: Path, row: int, args: tuple[str, ...], words: s
 
 
 @covers(90)
-@pytest.mark.parametrize("value", ["200%", "-1", "nan", "", "inf", "0", "rejected"])
+@pytest.mark.parametrize(
+    "value", ["200%", "100.1%", "-1", "nan", "", "inf", "0", "0%", "1.5", "%", "reject"]
+)
 def test_a_threshold_that_is_none(work: Path, row: int, value: str) -> None:
     cohorts.save(CLIENTS, GOOD)
     for command in (("merge", "clients", "-o", OUT), ("inspect", "clients")):

@@ -111,7 +111,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
         "heads": "average",
         "allow_undetermined": False,
         "device": "auto",
-        "fail_on": "never",
+        "fail_on": ("never",),
         "minority": "shared",
         "base_model": None,
         "force": False,
@@ -168,7 +168,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "trust_adapter": Path("mine"),
         "allow_undetermined": True,
         "device": "cpu",
-        "fail_on": "suspicious",
+        "fail_on": ("suspicious",),
         "minority": "merge",
         "heads": "drop",
         "base_model": "org/base",
@@ -223,7 +223,7 @@ def test_inspect_shows_a_table_on_stdout(clients: Path, calls: list[Settings]) -
     assert (result.exit_code, result.stderr) == (3, "")
     assert result.stdout.splitlines()[-1].startswith("3 of 12 clients contaminated: amber")
     assert (calls[0].clients, calls[0].output) == (Path("clients"), None)
-    assert calls[0].fail_on == "contaminated"
+    assert calls[0].fail_on == ("contaminated",)
 
 
 def test_inspect_json_is_one_document_and_nothing_else(
@@ -499,7 +499,7 @@ def test_a_folder_that_is_not_there(clients: Path, calls: list[Settings]) -> Non
         (["clients", "-o", "out", "--assume-alpha", "inf"], "--assume-alpha"),
         (["clients", "-o", "out", "--assume-alpha", "-1"], "--assume-alpha"),
         (["clients", "-o", "out", "--min-clients", "0"], "--min-clients"),
-        (["clients", "-o", "out", "--fail-on", "rejected"], "--fail-on"),
+        (["clients", "-o", "out", "--fail-on", "benign"], "--fail-on"),
         (["clients", "-o", "out", "--dtype", "int8"], "--dtype"),
         (["clients", "-o", "out", "--rnak", "8"], "--rank"),
         (["clients", "-o", "out", "--limit", "clients"], "--limit"),

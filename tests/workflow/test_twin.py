@@ -94,7 +94,7 @@ def test_codes_are_returned_and_never_exited_with() -> None:
         {"min_clients": 0},
         {"dtype": "int8"},
         {"device": "tpu"},
-        {"fail_on": "rejected"},
+        {"fail_on": "benign"},
         {"modules": "some"},
         {"exclude": ["nobody"]},
         {"weights": {"c0": 1.0}},
