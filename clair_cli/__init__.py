@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clair_cli.conversion import ConvertResult, convert
     from clair_cli.errors import ClairError, InputRefused, OutputError, RejectedClient, UsageError
     from clair_cli.remark import Remark
+    from clair_cli.report.load import load_report
     from clair_cli.report.model import ClientReport, CohortReport, Reason, Report
     from clair_cli.report.results import MergedReport
     from clair_cli.verification.verify import VerifyResult, verify
@@ -44,6 +45,7 @@ __all__ = [
     "__version__",
     "convert",
     "inspect",
+    "load_report",
     "merge",
     "refine",
     "verify",
@@ -69,6 +71,7 @@ _HOME = {
     "refine": "api",
     "convert": "conversion",
     "ConvertResult": "conversion",
+    "load_report": "report.load",
     "verify": "verification.verify",
     "VerifyResult": "verification.verify",
 }

@@ -130,12 +130,12 @@ class InspectOptions(TypedDict, total=False):
     limit: Mapping[str, int | str] | Sequence[str]
     strict: bool
     progress: Progress | None
+    report: PathLike | Sequence[PathLike] | Mapping[str, PathLike] | None
 
 
 class MergeOptions(InspectOptions, total=False):
     """The options of `merge`, which has what each means."""
 
-    report: PathLike | None
     rank: int | Literal["auto", "same", "full"]
     error_target: float
     keep_alpha: bool
@@ -184,7 +184,9 @@ def merge(
         output: `NAME.safetensors`, a folder to be, an open binary file that gets the adapter
             as one safetensors file (the report then goes only where `report` says), or None to
             write nothing.
-        report: where the JSON report goes besides its usual place.
+        report: where the report goes besides its usual place: a path for JSON, or a mapping such as
+            {"json": path, "markdown": path} with "html", "sarif", "junit" or "codequality", or a
+            list of texts such as "markdown=PATH".
         rank: "auto" (smallest serving rank within `error_target`), "same" (the clients' most
             common one), "full" (exact) or a number.
         error_target: relative error that "auto" accepts, 0 to 1.

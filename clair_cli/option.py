@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -211,41 +210,6 @@ def hashes_of(names: Sequence[str]) -> dict[str, str | None]:
     return found
 
 
-FAIL_LEVELS = ("warning", "suspicious", "minority", "contaminated")
-"""From strict to mild: each trips on what it names and on what stands behind it."""
-_FAIL_WORDS = ("never", *FAIL_LEVELS, "rejected")
-
-
-def _fail_on(given: Any) -> tuple[str, ...]:
-    several = list(given) if isinstance(given, (list, tuple)) else [given]
-    return tuple(_fail_level(one) for one in several) or ("never",)
-
-
-def _fail_level(given: Any) -> str:
-    """A word, a number of clients of at least 1, or a percentage above 0 and at most 100."""
-    if isinstance(given, int) and not isinstance(given, bool):
-        given = str(given)
-    if not isinstance(given, str):
-        raise ValueError
-    if given in _FAIL_WORDS or re.fullmatch("0*[1-9][0-9]{0,8}", given, re.ASCII):
-        return given
-    share = re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?%", given, re.ASCII)
-    if share is not None and 0 < Fraction(given[:-1]) <= 100:
-        return given
-    raise ValueError
-
-
-def at_least(level: str, bad: int, clients: int) -> bool:
-    """Whether `bad` of so many clients are as many as a level "N" or "N%" says, or more.
-
-    >>> at_least("2", 2, 9), at_least("25%", 2, 8), at_least("25%", 2, 9)
-    (True, True, False)
-    """
-    if level.endswith("%"):
-        return bad > 0 and bad * 100 >= Fraction(level[:-1]) * clients
-    return bad >= int(level)
-
-
 def _limits(given: Any) -> Limits:
     return given if isinstance(given, Limits) else parse_limits(given or ())
 
@@ -303,12 +267,4 @@ ALPHA = Kind(
 )
 NAMES = Kind("names of clients", _names, "NAME", repeatable=True, record=sorted)
 TRUSTED = Kind("names of clients", _trusted, "NAME[=sha256:HASH]", repeatable=True, record=sorted)
-FAIL_ON = Kind(
-    f"one of {', '.join(map(repr, _FAIL_WORDS))}, a number of clients such as 2, or a share of them"
-    " such as 10%",
-    _fail_on,
-    "LEVEL|N|N%",
-    repeatable=True,
-    record=lambda levels: levels[0] if len(levels) == 1 else sorted(set(levels)),
-)
 LIMITS = Kind("NAME=VALUE", _limits, "NAME=VALUE", repeatable=True, record=changed_limits)

@@ -17,6 +17,7 @@ from clair_cli.errors import UsageError
 from clair_cli.formats.filenames import is_one_file
 from clair_cli.formats.limits import Limits
 from clair_cli.option import JUDGING, OUTPUT, READING, RUNNING, Option, one_of, option, whole
+from clair_cli.pipeline_options import FAIL_ON, REPORTS, ReportFile
 from clair_cli.text import quoted
 
 Progress = Callable[[str, int, int], None]
@@ -63,7 +64,7 @@ class Settings:
         output: where the result goes, or None for nowhere.
         stream: an open binary file that the merged adapter is written to instead, or None.
         progress: called as the run goes on.
-        report: where the JSON report goes, or None for its usual place.
+        report: where the report goes besides its usual place, one of each form at most.
         limit: the limits on the input, defaults filled in.
         threads: how many modules are worked on at once; None for as many as there are cores.
     """
@@ -75,9 +76,17 @@ class Settings:
     progress: Progress = no_progress
 
     # fmt: off
-    report: Path | None = option(
-        kinds.PATH, "Where the JSON report goes, if not beside the output.",
-        OUTPUT, _WRITING, recorded=False,
+    report: tuple[ReportFile, ...] = option(
+        REPORTS,
+        "Where the JSON report goes, if not beside the output; - for standard output. Or the report"
+        " in another form: html=PATH, markdown=PATH, sarif=PATH, junit=PATH, codequality=PATH."
+        " Repeatable.",
+        OUTPUT, _JUDGING, default=(), recorded=False,
+        in_inspect=(
+            (),
+            "The report in another form: html=PATH, markdown=PATH, sarif=PATH, junit=PATH,"
+            " codequality=PATH; or json=PATH, as -o. - for standard output. Repeatable.",
+        ),
     )
     rank: str | int = option(
         kinds.RANK,
@@ -119,7 +128,7 @@ class Settings:
         JUDGING, ("refine",),
     )
     fail_on: tuple[str, ...] = option(
-        kinds.FAIL_ON,
+        FAIL_ON,
         f"Exit 3, and write no adapter, from this finding on: {_LEVELS} Default: never.",
         JUDGING, _JUDGING, default="never",
         in_inspect=(
@@ -237,6 +246,11 @@ class Settings:
     def trusted(self) -> dict[str, str | None]:
         """Names of the trusted clients, as given, to the SHA-256 that each is bound to, or None."""
         return kinds.hashes_of(self.trust)
+
+    @property
+    def json_report(self) -> Path | None:
+        """Where the JSON report goes, or None for its usual place."""
+        return next((one.path for one in self.report if one.format == "json"), None)
 
     @property
     def in_memory(self) -> bool:

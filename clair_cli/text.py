@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+_AT_START = re.compile(r"(?<!\S)::")
 _LOG_COMMAND = re.compile(r"#(#(?:vso)?\[)", re.IGNORECASE)
 
 
@@ -15,11 +16,11 @@ def printable(text: str) -> str:
 
     Escaped are control characters (ESC, newline, tab), format and bidi characters, line and
     paragraph separators, unassigned and private characters, and lone surrogates. A surrogate
-    that stands for an undecodable byte becomes that byte. Leading `::` would be a command in
-    the log of GitHub Actions, so its first colon is escaped too, and so is the first `#` of `##[`
-    and `##vso[`, which it and Azure Pipelines obey anywhere in a line. Everything else,
-    backslashes included, stays as it is. Every writer of words to a terminal passes names
-    through here.
+    that stands for an undecodable byte becomes that byte. `::` at the start of a line would be a
+    command in the log of GitHub Actions, so where a word begins with it, which may begin a line of
+    a narrow terminal, its first colon is escaped too, and so is the first `#` of `##[` and
+    `##vso[`, which it and Azure Pipelines obey anywhere in a line. Everything else, backslashes
+    included, stays as it is. Every writer of words to a terminal passes names through here.
 
     >>> print(printable("a\x1b[31mb\n\u202ec\udcff"))
     a\x1b[31mb\x0a\u202ec\xff
@@ -29,8 +30,8 @@ def printable(text: str) -> str:
     a \x23#vso[task.complete]
     """
     text = _LOG_COMMAND.sub(r"\\x23\1", text)
-    if text.lstrip().startswith("::"):
-        text = text.replace(":", "\\x3a", 1)
+    if "::" in text:
+        text = _AT_START.sub("\\\\x3a:", text)
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else _escaped(ord(char)) for char in text)

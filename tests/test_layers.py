@@ -28,13 +28,16 @@ MAY_IMPORT: dict[str, str] = {
     "formats.safetensors": "errors text formats",
     "adapters.names": "errors text remark formats",
     "option": "errors text formats",
-    "settings": "errors text formats option",
+    "pipeline_options": "errors text option",
+    "settings": "errors text formats option pipeline_options",
     "adapters": "errors text remark formats formats.safetensors adapters.names",
     "cohort": "errors text remark formats formats.safetensors adapters.names adapters settings",
     # what comes of it
     "report.results": "",
     "report.model": "remark report.results",
     "report": "errors version text remark formats report.results report.model",
+    "words": "text option settings report.results report.model",
+    "rendered": "errors version text remark settings report.results report.model report words",
     "output": "errors text formats formats.safetensors",
     # where work runs
     "engine": "errors text settings formats formats.safetensors adapters cohort output"
@@ -42,16 +45,16 @@ MAY_IMPORT: dict[str, str] = {
     # from clients to a result
     "workflow": "errors version text remark settings formats formats.safetensors adapters cohort"
     " maths.factors maths.evidence maths.judge maths.merge maths.refine report.results report.model"
-    " report output engine option",
+    " report output engine pipeline_options rendered",
     "api": "errors settings cohort report.model engine workflow",
     "conversion": "errors remark settings formats cohort output engine workflow",
     "verification": "errors version text settings formats adapters cohort report.model report"
     " output engine workflow api",
-    "__init__": "errors version remark report.results report.model api conversion verification",
+    "__init__": "errors version remark report.results report.model report api conversion"
+    " verification",
     # what people see: imports no torch
-    "words": "text option settings report.results report.model",
     "cli": "__init__ errors version text option settings formats report.results report.model"
-    " words report output engine api conversion verification",
+    " pipeline_options words rendered report output engine api conversion verification",
     "__main__": "cli",
 }
 
@@ -60,6 +63,7 @@ IMPURE = {"os", "sys", "json", "pathlib", "io", "logging", "time", "random", "su
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 MAY_NOT_IMPORT_TORCH = {"__init__", "__main__", "cli", "errors", "option", "report", "settings"}
 MAY_NOT_IMPORT_TORCH |= {"text", "remark", "version", "words", "report.model", "report.results"}
+MAY_NOT_IMPORT_TORCH |= {"rendered", "pipeline_options"}
 
 
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:

@@ -26,9 +26,11 @@ from clair_cli.cli.exits import (
     stoppable,
 )
 from clair_cli.cli.explain import explain
+from clair_cli.cli.github import summary_file, tell_github
 from clair_cli.cli.help import GroupedCommand, OurGroup
 from clair_cli.cli.paths import check_exists, check_inputs, check_not_stdout, paths_read
 from clair_cli.cli.progress import watched
+from clair_cli.cli.stdout import paths_of, show_report, take_reports
 from clair_cli.cli.streams import (
     BinaryOut,
     ask_for_colour,
@@ -91,6 +93,7 @@ def merge(
     output: opt.Output,
     *,
     quiet: opt.Quiet = False,
+    github: opt.Github = False,
     timings: opt.Timings = False,
     color: opt.Color = "auto",
     **options: Any,
@@ -102,10 +105,11 @@ def merge(
     ask_for_colour(color)
     with guarded() as run:
         check_inputs(clients, options)
-        check_not_stdout("--report", options["report"])
+        shown = take_reports(options, {"-o -": _is_stdout(output), "--github": github})
+        summary = summary_file() if github else None
         target: Path | BinaryOut = output
         if _is_stdout(output):
-            check_binary_stdout(paths_read(clients, options), options["report"])
+            check_binary_stdout(paths_read(clients, options), paths_of(options["report"]))
             target = BinaryOut(run.begin_stream)
         with watched(quiet=quiet, timings=timings) as progress:
             from clair_cli.api import run_merge
@@ -113,7 +117,7 @@ def merge(
             given = {**options, "progress": stoppable(progress)}
             result = run_merge(make_settings("merge", clients, target, given))
         run.finished = True
-        _show_result(result, output, quiet=quiet)
+        _show_result(result, output, shown, summary, quiet=quiet)
 
 
 @app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
@@ -125,6 +129,7 @@ def inspect(
     format_: opt.Format = "table",
     *,
     quiet: opt.Quiet = False,
+    github: opt.Github = False,
     timings: opt.Timings = False,
     color: opt.Color = "auto",
     **options: Any,
@@ -139,6 +144,9 @@ def inspect(
     target = None if to_stdout else output
     with guarded() as run:
         check_inputs(clients, options)
+        flag = "-o -" if to_stdout else "--json"
+        shown = take_reports(options, {flag: as_json or to_stdout, "--github": github})
+        summary = summary_file() if github else None
         with watched(quiet=quiet, timings=timings) as progress:
             from clair_cli.api import run_inspect
 
@@ -146,13 +154,14 @@ def inspect(
             report = run_inspect(make_settings("inspect", clients, target, given)).report
         run.finished = True
         path = "" if target is None else str(target)
-        if as_json or to_stdout:
-            from clair_cli.report.encode import report_json
-
-            write_out(report_json(report))
+        shown = "json" if as_json or to_stdout else shown
+        if shown:
+            show_report(report, shown)
             write_err(_words(report, sys.stderr, path, short=quiet or as_json))
         else:
             write_out(_words(report, sys.stdout, path, short=quiet))
+        if summary is not None:
+            tell_github(report, summary)
         raise typer.Exit(report.exit_code)
 
 
@@ -163,6 +172,7 @@ def refine(
     output: opt.OutputFolder,
     *,
     quiet: opt.Quiet = False,
+    github: opt.Github = False,
     timings: opt.Timings = False,
     color: opt.Color = "auto",
     **options: Any,
@@ -176,14 +186,15 @@ def refine(
     with guarded() as run:
         check_inputs(clients, options)
         check_not_stdout("-o", output)
-        check_not_stdout("--report", options["report"])
+        shown = take_reports(options, {"--github": github})
+        summary = summary_file() if github else None
         with watched(quiet=quiet, timings=timings) as progress:
             from clair_cli.api import run_refine
 
             given = {**options, "progress": stoppable(progress)}
             result = run_refine(make_settings("refine", clients, output, given))
         run.finished = True
-        _show_result(result, output, quiet=quiet)
+        _show_result(result, output, shown, summary, quiet=quiet)
 
 
 @app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
@@ -258,8 +269,19 @@ def verify(
 app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(explain)
 
 
-def _show_result(result: MergeResult | RefineResult, output: Path, *, quiet: bool) -> NoReturn:
+def _show_result(
+    result: MergeResult | RefineResult,
+    output: Path,
+    shown: str,
+    summary: Path | None,
+    *,
+    quiet: bool,
+) -> NoReturn:
     """Show on stderr what a run that writes adapters found and made, and exit with its code.
+
+    Args:
+        shown: the format of the report that goes to stdout, or "".
+        summary: the summary of a job of GitHub Actions, or None.
 
     Raises:
         typer.Exit: always.
@@ -267,7 +289,11 @@ def _show_result(result: MergeResult | RefineResult, output: Path, *, quiet: boo
     path = result.report_path or ""
     if not quiet:
         _mention_leftovers(*(Path(p) for p in (output, path) if p and str(p) != "-"))
+    if shown:
+        show_report(result.report, shown)
     write_err(_words(result.report, sys.stderr, path, short=quiet))
+    if summary is not None:
+        tell_github(result.report, summary)
     raise typer.Exit(result.report.exit_code)
 
 

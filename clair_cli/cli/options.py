@@ -200,6 +200,15 @@ Quiet = Annotated[
         help="Print only warnings, the last line, and errors.",
     ),
 ]
+Github = Annotated[
+    bool,
+    typer.Option(
+        "--github",
+        rich_help_panel=OUTPUT,
+        help="In a job of GitHub Actions: also write the job's summary, and print at most 10"
+        " annotations to stdout.",
+    ),
+]
 Timings = Annotated[
     bool,
     typer.Option("--timings", rich_help_panel=RUNNING, help="Say on stderr where the time went."),

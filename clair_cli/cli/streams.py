@@ -79,11 +79,11 @@ class BinaryOut:
         return len(data)
 
 
-def check_binary_stdout(inputs: Sequence[Path], report: Path | None = None) -> None:
+def check_binary_stdout(inputs: Sequence[Path], reports: Sequence[Path] = ()) -> None:
     """Refuse a stdout that an adapter must not go to, before any work is done.
 
     Raises:
-        UsageError: a terminal, a file that is one of `inputs` or lies in one, or `report`.
+        UsageError: a terminal, a file that is one of `inputs` or lies in one, or one of `reports`.
         OutputError: closed, or not writable.
     """
     stream = sys.stdout
@@ -101,8 +101,9 @@ def check_binary_stdout(inputs: Sequence[Path], report: Path | None = None) -> N
         inside = find_inside(given, status)
         if inside is not None:
             raise UsageError(f"-o - : standard output goes to {str(inside)!r}, an input")
-    if report is not None and find_inside(report, status) is not None:
-        raise UsageError(f"-o - : standard output goes to {str(report)!r}, the report's place")
+    for report in reports:
+        if find_inside(report, status) is not None:
+            raise UsageError(f"-o - : standard output goes to {str(report)!r}, the report's place")
 
 
 def prepare_streams() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clair_cli.engine.own_process import is_ours
-from clair_cli.errors import OutputError
+from clair_cli.errors import OutputError, UsageError
 from clair_cli.formats.filenames import SUFFIX
 from clair_cli.formats.safetensors.writer import Parts
 from clair_cli.output.adapter_files import AdapterFiles
@@ -23,6 +23,7 @@ from clair_cli.output.targets import (
     check_target,
     resolve,
 )
+from clair_cli.rendered.formats import FORMATS
 from clair_cli.report.encode import records_nothing, report_json
 from clair_cli.report.model import Report
 from clair_cli.settings import Settings
@@ -56,12 +57,11 @@ def check_outputs(settings: Settings) -> None:
     beside = (settings.weights, settings.previous, settings.initial, settings.trust_adapter)
     inputs = [p for p in (settings.clients, *beside)
               if isinstance(p, Path)]  # fmt: skip
-    output, report = settings.output, settings.report
+    output, report = settings.output, settings.json_report
     is_file = settings.one_file or settings.command == "inspect"
     if output is not None and not is_file:
         check_folder_name(output, or_file=settings.command == "merge")
-    if output is not None and report is not None:
-        check_distinct("-o", output, "--report", report)
+    _check_reports(settings)
     refused: list[OutputError | None] = []
     if output is not None:
         kind: Literal["file", "folder"] = "file" if is_file else "folder"
@@ -71,8 +71,31 @@ def check_outputs(settings: Settings) -> None:
         report = default_report(settings, adapter=settings.one_file)
     if report is not None:
         refused.append(_refusal(report, "file", _may_replace(report, settings), inputs))
+    for other in settings.report:
+        if other.format != "json":
+            refused.append(_refusal(other.path, "file", settings.force, inputs))
     for error in filter(None, refused):
         raise error
+
+
+def _check_reports(settings: Settings) -> None:
+    """Refuse reports that can't be made here, or are in one place with another output.
+
+    Raises:
+        UsageError: says which.
+    """
+    places = [] if settings.output is None else [("-o", settings.output)]
+    usual = default_report(settings, adapter=False)
+    if usual is not None and settings.json_report is None and settings.command != "inspect":
+        places.append(("the JSON report", usual))
+    for report in settings.report:
+        if report.to_stdout:
+            raise UsageError(f"report is {str(report)!r}: functions write to no standard output")
+        FORMATS[report.format].check()
+        option = "--report" if report.format == "json" else f"--report {report.format}="
+        for first, place in places:
+            check_distinct(first, place, option, report.path)
+        places.append((option, report.path))
 
 
 def _refusal(
@@ -107,11 +130,14 @@ def check_least_room(settings: Settings, shapes: Iterable[tuple[int, int]]) -> N
 
 
 def write_report_only(report: Report, settings: Settings) -> Path | None:
-    """Publish the report of a run without an adapter; returns where, or None for nowhere."""
-    path = settings.report or default_report(settings, adapter=False)
-    if path is not None:
-        publish([_report_output(path, report, settings)])
-    return path
+    """Publish the report of a run without an adapter; returns where its JSON is, or None for
+    nowhere."""
+    usual = default_report(settings, adapter=False)
+    outputs = _asked(report, settings)
+    if usual is not None and (settings.json_report is None or settings.command == "inspect"):
+        outputs.insert(0, _report_output(usual, report, settings))
+    publish(outputs)
+    return settings.json_report or usual
 
 
 def write_merged(report: Report, files: AdapterFiles, settings: Settings) -> Path | None:
@@ -121,15 +147,17 @@ def write_merged(report: Report, files: AdapterFiles, settings: Settings) -> Pat
         asked, parts = _asked(report, settings), files.weights
         assert not isinstance(parts, Draft), "a stream has none"
         publish(asked, between=lambda: _write_stream(parts, settings.stream))
-        return settings.report
+        return settings.json_report
     if output is None:
         return _write_asked(report, settings)
-    path = settings.report or default_report(settings, adapter=True)
     if settings.one_file:
-        assert path is not None
-        adapter = Output(output, files.weights, settings.force)
-        publish([_report_output(path, report, settings), adapter])
-        return path
+        outputs = _asked(report, settings)
+        usual = default_report(settings, adapter=True)
+        if settings.json_report is None and usual is not None:
+            outputs.insert(0, _report_output(usual, report, settings))
+        publish([*outputs, Output(output, files.weights, settings.force)])
+        return settings.json_report or usual
+    path = settings.json_report or default_report(settings, adapter=True)
     _write_folder(report, {**files.folder, REPORT: _text(report)}, settings)
     return path
 
@@ -144,16 +172,16 @@ def write_refined(
     for folder, adapter in clients.items():
         files |= {f"{folder}/{name}": data for name, data in adapter.folder.items()}
     _write_folder(report, files, settings)
-    return settings.report or default_report(settings, adapter=True)
+    return settings.json_report or default_report(settings, adapter=True)
 
 
 def _write_folder(report: Report, files: Mapping[str, Content], settings: Settings) -> None:
-    """Publish a folder, after the report that `--report` asked for; a report beside it that an
+    """Publish a folder, after the reports that `--report` asked for; a report beside it that an
     earlier run without an adapter left there goes."""
     assert settings.output is not None
     publish([*_asked(report, settings), Output(settings.output, files, settings.force)])
     beside = default_report(settings, adapter=False)
-    if beside is not None and beside != settings.report and records_nothing(beside):
+    if beside is not None and beside != settings.json_report and records_nothing(beside):
         beside.unlink(missing_ok=True)
 
 
@@ -167,13 +195,18 @@ def _may_replace(path: Path, settings: Settings) -> bool:
 
 def _write_asked(report: Report, settings: Settings) -> Path | None:
     publish(_asked(report, settings))
-    return settings.report
+    return settings.json_report
 
 
 def _asked(report: Report, settings: Settings) -> list[Output]:
-    """The report that `--report` asked for, if any."""
-    path = settings.report
-    return [] if path is None else [_report_output(path, report, settings)]
+    """The reports that `--report` asked for, JSON first."""
+    path = settings.json_report
+    outputs = [] if path is None else [_report_output(path, report, settings)]
+    for other in settings.report:
+        if other.format != "json":
+            data = FORMATS[other.format].render(report)
+            outputs.append(Output(other.path, data, settings.force))
+    return outputs
 
 
 def _write_stream(parts: Parts, stream: Any) -> None:

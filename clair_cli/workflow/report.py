@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from clair_cli.maths.merge.mean import plain_distance
-from clair_cli.option import FAIL_LEVELS, at_least
+from clair_cli.pipeline_options import FAIL_LEVELS, at_least
 from clair_cli.report.model import Report
 from clair_cli.report.results import MergedReport, RefinedClient, RefinedReport
 from clair_cli.settings import Settings

@@ -23,6 +23,7 @@ from clair_cli.adapters.names.parts import FORMATS
 from clair_cli.cli import app as cli
 from clair_cli.errors import InputRefused, OutputError, RejectedClient, UsageError
 from clair_cli.formats.limits import Limits
+from clair_cli.pipeline_options import ReportFile
 from clair_cli.report.encode import load_schema
 from clair_cli.settings import OPTIONS, Settings, TensorNames, make_settings, options_of
 from clair_cli.workflow.outputs import check_outputs
@@ -91,7 +92,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
     assert settings.command == "merge"
     assert (settings.clients, settings.output) == (Path("clients"), Path("merged.safetensors"))
     assert options(settings) == {
-        "report": None,
+        "report": (),
         "rank": "auto",
         "error_target": 0.1,
         "keep_alpha": False,
@@ -149,7 +150,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
     assert where == "where the time went:"
     assert stages[-1].startswith("  memory: ") and "clients contaminated" in last
     assert options(calls[0]) == {
-        "report": Path("r.json"),
+        "report": (ReportFile("json", Path("r.json")),),
         "rank": 16,
         "error_target": 0.2,
         "keep_alpha": True,
@@ -314,7 +315,7 @@ def test_the_python_functions_have_the_same_options(command: str) -> None:
     """Declared once in settings.py, and typed once in api.py."""
     theirs = inspect.signature(getattr(clair_cli, command)).parameters
     ours = inspect.signature(getattr(cli, command)).parameters
-    own = {"quiet", "timings", "color", "json", "format_"}
+    own = {"quiet", "timings", "color", "json", "format_", "github"}
     assert ours.keys() - own == theirs.keys() - {"progress"}
     declared = options_of(command)
     assert declared.keys() <= ours.keys()
@@ -482,7 +483,16 @@ def test_a_folder_that_is_not_there(clients: Path, calls: list[Settings]) -> Non
         (["clients", "-o", "out", "--weights", "w.csv"], "--weights 'w.csv' does not exist"),
         (["clients", "-o", "out", "--previous", "p"], "--previous 'p' does not exist"),
         (["clients", "-o", "x.safetensors", "--report", "./x.safetensors"], "-o and --report"),
-        (["clients", "-o", "out", "--report", "-"], "--report - : standard output takes one"),
+        (["clients", "-o", "-", "--report", "-"], "-o - and --report - : standard output"),
+        (["clients", "-o", "out", "--report", "-", "--report", "markdown=-"], "takes one"),
+        (["clients", "-o", "out", "--report", "junti=j.xml"], "did you mean junit?"),
+        (["clients", "-o", "out", "--report", "junit="], "'--report': the path is empty"),
+        (["clients", "-o", "out", "--report", "a", "--report", "json=b"], "two files for json"),
+        (["clients", "-o", "out", "--report", "junit=out"], "-o and --report junit= name"),
+        (["clients", "-o", "out", "--report", "junit=out.report.json"], "the JSON report and"),
+        (["clients", "-o", "out", "--report", "junit=x", "--report", "sarif=./x"], "name the same"),
+        (["clients", "-o", "out", "--report", "junit=clients/x"], "lies inside the input"),
+        (["clients", "-o", "out", "--report", "junit=nowhere/x"], "does not exist"),
         (["clients", "-o", ""], "'-o' / '--output': the path is empty"),
         (["clients", "-o", "out", "--report", ""], "'--report': the path is empty"),
         (["", "-o", "out"], "'CLIENTS': the path is empty"),

@@ -9,7 +9,7 @@ import pytest
 
 import clair_cli
 from clair_cli.errors import UsageError
-from clair_cli.option import at_least
+from clair_cli.pipeline_options import at_least
 from clair_cli.settings import make_settings
 from tests import cohorts
 from tests.cohorts import clair
