@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clair_cli.api import InspectResult, MergeResult, RefineResult, inspect, merge, refine
     from clair_cli.conversion import ConvertResult, convert
-    from clair_cli.errors import ClairError, InputRefused, OutputError, RejectedClient, UsageError
+    from clair_cli.errors import (
+        ClairError,
+        InputRefused,
+        OutputError,
+        RejectedClient,
+        RoundStopped,
+        UsageError,
+    )
     from clair_cli.remark import Remark
     from clair_cli.report.load import load_report
     from clair_cli.report.model import ClientReport, CohortReport, Reason, Report
@@ -40,6 +47,7 @@ __all__ = [
     "RejectedClient",
     "Remark",
     "Report",
+    "RoundStopped",
     "UsageError",
     "VerifyResult",
     "__version__",
@@ -56,6 +64,7 @@ _HOME = {
     "InputRefused": "errors",
     "OutputError": "errors",
     "RejectedClient": "errors",
+    "RoundStopped": "errors",
     "UsageError": "errors",
     "ClientReport": "report.model",
     "CohortReport": "report.model",

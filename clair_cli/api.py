@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict, TypeVar
 
 from clair_cli.cohort.model import Cohort
 from clair_cli.engine.own_process import importing
-from clair_cli.errors import InputRefused
+from clair_cli.errors import InputRefused, RoundStopped
+from clair_cli.rendered.findings import headline
 from clair_cli.report.model import Report
 from clair_cli.settings import (
     Device,
@@ -45,14 +46,33 @@ from clair_cli.workflow.read import read_cohort
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 Clients = str | Path | Mapping[str, tuple[Mapping[str, "Tensor | NDArray[Any]"], Any]]
 PathLike = str | Path
 
 
+class _Result:
+    """What all results have."""
+
+    report: Report
+
+    def raise_for_outcome(self: Self) -> Self:
+        """The result itself where the round went well (exit code 0).
+
+        Raises:
+            RoundStopped: it did not, with the verdict in one sentence and the report.
+        """
+        if self.report.exit_code == 0:
+            return self
+        hint = self.report.cohort.remedy or "look at the report, or give another fail_on"
+        raise RoundStopped(
+            headline(self.report), report=self.report, exit_code=self.report.exit_code, hint=hint
+        )
+
+
 @dataclass(frozen=True)
-class MergeResult:
+class MergeResult(_Result):
     """What `merge` found and made.
 
     Attributes:
@@ -72,7 +92,7 @@ class MergeResult:
 
 
 @dataclass(frozen=True)
-class InspectResult:
+class InspectResult(_Result):
     """What `inspect` found. `report_path`: where the report was written, or None."""
 
     report: Report
@@ -83,7 +103,7 @@ class InspectResult:
 
 
 @dataclass(frozen=True)
-class RefineResult:
+class RefineResult(_Result):
     """What `refine` found and made.
 
     Attributes:

@@ -4,6 +4,7 @@
     ├── UsageError           2    a bad option, value or path: the caller's mistake
     ├── InputRefused         4    no usable cohort: nothing comparable is left
     ├── OutputError          6    the result could not be written
+    ├── RoundStopped      3 4 5   what `raise_for_outcome` of a result raises
     └── RejectedClient       -    one client is unreadable or not comparable
 
 `RejectedClient` never ends a run by itself: the reader catches it, the client is
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 MAX_MESSAGE = 2000  # characters; what strangers wrote is cut in each message before, too
 
@@ -65,6 +67,20 @@ class OutputError(ClairError):
     """The output could not be written; what stood there before is untouched."""
 
     exit_code = 6
+
+
+class RoundStopped(ClairError):
+    """A round without the result that was asked for: its findings tripped `fail_on`, no verdict was
+    possible, or there was no usable cohort.
+
+    Attributes:
+        report: of the round.
+        exit_code: 3, 4 or 5, as the report has it.
+    """
+
+    def __init__(self, message: str, *, report: Any, exit_code: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.report, self.exit_code = report, exit_code
 
 
 class RejectedClient(ClairError):

@@ -34,8 +34,9 @@ MAY_IMPORT: dict[str, str] = {
     "cohort": "errors text remark formats formats.safetensors adapters.names adapters settings",
     # what comes of it
     "report.results": "",
-    "report.model": "remark report.results",
-    "report": "errors version text remark formats report.results report.model",
+    "report.plain": "text",
+    "report.model": "remark report.results report.plain",
+    "report": "errors version text remark formats report.results report.model report.plain",
     "words": "text option settings report.results report.model",
     "rendered": "errors version text remark settings report.results report.model report words",
     "output": "errors text formats formats.safetensors",
@@ -46,7 +47,7 @@ MAY_IMPORT: dict[str, str] = {
     "workflow": "errors version text remark settings formats formats.safetensors adapters cohort"
     " maths.factors maths.evidence maths.judge maths.merge maths.refine report.results report.model"
     " report output engine pipeline_options rendered",
-    "api": "errors settings cohort report.model engine workflow",
+    "api": "errors settings cohort report.model engine rendered workflow",
     "conversion": "errors remark settings formats cohort output engine workflow",
     "verification": "errors version text settings formats adapters cohort report.model report"
     " output engine workflow api",
@@ -63,7 +64,7 @@ IMPURE = {"os", "sys", "json", "pathlib", "io", "logging", "time", "random", "su
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 MAY_NOT_IMPORT_TORCH = {"__init__", "__main__", "cli", "errors", "option", "report", "settings"}
 MAY_NOT_IMPORT_TORCH |= {"text", "remark", "version", "words", "report.model", "report.results"}
-MAY_NOT_IMPORT_TORCH |= {"rendered", "pipeline_options"}
+MAY_NOT_IMPORT_TORCH |= {"rendered", "pipeline_options", "report.plain"}
 
 
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:

@@ -30,6 +30,7 @@ from clair_cli.cli.github import summary_file, tell_github
 from clair_cli.cli.help import GroupedCommand, OurGroup
 from clair_cli.cli.paths import check_exists, check_inputs, check_not_stdout, paths_read
 from clair_cli.cli.progress import watched
+from clair_cli.cli.schema import schema
 from clair_cli.cli.stdout import paths_of, show_report, take_reports
 from clair_cli.cli.streams import (
     BinaryOut,
@@ -267,6 +268,7 @@ def verify(
 
 
 app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(explain)
+app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(schema)
 
 
 def _show_result(

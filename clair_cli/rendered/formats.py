@@ -73,7 +73,7 @@ FORMATS = {
     one.name: one
     for one in (
         ReportFormat("json", "clair_cli.rendered.formats:as_json"),
-        ReportFormat("html", "clair_cli.pictures.page:render", extra="html"),
+        ReportFormat("html", "clair_cli.html.page:render", ("jinja2",), "html"),
         ReportFormat("markdown", "clair_cli.rendered.markdown:render"),
         ReportFormat("sarif", "clair_cli.rendered.sarif:render"),
         ReportFormat("junit", "clair_cli.rendered.junit:render"),

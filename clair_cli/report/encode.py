@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
 from clair_cli.report.model import SCHEMA, Report
-from clair_cli.text import whole_characters
 
 # A larger file is no report of ours to look into: 1,000 clients of 300 modules take half of it.
 MAX_REPORT = 256 * 2**20
@@ -27,7 +24,7 @@ def report_dict(report: Report) -> dict[str, Any]:
     Raises:
         TypeError: a value that JSON has no word for (a tensor, a path, a numpy number).
     """
-    return cast(dict[str, Any], _plain(report))
+    return report.to_dict()
 
 
 def report_json(report: Report) -> str:
@@ -74,30 +71,12 @@ def _encoder(line: str) -> json.JSONEncoder:
 
 def load_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of `clair.report/2`, as shipped in this package."""
-    text = files("clair_cli.report").joinpath("report.schema.json").read_text(encoding="utf-8")
-    return cast(dict[str, Any], json.loads(text))
+    return cast(dict[str, Any], json.loads(schema_text()))
 
 
-def _plain(value: object) -> object:
-    # `type(...) in`, not isinstance: numpy.float64 is a float, and must not slip through.
-    if value is None or type(value) in (bool, int, float):
-        return value
-    if isinstance(value, str):
-        return whole_characters(value)
-    if is_dataclass(value):
-        # `class` is a word of Python's: a field of that name ends in an underscore
-        return {f.name.rstrip("_"): _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {_key(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    raise TypeError(f"a report can't hold a {type(value).__name__}")
-
-
-def _key(key: object) -> str:
-    if not isinstance(key, str):
-        raise TypeError(f"a report's keys are strings, got a {type(key).__name__}")
-    return whole_characters(key)
+def schema_text() -> str:
+    """The same as it stands in its file."""
+    return files("clair_cli.report").joinpath("report.schema.json").read_text(encoding="utf-8")
 
 
 def is_dense(data: bytes) -> bool:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from clair_cli.remark import Remark
+from clair_cli.report.plain import plain
 from clair_cli.report.results import MergedReport, RefinedReport
 
 SCHEMA = "clair.report/2"
@@ -273,6 +275,14 @@ class Report:
     exit_code: int
     schema: str = SCHEMA
     inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain dicts, lists, strings and numbers: what its JSON says.
+
+        Raises:
+            TypeError: a value that JSON has no word for (a tensor, a path, a numpy number).
+        """
+        return cast(dict[str, Any], plain(self))
 
     def with_verdict(self, verdict: str) -> tuple[ClientReport, ...]:
         """The clients of one verdict, in the report's order."""
