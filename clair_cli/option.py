@@ -58,6 +58,8 @@ class Option:
         short: another name on the command line, such as "-f".
         older: its name in earlier versions, which is still taken.
         recorded: whether it stands in the report.
+        in_environment: whether `CLAIR_NAME` may give it: not what decides where results go, what
+            is replaced and who is believed.
     """
 
     kind: Kind
@@ -69,6 +71,7 @@ class Option:
     short: str = ""
     older: str = ""
     recorded: bool = True
+    in_environment: bool = True
 
     def default_and_help(self, command: str) -> tuple[Any, str]:
         if command == "inspect" and self.in_inspect is not None:

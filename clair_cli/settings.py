@@ -81,7 +81,7 @@ class Settings:
         "Where the JSON report goes, if not beside the output; - for standard output. Or the report"
         " in another form: html=PATH, markdown=PATH, sarif=PATH, junit=PATH, codequality=PATH."
         " Repeatable.",
-        OUTPUT, _JUDGING, default=(), recorded=False,
+        OUTPUT, _JUDGING, default=(), recorded=False, in_environment=False,
         in_inspect=(
             (),
             "The report in another form: html=PATH, markdown=PATH, sarif=PATH, junit=PATH,"
@@ -119,7 +119,7 @@ class Settings:
     )
     force: bool = option(
         kinds.FLAG, "Replace an output that already exists.",
-        OUTPUT, _READING, default=False, short="-f", recorded=False,
+        OUTPUT, _READING, default=False, short="-f", recorded=False, in_environment=False,
     )
     noise: float | None = option(
         kinds.POSITIVE,
@@ -148,18 +148,18 @@ class Settings:
         kinds.TRUSTED,
         "A client that is known to be good: it is merged, and its group is the cohort, whatever its"
         " size. With a hash, only that file is. Repeatable.",
-        JUDGING, _JUDGING, default=(),
+        JUDGING, _JUDGING, default=(), in_environment=False,
     )
     trust_adapter: Any = option(
         kinds.ADAPTER,
         "An adapter of your own, trained as the clients' are: compared with them, its group is the"
         " cohort, and it is not merged.",
-        JUDGING, _ALL,
+        JUDGING, _ALL, in_environment=False,
     )
     allow_undetermined: bool = option(
         kinds.FLAG,
         "Without a verdict, go on with everybody not rejected (exit 0 instead of 5).",
-        JUDGING, _WRITING, default=False,
+        JUDGING, _WRITING, default=False, in_environment=False,
     )
     minority: str = option(
         one_of(get_args(Minority)),

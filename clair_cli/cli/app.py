@@ -93,6 +93,7 @@ def merge(
     clients: opt.Clients,
     output: opt.Output,
     *,
+    config: opt.Config = None,  # read before, by GroupedCommand
     quiet: opt.Quiet = False,
     github: opt.Github = False,
     timings: opt.Timings = False,
@@ -129,6 +130,7 @@ def inspect(
     json: opt.Json = False,
     format_: opt.Format = "table",
     *,
+    config: opt.Config = None,  # read before, by GroupedCommand
     quiet: opt.Quiet = False,
     github: opt.Github = False,
     timings: opt.Timings = False,
@@ -172,6 +174,7 @@ def refine(
     clients: opt.Clients,
     output: opt.OutputFolder,
     *,
+    config: opt.Config = None,  # read before, by GroupedCommand
     quiet: opt.Quiet = False,
     github: opt.Github = False,
     timings: opt.Timings = False,

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from clair_cli.cli.defaults import COMMANDS, defaults_of
+from clair_cli.cli.exits import guarded
 from clair_cli.cli.options import OLDER_NAMES
+from clair_cli.cli.streams import write_err
 from clair_cli.cli.usage import check_arguments, in_our_style
+from clair_cli.text import printable
 
 
 class GroupedCommand(TyperCommand):
     """A command whose plain help lists its options under headings."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As typer does it, after a look at slips that it takes for sense."""
-        check_arguments(self, ctx, args)
+        """As typer does it, after a look at slips that it takes for sense, and with defaults from
+        files and the environment."""
+        given = check_arguments(self, ctx, args)
+        if given and given.get("clients") and self.name in COMMANDS:
+            config = given.get("config")
+            with guarded():
+                found = defaults_of(
+                    self.name, Path(given["clients"]), Path(config) if config else None, os.environ
+                )
+                ctx.default_map = found.values
+                if not given.get("quiet"):
+                    write_err("".join(f"note: {printable(text)}\n" for text in found.notes))
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

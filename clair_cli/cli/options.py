@@ -182,6 +182,17 @@ VerifiedReport = Annotated[
 
 # Of the command line alone
 
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        rich_help_panel=READING,
+        metavar="FILE",
+        parser=path,
+        show_default=False,
+        help="TOML file of options. Default: clair.toml, or [tool.clair] in pyproject.toml.",
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(

@@ -44,14 +44,17 @@ def _ours(error: Any) -> UsageError:
     return UsageError(text.removesuffix("."), hint=hint)
 
 
-def check_arguments(command: Any, ctx: Any, args: Sequence[str]) -> None:
+def check_arguments(command: Any, ctx: Any, args: Sequence[str]) -> dict[str, Any] | None:
     """Refuse a long option with one dash, which reads as several short ones, and several paths.
+
+    Returns:
+        What is given, by the parameter's name, as text; None where help is asked for.
 
     Raises:
         the parser's error: with a hint at what was meant.
     """
     if not set(args).isdisjoint(ctx.help_option_names):
-        return
+        return None
     options = [param for param in command.get_params(ctx) if param.param_type_name == "option"]
     names = {name for option in options for name in option.opts}
     with_value = {name for option in options if not option.is_flag for name in option.opts}
@@ -74,6 +77,7 @@ def check_arguments(command: Any, ctx: Any, args: Sequence[str]) -> None:
             ctx,
             f"give the folder that holds them{folder}",
         )
+    return dict(given)
 
 
 def _error(text: str, ctx: Any, hint: str) -> Any:

@@ -315,7 +315,7 @@ def test_the_python_functions_have_the_same_options(command: str) -> None:
     """Declared once in settings.py, and typed once in api.py."""
     theirs = inspect.signature(getattr(clair_cli, command)).parameters
     ours = inspect.signature(getattr(cli, command)).parameters
-    own = {"quiet", "timings", "color", "json", "format_", "github"}
+    own = {"quiet", "timings", "color", "json", "format_", "github", "config"}
     assert ours.keys() - own == theirs.keys() - {"progress"}
     declared = options_of(command)
     assert declared.keys() <= ours.keys()
