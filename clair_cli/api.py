@@ -138,6 +138,7 @@ class InspectOptions(TypedDict, total=False):
     checkpoint: int | Literal["last", "best"] | None
     min_clients: int | None
     trust: Sequence[str]
+    allow: Sequence[Mapping[str, object]]
     trust_adapter: PathLike | tuple[Mapping[str, Tensor], Any] | None
     device: Device
     threads: int | None
@@ -231,6 +232,9 @@ def merge(
             where something is trusted.
         trust: clients known to be good, as "NAME" or "NAME=sha256:HASH": they are merged, and their
             group is the cohort.
+        allow: clients that a person has looked at: mappings with `client`, `sha256` of its weights
+            file, `reason`, `by` and `until` (YYYY-MM-DD, or a date). One that would be left out is
+            merged as a suspicious one, while its file is that one and the day has not passed.
         trust_adapter: an adapter of your own as `previous`, compared with the clients as a trusted
             one, and not merged.
         allow_undetermined: merge everybody not rejected when no verdict is possible.

@@ -11,6 +11,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from clair_cli.allowed import parse_allowed, record_allowed
 from clair_cli.errors import UsageError
 from clair_cli.formats.limits import Limits, changed_limits, parse_limits
 from clair_cli.text import quoted
@@ -60,6 +61,7 @@ class Option:
         recorded: whether it stands in the report.
         in_environment: whether `CLAIR_NAME` may give it: not what decides where results go, what
             is replaced and who is believed.
+        on_command_line: whether it is a flag too, and not in files and Python alone.
     """
 
     kind: Kind
@@ -72,6 +74,7 @@ class Option:
     older: str = ""
     recorded: bool = True
     in_environment: bool = True
+    on_command_line: bool = True
 
     def default_and_help(self, command: str) -> tuple[Any, str]:
         if command == "inspect" and self.in_inspect is not None:
@@ -271,3 +274,4 @@ ALPHA = Kind(
 NAMES = Kind("names of clients", _names, "NAME", repeatable=True, record=sorted)
 TRUSTED = Kind("names of clients", _trusted, "NAME[=sha256:HASH]", repeatable=True, record=sorted)
 LIMITS = Kind("NAME=VALUE", _limits, "NAME=VALUE", repeatable=True, record=changed_limits)
+ALLOWED = Kind("a list of entries", parse_allowed, repeatable=True, record=record_allowed)

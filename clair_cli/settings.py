@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from clair_cli import option as kinds
+from clair_cli.allowed import Allowed
 from clair_cli.errors import UsageError
 from clair_cli.formats.filenames import is_one_file
 from clair_cli.formats.limits import Limits
@@ -149,6 +150,11 @@ class Settings:
         "A client that is known to be good: it is merged, and its group is the cohort, whatever its"
         " size. With a hash, only that file is. Repeatable.",
         JUDGING, _JUDGING, default=(), in_environment=False,
+    )
+    allow: tuple[Allowed, ...] = option(
+        kinds.ALLOWED,
+        "Clients whose very file a person has looked at and wants merged, as suspicious at worst.",
+        JUDGING, _JUDGING, default=(), in_environment=False, on_command_line=False,
     )
     trust_adapter: Any = option(
         kinds.ADAPTER,

@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, str] = {
     "version": "",
     "text": "errors",
     "remark": "errors text",
+    "allowed": "errors text",
     # maths: torch, numpy and scipy only
     "maths": "",
     "maths.factors": "",
@@ -27,9 +28,9 @@ MAY_IMPORT: dict[str, str] = {
     "formats": "errors text",
     "formats.safetensors": "errors text formats",
     "adapters.names": "errors text remark formats",
-    "option": "errors text formats",
+    "option": "errors text formats allowed",
     "pipeline_options": "errors text option",
-    "settings": "errors text formats option pipeline_options",
+    "settings": "errors text formats option pipeline_options allowed",
     "adapters": "errors text remark formats formats.safetensors adapters.names",
     "cohort": "errors text remark formats formats.safetensors adapters.names adapters settings",
     # what comes of it
@@ -44,9 +45,9 @@ MAY_IMPORT: dict[str, str] = {
     "engine": "errors text settings formats formats.safetensors adapters cohort output"
     " maths.factors maths.evidence maths.merge",
     # from clients to a result
-    "workflow": "errors version text remark settings formats formats.safetensors adapters cohort"
-    " maths.factors maths.evidence maths.judge maths.merge maths.refine report.results report.model"
-    " report output engine pipeline_options rendered",
+    "workflow": "errors version text remark allowed settings formats formats.safetensors adapters"
+    " cohort maths.factors maths.evidence maths.judge maths.merge maths.refine report.results"
+    " report.model report output engine pipeline_options rendered",
     "api": "errors settings cohort report.model engine rendered workflow",
     "conversion": "errors remark settings formats cohort output engine workflow",
     "verification": "errors version text settings formats adapters cohort report.model report"
@@ -63,8 +64,8 @@ MAY_IMPORT: dict[str, str] = {
 IMPURE = {"os", "sys", "json", "pathlib", "io", "logging", "time", "random", "subprocess"}
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 MAY_NOT_IMPORT_TORCH = {"__init__", "__main__", "cli", "errors", "option", "report", "settings"}
-MAY_NOT_IMPORT_TORCH |= {"text", "remark", "version", "words", "report.model", "report.results"}
-MAY_NOT_IMPORT_TORCH |= {"rendered", "pipeline_options", "report.plain"}
+MAY_NOT_IMPORT_TORCH |= {"allowed", "text", "remark", "version", "words", "report.model"}
+MAY_NOT_IMPORT_TORCH |= {"report.results", "rendered", "pipeline_options", "report.plain"}
 
 
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:

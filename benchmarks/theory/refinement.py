@@ -98,15 +98,13 @@ def refined_both_ways(
     known: dict[str, object] = {"noise": round_.sigma}
     if kind == "counts":
         known = {"weights": round_.counts}
-    options = {"rank": "full", "dtype": "float32", **known}
+    options = {"rank": "full", "dtype": "float32", "fresh": True, "minority": "exclude", **known}
     settings = make_settings("refine", adapters, None, options)
     engine = make_engine(settings)
     with one_thread_each():
         loaded = load_round(settings, read_cohort(settings))
         factors = engine.load(loaded)
-        judged = judge_round(
-            factors, engine, allow_undetermined=False, minority="exclude", fresh=True
-        )
+        judged = judge_round(factors, engine, settings)
         if judged.outcome != "judged":
             return None
         choice = refine_round(judged, factors, settings, engine, Destination())

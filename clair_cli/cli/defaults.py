@@ -16,7 +16,7 @@ from typing import Any
 
 from clair_cli.errors import RejectedClient, UsageError
 from clair_cli.formats.files import read_small
-from clair_cli.option import ADAPTER, FLAG, PATH, WEIGHTS, Option
+from clair_cli.option import ADAPTER, ALLOWED, FLAG, PATH, WEIGHTS, Option
 from clair_cli.output.targets import find_inside
 from clair_cli.settings import OPTIONS, options_of
 from clair_cli.text import quoted
@@ -145,7 +145,8 @@ def _value(name: str, option: Option, value: Any, where: str) -> Any:
     """
     several = isinstance(value, list) and option.kind.repeatable
     each = value if several else [value]
-    if not all(isinstance(one, str if several else (str, int, float, bool)) for one in each):
+    plain = (dict,) if option.kind is ALLOWED else (str,) if several else (str, int, float, bool)
+    if not all(isinstance(one, plain) for one in each):
         raise UsageError(f"{where}: {name} is {quoted(value)}, expected {option.kind.expected}")
     value = each if option.kind.repeatable else value
     try:

@@ -13,6 +13,7 @@ from clair_cli.cli.exits import guarded
 from clair_cli.cli.options import OLDER_NAMES
 from clair_cli.cli.streams import write_err
 from clair_cli.cli.usage import check_arguments, in_our_style
+from clair_cli.settings import options_of
 from clair_cli.text import printable
 
 
@@ -23,6 +24,8 @@ class GroupedCommand(TyperCommand):
         """As typer does it, after a look at slips that it takes for sense, and with defaults from
         files and the environment."""
         given = check_arguments(self, ctx, args)
+        declared = options_of(self.name or "").items()
+        others = {n: o.default for n, o in declared if not o.on_command_line}
         if given and given.get("clients") and self.name in COMMANDS:
             config = given.get("config")
             with guarded():
@@ -30,9 +33,12 @@ class GroupedCommand(TyperCommand):
                     self.name, Path(given["clients"]), Path(config) if config else None, os.environ
                 )
                 ctx.default_map = found.values
+                others |= {n: found.values[n] for n in others.keys() & found.values.keys()}
                 if not given.get("quiet"):
                     write_err("".join(f"note: {printable(text)}\n" for text in found.notes))
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        ctx.params.update(others)
+        return rest
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section per heading, in order of first use; the rest comes last."""

@@ -38,6 +38,7 @@ def with_options(command: Command) -> Command:
     declared = [
         _parameter(name, option, command.__name__)
         for name, option in options_of(command.__name__).items()
+        if option.on_command_line
     ]
     before = [p for p in own if p.kind != p.KEYWORD_ONLY]
     behind = [p for p in own if p.kind == p.KEYWORD_ONLY]

@@ -99,6 +99,20 @@ class HeadScores:
 
 
 @dataclass(frozen=True)
+class Review:
+    """Why a client has another verdict than its numbers give.
+
+    Attributes:
+        reason, by: why, and who says so; "" where nobody wrote it down.
+        until: the last day on which it holds, as YYYY-MM-DD, or "".
+    """
+
+    reason: str = ""
+    by: str = ""
+    until: str = ""
+
+
+@dataclass(frozen=True)
 class ClientReport:
     """One client's verdict.
 
@@ -115,6 +129,9 @@ class ClientReport:
         power: probability that the client would have been noticed if it shared nothing with the
             others; None without a group.
         heads: by name, the tensors beside the LoRA that are not the same in all clients.
+        judged: the verdict that the numbers give; another `verdict` is a person's decision. None in
+            reports of earlier versions.
+        review: that decision; None where there is none, or nobody gave a reason.
     """
 
     name: str
@@ -133,6 +150,8 @@ class ClientReport:
     confidence: str | None = None
     power: float | None = None
     heads: Mapping[str, HeadScores] = field(default_factory=dict)
+    judged: str | None = None
+    review: Review | None = None
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,8 @@ def _numbers(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
     """One line for all values of a client that differ, but for its file and verdict."""
     known = ("sha256", "verdict")
     old, new = ({k: v for k, v in c.items() if k not in known} for c in (before, after))
+    if "judged" not in old:  # a report of an earlier version
+        new.pop("judged", None)
     found = list(_leaves("", old, new))
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""

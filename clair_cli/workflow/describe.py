@@ -25,6 +25,7 @@ from clair_cli.report.model import (
     ModuleReport,
     ModuleScores,
     Reason,
+    Review,
 )
 from clair_cli.report.results import HeadReport
 from clair_cli.text import bytes_of, quoted
@@ -59,7 +60,7 @@ def _rejected(rejection: Rejection, trusted: Container[str]) -> ClientReport:
     return ClientReport(
         rejection.name, "rejected", (Reason("rejected", text),), ClientScores(), 0.0,
         rejection.sha256, rejection.path, name_bytes=bytes_of(rejection.name),
-        trusted=rejection.name in trusted,
+        trusted=rejection.name in trusted, judged="rejected",
     )  # fmt: skip
 
 
@@ -84,8 +85,17 @@ def _client(judged: JudgedRound, k: int) -> ClientReport:
         tuple(sorted({m.rank for m in modules})), tuple(sorted({m.scaling for m in modules})),
         _module_scores(judged, k),
         bytes_of(adapter.name), adapter.name in judged.round.trusted,
-        *_how_sure(judged, k), _head_scores(judged, k),
+        *_how_sure(judged, k), _head_scores(judged, k), *_review(judged, k, verdict),
     )  # fmt: skip
+
+
+def _review(judged: JudgedRound, k: int, verdict: str) -> tuple[str, Review | None]:
+    """A client's `judged` and `review`."""
+    decision = judged.decided.get(k)
+    if decision is None:
+        return verdict, None
+    review = Review(decision.reason, decision.by, decision.until)
+    return decision.judged, None if review == Review() else review
 
 
 def _head_scores(judged: JudgedRound, k: int) -> dict[str, HeadScores]:

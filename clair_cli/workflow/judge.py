@@ -22,11 +22,13 @@ from clair_cli.maths.evidence.own_sizes import OwnSizes
 from clair_cli.maths.judge.judge import Judgement, judge
 from clair_cli.maths.judge.with_heads import with_heads
 from clair_cli.remark import Remark, warning
+from clair_cli.settings import Settings
 from clair_cli.text import first_few
 from clair_cli.workflow.compare import Comparison, compare
 from clair_cli.workflow.components import check_components, check_overcomplete
 from clair_cli.workflow.heads import NO_HEADS, RoundHeads, look_at_heads
 from clair_cli.workflow.remarks import first_round_remarks, judgement_remarks, weight_remarks
+from clair_cli.workflow.review import Decision, allow
 from clair_cli.workflow.trusted import first_clients, first_judged
 from clair_cli.workflow.wrong_previous import wrong_previous
 
@@ -46,6 +48,7 @@ class JudgedRound:
             minorities' members with all clients' delta weights, (n_members, n_clients); empty if
             none are.
         heads: the dense tensors beside the LoRA.
+        decided: what a person decided, by the index of the client.
         capped: indices of the clients held at the largest weight that `--max-weight` allows; none
             where it changes nothing.
     """
@@ -60,6 +63,7 @@ class JudgedRound:
     projected: Mapping[str, Tensor] = field(default_factory=dict)
     capped: tuple[int, ...] = ()
     heads: RoundHeads = NO_HEADS
+    decided: Mapping[int, Decision] = field(default_factory=dict)
 
     @property
     def outcome(self) -> str:
@@ -141,15 +145,13 @@ def refused(round_: Round, warnings: tuple[Remark, ...] | None = None) -> Judged
     return JudgedRound(round_, None, None, zeros, zeros, warnings or round_.warnings)
 
 
-def judge_round(
-    factors: RoundFactors, engine: Engine, *, allow_undetermined: bool, minority: str, fresh: bool
-) -> JudgedRound:
+def judge_round(factors: RoundFactors, engine: Engine, how: Settings) -> JudgedRound:
     """Compare the clients and judge them; nothing is merged yet.
 
     Args:
-        allow_undetermined: whether all clients get a weight if the cohort cannot be judged.
-        minority: "merge" gives the members of minorities a weight; else they have none.
-        fresh: see `wrong_previous`.
+        how: of the options, `allow_undetermined`: whether all clients get a weight if the cohort
+            cannot be judged; `minority`: "merge" gives the members of minorities a weight, else
+            they have none; `fresh`: see `wrong_previous`; `allow`: see `allow`.
 
     Raises:
         ClientLost: a tensor changed since it was checked.
@@ -161,9 +163,7 @@ def judge_round(
     check_components(round_, found.sizes, engine.device.dtype)
     engine.progress("judging", 0, 1)
     # on another thread, so that a signal is answered at once
-    (judged,) = in_order(
-        lambda _: _judged(factors, engine, found, allow_undetermined, minority, fresh), [0], 1
-    )
+    (judged,) = in_order(lambda _: _judged(factors, engine, found, how), [0], 1)
     engine.progress("judging", 1, 1)
     return _with_left_out(judged)
 
@@ -197,14 +197,7 @@ def refused_if_empty(judged: JudgedRound) -> JudgedRound:
     return refused(replace(judged.round, refusal=refusal), judged.warnings)
 
 
-def _judged(
-    factors: RoundFactors,
-    engine: Engine,
-    found: Comparison,
-    allow_undetermined: bool,
-    minority: str,
-    fresh: bool,
-) -> JudgedRound:
+def _judged(factors: RoundFactors, engine: Engine, found: Comparison, how: Settings) -> JudgedRound:
     round_, evidence = factors.round, found.evidence
     trusted, n = round_.trusted_indices, len(round_.adapters)
     given = _given(round_)
@@ -221,20 +214,22 @@ def _judged(
     remarks: list[Remark] = []
     if judgement.code == "heads_unrelated":
         remarks.append(Remark("heads_unrelated", "blocking", judgement.text))
-    wrong = wrong_previous(round_, evidence, judgement.structure.distinct, fresh=fresh)
+    wrong = wrong_previous(round_, evidence, judgement.structure.distinct, fresh=how.fresh)
     if wrong is not None:
         code, text, remedy = wrong
         remarks.append(Remark(code, "blocking", text))
         judgement = replace(judgement, outcome="undetermined", code=code, text=text, remedy=remedy)
+    judgement, decided, on_list = allow(judgement, round_, how.allow)
+    remarks += on_list
     if judgement.outcome == "judged":
         raw = [
-            0.0 if v.verdict == "minority" and minority != "merge" else w
+            0.0 if v.verdict == "minority" and how.minority != "merge" else w
             for w, v in zip(_influenced(round_, judgement), judgement.verdicts, strict=True)
         ]
     else:
-        raw = list(given) if allow_undetermined else [0.0 for _ in given]
+        raw = list(given) if how.allow_undetermined else [0.0 for _ in given]
     remarks += weight_remarks(round_, normalised(given))
-    remarks += judgement_remarks(judgement, allow_undetermined=allow_undetermined)
+    remarks += judgement_remarks(judgement, allow_undetermined=how.allow_undetermined)
     if wrong is None:  # else it is none, or that is not known
         remarks += first_round_remarks(round_)
     return JudgedRound(
@@ -242,6 +237,7 @@ def _judged(
         (*round_.warnings, *remarks),
         found.sizes,
         heads=heads,
+        decided=decided,
     )  # fmt: skip
 
 

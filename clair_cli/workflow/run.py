@@ -134,13 +134,7 @@ def _try_round(
     if make is not None:
         check_least_room(settings, round_.usual_shapes)
     factors = engine.load(round_)
-    judged = judge_round(
-        factors,
-        engine,
-        allow_undetermined=settings.allow_undetermined,
-        minority=settings.minority,
-        fresh=settings.fresh,
-    )
+    judged = judge_round(factors, engine, settings)
     judged = cap_weights(judged, settings.max_weight, _merged_later(judged, settings))
     if make is None:
         return judged, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.judge.collaborate import CollaborativeSet, collaborate
@@ -146,7 +146,7 @@ def _verdicts(
         found = decide(scores[k], sizes, k, others, module_names)
         if k in p_of:
             found = sure(found, scores[k], p_of[k])
-        verdicts.append(as_trusted(found, scores[k], sizes, k) if k in trusted else found)
+        verdicts.append(as_trusted(found) if k in trusted else found)
     verdicts = _one_vote(structure, verdicts, names)
     for k, first in structure.duplicates.items():
         verdicts[k] = _duplicate(scores[k], sizes, verdicts[first], names[first])
@@ -184,8 +184,12 @@ def _one_vote(
 
 def _shared_vote(old: Verdict, finding: Finding, clients: int) -> Verdict:
     verdict = "suspicious" if old.verdict == "benign" else old.verdict
-    return Verdict(
-        verdict, (*old.findings, finding), old.influence / clients, old.p_honest, old.confidence
+    return replace(
+        old,
+        verdict=verdict,
+        findings=(*old.findings, finding),
+        influence=old.influence / clients,
+        if_merged=old.if_merged / clients,
     )
 
 

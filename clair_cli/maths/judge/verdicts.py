@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clair_cli.maths.judge.scores import Scores
 from clair_cli.maths.judge.sizes import VANISHING, Sizes
@@ -55,6 +55,7 @@ class Verdict:
         p_honest: probability that an honest client of this round looks at least as unlike the
             others, LEAST_P to 1; NaN where the verdict is not about that.
         confidence: "clear", "likely" or "open".
+        if_merged: what `influence` would be if the client were merged as a suspicious one.
     """
 
     verdict: str
@@ -62,6 +63,7 @@ class Verdict:
     influence: float
     p_honest: float = math.nan
     confidence: str = "clear"
+    if_merged: float = 0.0
 
 
 def _shared(scores: Scores) -> str:
@@ -158,7 +160,9 @@ def decide(
     influence = _influence(verdict, scores, sizes, client, findings)
     if verdict == "benign" and influence < 1.0:
         findings.append(Finding("large", f"large: counts {influence:.2f} of its weight"))
-    return sure(Verdict(verdict, tuple(findings), influence), scores)
+    if_merged = _influence("suspicious", scores, sizes, client, findings)
+    found = Verdict(verdict, tuple(findings), influence, if_merged=if_merged)
+    return sure(found, scores)
 
 
 def sure(verdict: Verdict, scores: Scores, p_minority: float = 1.0) -> Verdict:
@@ -177,24 +181,27 @@ def sure(verdict: Verdict, scores: Scores, p_minority: float = 1.0) -> Verdict:
         p, confidence = min(p, LEAST_P), "clear"
     else:
         confidence = "clear" if p < _CLEAR else "likely" if p < _LIKELY else "open"
-    return Verdict(
-        verdict.verdict, verdict.findings, verdict.influence, max(p, LEAST_P), confidence
-    )
+    return replace(verdict, p_honest=max(p, LEAST_P), confidence=confidence)
 
 
 def _of_power(power: float) -> str:
     return "clear" if power > 0.99 else "likely" if power > 0.9 else "open"
 
 
-def as_trusted(old: Verdict, scores: Scores, sizes: Sizes, client: int) -> Verdict:
-    """The verdict on a trusted client: one that would leave it out is "suspicious", so that it is
-    merged within the bounds of one, and what was found stays."""
+def as_trusted(old: Verdict) -> Verdict:
+    """The verdict on a trusted client; see `merged_anyway`."""
+    return merged_anyway(
+        old, Finding("trusted", f"trusted, and merged for that: else {old.verdict}")
+    )
+
+
+def merged_anyway(old: Verdict, why: Finding) -> Verdict:
+    """The verdict on a client that a person wants merged: one that would leave it out is
+    "suspicious", so that it is merged within the bounds of one, and what was found stays."""
     if old.verdict not in ("contaminated", "minority"):
         return old
-    finding = Finding("trusted", f"trusted, and merged for that: else {old.verdict}")
-    findings = (*old.findings, finding)
-    influence = _influence("suspicious", scores, sizes, client, findings)
-    return Verdict("suspicious", findings, influence, old.p_honest, old.confidence)
+    findings = (*old.findings, why)
+    return replace(old, verdict="suspicious", findings=findings, influence=old.if_merged)
 
 
 def _influence(

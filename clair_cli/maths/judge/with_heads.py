@@ -60,4 +60,11 @@ def _worse(old: Verdict, head: HeadVerdict, *, trusted: bool) -> Verdict:
         worse = max(old.verdict, verdict, key=ORDER.index)
         return replace(old, verdict=worse, findings=findings)
     p = LEAST_P if math.isnan(old.p_honest) else min(old.p_honest, LEAST_P)
-    return Verdict("contaminated", findings, 0.0, p, "clear")
+    return replace(
+        old,
+        verdict="contaminated",
+        findings=findings,
+        influence=0.0,
+        p_honest=p,
+        confidence="clear",
+    )
