@@ -154,8 +154,8 @@ class InspectOptions(TypedDict, total=False):
     report: PathLike | Sequence[PathLike] | Mapping[str, PathLike] | None
 
 
-class MergeOptions(InspectOptions, total=False):
-    """The options of `merge`, which has what each means."""
+class WritingOptions(InspectOptions, total=False):
+    """The options of `merge` and `refine`."""
 
     rank: int | Literal["auto", "same", "full"]
     error_target: float
@@ -167,7 +167,13 @@ class MergeOptions(InspectOptions, total=False):
     output_format: TensorNames | None
 
 
-class RefineOptions(MergeOptions, total=False):
+class MergeOptions(WritingOptions, total=False):
+    """The options of `merge`, which has what each means."""
+
+    verdicts: PathLike | None
+
+
+class RefineOptions(WritingOptions, total=False):
     """The options of `refine`, as in `merge`, and the noise."""
 
     noise: float | None
@@ -237,6 +243,10 @@ def merge(
             merged as a suspicious one, while its file is that one and the day has not passed.
         trust_adapter: an adapter of your own as `previous`, compared with the clients as a trusted
             one, and not merged.
+        verdicts: a report of these very clients, by `inspect` or `merge`: they are merged by its
+            verdicts, which a person may have edited. It decides in place of `trust`,
+            `trust_adapter`, `allow`, `exclude`, `minority` and `fresh`. A client that is not the
+            one that was reviewed refuses the round (exit code 4).
         allow_undetermined: merge everybody not rejected when no verdict is possible.
         device: "auto", "cpu" or "cuda".
         threads: how many modules are worked on at once, the same bytes for any number; one per
@@ -296,6 +306,7 @@ def refine(
 def run_merge(settings: Settings) -> MergeResult:
     """See `merge`."""
     check_outputs(settings)
+    settings = with_report(settings)
     cohort = _read(settings)
     from clair_cli.workflow.run import merge_cohort  # it imports torch
 
@@ -306,6 +317,16 @@ def run_merge(settings: Settings) -> MergeResult:
             return MergeResult(result, None, None, _text(path))
         path = write_merged(result, merged.files, settings)
     return MergeResult(result, merged.tensors, merged.config, _text(path))
+
+
+def with_report(settings: Settings) -> Settings:
+    """The settings with what the report of `--verdicts` decides; see `by_review`."""
+    if settings.verdicts is None:
+        return settings
+    _prepare(settings)
+    from clair_cli.workflow.by_report import by_review  # it imports torch
+
+    return by_review(settings)
 
 
 def run_inspect(settings: Settings) -> InspectResult:

@@ -49,7 +49,19 @@ _WRITING = ("merge", "refine")
 _JUDGING = ("merge", "inspect", "refine")
 _ALL = (*_JUDGING, "verify")
 _READING = (*_JUDGING, "convert")
-_PATHS = ("clients", "output", "report", "weights", "previous", "initial", "trust_adapter")
+_PATHS = (
+    "clients",
+    "output",
+    "report",
+    "weights",
+    "previous",
+    "initial",
+    "trust_adapter",
+    "verdicts",
+)
+
+DECIDED_BY_REPORT = ("trust", "trust_adapter", "allow", "exclude", "minority", "fresh")
+"""Options that `--verdicts` takes the place of: they stand in its report."""
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
@@ -65,6 +77,7 @@ class Settings:
         output: where the result goes, or None for nowhere.
         stream: an open binary file that the merged adapter is written to instead, or None.
         progress: called as the run goes on.
+        reviewed: what the report of `verdicts` says, once it is read, or None.
         report: where the report goes besides its usual place, one of each form at most.
         limit: the limits on the input, defaults filled in.
         threads: how many modules are worked on at once; None for as many as there are cores.
@@ -75,6 +88,7 @@ class Settings:
     output: Path | None = None
     stream: Any = None
     progress: Progress = no_progress
+    reviewed: Any = None
 
     # fmt: off
     report: tuple[ReportFile, ...] = option(
@@ -161,6 +175,12 @@ class Settings:
         "An adapter of your own, trained as the clients' are: compared with them, its group is the"
         " cohort, and it is not merged.",
         JUDGING, _ALL, in_environment=False,
+    )
+    verdicts: Path | None = option(
+        kinds.PATH,
+        "A report of these very clients: merge by its verdicts, edited or not, and judge nobody"
+        " again.",
+        JUDGING, ("merge", "verify"), in_environment=False,
     )
     allow_undetermined: bool = option(
         kinds.FLAG,
@@ -345,6 +365,8 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
         progress,
         **values,
     )
+    if settings.verdicts is not None:
+        _check_decided(settings)
     if settings.fresh and settings.previous is not None:
         raise UsageError(
             "fresh says that the clients started from a fresh adapter, and previous names another",
@@ -362,6 +384,21 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
             hint="raise it with --limit rank=VALUE",
         )
     return settings
+
+
+def _check_decided(settings: Settings) -> None:
+    """Refuse options that the report of `verdicts` decides."""
+    for name in DECIDED_BY_REPORT:
+        if getattr(settings, name) != OPTIONS[name].default:
+            raise beside_verdicts(name)
+
+
+def beside_verdicts(name: str) -> UsageError:
+    """The error about an option that the report of `verdicts` decides."""
+    return UsageError(
+        f"{name} beside verdicts: the report has decided that",
+        hint=f"leave out {name.replace('_', '-')}, or judge the clients again without verdicts",
+    )
 
 
 def _by_current_names(options: Mapping[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:

@@ -45,9 +45,9 @@ MAY_IMPORT: dict[str, str] = {
     "engine": "errors text settings formats formats.safetensors adapters cohort output"
     " maths.factors maths.evidence maths.merge",
     # from clients to a result
-    "workflow": "errors version text remark allowed settings formats formats.safetensors adapters"
-    " cohort maths.factors maths.evidence maths.judge maths.merge maths.refine report.results"
-    " report.model report output engine pipeline_options rendered",
+    "workflow": "errors version text remark allowed option settings formats formats.safetensors"
+    " adapters cohort maths.factors maths.evidence maths.judge maths.merge maths.refine"
+    " report.results report.model report output engine pipeline_options rendered",
     "api": "errors settings cohort report.model engine rendered workflow",
     "conversion": "errors remark settings formats cohort output engine workflow",
     "verification": "errors version text settings formats adapters cohort report.model report"

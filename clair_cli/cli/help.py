@@ -13,7 +13,7 @@ from clair_cli.cli.exits import guarded
 from clair_cli.cli.options import OLDER_NAMES
 from clair_cli.cli.streams import write_err
 from clair_cli.cli.usage import check_arguments, in_our_style
-from clair_cli.settings import options_of
+from clair_cli.settings import DECIDED_BY_REPORT, beside_verdicts, options_of
 from clair_cli.text import printable
 
 
@@ -32,8 +32,10 @@ class GroupedCommand(TyperCommand):
                 found = defaults_of(
                     self.name, Path(given["clients"]), Path(config) if config else None, os.environ
                 )
-                ctx.default_map = found.values
-                others |= {n: found.values[n] for n in others.keys() & found.values.keys()}
+                ctx.default_map = dict(found.values)
+                if given.get("verdicts"):
+                    _leave_to_report(given, ctx.default_map)
+                others |= {n: ctx.default_map[n] for n in others.keys() & ctx.default_map}
                 if not given.get("quiet"):
                     write_err("".join(f"note: {printable(text)}\n" for text in found.notes))
         rest = super().parse_args(ctx, args)
@@ -53,6 +55,15 @@ class GroupedCommand(TyperCommand):
         for heading, records in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
+
+
+def _leave_to_report(given: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Refuse flags that the report of `--verdicts` decides; such values of a file were for the run
+    that wrote it."""
+    for name in DECIDED_BY_REPORT:
+        if name in given:
+            raise beside_verdicts(name)
+        defaults.pop(name, None)
 
 
 def _without_older(names: str) -> str:

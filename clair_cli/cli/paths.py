@@ -13,7 +13,7 @@ from clair_cli.formats.filenames import no_folder_hint, not_here_hint
 from clair_cli.text import printable
 
 # Options that are paths of what is read beside the clients.
-_BESIDE = ("weights", "previous", "initial", "trust_adapter")
+_BESIDE = ("weights", "previous", "initial", "trust_adapter", "verdicts")
 
 
 def check_working_folder() -> None:
@@ -32,7 +32,7 @@ def check_working_folder() -> None:
 
 def paths_read(clients: Path, options: Mapping[str, Any]) -> list[Path]:
     """All that a command reads: the clients, and what is given beside them."""
-    return [clients, *(options[name] for name in _BESIDE if options[name] is not None)]
+    return [clients, *(options[name] for name in _BESIDE if options.get(name) is not None)]
 
 
 def check_inputs(clients: Path, options: Mapping[str, Any]) -> None:
@@ -47,7 +47,7 @@ def check_inputs(clients: Path, options: Mapping[str, Any]) -> None:
             f"CLIENTS {_shown(clients)} is a file, not a folder", hint=no_folder_hint(clients)
         )
     for name in _BESIDE:
-        if options[name] is not None:
+        if options.get(name) is not None:
             check_exists(options[name], f"--{name.replace('_', '-')}")
 
 

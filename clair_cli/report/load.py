@@ -23,6 +23,7 @@ from clair_cli.version import __version__
 
 _WORDS: Mapping[tuple[type, str], tuple[str, ...]] = {
     (ClientReport, "verdict"): VERDICTS,
+    (ClientReport, "judged"): VERDICTS,
     (ClientReport, "confidence"): ("clear", "likely", "open"),
     (CohortReport, "outcome"): ("judged", "undetermined", "refused"),
     (CohortReport, "stacking"): ("matrix", "output", "input"),

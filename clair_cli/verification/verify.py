@@ -21,7 +21,7 @@ from clair_cli.formats.filenames import (
 from clair_cli.formats.files import kind_of
 from clair_cli.report.encode import report_json
 from clair_cli.report.read import OldReport, read_report
-from clair_cli.settings import Progress, make_settings, options_of
+from clair_cli.settings import DECIDED_BY_REPORT, Progress, make_settings, options_of
 from clair_cli.text import quoted
 from clair_cli.verification.files import check_adapter, check_entries
 from clair_cli.verification.reports import compare_reports
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from clair_cli import api
 
 # Options of the report that are given anew: they are paths, or about this run only.
-_AGAIN = ("weights", "previous", "initial", "trust_adapter")
+_AGAIN = ("weights", "previous", "initial", "trust_adapter", "verdicts")
 _GIVEN = {"clients", "output", "report", "force", "progress", *_AGAIN}
 
 
@@ -70,6 +70,7 @@ def verify(
     previous: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
     initial: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
     trust_adapter: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
+    verdicts: str | Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> VerifyResult:
@@ -79,8 +80,8 @@ def verify(
         output: what `merge` or `refine` wrote: a file or a folder.
         clients: as for `merge`. The options are those that the report records.
         report: default: the report beside a file, or in a folder.
-        weights, previous, initial, trust_adapter: given again if the report records them; no path
-            is taken from it.
+        weights, previous, initial, trust_adapter, verdicts: given again if the report records
+            them; no path is taken from it.
         threads: as for `merge`.
         progress: called as `progress(stage, done, total)`.
 
@@ -101,7 +102,7 @@ def verify(
             hint="" if report else "give it with --report",
         )
     old = read_report(path, __version__)
-    inputs = dict(zip(_AGAIN, (weights, previous, initial, trust_adapter), strict=True))
+    inputs = dict(zip(_AGAIN, (weights, previous, initial, trust_adapter, verdicts), strict=True))
     if clients is None and any(value is not None for value in inputs.values()):
         raise UsageError(f"{', '.join(_AGAIN)}: these are for merging again, so give CLIENTS too")
     if old.command == "refine" and not target.is_dir():
@@ -193,7 +194,10 @@ def _options(old: OldReport, inputs: Mapping[str, Any]) -> dict[str, Any]:
             )
         if recorded is None and value is not None:
             raise UsageError(f"the report was made without {flag}")
-        options[name] = value
+        if name in declared:
+            options[name] = value
+    if inputs["verdicts"] is not None:
+        options = {n: v for n, v in options.items() if n not in DECIDED_BY_REPORT}
     options["limit"] = old.limits
     return options
 

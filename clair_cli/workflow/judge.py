@@ -24,6 +24,7 @@ from clair_cli.maths.judge.with_heads import with_heads
 from clair_cli.remark import Remark, warning
 from clair_cli.settings import Settings
 from clair_cli.text import first_few
+from clair_cli.workflow.by_report import judgement_of
 from clair_cli.workflow.compare import Comparison, compare
 from clair_cli.workflow.components import check_components, check_overcomplete
 from clair_cli.workflow.heads import NO_HEADS, RoundHeads, look_at_heads
@@ -151,7 +152,8 @@ def judge_round(factors: RoundFactors, engine: Engine, how: Settings) -> JudgedR
     Args:
         how: of the options, `allow_undetermined`: whether all clients get a weight if the cohort
             cannot be judged; `minority`: "merge" gives the members of minorities a weight, else
-            they have none; `fresh`: see `wrong_previous`; `allow`: see `allow`.
+            they have none; `fresh`: see `wrong_previous`; `allow`: see `allow`;
+            `reviewed`: see `judgement_of`.
 
     Raises:
         ClientLost: a tensor changed since it was checked.
@@ -219,8 +221,11 @@ def _judged(factors: RoundFactors, engine: Engine, found: Comparison, how: Setti
         code, text, remedy = wrong
         remarks.append(Remark(code, "blocking", text))
         judgement = replace(judgement, outcome="undetermined", code=code, text=text, remedy=remedy)
-    judgement, decided, on_list = allow(judgement, round_, how.allow)
-    remarks += on_list
+    if how.reviewed is not None:
+        judgement, decided = judgement_of(how.reviewed, judgement, round_, how.minority)
+    else:
+        judgement, decided, on_list = allow(judgement, round_, how.allow)
+        remarks += on_list
     if judgement.outcome == "judged":
         raw = [
             0.0 if v.verdict == "minority" and how.minority != "merge" else w

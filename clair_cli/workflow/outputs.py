@@ -54,7 +54,10 @@ def check_outputs(settings: Settings) -> None:
             a folder's name ends like a file's. Wrong use of either counts before an output that
             can't be written.
     """
-    beside = (settings.weights, settings.previous, settings.initial, settings.trust_adapter)
+    beside = (
+        settings.weights, settings.previous, settings.initial, settings.trust_adapter,
+        settings.verdicts,
+    )  # fmt: skip
     inputs = [p for p in (settings.clients, *beside)
               if isinstance(p, Path)]  # fmt: skip
     output, report = settings.output, settings.json_report

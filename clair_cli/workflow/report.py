@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping
 
 import torch
 
@@ -22,6 +19,7 @@ from clair_cli.workflow.describe import (
     describe_modules,
     number,
 )
+from clair_cli.workflow.inputs import hashes_beside
 from clair_cli.workflow.judge import JudgedRound
 from clair_cli.workflow.refine import Refined
 from clair_cli.workflow.write import WrittenAdapter
@@ -76,28 +74,16 @@ def make_report(
         refined=None if refined is None else _refined_report(settings, refined),
         warnings=judged.warnings,
         exit_code=exit_code(settings, judged),
-        inputs=_inputs(judged),
+        inputs=_inputs(settings, judged),
     )
 
 
-def _inputs(judged: JudgedRound) -> dict[str, str]:
+def _inputs(settings: Settings, judged: JudgedRound) -> dict[str, str]:
     """Hashes of the inputs beside the clients that change the result, by option."""
-    round_ = judged.round
-    start = "initial" if round_.initial else "previous"
-    adapters = {start: round_.previous, "trust_adapter": round_.trust_adapter}
-    found = {option: one.sha256 for option, one in adapters.items() if one is not None}
-    if round_.weights is not None:
-        found["weights"] = _hash_of_weights(dict(zip(round_.names, round_.weights, strict=True)))
+    found = hashes_beside(judged.round)
+    if settings.reviewed is not None:
+        found["verdicts"] = settings.reviewed.sha256
     return found
-
-
-def _hash_of_weights(weights: Mapping[str, float]) -> str:
-    """SHA-256 of the comparable clients' weights as JSON, sorted by name and without spaces: the
-    same for the same weights, however they are given."""
-    text = json.dumps(
-        {name: float(w) for name, w in weights.items()}, sort_keys=True, separators=(",", ":")
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _merged_report(

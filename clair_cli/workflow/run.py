@@ -18,6 +18,7 @@ from clair_cli.errors import InputRefused, UsageError
 from clair_cli.output.adapter_files import AdapterFiles
 from clair_cli.report.model import Report
 from clair_cli.settings import Settings
+from clair_cli.workflow.by_report import by_review, reviewed_cohort, reviewed_round
 from clair_cli.workflow.judge import JudgedRound, judge_round, refused, refused_if_empty
 from clair_cli.workflow.memory_estimate import check_memory, read_memory, work_memory
 from clair_cli.workflow.merge import merge_round
@@ -75,6 +76,7 @@ def do_again(settings: Settings, *, one_file: bool) -> tuple[Report, dict[str, A
     Args:
         one_file: whether the merged adapter is to be a single file; its folder is "".
     """
+    settings = by_review(settings)
     nowhere = Destination(one_file=one_file, in_folder=not one_file)
     if settings.command == "refine":
         report, refined = refine_cohort(settings, read_cohort(settings), nowhere)
@@ -98,10 +100,11 @@ def run_round(
     Args:
         make: called where the exit code will be 0; None to judge alone.
     """
+    settings, cohort = reviewed_cohort(settings, cohort)
     dropped: list[Rejection] = []
     with one_thread_each(), contextlib.closing(make_engine(settings)) as engine:
         while True:
-            round_ = load_round(settings, cohort, dropped)
+            round_ = reviewed_round(settings, load_round(settings, cohort, dropped))
             try:
                 return _try_round(round_, settings, engine, make)
             except ClientsUnfit as unfit:

@@ -109,6 +109,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
         "min_clients": 3,
         "trust": (),
         "allow": (),
+        "verdicts": None,
         "trust_adapter": None,
         "heads": "average",
         "allow_undetermined": False,
@@ -168,6 +169,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "min_clients": 5,
         "trust": ("c", "d=sha256:" + 32 * "aB"),
         "allow": (),
+        "verdicts": None,
         "trust_adapter": Path("mine"),
         "allow_undetermined": True,
         "device": "cpu",
@@ -348,7 +350,7 @@ WRITTEN_BY = "base_model rank error_target keep_alpha dtype tensor_names allow_u
     ("command", "names"),
     [
         ("inspect", JUDGED_BY),
-        ("merge", f"{JUDGED_BY} {WRITTEN_BY}"),
+        ("merge", f"{JUDGED_BY} {WRITTEN_BY} verdicts"),
         ("refine", f"{JUDGED_BY} {WRITTEN_BY} noise"),
     ],
 )
