@@ -180,6 +180,9 @@ def _cohort(names: tuple[str, ...]) -> CohortReport:
         names=names,
         similarity=square,
         similarity_se=tuple(tuple(0.02 for _ in names) for _ in names),
+        line=0.45,
+        line_width=2.4,
+        coordinates=tuple((0.55, -0.1) if n in inside else (0.02, 0.3) for n in names),
     )
 
 

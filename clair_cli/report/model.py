@@ -228,6 +228,10 @@ class CohortReport:
         similarity: of each pair in `stacking` (in "matrix" when none), above the value for
             unrelated clients; None where unknown. similarity_se: its standard errors.
         weights: how they are spread; None if nobody has one.
+        line: a client is contaminated whose loading is clearly below this; None without a group.
+        line_width: standard errors of the loading that are "clearly"; None without a group.
+        coordinates: a map of the clients, (x, y) in the order of `names`: inner products are about
+            the similarities. () where nothing was compared, as in reports of older versions.
     """
 
     outcome: str
@@ -246,6 +250,9 @@ class CohortReport:
     similarity: tuple[tuple[float | None, ...], ...]
     similarity_se: tuple[tuple[float | None, ...], ...]
     weights: WeightSpread | None = None
+    line: float | None = None
+    line_width: float | None = None
+    coordinates: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
