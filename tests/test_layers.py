@@ -39,7 +39,9 @@ MAY_IMPORT: dict[str, str] = {
     "report.model": "remark report.results report.plain",
     "report": "errors version text remark formats report.results report.model report.plain",
     "words": "text option settings report.results report.model",
-    "rendered": "errors version text remark settings report.results report.model report words",
+    "pictures": "report.results report.model",
+    "html": "errors text report.results report.model words pictures",
+    "rendered": "errors version text remark settings report.results report.model report words html",
     "output": "errors text formats formats.safetensors",
     # where work runs
     "engine": "errors text settings formats formats.safetensors adapters cohort output"
@@ -56,7 +58,8 @@ MAY_IMPORT: dict[str, str] = {
     " verification",
     # what people see: imports no torch
     "cli": "__init__ errors version text option settings formats report.results report.model"
-    " pipeline_options words rendered report output engine api conversion verification",
+    " pipeline_options words rendered pictures html report output engine api conversion"
+    " verification",
     "__main__": "cli",
 }
 
@@ -66,6 +69,7 @@ HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 MAY_NOT_IMPORT_TORCH = {"__init__", "__main__", "cli", "errors", "option", "report", "settings"}
 MAY_NOT_IMPORT_TORCH |= {"allowed", "text", "remark", "version", "words", "report.model"}
 MAY_NOT_IMPORT_TORCH |= {"report.results", "rendered", "pipeline_options", "report.plain"}
+MAY_NOT_IMPORT_TORCH |= {"pictures", "html"}
 
 
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:

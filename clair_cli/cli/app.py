@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 
 from clair_cli.cli import options as opt
+from clair_cli.cli import pictures
 from clair_cli.cli.exits import (
     EXIT_CODES,
     Stopped,
@@ -272,6 +273,7 @@ def verify(
 
 app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(explain)
 app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(schema)
+pictures.add_to(app, epilog=_COMMAND_EPILOG)
 
 
 def _show_result(

@@ -30,6 +30,7 @@ from clair_cli.workflow.outputs import check_outputs
 from tests.fake_report import fake_report, undetermined
 
 COMMANDS = ("merge", "inspect", "refine", "verify", "convert")
+SHOWING = ("report",)  # of a report that is there: no function of that name
 
 
 def run(*args: object) -> Any:
@@ -207,7 +208,7 @@ def test_older_and_shorter_spellings(
         assert options(calls[-1])[name] == value
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *SHOWING])
 def test_help_has_no_older_spelling(command: str) -> None:
     text = run(command, "--help").stdout
     for older in ("--output-format", "--format", "strict|", "|strict", "bf16", "fp16", "fp32"):
@@ -642,7 +643,9 @@ def test_version(flag: str) -> None:
     assert result.stdout == f"clair {clair_cli.__version__}\n"
 
 
-@pytest.mark.parametrize("args", [["-h"], *([command, "--help"] for command in COMMANDS)])
+@pytest.mark.parametrize(
+    "args", [["-h"], *([command, "--help"] for command in (*COMMANDS, *SHOWING))]
+)
 def test_help_fits_80_columns(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     result = run(*args)

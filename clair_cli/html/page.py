@@ -1,0 +1,153 @@
+"""Report -> one self-contained HTML page: the same report gives the same bytes.
+
+Names come from strangers. Control and right-to-left characters are escaped by `printable`, what
+HTML would obey by the templates (autoescape); the data for the scripts stand in a block of JSON in
+which no character is left that could end it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib.resources import files
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from clair_cli.errors import UsageError
+from clair_cli.html import tables
+from clair_cli.html.headline import facts, headline
+from clair_cli.html.marks import evidence_rows, loss_chart, map_chart
+from clair_cli.pictures.grids import Grid, share_grid, similarity_grid, size_grid
+from clair_cli.pictures.points import evidence
+from clair_cli.report.model import VERDICTS, Report
+from clair_cli.text import printable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_LEAST_STEPS = 1000  # of a heat map's numbers between the middle and the end of its colours
+_MOST_LABELS = 60  # names beside a heat map
+
+
+def check_available() -> None:
+    """Raise if the page's library is not installed; to be called before any work.
+
+    Raises:
+        UsageError: with the command that installs it.
+    """
+    if find_spec("jinja2") is None:
+        raise UsageError(
+            "a page needs the library jinja2, which is not installed",
+            hint="pip install 'clair-cli[html]'",
+        )
+
+
+def render(report: Report) -> bytes:
+    """The page as a file's bytes; raises as `html_page`."""
+    return html_page(report).encode("utf-8")
+
+
+def html_page(report: Report) -> str:
+    """The whole page.
+
+    Raises:
+        UsageError: jinja2 is not installed.
+    """
+    check_available()
+    grids = {
+        "similarity": similarity_grid(report),
+        "share": share_grid(report),
+        "size": size_grid(report),
+    }
+    script = _file("page.js")
+    found = evidence(report)
+    return _environment().get_template("page.html.j2").render(
+        report=report,
+        headline=headline(report),
+        facts=facts(report),
+        clients=tables.client_rows(report),
+        counts=[(v, n) for v in VERDICTS if (n := len(report.with_verdict(v)))],
+        anybody_sure=any(client.confidence for client in report.clients),
+        steps=tables.steps(report),
+        remarks=tables.remarks(report),
+        grids=grids,
+        evidence=found and evidence_rows(found),
+        map=map_chart(report),
+        losses=loss_chart(report),
+        tables=tables,
+        data=_data(grids),
+        css=_file("page.css"),
+        script=script,
+        script_hash=_hash(script),
+    )  # fmt: skip
+
+
+def _hash(script: str) -> str:
+    """What a policy calls an inline script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode()
+
+
+def _data(grids: dict[str, Grid | None]) -> str:
+    """The heat maps' numbers as JSON that can stand in a script's element."""
+    found = {name: _grid_data(grid) for name, grid in grids.items() if grid is not None}
+    text = json.dumps(found, separators=(",", ":"), sort_keys=True, allow_nan=False)
+    for character in "<>&":  # json.dumps has escaped all that is not ASCII
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _grid_data(grid: Grid) -> dict[str, Any]:
+    """A heat map in whole numbers, in units of 1 / scale."""
+    scale = 1
+    while grid.bound * scale < _LEAST_STEPS:
+        scale *= 10
+    values = [None if v is None else round(v * scale) for row in grid.values for v in row]
+    columns = [printable(name) for name in grid.columns]
+    return {
+        "rows": [printable(name) for name in grid.rows],
+        "columns": columns if grid.columns != grid.rows else None,
+        "labels": short_names(columns) if grid.columns != grid.rows else None,
+        "most_labels": _MOST_LABELS,
+        "values": values,
+        "scale": scale,
+        "middle": grid.middle,
+        "bound": grid.bound,
+        "ends": grid.ends,
+    }
+
+
+def short_names(names: Iterable[str]) -> list[str]:
+    """Names of modules without what all of them begin with.
+
+    >>> short_names(["model.layers.0.q_proj", "model.layers.1.q_proj"])
+    ['0.q_proj', '1.q_proj']
+    """
+    parts = [name.split(".") for name in names]
+    shared = 0
+    least = min((len(each) for each in parts), default=0)
+    while shared < least - 1 and len({each[shared] for each in parts}) == 1:
+        shared += 1
+    return [".".join(each[shared:]) for each in parts]
+
+
+@lru_cache(maxsize=8)
+def _file(name: str) -> str:
+    return files("clair_cli.html").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(_file),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"safe_name": printable, "number": tables.number}
+    return environment

@@ -1,0 +1,199 @@
+"""The page as bytes: the same each time, whole, closed to strangers' words."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from clair_cli.errors import UsageError
+from clair_cli.html import page
+from clair_cli.html.page import html_page, render
+from clair_cli.pictures.grids import share_grid, similarity_grid, size_grid
+from clair_cli.remark import note
+from clair_cli.report.model import Reason, Report
+from tests.fake_report import all_benign, fake_report, renamed, undetermined
+
+HOSTILE = (
+    "</script><img src=x onerror=alert(1)>",
+    "{{ 7 * 7 }}{% raw %}",
+    "a\u202eb\x1b[31m\u2028c\x00",
+    "\"' onmouseover='alert(1)",
+    "<!--<script>",
+    "]]>&amp;",
+)
+
+
+class Elements(HTMLParser):
+    """All elements of a page with their attributes, and the texts of scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self._inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.found.append((tag, dict(attrs)))
+        self._inside = tag == "script"
+        if self._inside:
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.scripts[-1] += data
+
+
+def data_of(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Elements(text).scripts[0])
+    return found
+
+
+def hostile() -> Report:
+    """A report with hostile names of clients, modules and groups, and hostile texts."""
+    report = fake_report()
+    names = dict(zip((c.name for c in report.clients), HOSTILE, strict=False))
+    report = renamed(report, names)
+    clients = tuple(
+        replace(
+            c,
+            reasons=tuple(Reason(r.code, HOSTILE[0]) for r in c.reasons),
+            modules={HOSTILE[0]: next(iter(c.modules.values()))} if c.modules else {},
+        )
+        for c in report.clients
+    )
+    cohort = replace(
+        report.cohort,
+        names=tuple(names.get(n, n) for n in report.cohort.names),
+        groups=tuple(
+            replace(g, members=tuple(names.get(n, n) for n in g.members))
+            for g in report.cohort.groups
+        ),
+    )
+    assert report.merged is not None
+    merged = replace(
+        report.merged,
+        error_by_rank={"8": 0.1},
+        module_error_by_rank={HOSTILE[0]: {"8": 0.1}},
+        path=HOSTILE[0],
+    )
+    modules = (replace(report.modules[0], name=HOSTILE[0]),)
+    remarks = (note("x", HOSTILE[0]),)
+    return replace(
+        report, clients=clients, cohort=cohort, merged=merged, modules=modules, warnings=remarks
+    )
+
+
+OLDER = replace(fake_report().cohort, line=None, line_width=None, coordinates=())
+
+
+@pytest.mark.parametrize("command", ["merge", "inspect", "refine"])
+def test_the_same_report_gives_the_same_bytes(command: str) -> None:
+    assert render(fake_report(command=command)) == render(fake_report(command=command))
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        fake_report(),
+        fake_report(command="inspect"),
+        fake_report(command="refine"),
+        all_benign(30),
+        undetermined(),
+        replace(undetermined(), clients=()),
+        hostile(),
+        replace(fake_report(), cohort=OLDER),
+    ],
+    ids=["merge", "inspect", "refine", "benign", "undetermined", "nobody", "hostile", "older"],
+)
+def test_a_page_asks_for_nothing_and_runs_one_script(report: Report) -> None:
+    text = html_page(report)
+    found = Elements(text)
+    loading = [
+        (tag, name)
+        for tag, attributes in found.found
+        for name in attributes
+        if name in ("src", "srcset", "action", "style")
+        or name.startswith("on")
+        or (name == "href" and not str(attributes[name]).startswith("#"))
+    ]
+    assert loading == []
+    assert {tag for tag, _ in found.found} & {"img", "iframe", "link", "object", "base"} == set()
+    assert len(found.scripts) == 2
+    (policy,) = [
+        str(attributes["content"])
+        for tag, attributes in found.found
+        if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    digest = base64.b64encode(hashlib.sha256(found.scripts[1].encode()).digest()).decode()
+    assert policy == (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_hostile_words_are_text() -> None:
+    text = html_page(hostile())
+    assert "<img" not in text
+    assert "{{ 7 * 7 }}" in text  # and not 49
+    for character in "\u202e\x1b\u2028\x00":
+        assert character not in text
+    block = text.split('id="data">', 1)[1].split("</script>", 1)[0]
+    assert not set("<>&") & set(block)
+    assert block.isascii()
+    assert data_of(text)["similarity"]["rows"].count(HOSTILE[0]) == 1
+
+
+def test_the_heat_maps_have_the_reports_numbers() -> None:
+    report = fake_report()
+    found = data_of(html_page(report))
+    grids = {"similarity": similarity_grid, "share": share_grid, "size": size_grid}
+    assert found.keys() == grids.keys()
+    for name, make in grids.items():
+        grid = make(report)
+        assert grid is not None
+        shown = found[name]
+        assert tuple(shown["rows"]) == grid.rows
+        assert tuple(shown["columns"] or shown["rows"]) == grid.columns
+        flat = [value for row in grid.values for value in row]
+        assert len(flat) == len(shown["values"])
+        for value, whole in zip(flat, shown["values"], strict=True):
+            assert (value is None) == (whole is None)
+            if value is not None:
+                assert abs(value - whole / shown["scale"]) <= grid.bound / 1000
+
+
+def test_who_why_how_sure_and_what_next_are_said() -> None:
+    text = re.sub(r"\s+", " ", html_page(fake_report()))
+    assert "<h1>3 of 12 clients are contaminated: amber, mallory, zoe;" in text
+    assert "unlike the others: 3 % of what two of the others share" in text
+    assert "Ask for its label file and data version." in text
+    assert "How sure: clear" in text
+    assert "What to do next" in text
+
+
+def test_without_the_extra_it_is_a_wrong_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    with pytest.raises(UsageError) as caught:
+        html_page(fake_report())
+    assert caught.value.hint == "pip install 'clair-cli[html]'"
+
+
+def test_two_hundred_clients_of_four_hundred_modules_fit_in_three_megabytes() -> None:
+    """Counted on smaller ones: a page grows by client, and by client and module."""
+    few, many = len(html_page(all_benign(10))), len(html_page(all_benign(60)))
+    client = (many - few) / 50 + 140 * 6  # its row, its evidence, its cells; with 140 more cells
+    assert 200 * client < 1_000_000
+    assert 2 * 200 * 400 * len("-1000,") < 1_000_000
