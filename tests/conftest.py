@@ -34,28 +34,45 @@ if hasattr(typer.testing, "_get_command"):
     typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
+# Kinds of tests that run by themselves, each with an option and a marker of its name.
+SEPARATE = {
+    "loaders": "load adapters with peft, diffusers or transformers",
+    "browser": "open pages in chromium",
+}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--loaders",
-        action="store_true",
-        help="run the tests that load adapters with peft, diffusers or transformers, and no others",
-    )
+    for kind, what in SEPARATE.items():
+        parser.addoption(
+            f"--{kind}", action="store_true", help=f"run the tests that {what}, and no others"
+        )
+
+
+def _chosen(config: pytest.Config) -> str:
+    """The kind of tests to run, or "" for the usual ones."""
+    return next((kind for kind in SEPARATE if config.getoption(f"--{kind}")), "")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Files of such tests import those libraries, for ten seconds and more in each process."""
+    chosen = _chosen(config)
     if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
-        return True if config.getoption("--loaders") and collection_path.suffix == ".py" else None
+        return True if chosen and collection_path.suffix == ".py" else None
     text = collection_path.read_text(encoding="utf-8")
-    if config.getoption("--loaders"):
-        return None if "pytest.mark.loaders" in text else True
-    return True if re.search(r"^pytestmark = .*pytest\.mark\.loaders", text, re.MULTILINE) else None
+    if chosen:
+        return None if f"pytest.mark.{chosen}" in text else True
+    kinds = "|".join(SEPARATE)
+    return (
+        True if re.search(rf"^pytestmark = .*pytest\.mark\.({kinds})", text, re.MULTILINE) else None
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted = bool(config.getoption("--loaders"))
+    chosen = _chosen(config)
     items[:] = [
-        item for item in items if (item.get_closest_marker("loaders") is not None) is wanted
+        item
+        for item in items
+        if next((kind for kind in SEPARATE if item.get_closest_marker(kind)), "") == chosen
     ]
 
 
@@ -100,25 +117,36 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, handler)
 
 
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+
+
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any attempt to reach another machine fails the test. Local pipes (AF_UNIX) may be used.
+def no_network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Any attempt to reach another machine fails the test. Local pipes (AF_UNIX) may be used, and
+    by tests of the browser its driver, which listens on this machine.
 
     Processes that a test starts get a `sitecustomize` that forbids them the same.
     """
     path = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([NO_NETWORK, *([path] if path else [])]))
     connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+    look_up = socket.getaddrinfo
+    has_driver = request.node.get_closest_marker("browser") is not None
+
+    def allowed(host: object) -> bool:
+        return has_driver and host in _THIS_MACHINE
 
     def guarded(original: Any) -> Any:
         def call(self: socket.socket, address: Any) -> Any:
-            if self.family in (socket.AF_INET, socket.AF_INET6):
+            if self.family in (socket.AF_INET, socket.AF_INET6) and not allowed(address[0]):
                 raise AssertionError(f"a test tried to connect to {address}")
             return original(self, address)
 
         return call
 
     def no_lookup(*args: Any, **kwargs: Any) -> Any:
+        if allowed(args[0]):
+            return look_up(*args, **kwargs)
         raise AssertionError(f"a test tried to look up {args[0]!r}")
 
     monkeypatch.setattr(socket.socket, "connect", guarded(connect))

@@ -16,18 +16,9 @@ from clair_cli.errors import UsageError
 from clair_cli.html import page
 from clair_cli.html.page import html_page, render
 from clair_cli.pictures.grids import share_grid, similarity_grid, size_grid
-from clair_cli.remark import note
-from clair_cli.report.model import Reason, Report
-from tests.fake_report import all_benign, fake_report, renamed, undetermined
-
-HOSTILE = (
-    "</script><img src=x onerror=alert(1)>",
-    "{{ 7 * 7 }}{% raw %}",
-    "a\u202eb\x1b[31m\u2028c\x00",
-    "\"' onmouseover='alert(1)",
-    "<!--<script>",
-    "]]>&amp;",
-)
+from clair_cli.report.model import VERDICTS, Report
+from tests.fake_report import all_benign, fake_report, undetermined
+from tests.html.hostile import HOSTILE, hostile
 
 
 class Elements(HTMLParser):
@@ -57,41 +48,6 @@ class Elements(HTMLParser):
 def data_of(text: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(Elements(text).scripts[0])
     return found
-
-
-def hostile() -> Report:
-    """A report with hostile names of clients, modules and groups, and hostile texts."""
-    report = fake_report()
-    names = dict(zip((c.name for c in report.clients), HOSTILE, strict=False))
-    report = renamed(report, names)
-    clients = tuple(
-        replace(
-            c,
-            reasons=tuple(Reason(r.code, HOSTILE[0]) for r in c.reasons),
-            modules={HOSTILE[0]: next(iter(c.modules.values()))} if c.modules else {},
-        )
-        for c in report.clients
-    )
-    cohort = replace(
-        report.cohort,
-        names=tuple(names.get(n, n) for n in report.cohort.names),
-        groups=tuple(
-            replace(g, members=tuple(names.get(n, n) for n in g.members))
-            for g in report.cohort.groups
-        ),
-    )
-    assert report.merged is not None
-    merged = replace(
-        report.merged,
-        error_by_rank={"8": 0.1},
-        module_error_by_rank={HOSTILE[0]: {"8": 0.1}},
-        path=HOSTILE[0],
-    )
-    modules = (replace(report.modules[0], name=HOSTILE[0]),)
-    remarks = (note("x", HOSTILE[0]),)
-    return replace(
-        report, clients=clients, cohort=cohort, merged=merged, modules=modules, warnings=remarks
-    )
 
 
 OLDER = replace(fake_report().cohort, line=None, line_width=None, coordinates=())
@@ -197,3 +153,31 @@ def test_two_hundred_clients_of_four_hundred_modules_fit_in_three_megabytes() ->
     client = (many - few) / 50 + 140 * 6  # its row, its evidence, its cells; with 140 more cells
     assert 200 * client < 1_000_000
     assert 2 * 200 * 400 * len("-1000,") < 1_000_000
+
+
+def _luminance(colour: str) -> float:
+    digits = colour.lstrip("#")
+    digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(one: str, other: str) -> float:
+    """WCAG 2.2."""
+    dark, light = sorted((_luminance(one), _luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_words_and_marks_can_be_seen(theme: int) -> None:
+    blocks = re.findall(r"\{ (--paper:.*?) \}", page._file("page.css"), re.DOTALL)
+    assert len(blocks) == 3
+    assert blocks[1] == blocks[2]  # dark by the system, and by the button
+    colours = dict(re.findall(r"--([a-z]+): (#[0-9a-f]+)", blocks[theme]))
+    for name in ("ink", "soft", "accent"):
+        assert _contrast(colours[name], colours["paper"]) >= 4.5, name
+    for verdict in VERDICTS:
+        assert _contrast(colours[verdict], colours["paper"]) >= 2.4, verdict  # with an outline
+    for end in ("low", "high"):
+        assert _contrast(colours[end], colours["mid"]) >= 4.0, end
