@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -29,7 +30,7 @@ class Grid:
         values: by row and column; None where there is none.
         middle: the value that is ordinary, without a colour.
         bound: distance from `middle` from which on colours stay the same; above 0.
-        ends: numbers of rows after which a group ends.
+        ends: numbers of rows after which a group ends; clients in none count as one.
     """
 
     rows: tuple[str, ...]
@@ -133,7 +134,8 @@ def _bound(values: Sequence[Row], middle: float) -> float:
 
 
 def _ends(report: Report, names: Sequence[str]) -> tuple[int, ...]:
+    """Where groups end; clients in none are one block."""
     groups = groups_of(report)
-    return tuple(
-        i for i in range(1, len(names)) if groups.get(names[i - 1]) != groups.get(names[i])
-    )
+    sizes = Counter(groups.values())
+    block = [groups[n] if n in groups and sizes[groups[n]] > 1 else -1 for n in names]
+    return tuple(i for i in range(1, len(names)) if block[i - 1] != block[i])
