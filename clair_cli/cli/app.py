@@ -169,6 +169,9 @@ def inspect(
         raise typer.Exit(report.exit_code)
 
 
+app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(explain)
+
+
 @app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)
 @opt.with_options
 def refine(
@@ -271,7 +274,6 @@ def verify(
         raise typer.Exit(result.exit_code)
 
 
-app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(explain)
 app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(schema)
 pictures.add_to(app, epilog=_COMMAND_EPILOG)
 

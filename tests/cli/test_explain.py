@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from clair_cli.cli.explain import explained
+from clair_cli.cli.explained import explained
 from clair_cli.cli.render import View
 from clair_cli.report.encode import report_json
 from clair_cli.report.model import ModuleScores, Reason, Report
