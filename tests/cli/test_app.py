@@ -644,7 +644,7 @@ def test_version(flag: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["-h"], *([command, "--help"] for command in (*COMMANDS, *SHOWING))]
+    "args", [["-h"], *([command, "--help"] for command in (*COMMANDS, *SHOWING, "explain"))]
 )
 def test_help_fits_80_columns(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
