@@ -8,13 +8,13 @@ opened. Fields that this version does not know are passed over.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import lru_cache
 from os import PathLike, fspath
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from clair_cli.report.file import damaged, read_document
 from clair_cli.report.model import VERDICTS, ClientReport, CohortReport, Group, Report
@@ -32,7 +32,8 @@ _WORDS: Mapping[tuple[type, str], tuple[str, ...]] = {
 }
 _SHARES = {"weight", "p_honest", "power", "off_line_ratio", "contaminated_ratio"}  # 0 to 1
 _MAX_KEY = 4096  # characters
-_Made = TypeVar("_Made")
+_KINDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
+_Read = Callable[[Any], Any]
 
 
 def load_report(path: str | PathLike[str]) -> Report:
@@ -59,9 +60,27 @@ def report_from(data: Mapping[str, Any]) -> Report:
     Raises:
         ValueError: a field is missing, or is not what it should be.
     """
-    report = _made(Report, data, "the report")
+    try:
+        report: Report = _object(Report)(data)
+    except _Wrong as error:
+        raise ValueError(str(error)) from None
     _check(report)
     return report
+
+
+class _Wrong(Exception):
+    """A value is not what it should be. What it lies in adds to `path` as the error passes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text, self.path = text, ""
+
+    def inside(self, step: str) -> _Wrong:
+        self.path = step + self.path
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.path.removeprefix('.') or 'the report'} {self.text}"
 
 
 def _check(report: Report) -> None:
@@ -75,96 +94,133 @@ def _check(report: Report) -> None:
         raise ValueError("cohort.names has a name that is no client's")
 
 
-def _made(kind: type[_Made], data: Any, where: str) -> _Made:
-    """A dataclass from a JSON object."""
-    if not isinstance(data, dict):
-        raise ValueError(f"{where} is {quoted(data, 40)}, expected an object")
-    values: dict[str, Any] = {}
-    known: Any = kind
-    for name, key, type_, required in _fields_of(known):
-        if key in data:
-            inside = key if where == "the report" else f"{where}.{key}"
-            values[name] = _value(type_, data[key], inside)
-            _check_word(kind, name, values[name], inside)
-        elif required:
-            raise ValueError(f"{where} has no {key}")
-    return kind(**values)
-
-
 @lru_cache(maxsize=64)
-def _fields_of(kind: Any) -> tuple[tuple[str, str, Any, bool], ...]:
-    """Of each field: its name, its key in JSON, its type, and whether it must be there."""
-    assert is_dataclass(kind)
+def _object(kind: Any) -> _Read:
+    """The reader of a JSON object as a dataclass."""
     hints = get_type_hints(kind, vars(sys.modules[kind.__module__]))
-    return tuple((f.name, f.name.rstrip("_"), hints[f.name], _is_required(f)) for f in fields(kind))
+    known = [(f.name, f.name.rstrip("_"), _field(kind, f, hints[f.name])) for f in fields(kind)]
+    needed = {f.name.rstrip("_") for f in fields(kind) if _is_required(f)}
+
+    def read(given: Any) -> Any:
+        if type(given) is not dict:
+            raise _expected(given, "an object")
+        if not needed <= given.keys():
+            missing = next(key for _, key, _ in known if key in needed - given.keys())
+            raise _Wrong(f"has no {missing}")
+        values = {}
+        for name, key, reader in known:
+            if key in given:
+                try:
+                    values[name] = reader(given[key])
+                except _Wrong as error:
+                    raise error.inside(f".{key}") from None
+        return kind(**values)
+
+    return read
 
 
 def _is_required(field: Field[Any]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-def _check_word(kind: type, name: str, value: Any, where: str) -> None:
-    known = _WORDS.get((kind, name))
-    if known is not None and value is not None and value not in known:
-        raise ValueError(f"{where} is {quoted(value, 40)}, expected one of {', '.join(known)}")
-    if name in _SHARES and value is not None and not 0.0 <= value <= 1.0:
-        raise ValueError(f"{where} is {value:g}, expected 0 to 1")
+def _field(kind: Any, field: Field[Any], type_: Any) -> _Read:
+    """The reader of a field: its type's, and a check where few values are allowed."""
+    read, words = _reader(type_), _WORDS.get((kind, field.name))
+    if words is None and field.name not in _SHARES:
+        return read
+
+    def checked(given: Any) -> Any:
+        value = read(given)
+        if value is None:
+            return None
+        if words is not None and value not in words:
+            raise _expected(given, f"one of {', '.join(words)}")
+        if words is None and not 0.0 <= value <= 1.0:
+            raise _expected(given, "0 to 1")
+        return value
+
+    return checked
 
 
-def _value(type_: Any, given: Any, where: str) -> Any:
-    """A JSON value as a type of the model's."""
+def _reader(type_: Any) -> _Read:
+    """The reader of a JSON value as a type of the model's."""
     origin, arguments = get_origin(type_), get_args(type_)
     if origin in (Union, UnionType):
-        if given is None and type(None) in arguments:
-            return None
-        (inner,) = (kind for kind in arguments if kind is not type(None))
-        return _value(inner, given, where)
+        (inner,) = (_reader(kind) for kind in arguments if kind is not type(None))
+        return lambda given: None if given is None else inner(given)
     if origin is Literal:
-        if given not in arguments:
-            raise ValueError(f"{where} is {quoted(given, 40)}, expected one of {arguments}")
-        return given
+        return _one_of(arguments)
     if origin is tuple:
-        return _items(arguments, given, where)
+        return _several(arguments)
     if origin is Mapping:
-        if not isinstance(given, dict):
-            raise ValueError(f"{where} is {quoted(given, 40)}, expected an object")
-        return {_key(k, where): _value(arguments[1], v, f"{where}.{k}") for k, v in given.items()}
+        return _mapping(_reader(arguments[1]))
     if isinstance(type_, type) and is_dataclass(type_):
-        return _made(type_, given, where)
-    return _plain(type_, given, where)
+        return _object(type_)
+    return (lambda given: given) if type_ is object else _plain(type_)
 
 
-def _key(key: str, where: str) -> str:
-    if len(key) > _MAX_KEY:
-        raise ValueError(f"{where} has a key of {len(key):,} characters")
-    return key
-
-
-def _items(arguments: tuple[Any, ...], given: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(given, list):
-        raise ValueError(f"{where} is {quoted(given, 40)}, expected a list")
-    if arguments[-1] is Ellipsis:
-        return tuple(_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(given))
-    if len(given) != len(arguments):
-        raise ValueError(f"{where} has {len(given):,} items, expected {len(arguments)}")
-    return tuple(
-        _value(kind, item, f"{where}[{i}]")
-        for i, (kind, item) in enumerate(zip(arguments, given, strict=True))
-    )
-
-
-_NAMES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
-
-
-def _plain(type_: Any, given: Any, where: str) -> Any:
-    if type_ is object:
+def _one_of(words: tuple[Any, ...]) -> _Read:
+    def read(given: Any) -> Any:
+        if given not in words:
+            raise _expected(given, f"one of {', '.join(words)}")
         return given
-    kinds = (int, float) if type_ is float else (type_,)
-    if not isinstance(given, kinds) or (isinstance(given, bool) and type_ is not bool):
-        raise ValueError(f"{where} is {quoted(given, 40)}, expected {_NAMES[type_]}")
-    if type_ is not float:
-        return given
-    try:
-        return float(given)
-    except OverflowError:
-        raise ValueError(f"{where} is {quoted(given, 40)}, which is too large") from None
+
+    return read
+
+
+def _several(kinds: tuple[Any, ...]) -> _Read:
+    """The reader of a list: of any length if the last kind is an ellipsis."""
+    count = None if kinds[-1] is Ellipsis else len(kinds)
+    reader = _reader(kinds[0])
+    assert all(kind in (kinds[0], Ellipsis) for kind in kinds)
+
+    def read(given: Any) -> tuple[Any, ...]:
+        if type(given) is not list:
+            raise _expected(given, "a list")
+        if count is not None and len(given) != count:
+            raise _Wrong(f"has {len(given):,} items, expected {count}")
+        found: list[Any] = []
+        try:
+            found.extend(map(reader, given))
+        except _Wrong as error:
+            raise error.inside(f"[{len(found)}]") from None
+        return tuple(found)
+
+    return read
+
+
+def _mapping(reader: _Read) -> _Read:
+    def read(given: Any) -> dict[str, Any]:
+        if type(given) is not dict:
+            raise _expected(given, "an object")
+        found = {}
+        for key, value in given.items():
+            if len(key) > _MAX_KEY:
+                raise _Wrong(f"has a key of {len(key):,} characters")
+            try:
+                found[key] = reader(value)
+            except _Wrong as error:
+                raise error.inside(f".{key}") from None
+        return found
+
+    return read
+
+
+def _plain(kind: Any) -> _Read:
+    """The reader of a text, a number, or true or false."""
+
+    def read(given: Any) -> Any:
+        if type(given) is kind:
+            return given
+        if kind is not float or type(given) is not int:
+            raise _expected(given, _KINDS[kind])
+        try:
+            return float(given)
+        except OverflowError:
+            raise _expected(given, "a number that a float can hold") from None
+
+    return read
+
+
+def _expected(given: Any, what: str) -> _Wrong:
+    return _Wrong(f"is {quoted(given, 40)}, expected {what}")

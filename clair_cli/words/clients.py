@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from statistics import median
 
 from clair_cli.report.model import ClientReport, Report
@@ -36,14 +37,29 @@ def own_group(client: ClientReport, report: Report) -> tuple[str, ...]:
 
 
 def largest_module(client: ClientReport, report: Report) -> tuple[str, float | None]:
-    """The module in which the client is largest beside the clients that are merged, or all if none
-    is, and how many times their median it is there; ("", None) if no module can be compared."""
-    others = [c for c in report.clients if c.weight > 0 and c is not client]
-    others = others or [c for c in report.clients if c.modules and c is not client]
+    """The module in which the client is largest beside the median of the clients that are merged
+    (of all if none is), and how many times that it is there; ("", None) if none can be compared.
+    """
+    typical = _typical_norms(report)
     best: tuple[str, float | None] = ("", None)
     for name, own in client.modules.items():
-        sizes = [c.modules[name].norm for c in others if name in c.modules]
-        typical = median(size for size in sizes if size > 0) if any(sizes) else 0.0
-        if typical > 0 and own.norm / typical > (best[1] or 0.0):
-            best = name, own.norm / typical
+        if name in typical and own.norm / typical[name] > (best[1] or 0.0):
+            best = name, own.norm / typical[name]
     return best
+
+
+_last: tuple[weakref.ref[Report], dict[str, float]] | None = None
+
+
+def _typical_norms(report: Report) -> dict[str, float]:
+    """Median norm above 0 in each module, kept for the last report: many clients ask for it."""
+    global _last
+    if _last is None or _last[0]() is not report:
+        merged = [c for c in report.clients if c.weight > 0]
+        sizes: dict[str, list[float]] = {}
+        for one in merged or report.clients:
+            for name, scores in one.modules.items():
+                if scores.norm > 0:
+                    sizes.setdefault(name, []).append(scores.norm)
+        _last = weakref.ref(report), {name: median(norms) for name, norms in sizes.items()}
+    return _last[1]

@@ -88,6 +88,13 @@ WRONG = {
     "cohort.groups[0].role is 'x', expected one of": put("cohort", "groups", 0, "role", value="x"),
     "cohort.similarity is no table of 11 clients": put("cohort", "similarity", value=[]),
     "cohort.names has a name that is no client's": put("cohort", "names", 0, value="nobody"),
+    "clients[0].modules has a key of 5,000 characters": put(
+        *CLIENT, "modules", value={"m" * 5000: 1}
+    ),
+    "clients[1] has no name": lambda data: data["clients"][1].pop("name"),
+    "cohort.similarity[2][1] is 'x', expected a number": put(
+        "cohort", "similarity", 2, 1, value="x"
+    ),
     "warnings[0].class is 'bad', expected one of": put("warnings", 0, "class", value="bad"),
 }
 
@@ -110,6 +117,13 @@ def test_no_number_without_bounds_gets_in(value: str, tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match="is damaged: "):
         load_report(path)
+
+
+def test_a_number_that_no_float_can_hold_is_named() -> None:
+    data = plain()
+    data["merged"]["norm"] = 10**309
+    with pytest.raises(ValueError, match="merged.norm is 1000.* that a float can hold"):
+        report_from(data)
 
 
 @pytest.mark.parametrize("field", ["clients", "cohort", "version", "exit_code"])
