@@ -122,7 +122,7 @@ def test_no_number_without_bounds_gets_in(value: str, tmp_path: Path) -> None:
 def test_a_number_that_no_float_can_hold_is_named() -> None:
     data = plain()
     data["merged"]["norm"] = 10**309
-    with pytest.raises(ValueError, match="merged.norm is 1000.* that a float can hold"):
+    with pytest.raises(ValueError, match=r"merged.norm is 1000.* that a float can hold"):
         report_from(data)
 
 
