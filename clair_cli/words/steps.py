@@ -28,7 +28,7 @@ class Step:
 
     Attributes:
         about: an outcome or verdict: "refused", "undetermined", "contaminated", "minority",
-            "suspicious", "rejected", "duplicate" or "benign".
+            "suspicious", "rejected", "duplicate", or "benign" for the result itself.
         text: whole sentences, safe to print.
         details: why, and what to ask whom: one for all clients of the same reasons.
         command: to copy into a shell; "" where nothing can be offered.
@@ -47,7 +47,9 @@ def next_steps(report: Report, *, report_path: str = "") -> list[Step]:
         report_path: where the JSON report is, as the user would type it, or "".
     """
     steps = [step for about in _STEPS if (step := _STEPS[about](report, report_path))]
-    return steps or [_benign(report)]
+    if not steps or (report.merged is not None and report.cohort.outcome == "judged"):
+        steps.append(_benign(report, found=bool(steps)))
+    return steps
 
 
 def command_to_copy(steps: Sequence[Step]) -> str:
@@ -115,8 +117,9 @@ def _contaminated(report: Report, report_path: str) -> Step | None:
 
 
 def _left_out(report: Report) -> str:
-    made = report.merged is not None or report.refined is not None
-    return "left out of the merge" if made else "a merge leaves them out"
+    if report.refined is not None:
+        return "left out"
+    return "a merge leaves them out" if report.merged is None else "left out of the merge"
 
 
 def _minority(report: Report, report_path: str) -> Step | None:
@@ -174,23 +177,28 @@ def _duplicate(report: Report, report_path: str) -> Step | None:
                 _explain(report, found, report_path))  # fmt: skip
 
 
-def _benign(report: Report, _report_path: str = "") -> Step:
-    """The step of a round in which there is nothing to look at."""
-    if report.merged is not None and report.merged.path not in ("", "-"):
+def _benign(report: Report, *, found: bool = False) -> Step:
+    """The step of what was made, or can be.
+
+    Args:
+        found: whether there is something to look at first.
+    """
+    nothing = "" if found else "Nothing to look at. "
+    if report.merged is not None:
         text = (
-            "Nothing to look at. Use the merged adapter; in the next round, where all start from"
+            f"{nothing}The merged adapter is ready to use; in the next round, where all start from"
             " it, give it with --previous."
         )
-        clients = str(report.options.get("clients") or "")
-        words = ["clair", "verify", report.merged.path]
-        if clients != "(in memory)":
-            words.append(clients)
-        return Step("benign", text, (), command_line(*words))
+        path, clients = report.merged.path, str(report.options.get("clients") or "(in memory)")
+        words = [path] if clients == "(in memory)" else [path, clients]
+        there = path not in ("", "-")
+        return Step("benign", text, (), command_line("clair", "verify", *words) if there else "")
     if report.refined is not None:
-        return Step("benign", "Nothing to look at. Give each client its refined adapter.", (),
-                    command_line("clair", "verify", report.refined.path))  # fmt: skip
-    return Step("benign", "Nothing to look at: the clients can be merged.", (),
-                again(report, "merge", "merged.safetensors"))  # fmt: skip
+        text = f"{nothing}Give each client its refined adapter."
+        path = report.refined.path
+        return Step("benign", text, (), command_line("clair", "verify", path) if path else "")
+    command = again(report, "merge", "merged.safetensors")
+    return Step("benign", f"{nothing}The clients can be merged.", (), command)
 
 
 def step_for(client: ClientReport, report: Report) -> Step:

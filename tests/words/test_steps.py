@@ -45,13 +45,21 @@ def test_a_finding_is_named_and_explained(verdict: str) -> None:
 
 def test_the_most_important_comes_first_and_its_command_is_the_one_to_copy() -> None:
     steps = next_steps(fake_report(), report_path="r.json")
-    assert [s.about for s in steps] == ["contaminated", "suspicious", "rejected", "duplicate"]
+    assert [s.about for s in steps] == [
+        "contaminated", "suspicious", "rejected", "duplicate", "benign"
+    ]  # fmt: skip
+    assert steps[-1].text.startswith("The merged adapter is ready to use; ")
     assert command_to_copy(steps) == "clair explain amber --report r.json"
 
 
 def test_where_nothing_is_found_the_result_is_verified_or_made() -> None:
     (step,) = next_steps(all_benign())
     assert (step.about, step.command) == ("benign", "clair verify merged.safetensors clients")
+    assert step.text.startswith("Nothing to look at. The merged adapter is ready to use; ")
+    assert all_benign().merged is not None
+    for path in ("", "-"):
+        merged = replace(all_benign().merged, path=path)  # type: ignore[type-var]
+        assert next_steps(replace(all_benign(), merged=merged))[-1].command == ""
     report = replace(all_benign(), command="inspect", merged=None)
     (step,) = next_steps(report)
     assert step.command == "clair merge clients -o merged.safetensors"
@@ -78,6 +86,12 @@ def test_a_round_without_a_verdict_is_run_again_with_what_it_lacked(
     assert step.text.endswith(" What to do: collect more clients, or merge them all with"
                               " --allow-undetermined.")  # fmt: skip
     assert step.command == f"clair merge clients -o merged.safetensors{changed}"
+
+
+def test_what_is_merged_without_a_verdict_is_not_called_ready() -> None:
+    report = undetermined()
+    (step,) = next_steps(replace(report, merged=fake_report().merged))
+    assert step.text.startswith("undetermined, and all are merged (--allow-undetermined): ")
 
 
 def test_a_wrong_previous_adapter_is_left_out_of_the_command() -> None:
