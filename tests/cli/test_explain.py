@@ -124,10 +124,11 @@ def test_hostile_names_are_harmless(name: str, view: View) -> None:
         for g in report.cohort.groups
     )
     report = replace(report, cohort=replace(report.cohort, names=names, groups=groups))
-    modules = {f"{name}.{k}": s for k, s in enumerate(report.clients[0].modules.values())}
+    modules = {f"m.{k}{name}": s for k, s in enumerate(report.clients[0].modules.values())}
     reports = tuple(replace(m, name=n) for m, n in zip(report.modules, modules, strict=True))
     first = replace(report.clients[0], modules=modules)
     report = replace(report, modules=reports, clients=(first, *report.clients[1:]))
+    assert "layer by layer of m:" in explained(first, report, view)
     for client in report.clients:
         text = explained(client, report, view)
         allowed = "\n\x1b" if view.colour else "\n"

@@ -117,7 +117,7 @@ def test_what_a_client_does_to_the_merge_is_about_right(tmp_path: Path) -> None:
             others["bad"] = 1.0
             assert found.weight == 1 / 8
         wanted = cohorts.relative(dense_mean(clients, others), made)
-        assert found.moved == pytest.approx(wanted, rel=0.1)
+        assert found.moved == pytest.approx(wanted, rel=0.01)
 
 
 @pytest.mark.parametrize("option", ["previous", "initial"])

@@ -135,7 +135,8 @@ def test_many_different_reasons_are_cut(kinds: int) -> None:
     step = step_of(replace(report, clients=(*report.clients, *more)), "rejected")
     cut = kinds > MAX_DETAILS + 1  # a line that says "1 more" could as well be that one
     assert len(step.details) == MAX_DETAILS + 1
-    assert step.details[-1].startswith("and 2 more reasons") == cut
+    assert step.details[-1].startswith("and ") == cut
+    assert not cut or step.details[-1].startswith("and 2 more reasons")
 
 
 @pytest.mark.parametrize(
