@@ -24,7 +24,17 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
-COMMANDS = ("merge", "inspect", "explain", "refine", "verify", "convert", "schema", "report")
+COMMANDS = (
+    "merge",
+    "inspect",
+    "explain",
+    "refine",
+    "verify",
+    "convert",
+    "schema",
+    "report",
+    "plot",
+)
 
 
 def run_clair(*arguments: str) -> typer.testing.Result:

@@ -57,8 +57,9 @@ MAY_IMPORT: dict[str, str] = {
     "__init__": "errors version remark report.results report.model report api conversion"
     " verification",
     # what people see: imports no torch
+    "plot": "errors text report.results report.model pictures",
     "cli": "__init__ errors version text option settings formats report.results report.model"
-    " pipeline_options words rendered pictures html report output engine api conversion"
+    " pipeline_options words rendered pictures html plot report output engine api conversion"
     " verification",
     "__main__": "cli",
 }
@@ -69,7 +70,7 @@ HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 MAY_NOT_IMPORT_TORCH = {"__init__", "__main__", "cli", "errors", "option", "report", "settings"}
 MAY_NOT_IMPORT_TORCH |= {"allowed", "text", "remark", "version", "words", "report.model"}
 MAY_NOT_IMPORT_TORCH |= {"report.results", "rendered", "pipeline_options", "report.plain"}
-MAY_NOT_IMPORT_TORCH |= {"pictures", "html"}
+MAY_NOT_IMPORT_TORCH |= {"pictures", "html", "plot"}
 
 
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ from clair_cli.html import tables
 from clair_cli.html.headline import facts, headline
 from clair_cli.html.marks import evidence_rows, loss_chart, map_chart
 from clair_cli.pictures.grids import Grid, share_grid, similarity_grid, size_grid
+from clair_cli.pictures.order import short_names
 from clair_cli.pictures.points import evidence
 from clair_cli.report.model import VERDICTS, Report
 from clair_cli.text import printable
@@ -117,20 +117,6 @@ def _grid_data(grid: Grid) -> dict[str, Any]:
         "bound": grid.bound,
         "ends": grid.ends,
     }
-
-
-def short_names(names: Iterable[str]) -> list[str]:
-    """Names of modules without what all of them begin with.
-
-    >>> short_names(["model.layers.0.q_proj", "model.layers.1.q_proj"])
-    ['0.q_proj', '1.q_proj']
-    """
-    parts = [name.split(".") for name in names]
-    shared = 0
-    least = min((len(each) for each in parts), default=0)
-    while shared < least - 1 and len({each[shared] for each in parts}) == 1:
-        shared += 1
-    return [".".join(each[shared:]) for each in parts]
 
 
 @lru_cache(maxsize=8)

@@ -52,3 +52,17 @@ def by_verdict(clients: Iterable[ClientReport]) -> list[ClientReport]:
         return VERDICTS.index(client.verdict), 2.0 if loading is None else loading, client.name
 
     return sorted(clients, key=key)
+
+
+def short_names(names: Iterable[str]) -> list[str]:
+    """Names of modules without what all of them begin with.
+
+    >>> short_names(["model.layers.0.q_proj", "model.layers.1.q_proj"])
+    ['0.q_proj', '1.q_proj']
+    """
+    parts = [name.split(".") for name in names]
+    shared = 0
+    least = min((len(each) for each in parts), default=0)
+    while shared < least - 1 and len({each[shared] for each in parts}) == 1:
+        shared += 1
+    return [".".join(each[shared:]) for each in parts]
