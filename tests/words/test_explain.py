@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -99,12 +100,17 @@ def dense_mean(clients: cohorts.Clients, weights: Mapping[str, float]) -> cohort
     return cohorts.mean([clients[n].deltas() for n in weights], list(weights.values()))
 
 
-def test_what_a_client_does_to_the_merge_is_about_right(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("first", "off"), [(1.0, 0.01), (5.0, 0.05)])
+def test_what_a_client_does_to_the_merge_is_about_right(
+    tmp_path: Path, first: float, off: float
+) -> None:
     """Against dense means: of a merged client, and of one left out with an equal share."""
     clients = dict(cohorts.honest(7))
     clients["bad"] = cohorts.unrelated()
     folder = cohorts.save(tmp_path / "clients", clients)
-    report = clair_cli.merge(folder, tmp_path / "out.safetensors", rank="full").report
+    given = dict.fromkeys(clients, 1.0) | {"c0": first}
+    out = tmp_path / "out.safetensors"
+    report = clair_cli.merge(folder, out, rank="full", weights=given).report
     assert report.with_verdict("contaminated") == (client("bad", report),)
     weights = {c.name: c.weight for c in report.clients if c.weight > 0}
     made = dense_mean(clients, weights)
@@ -112,12 +118,42 @@ def test_what_a_client_does_to_the_merge_is_about_right(tmp_path: Path) -> None:
         found = pull(client(name, report), report)
         assert found is not None and found.moved is not None
         assert found.merged == (name != "bad")
-        others = {n: 1.0 for n in weights if n != name}
+        others = {n: w for n, w in weights.items() if n != name}
         if name == "bad":
-            others["bad"] = 1.0
+            others = {n: w * 7 / 8 for n, w in weights.items()} | {"bad": 1 / 8}
             assert found.weight == 1 / 8
         wanted = cohorts.relative(dense_mean(clients, others), made)
-        assert found.moved == pytest.approx(wanted, rel=0.01)
+        assert found.moved == pytest.approx(wanted, rel=off)
+
+
+@pytest.mark.parametrize(("weight", "others"), [(0.5, (1.0, 0.0)), (0.9, (10.0, 0.0))])
+@pytest.mark.parametrize("side", [4.0, 0.0])
+@pytest.mark.parametrize("along", [3.0, -3.0])
+def test_how_far_a_client_moves_the_merge_in_a_plane(
+    weight: float, others: tuple[float, float], side: float, along: float
+) -> None:
+    """A client (along, side) and the mean of the others, as the report has them."""
+    made = (weight * along + (1 - weight) * others[0], weight * side)
+    size = math.hypot(along, side)
+    scores = replace(
+        client("bob").scores,
+        loading=along / abs(along),
+        off_line_ratio=side / size,
+        measures={"norm": size},
+    )
+    assert REPORT.merged is not None
+    report = replace(REPORT, merged=replace(REPORT.merged, norm=math.hypot(*made)))
+    wanted = math.hypot(made[0] - others[0], made[1]) / math.hypot(*made)
+    found = pull(replace(client("bob"), weight=weight, scores=scores), report)
+    assert found is not None and found.moved is not None
+    if made[0] > 0:
+        assert found.moved == pytest.approx(wanted)
+    out = pull(replace(client("bob"), weight=0.0, scores=scores), report)
+    assert out is not None and out.moved is not None
+    n = sum(c.weight > 0 for c in report.clients) + 1
+    apart = size**2 + report.merged.norm**2  # type: ignore[union-attr]
+    apart -= 2 * along * report.merged.norm  # type: ignore[union-attr]
+    assert out.moved == pytest.approx(apart**0.5 / n / math.hypot(*made))
 
 
 @pytest.mark.parametrize("option", ["previous", "initial"])
