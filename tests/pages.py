@@ -34,6 +34,7 @@ COMMANDS = (
     "schema",
     "report",
     "plot",
+    "diff",
 )
 
 

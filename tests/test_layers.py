@@ -37,8 +37,9 @@ MAY_IMPORT: dict[str, str] = {
     "report.results": "",
     "report.plain": "text",
     "report.model": "remark report.results report.plain",
+    "report.changes": "report.results report.model",
     "report": "errors version text remark formats report.results report.model report.plain",
-    "words": "text option settings report.results report.model",
+    "words": "text option settings report.results report.model report.changes",
     "pictures": "report.results report.model",
     "html": "errors text report.results report.model words pictures",
     "rendered": "errors version text remark settings report.results report.model report words html",
@@ -59,7 +60,7 @@ MAY_IMPORT: dict[str, str] = {
     # what people see: imports no torch
     "plot": "errors text report.results report.model pictures",
     "cli": "__init__ errors version text option settings formats report.results report.model"
-    " pipeline_options words rendered pictures html plot report output engine api conversion"
+    " report.changes pipeline_options words rendered pictures html plot report output engine api conversion"
     " verification",
     "__main__": "cli",
 }
@@ -70,7 +71,7 @@ HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 MAY_NOT_IMPORT_TORCH = {"__init__", "__main__", "cli", "errors", "option", "report", "settings"}
 MAY_NOT_IMPORT_TORCH |= {"allowed", "text", "remark", "version", "words", "report.model"}
 MAY_NOT_IMPORT_TORCH |= {"report.results", "rendered", "pipeline_options", "report.plain"}
-MAY_NOT_IMPORT_TORCH |= {"pictures", "html", "plot"}
+MAY_NOT_IMPORT_TORCH |= {"pictures", "html", "plot", "report.changes"}
 
 
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:

@@ -17,6 +17,7 @@ import typer
 
 from clair_cli.cli import options as opt
 from clair_cli.cli import pictures
+from clair_cli.cli.diff import diff
 from clair_cli.cli.exits import (
     EXIT_CODES,
     Stopped,
@@ -276,6 +277,7 @@ def verify(
 
 app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(schema)
 pictures.add_to(app, epilog=_COMMAND_EPILOG)
+app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(diff)
 
 
 def _show_result(

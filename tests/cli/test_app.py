@@ -30,7 +30,7 @@ from clair_cli.workflow.outputs import check_outputs
 from tests.fake_report import fake_report, undetermined
 
 COMMANDS = ("merge", "inspect", "refine", "verify", "convert")
-SHOWING = ("report", "plot")  # of a report that is there: no function of that name
+SHOWING = ("report", "plot", "diff")  # of a report that is there: no function of that name
 
 
 def run(*args: object) -> Any:
