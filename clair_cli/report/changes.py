@@ -38,8 +38,8 @@ class ClientChange:
 
     Attributes:
         kind: "new" or "gone" where it is in one of them only; "worse" or "better" by its verdict;
-            "changed" with the same verdict and another confidence, other reasons, a loading that
-            is clearly another, or the weights file of the last round again; else "same".
+            "changed" with the same verdict and another confidence, other reasons, or a loading that
+            is clearly another; else "same".
         before, after: in the first and the second report, or None.
         same_file: whether it sent the same weights file in both.
     """
@@ -113,7 +113,7 @@ def _by_name(report: Report) -> dict[str, ClientReport]:
 def _change(name: str, old: ClientReport | None, new: ClientReport | None) -> ClientChange:
     before, after = _side(old), _side(new)
     same_file = old is not None and new is not None and old.sha256 == new.sha256 is not None
-    return ClientChange(name, _kind(before, after, same_file), before, after, same_file)
+    return ClientChange(name, _kind(before, after), before, after, same_file)
 
 
 def _side(client: ClientReport | None) -> Side | None:
@@ -126,15 +126,14 @@ def _side(client: ClientReport | None) -> Side | None:
     )  # fmt: skip
 
 
-def _kind(before: Side | None, after: Side | None, same_file: bool) -> Kind:
+def _kind(before: Side | None, after: Side | None) -> Kind:
     if before is None or after is None:
         return "new" if before is None else "gone"
     if before.verdict != after.verdict:
         worse = VERDICTS.index(after.verdict) < VERDICTS.index(before.verdict)
         return "worse" if worse else "better"
     if (
-        same_file
-        or before.confidence != after.confidence
+        before.confidence != after.confidence
         or set(before.reasons) != set(after.reasons)
         or clearly_other(before, after)
     ):

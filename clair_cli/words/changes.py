@@ -18,7 +18,8 @@ _MOST_OPTIONS = 20
 
 
 def change_lines(changes: Changes) -> list[str]:
-    """The round, then the clients of each kind, then how many are as before; safe to print."""
+    """The round, the clients of each kind, who is as before, and who sent the same file again; safe
+    to print."""
     before, after = changes.before, changes.after
     lines = [f"before: {_round(before)}", f"now:    {_round(after)}"]
     differing = list(changes.options.items())
@@ -30,11 +31,16 @@ def change_lines(changes: Changes) -> list[str]:
         found = [client for client in changes.clients if client.kind == kind]
         if found:
             lines += ["", heading, *(f"  {_client(client)}" for client in found)]
-    same = [client.name for client in changes.clients if client.kind == "same"]
-    if same:
-        count = "1 client" if len(same) == 1 else f"{len(same):,} clients"
-        lines += ["", f"{count} as before: {names(tuple(same))}"]
+    same = tuple(client.name for client in changes.clients if client.kind == "same")
+    again = tuple(client.name for client in changes.clients if client.same_file)
+    lines += ["", f"{_count(same)} as before: {names(same)}"] if same else []
+    if again:
+        lines += ["", f"{_count(again)} sent the same weights file again: {names(again)}"]
     return lines
+
+
+def _count(found: tuple[str, ...]) -> str:
+    return "1 client" if len(found) == 1 else f"{len(found):,} clients"
 
 
 def _round(side: RoundSide) -> str:
@@ -69,8 +75,6 @@ def _client(change: ClientChange) -> str:
         parts.append(share)
     if _weight(before) != _weight(after):
         parts.append(f"weight {_weight(before)} before, {_weight(after)} now")
-    if change.same_file:
-        parts.append("the same weights file as before")
     return f"{name}: {'; '.join(parts)}"
 
 

@@ -21,10 +21,8 @@ from tests.html.hostile import hostile
 
 def with_client(report: Report, name: str, **fields: Any) -> Report:
     """The report with one client changed; every other has another file."""
-    clients = tuple(
-        replace(c, sha256="1" * 64 if c.sha256 else None, **(fields if c.name == name else {}))
-        for c in report.clients
-    )
+    other = [replace(c, sha256="1" * 64 if c.sha256 else None) for c in report.clients]
+    clients = tuple(replace(c, **fields) if c.name == name else c for c in other)
     return replace(report, clients=clients)
 
 
@@ -53,24 +51,14 @@ def test_a_round_and_the_same_clients_later() -> None:
         ("oscar", {"verdict": "benign", "reasons": ()}, "better"),
         ("bob", {"confidence": "open"}, "changed"),
         ("oscar", {"reasons": ()}, "changed"),
-        ("bob", {"sha256": "0" * 64}, "changed"),
+        ("bob", {"sha256": "0" * 64}, "same"),
         ("bob", {"weight": 0.1}, "same"),
     ],
 )
 def test_the_kind_of_a_change(name: str, fields: dict[str, Any], kind: str) -> None:
     first = fake_report()
     found = kinds(first, with_client(first, "", verdict=""))
-    if "sha256" in fields:
-        second = fake_report()
-        second = replace(
-            second,
-            clients=tuple(
-                c if c.name == name or not c.sha256 else replace(c, sha256="1" * 64)
-                for c in second.clients
-            ),
-        )
-    else:
-        second = with_client(first, name, **fields)
+    second = with_client(first, name, **fields)
     assert kinds(first, second) == {**found, name: kind}
 
 
@@ -107,6 +95,15 @@ def test_a_change_in_words() -> None:
         "  bob: benign (clear) before, contaminated (clear) now; 98 % before and 10 % now of what"
         " two of the others share; weight 15.0 % before, none now"
     ) in change_lines(compare(first, second))
+
+
+def test_a_file_that_was_sent_again_is_named() -> None:
+    first = fake_report()
+    assert change_lines(compare(first, first))[-1].startswith("11 clients sent the same weights")
+    second = with_client(first, "bob", sha256="0" * 64)
+    assert change_lines(compare(first, second))[-1] == (
+        "1 client sent the same weights file again: bob"
+    )
 
 
 def test_hostile_names_are_escaped() -> None:
