@@ -60,8 +60,8 @@ MAY_IMPORT: dict[str, str] = {
     # what people see: imports no torch
     "plot": "errors text report.results report.model pictures",
     "cli": "__init__ errors version text option settings formats report.results report.model"
-    " report.changes pipeline_options words rendered pictures html plot report output engine api conversion"
-    " verification",
+    " report.changes pipeline_options words rendered pictures html plot report output engine api"
+    " conversion verification",
     "__main__": "cli",
 }
 

@@ -1,4 +1,5 @@
-"""The commands that draw a report: `clair report` and `clair plot`. They import no torch."""
+"""The commands that draw a report: `clair report` and `clair plot`. They import no torch, and
+what they draw with only when they draw."""
 
 from __future__ import annotations
 
@@ -14,12 +15,8 @@ from clair_cli.cli.options import path
 from clair_cli.cli.paths import check_exists, check_not_stdout
 from clair_cli.cli.streams import BinaryOut, check_binary_stdout, write_err
 from clair_cli.errors import OutputError, UsageError
-from clair_cli.html import page
 from clair_cli.option import OUTPUT
-from clair_cli.output.publish import Output, publish
 from clair_cli.output.targets import check_target
-from clair_cli.plot import figures
-from clair_cli.report.load import load_report
 from clair_cli.text import printable, quoted
 
 Given = Annotated[
@@ -60,6 +57,10 @@ def report(report: Given, output: Page, *, force: Force = False) -> None:
     to do next, and pictures. Needs the extra html: pip install 'clair-cli[html]'.
     """
     with guarded() as run:
+        from clair_cli.html import page
+        from clair_cli.output.publish import Output, publish
+        from clair_cli.report.load import load_report
+
         page.check_available()
         check_exists(report, "REPORT")
         to_stdout = str(output) == "-"
@@ -84,6 +85,10 @@ def plot(report: Given, output: Figures, *, force: Force = False) -> None:
     Needs the extra plot: pip install 'clair-cli[plot]'.
     """
     with guarded() as run:
+        from clair_cli.output.publish import Output, publish
+        from clair_cli.plot import figures
+        from clair_cli.report.load import load_report
+
         figures.check_available()
         check_exists(report, "REPORT")
         check_not_stdout("-o", output)
