@@ -90,6 +90,9 @@ class MergeResult(_Result):
         count = "no adapter" if self.tensors is None else f"{len(self.tensors)} tensors"
         return f"MergeResult({_summary(self.report)}, {count})"
 
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
 
 @dataclass(frozen=True)
 class InspectResult(_Result):
@@ -100,6 +103,9 @@ class InspectResult(_Result):
 
     def __repr__(self) -> str:
         return f"InspectResult({_summary(self.report)})"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,9 @@ class RefineResult(_Result):
 
     def __repr__(self) -> str:
         return f"RefineResult({_summary(self.report)}, {len(self.adapters)} adapters)"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
 
 def _summary(report: Report) -> str:

@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, str] = {
     # what comes of it
     "report.results": "",
     "report.plain": "text",
-    "report.model": "remark report.results report.plain",
+    "report.notebook": "errors text",
+    "report.model": "remark report.results report.plain report.notebook",
     "report.changes": "report.results report.model",
     "report": "errors version text remark formats report.results report.model report.plain",
     "words": "text option settings report.results report.model report.changes",
@@ -72,6 +73,7 @@ MAY_NOT_IMPORT_TORCH = {"__init__", "__main__", "cli", "errors", "option", "repo
 MAY_NOT_IMPORT_TORCH |= {"allowed", "text", "remark", "version", "words", "report.model"}
 MAY_NOT_IMPORT_TORCH |= {"report.results", "rendered", "pipeline_options", "report.plain"}
 MAY_NOT_IMPORT_TORCH |= {"pictures", "html", "plot", "report.changes"}
+MAY_NOT_IMPORT_TORCH |= {"report.notebook"}
 
 
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from clair_cli.remark import Remark
+from clair_cli.report.notebook import short_table
 from clair_cli.report.plain import plain
 from clair_cli.report.results import MergedReport, RefinedReport
 
@@ -313,3 +314,22 @@ class Report:
     def with_verdict(self, verdict: str) -> tuple[ClientReport, ...]:
         """The clients of one verdict, in the report's order."""
         return tuple(c for c in self.clients if c.verdict == verdict)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the outcome, and who has which verdict and why, who was left out
+        first."""
+        counts = [f"{len(found)} {v}" for v in VERDICTS if (found := self.with_verdict(v))]
+        rows = [
+            (
+                client.name,
+                verdict,
+                client.confidence or "",
+                f"{client.weight:.1%}" if client.weight > 0 else "out",
+                "; ".join(reason.text for reason in client.reasons),
+            )
+            for verdict in VERDICTS
+            for client in self.with_verdict(verdict)
+        ]
+        outcome = "" if self.cohort.outcome == "judged" else f"{self.cohort.outcome}: "
+        title = f"clair {self.command}: {outcome}{', '.join(counts) or 'no client'}"
+        return short_table(title, ("client", "verdict", "sure", "weight", "why"), rows)
