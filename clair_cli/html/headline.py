@@ -17,6 +17,19 @@ _AGREE = {
 }
 
 
+# What each verdict is and what becomes of the client, for people who see it for the first time.
+MEANINGS = {
+    "contaminated": "unlike the others, opposite to them, like noise or far too large; left out",
+    "minority": "shares something with a few clients that all others lack, and what all share too;"
+    " merged in that part, unless --minority says otherwise",
+    "suspicious": "something is unlike the others; merged with at most a typical client's weight",
+    "duplicate": "the same update as another client; counted once",
+    "rejected": "its files can't be used, or not be compared; in no merge",
+    "undetermined": "the round as a whole could not be judged",
+    "benign": "shares what the others share; merged",
+}
+
+
 def headline(report: Report) -> str:
     """Who is contaminated, or why nobody was judged, in one sentence."""
     cohort = report.cohort

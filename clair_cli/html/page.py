@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from clair_cli.errors import UsageError
 from clair_cli.html import tables
-from clair_cli.html.headline import facts, headline
+from clair_cli.html.headline import MEANINGS, facts, headline
 from clair_cli.html.marks import evidence_rows, loss_chart, map_chart
 from clair_cli.pictures.grids import Grid, share_grid, similarity_grid, size_grid
 from clair_cli.pictures.order import short_names
@@ -69,6 +69,7 @@ def html_page(report: Report) -> str:
         headline=headline(report),
         facts=facts(report),
         clients=tables.client_rows(report),
+        meanings=MEANINGS,
         counts=[(v, n) for v in VERDICTS if (n := len(report.with_verdict(v)))],
         anybody_sure=any(client.confidence for client in report.clients),
         steps=tables.steps(report),

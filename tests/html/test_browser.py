@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import base64
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from selenium.webdriver import ActionChains, Chrome, ChromeOptions, Keys
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.by import By
+from selenium.webdriver import Chrome, Keys
 
 from clair_cli.html.page import html_page
 from clair_cli.pictures.grids import share_grid, similarity_grid
 from clair_cli.pictures.points import evidence, places
 from clair_cli.report.model import ClientReport, ModuleScores, Report
 from tests.fake_report import MODULES, all_benign, fake_report, undetermined
+from tests.html.chromium import Page, start
 from tests.html.hostile import HOSTILE, hostile
 
 pytestmark = pytest.mark.browser
@@ -28,50 +24,9 @@ THEMES = ("light", "dark")
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Chrome]:
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert browser and driver, "chromium and chromedriver are not installed"
-    options = ChromeOptions()
-    options.binary_location = browser
-    for argument in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    if os.geteuid() == 0:
-        options.add_argument("--no-sandbox")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = Chrome(options=options, service=Service(driver))
+    chrome = start()
     yield chrome
     chrome.quit()
-
-
-class Page:
-    """An open page."""
-
-    def __init__(self, chrome: Chrome, path: Path, width: int, theme: str) -> None:
-        self.chrome = chrome
-        feature = {"name": "prefers-color-scheme", "value": theme}
-        chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        chrome.get(path.as_uri())
-
-    def js(self, script: str, *arguments: object) -> Any:
-        return self.chrome.execute_script(f"return {script}", *arguments)
-
-    def all(self, selector: str) -> list[Any]:
-        return self.chrome.find_elements(By.CSS_SELECTOR, selector)
-
-    def one(self, selector: str) -> Any:
-        return self.chrome.find_element(By.CSS_SELECTOR, selector)
-
-    def names(self) -> list[str]:
-        """The clients that the table shows, from above."""
-        rows = self.all("#clients tbody tr")
-        return [r.find_element(By.TAG_NAME, "th").text for r in rows if r.is_displayed()]
-
-    def press(self, *keys: str) -> None:
-        ActionChains(self.chrome).send_keys(*keys).perform()
-
-    def said(self, picture: str) -> str:
-        return str(self.one(f"#{picture} .readout").text).removeprefix("\u2192").strip()
 
 
 Opener = Callable[..., Page]

@@ -14,11 +14,13 @@ import pytest
 
 from clair_cli.errors import UsageError
 from clair_cli.html import page
+from clair_cli.html.headline import MEANINGS
 from clair_cli.html.page import html_page, render
 from clair_cli.pictures.grids import share_grid, similarity_grid, size_grid
 from clair_cli.report.model import VERDICTS, Report
 from tests.fake_report import all_benign, fake_report, undetermined
 from tests.html.hostile import HOSTILE, hostile
+from tests.pages import ROOT
 
 
 class Elements(HTMLParser):
@@ -138,6 +140,11 @@ def test_who_why_how_sure_and_what_next_are_said() -> None:
     assert "Ask for its label file and data version." in text
     assert "How sure: clear" in text
     assert "What to do next" in text
+    assert "merged with at most a typical client&#39;s weight" in text  # as one is suspicious
+
+
+def test_every_verdict_has_a_meaning() -> None:
+    assert MEANINGS.keys() == set(VERDICTS)
 
 
 def test_without_the_extra_it_is_a_wrong_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,3 +188,11 @@ def test_words_and_marks_can_be_seen(theme: int) -> None:
         assert _contrast(colours[verdict], colours["paper"]) >= 2.4, verdict  # with an outline
     for end in ("low", "high"):
         assert _contrast(colours[end], colours["mid"]) >= 4.0, end
+
+
+def test_the_picture_of_the_page_is_small() -> None:
+    """tests/html/screenshot.py makes it."""
+    data = (ROOT / "docs" / "page.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert len(data) < 150_000
+    assert b"page.png" in (ROOT / "docs" / "pictures.md").read_bytes()
