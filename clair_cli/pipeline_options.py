@@ -124,6 +124,21 @@ def _report(given: Any) -> ReportFile:
     return ReportFile(_known(named[1]), _path(named[2]))
 
 
+def report_under(folder: Path, given: str) -> str:
+    """A value of `--report` from a file of options, its path as seen from that file's folder.
+
+    >>> report_under(Path("ci"), "junit=out/j.xml"), report_under(Path("ci"), "markdown=-")
+    ('junit=ci/out/j.xml', 'markdown=-')
+    >>> report_under(Path("ci"), "./a=b")
+    'ci/a=b'
+    """
+    one = _report(given)
+    if one.to_stdout:
+        return given
+    path = (folder / one.path).as_posix()
+    return path if one.format == "json" and "/" in path else f"{one.format}={path}"
+
+
 def _path(given: Any) -> Path:
     if given == "":  # it would mean the folder one is in
         raise UsageError("the path is empty")

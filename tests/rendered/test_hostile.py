@@ -8,9 +8,12 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import Any
 from xml.etree import ElementTree
 
@@ -181,6 +184,60 @@ def test_the_terminal_shows_names_and_obeys_none(report: Report, view: View) -> 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_same_report_gives_the_same_bytes(form: str) -> None:
     assert FORMATS[form].render(REPORTS[0]) == FORMATS[form].render(REPORTS[0])
+
+
+opened: list[str] = []
+watching: list[bool] = []
+
+
+def test_no_path_in_a_report_is_opened() -> None:
+    """Reports are given back by strangers: nothing that they name is looked at."""
+
+    def seen(event: str, args: tuple[Any, ...]) -> None:
+        if watching and event in ("open", "os.listdir", "os.scandir"):
+            opened.append(str(args[0]))
+
+    sys.addaudithook(seen)
+    place = "/somewhere/else"
+    report = with_words({"merged.safetensors": place})
+    clients = tuple(replace(client, path=f"{place}/{client.name}") for client in report.clients)
+    report = replace(report, clients=clients, options={**report.options, "clients": place})
+    watching.append(True)
+    try:
+        for form in FORMS:
+            FORMATS[form].render(report)
+        annotation_lines(report)
+        with open(__file__, "rb"):
+            pass
+    finally:
+        watching.clear()
+    assert opened[-1] == __file__ and not any(place in path for path in opened)
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_a_row_of_markdown_holds_its_client(report: Report) -> None:
+    """Cells too many would be dropped by who renders it, and the reasons with them."""
+    text = FORMATS["markdown"].render(report).decode()
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert {line.count("|") for line in table} == {6}
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    cells = [t for before, t in pairwise(tokens) if before.type == "td_open"]
+    names = ["".join(inner.content for inner in cell.children or () if inner.type[:4] == "text")
+             for cell in cells[::5]]  # fmt: skip
+    assert sorted(names) == sorted(printable(client.name) for client in report.clients)
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_sarif_has_no_link_and_no_address_of_a_stranger(report: Report) -> None:
+    (run,) = json.loads(FORMATS["sarif"].render(report))["runs"]
+    for result in run["results"]:
+        text = result["message"]["text"]
+        assert not re.search(r"(?<!\\)\]\(", text)
+        assert not re.search("[{}]", text.replace("{{", "").replace("}}", ""))
+        for place in result["locations"]:
+            uri = place["physicalLocation"]["artifactLocation"]["uri"]
+            assert re.fullmatch(r"(?:[A-Za-z0-9_.~/-]|%[0-9A-F]{2})+", uri)
+            assert uri.startswith(("clients", "%", "caf")) or "/" not in uri
 
 
 def test_names_arrive_as_they_are_printed() -> None:
