@@ -33,7 +33,7 @@ from clair_cli.cli.help import GroupedCommand, OurGroup
 from clair_cli.cli.paths import check_exists, check_inputs, check_not_stdout, paths_read
 from clair_cli.cli.progress import watched
 from clair_cli.cli.schema import schema
-from clair_cli.cli.stdout import paths_of, show_report, take_reports
+from clair_cli.cli.stdout import json_path, paths_of, show_report, take_reports
 from clair_cli.cli.streams import (
     BinaryOut,
     ask_for_colour,
@@ -158,15 +158,15 @@ def inspect(
             given = {**options, "progress": stoppable(progress)}
             report = run_inspect(make_settings("inspect", clients, target, given)).report
         run.finished = True
-        path = "" if target is None else str(target)
+        path = json_path(options["report"]) if target is None else str(target)
         shown = "json" if as_json or to_stdout else shown
         if shown:
-            show_report(report, shown)
+            show_report(report, shown, path)
             write_err(_words(report, sys.stderr, path, short=quiet or as_json))
         else:
             write_out(_words(report, sys.stdout, path, short=quiet))
         if summary is not None:
-            tell_github(report, summary)
+            tell_github(report, summary, path)
         raise typer.Exit(report.exit_code)
 
 
@@ -301,10 +301,10 @@ def _show_result(
     if not quiet:
         _mention_leftovers(*(Path(p) for p in (output, path) if p and str(p) != "-"))
     if shown:
-        show_report(result.report, shown)
+        show_report(result.report, shown, path)
     write_err(_words(result.report, sys.stderr, path, short=quiet))
     if summary is not None:
-        tell_github(result.report, summary)
+        tell_github(result.report, summary, path)
     raise typer.Exit(result.report.exit_code)
 
 

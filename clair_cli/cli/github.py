@@ -35,8 +35,11 @@ def summary_file() -> Path:
     return path
 
 
-def tell_github(report: Report, summary: Path) -> None:
+def tell_github(report: Report, summary: Path, report_path: str | None) -> None:
     """Print the annotations, and add the report to the summary, which stays below GitHub's limit.
+
+    Args:
+        report_path: where the JSON was written, or None.
 
     Raises:
         OutputError: stdout or the summary can't be written.
@@ -50,7 +53,8 @@ def tell_github(report: Report, summary: Path) -> None:
         if room < _LEAST:
             write_err("note: the job summary is full, and nothing was added to it\n")
             return
-        data = markdown.render(report, min(room, markdown.MAX_BYTES))
+        limit = min(room, markdown.MAX_BYTES)
+        data = markdown.render(report, limit, report_path=report_path or "")
         with open(summary, "ab") as file:
             file.write(data)
     except OSError as error:

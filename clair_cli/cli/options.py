@@ -75,7 +75,8 @@ def _parser(kind: Kind) -> Callable[[Any], Any]:
         try:
             return kind.parse(given)
         except ValueError:
-            raise typer.BadParameter(f"{given!r} is not {kind.expected}") from None
+            shown = given[0] if isinstance(given, list) else given
+            raise typer.BadParameter(f"{shown!r} is not {kind.expected}") from None
         except UsageError as error:
             hint = f" ({error.hint})" if error.hint else ""
             raise typer.BadParameter(f"{error.message.removeprefix('--limit: ')}{hint}") from None

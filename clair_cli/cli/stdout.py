@@ -49,13 +49,21 @@ def paths_of(reports: Sequence[ReportFile]) -> list[Path]:
     return [one.path for one in reports]
 
 
-def show_report(report: Report, format_: str) -> None:
+def json_path(reports: Sequence[ReportFile]) -> str:
+    """Where the JSON report goes, or ""."""
+    return next((str(one.path) for one in reports if one.format == "json"), "")
+
+
+def show_report(report: Report, format_: str, report_path: str | None) -> None:
     """Write a report to standard output, in its own encoding whatever the stream's is.
+
+    Args:
+        report_path: where the JSON was written, or None.
 
     Raises:
         OutputError: closed or full.
     """
-    data = FORMATS[format_].render(report)
+    data = FORMATS[format_].render(report, report_path or "")
     if isinstance(sys.stdout, ClosedStream) or not hasattr(sys.stdout, "buffer"):
         write_out(data.decode("utf-8"))
     else:

@@ -25,6 +25,7 @@ class ReportFormat:
     Attributes:
         where: module and function, `"package.module:function"`, imported on first use: from a
             report to the bytes of a file, the same for the same report.
+        shows_path: whether the function takes `report_path` too, for commands to copy.
         needs: top-level names of the modules that are imported for it, and that a plain
             installation may lack.
         extra: the extra of clair-cli that brings them; "" if none is needed.
@@ -34,6 +35,7 @@ class ReportFormat:
     where: str
     needs: tuple[str, ...] = ()
     extra: str = ""
+    shows_path: bool = False
 
     def check(self) -> None:
         """Refuse a form that can't be made here, before any work is done.
@@ -48,11 +50,15 @@ class ReportFormat:
                 hint=f"pip install 'clair-cli[{self.extra}]'" if self.extra else "",
             )
 
-    def render(self, report: Report) -> bytes:
-        """The report in this form."""
+    def render(self, report: Report, report_path: str = "") -> bytes:
+        """The report in this form.
+
+        Args:
+            report_path: where its JSON is, as the user would type it, or "".
+        """
         module, _, function = self.where.partition(":")
-        make = cast("Callable[[Report], bytes]", getattr(import_module(module), function))
-        return make(report)
+        make = cast("Callable[..., bytes]", getattr(import_module(module), function))
+        return make(report, report_path=report_path) if self.shows_path else make(report)
 
 
 def _there(name: str) -> bool:
@@ -74,7 +80,7 @@ FORMATS = {
     for one in (
         ReportFormat("json", "clair_cli.rendered.formats:as_json"),
         ReportFormat("html", "clair_cli.html.page:render", ("jinja2",), "html"),
-        ReportFormat("markdown", "clair_cli.rendered.markdown:render"),
+        ReportFormat("markdown", "clair_cli.rendered.markdown:render", shows_path=True),
         ReportFormat("sarif", "clair_cli.rendered.sarif:render"),
         ReportFormat("junit", "clair_cli.rendered.junit:render"),
         ReportFormat("codequality", "clair_cli.rendered.codequality:render"),

@@ -28,10 +28,11 @@ _BEGUN = re.compile(r"\s*(?:[-+]|\d+[.)](?=\s|$))?")
 _BEGINS = re.compile(r"\s+|[-+]|(?<=\d)[.)]")
 
 
-def render(report: Report, limit: int = MAX_BYTES) -> bytes:
+def render(report: Report, limit: int = MAX_BYTES, *, report_path: str = "") -> bytes:
     """The report as Markdown.
 
     Args:
+        report_path: where the JSON is, as the user would type it, or "".
         limit: most bytes; rows and remarks that don't fit are counted instead. At least 10,000 are
             taken, if there is as much to say.
     """
@@ -40,7 +41,7 @@ def render(report: Report, limit: int = MAX_BYTES) -> bytes:
     if report.cohort.outcome != "judged":
         lines += [text(outcome_text(report)), ""]
     lines += [*_result(report), ""]
-    steps = _fitting(_steps(report), room // _STEPS_SHARE, "next steps")
+    steps = _fitting(_steps(report, report_path), room // _STEPS_SHARE, "next steps")
     left = room - _size(lines) - _size(steps)
     rows = [_row(client, report) for client in _worst_first(report)]
     table = ["| client | verdict | sure | weight | why |", "| --- | --- | --- | ---: | --- |"]
@@ -102,15 +103,18 @@ def _result(report: Report) -> list[str]:
         where = f" into {code(report.refined.path)}" if report.refined.path else ""
         lines.append(f"Refined {len(report.refined.clients)}{where}.")
     elif report.command != "inspect":
-        lines.append(f"Nothing was written (exit code {report.exit_code}).")
+        levels = report.options.get("fail_on")
+        levels = ", ".join(map(str, levels)) if isinstance(levels, (list, tuple)) else levels
+        tripped = f": --fail-on {text(str(levels))}" if report.exit_code == 3 else ""
+        lines.append(f"Nothing was written{tripped} (exit code {report.exit_code}).")
     power = power_words(report)
     return [*lines, f"{text(power[:1].upper() + power[1:])}."] if power else lines
 
 
-def _steps(report: Report) -> list[str]:
+def _steps(report: Report, report_path: str) -> list[str]:
     """What to do, each with its command."""
     lines: list[str] = []
-    for step in next_steps(report):
+    for step in next_steps(report, report_path=report_path):
         lines.append(f"- {text(step.text)}")
         lines += [f"  - {text(detail)}" for detail in step.details]
         lines += [block for block in _command(step) if block not in lines]

@@ -136,7 +136,7 @@ def write_report_only(report: Report, settings: Settings) -> Path | None:
     """Publish the report of a run without an adapter; returns where its JSON is, or None for
     nowhere."""
     usual = default_report(settings, adapter=False)
-    outputs = _asked(report, settings)
+    outputs = _asked(report, settings, usual)
     if usual is not None and (settings.json_report is None or settings.command == "inspect"):
         outputs.insert(0, _report_output(usual, report, settings))
     publish(outputs)
@@ -147,15 +147,15 @@ def write_merged(report: Report, files: AdapterFiles, settings: Settings) -> Pat
     """Publish a merged adapter and its report; returns the report's path."""
     output = settings.output
     if settings.stream is not None:
-        asked, parts = _asked(report, settings), files.weights
+        asked, parts = _asked(report, settings, None), files.weights
         assert not isinstance(parts, Draft), "a stream has none"
         publish(asked, between=lambda: _write_stream(parts, settings.stream))
         return settings.json_report
     if output is None:
         return _write_asked(report, settings)
     if settings.one_file:
-        outputs = _asked(report, settings)
         usual = default_report(settings, adapter=True)
+        outputs = _asked(report, settings, usual)
         if settings.json_report is None and usual is not None:
             outputs.insert(0, _report_output(usual, report, settings))
         publish([*outputs, Output(output, files.weights, settings.force)])
@@ -182,7 +182,8 @@ def _write_folder(report: Report, files: Mapping[str, Content], settings: Settin
     """Publish a folder, after the reports that `--report` asked for; a report beside it that an
     earlier run without an adapter left there goes."""
     assert settings.output is not None
-    publish([*_asked(report, settings), Output(settings.output, files, settings.force)])
+    usual = default_report(settings, adapter=True)
+    publish([*_asked(report, settings, usual), Output(settings.output, files, settings.force)])
     beside = default_report(settings, adapter=False)
     if beside is not None and beside != settings.json_report and records_nothing(beside):
         beside.unlink(missing_ok=True)
@@ -197,17 +198,22 @@ def _may_replace(path: Path, settings: Settings) -> bool:
 
 
 def _write_asked(report: Report, settings: Settings) -> Path | None:
-    publish(_asked(report, settings))
+    publish(_asked(report, settings, None))
     return settings.json_report
 
 
-def _asked(report: Report, settings: Settings) -> list[Output]:
-    """The reports that `--report` asked for, JSON first."""
+def _asked(report: Report, settings: Settings, usual: Path | None) -> list[Output]:
+    """The reports that `--report` asked for, JSON first.
+
+    Args:
+        usual: where the JSON is if `--report` does not say; None for nowhere.
+    """
     path = settings.json_report
     outputs = [] if path is None else [_report_output(path, report, settings)]
     for other in settings.report:
         if other.format != "json":
-            data = FORMATS[other.format].render(report)
+            place = settings.json_report or usual
+            data = FORMATS[other.format].render(report, "" if place is None else place.as_posix())
             outputs.append(Output(other.path, data, settings.force))
     return outputs
 

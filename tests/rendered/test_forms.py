@@ -197,6 +197,16 @@ def test_markdown_leaves_nothing_out_where_it_fits() -> None:
     assert "Merged 7 into <code>merged.safetensors</code>: rank 16" in text
 
 
+@pytest.mark.parametrize(
+    ("levels", "words"),
+    [("contaminated", "Nothing was written: --fail-on contaminated (exit code 3)."),
+     (["10%", "3"], "Nothing was written: --fail-on 10%, 3 (exit code 3).")],
+)  # fmt: skip
+def test_markdown_says_what_stopped_the_run(levels: object, words: str) -> None:
+    report = replace(fake_report(), merged=None, exit_code=3, options={"fail_on": levels})
+    assert words in markdown.render(report).decode()
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_markdown_has_a_next_step(name: str) -> None:
     assert "### Next steps\n\n- " in markdown.render(ALL[name]).decode()

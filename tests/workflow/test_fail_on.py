@@ -103,4 +103,6 @@ def test_several_on_the_command_line_and_again_in_verify(
     assert result.exit_code == 3 and not Path("m.safetensors").exists()
     assert "nothing merged (--fail-on 20%, 3)" in result.stderr
     assert clair(*merge, "--fail-on", "3", "--fail-on", "30%").exit_code == 0
+    told = clair(*merge, "--fail-on", "many").stderr
+    assert "'many' is not one of 'never', 'warning'" in told
     assert clair("verify", "m.safetensors", two_bad).exit_code == 0

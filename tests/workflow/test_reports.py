@@ -50,7 +50,9 @@ def test_all_forms_of_a_run(work: Path, command: tuple[str, ...], code: int) -> 
     report = clair_cli.load_report("r.json")
     assert report.exit_code == code
     for form, path in FILES.items():
-        assert Path(path).read_bytes() == FORMATS[form].render(report), form
+        assert Path(path).read_bytes() == FORMATS[form].render(report, "r.json"), form
+    if command[0] != "refine":
+        assert "clair explain odd --report r.json" in Path("s.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("output", [OUT, "m"])
@@ -59,6 +61,8 @@ def test_verify_finds_the_json_report_where_only_other_forms_are_asked_for(
 ) -> None:
     assert clair("merge", "clients", "-o", output, *FEW).exit_code == 0
     usual = {"m.report.json"} if output == OUT else set()
+    place = "m.report.json" if output == OUT else "m/report.json"
+    assert f"clair explain odd --report {place}\n" in Path("s.md").read_text(encoding="utf-8")
     assert outputs(work) == {output, "j.xml", "s.md", *usual}
     assert clair("verify", output, "clients").exit_code == 0
 
@@ -106,7 +110,7 @@ def test_a_report_on_stdout(work: Path, command: tuple[str, ...], code: int, for
     assert "1 of 8 clients contaminated: odd" in result.stderr
     if form != "json":
         report = clair_cli.load_report("r.json")
-        assert result.stdout.encode() == FORMATS[form].render(report)
+        assert result.stdout.encode() == FORMATS[form].render(report, "r.json")
     else:
         assert json.loads(result.stdout)["exit_code"] == code
     assert "-" not in outputs(work)
@@ -210,7 +214,7 @@ def test_github(work: Path, summary: Path, command: tuple[str, ...], code: int) 
     assert last.startswith(
         f"::{'error' if code else 'warning'} title=clair%3A odd%3A contaminated::"
     )
-    text = FORMATS["markdown"].render(clair_cli.load_report("r.json"))
+    text = FORMATS["markdown"].render(clair_cli.load_report("r.json"), "r.json")
     assert summary.read_bytes() == b"before\n" + text
 
 
