@@ -324,7 +324,7 @@ def run_merge(settings: Settings) -> MergeResult:
         if merged is None:
             path = write_report_only(result, settings)
             return MergeResult(result, None, None, _text(path))
-        path = write_merged(result, merged.files, settings)
+        path = write_merged(result, merged.files, settings, merged.base_model)
     return MergeResult(result, merged.tensors, merged.config, _text(path))
 
 

@@ -15,10 +15,12 @@ from clair_cli.cohort.load import load_result
 from clair_cli.cohort.model import Rejection
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.filenames import BESIDE, CONFIG, PIPELINE_WEIGHTS
-from clair_cli.formats.files import open_regular, read_small
+from clair_cli.formats.files import open_regular, read_exactly, read_small
 from clair_cli.formats.limits import LARGEST, Limits
+from clair_cli.formats.strict_json import parse_strict
 from clair_cli.report.read import NamedAdapter, OldReport
 from clair_cli.text import quoted
+from clair_cli.workflow.provenance import HEADER_KEY
 
 CHUNK_BYTES = 2**20
 _MODULES_SHOWN = 3
@@ -96,6 +98,22 @@ def _files_of(adapter: NamedAdapter, folder: Path) -> set[str]:
     weights = weights_in(folder).name  # as it was compared with the report
     own = {PIPELINE_WEIGHTS} if adapter.config_sha256 is None else {weights, CONFIG}
     return own | {"README.md"}
+
+
+def made_by(path: Path) -> str | None:
+    """The version of clair that a merged file's header names; None for one without, as earlier
+    versions wrote it, or one that can't be read."""
+    try:
+        with open_regular(path, path.as_posix()) as (fd, _):
+            size = int.from_bytes(read_exactly(fd, 8), "little")
+            if size > _HEADER_BYTES:
+                return None
+            header = parse_strict(read_exactly(fd, size), "header", _HEADER_BYTES)
+        found = parse_strict(header["__metadata__"][HEADER_KEY].encode(), HEADER_KEY, _HEADER_BYTES)
+        version = found["version"]
+    except (RejectedClient, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return version if isinstance(version, str) else None
 
 
 def file_hash(path: Path) -> str:

@@ -23,7 +23,7 @@ from clair_cli.report.encode import report_json
 from clair_cli.report.read import OldReport, read_report
 from clair_cli.settings import DECIDED_BY_REPORT, Progress, make_settings, options_of
 from clair_cli.text import quoted
-from clair_cli.verification.files import check_adapter, check_entries
+from clair_cli.verification.files import check_adapter, check_entries, made_by
 from clair_cli.verification.reports import compare_reports
 from clair_cli.version import __version__
 
@@ -114,7 +114,7 @@ def verify(
     if clients is not None and old.adapters:
         remarks = _use_a_device_here(options)
         options |= {"threads": threads, "progress": progress}
-        again = _again(clients, old, options, one_file=target.is_file())
+        again = _again(clients, old, options, file=target if target.is_file() else None)
         found, notes = compare_reports(old, again[0])
         if not old.limits_kept:
             remarks.append("the report was made with a --limit higher than is taken from a report")
@@ -219,9 +219,12 @@ def _use_a_device_here(options: dict[str, Any]) -> list[str]:
 
 
 def _again(
-    clients: api.Clients, old: OldReport, options: Mapping[str, Any], *, one_file: bool
+    clients: api.Clients, old: OldReport, options: Mapping[str, Any], *, file: Path | None
 ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     """Run the recorded command once more and write nothing.
+
+    Args:
+        file: the single file that is compared, whose header names a version; None for a folder.
 
     Returns:
         The new report as plain data, and the weights' SHA-256 by client's folder ("" for a merge).
@@ -235,7 +238,9 @@ def _again(
         settings = replace(settings, trust=tuple(settings.trusted))
     except (TypeError, UsageError) as error:
         raise UsageError(f"the report's options are damaged: {error}") from None
-    report, files = do_again(settings, one_file=one_file)
+    report, files = do_again(
+        settings, one_file=file is not None, version=None if file is None else made_by(file)
+    )
     hashes = {folder: adapter.sha256 for folder, adapter in files.items()}
     return json.loads(report_json(report)), hashes
 

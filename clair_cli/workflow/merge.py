@@ -149,7 +149,10 @@ def merge_round(
     plan = plan_adapter(values, adapters, settings)
     heads, remarks = plan_heads(judged, settings)
     plan = replace(plan, warnings=(*plan.warnings, *remarks))
-    writer = AdapterWriter(plan, adapters, judged.round.output, settings, destination, heads)
+    contents = [(adapter.content(), w) for adapter, w in zip(adapters, weights, strict=True)]
+    writer = AdapterWriter(
+        plan, adapters, judged.round.output, settings, destination, heads, contents
+    )
 
     second = [
         Kept(some, spectra[some[0]].n_vectors is not None)

@@ -27,6 +27,8 @@ from clair_cli.rendered.formats import FORMATS
 from clair_cli.report.encode import records_nothing, report_json
 from clair_cli.report.model import Report
 from clair_cli.settings import Settings
+from clair_cli.version import __version__
+from clair_cli.workflow.provenance import CARD, model_card
 from clair_cli.workflow.result_limits import check_report
 
 REPORT = "report.json"
@@ -143,8 +145,14 @@ def write_report_only(report: Report, settings: Settings) -> Path | None:
     return settings.json_report or usual
 
 
-def write_merged(report: Report, files: AdapterFiles, settings: Settings) -> Path | None:
-    """Publish a merged adapter and its report; returns the report's path."""
+def write_merged(
+    report: Report, files: AdapterFiles, settings: Settings, base_model: object = None
+) -> Path | None:
+    """Publish a merged adapter and its report; returns the report's path.
+
+    Args:
+        base_model: as the config names it, for a folder's model card.
+    """
     output = settings.output
     if settings.stream is not None:
         asked, parts = _asked(report, settings, None), files.weights
@@ -161,7 +169,8 @@ def write_merged(report: Report, files: AdapterFiles, settings: Settings) -> Pat
         publish([*outputs, Output(output, files.weights, settings.force)])
         return settings.json_report or usual
     path = settings.json_report or default_report(settings, adapter=True)
-    _write_folder(report, {**files.folder, REPORT: _text(report)}, settings)
+    card = model_card(report, base_model).encode("utf-8")
+    _write_folder(report, {**files.folder, REPORT: _text(report), CARD: card}, settings)
     return path
 
 
@@ -256,6 +265,7 @@ class Destination:
         in_folder: whether an adapter is to stand in a folder; None for: if there is an output, and
             it is no single file.
         keep_tensors: whether the adapters are to be had in memory too.
+        version: of clair, for the header of a single file; None leaves out where it is from.
     """
 
     def __init__(
@@ -265,8 +275,9 @@ class Destination:
         one_file: bool = False,
         in_folder: bool | None = None,
         keep_tensors: bool = True,
+        version: str | None = __version__,
     ) -> None:
-        self.one_file, self.keep_tensors = one_file, keep_tensors
+        self.one_file, self.keep_tensors, self.version = one_file, keep_tensors, version
         self.in_folder = output is not None and not one_file if in_folder is None else in_folder
         self._output = output
         self._drafts: list[Draft] = []

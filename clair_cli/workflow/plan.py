@@ -62,6 +62,7 @@ class Plan:
         cut, scale: for all modules.
         full_rank: the largest rank that any module has.
         norm: of all exact delta weights together.
+        error: relative error of cutting to `cut.rank`, rounding left out; None for a zero adapter.
         error_by_rank: relative error of truncation alone, by rank; None for a zero adapter.
         module_error_by_rank: the same of every module.
         warnings: why rank or dtype are not as the clients or the options have them.
@@ -72,6 +73,7 @@ class Plan:
     scale: Scale
     full_rank: int
     norm: float
+    error: float | None
     error_by_rank: Mapping[str, float | None]
     module_error_by_rank: Mapping[str, Mapping[str, float | None]]
     warnings: tuple[Remark, ...]
@@ -112,6 +114,7 @@ def plan_adapter(
         warnings += (note("base_not_written", text),)
     return Plan(
         Cut(rank, scale.scaling, dtype), scale, full, norm,
+        relative(math.hypot(*(tail_norm(v, rank) for v in each)), norm),
         {str(r): e for r, e in errors.items()},
         {
             m: {str(r): relative(tail_norm(v, r), tail_norm(v, 0)) for r in ranks}

@@ -70,14 +70,17 @@ def refine_cohort(
     return make_report(settings, judged, refined=refined), refined
 
 
-def do_again(settings: Settings, *, one_file: bool) -> tuple[Report, dict[str, AdapterFiles]]:
+def do_again(
+    settings: Settings, *, one_file: bool, version: str | None
+) -> tuple[Report, dict[str, AdapterFiles]]:
     """Merge or refine, and write nothing: the report, and the adapters by client's folder.
 
     Args:
         one_file: whether the merged adapter is to be a single file; its folder is "".
+        version: of clair, for a header; None for one without.
     """
     settings = by_review(settings)
-    nowhere = Destination(one_file=one_file, in_folder=not one_file)
+    nowhere = Destination(one_file=one_file, in_folder=not one_file, version=version)
     if settings.command == "refine":
         report, refined = refine_cohort(settings, read_cohort(settings), nowhere)
         return report, {} if refined is None else refined.files

@@ -70,10 +70,16 @@ class ProjectedAdapter(Adapter):
     Attributes:
         parts: by module: left, core and right; see `Projections`.
         previous: the adapter that the projections are differences to, or None.
+        own_content: of the adapter as it was sent.
     """
 
     parts: Mapping[str, tuple[Tensor, Tensor, Tensor]]
     previous: Adapter | None
+    own_content: str
+
+    def content(self) -> str:
+        """See `Adapter.content`: of the adapter as it was sent."""
+        return self.own_content
 
     def stored_factors(self, module: str) -> tuple[Tensor, Tensor]:
         """See `Adapter.stored_factors`; scaling is 1."""
@@ -150,7 +156,7 @@ def _projected(
         if rank:
             modules[name] = replace(entry, rank=rank, alpha=float(rank), scaling=1.0)
     fields = {**vars(adapter), "modules": modules}
-    return ProjectedAdapter(**fields, parts=parts, previous=previous)
+    return ProjectedAdapter(**fields, parts=parts, previous=previous, own_content=adapter.content())
 
 
 def _shares(judged: JudgedRound) -> dict[str, float]:

@@ -24,6 +24,7 @@ from clair_cli.settings import Settings
 from clair_cli.workflow.heads import MergedHead
 from clair_cli.workflow.outputs import Destination
 from clair_cli.workflow.plan import Cut, Plan, relative
+from clair_cli.workflow.provenance import HEADER_KEY, header_text
 from clair_cli.workflow.result_limits import check_adapter
 
 
@@ -38,6 +39,7 @@ class WrittenAdapter:
         plan: how it is written.
         error: norm of (exact - written) delta weights over that of the exact; None for zero.
         heads: the dense tensors in it.
+        base_model: as the config names it, or None.
     """
 
     tensors: Mapping[str, Tensor]
@@ -47,6 +49,7 @@ class WrittenAdapter:
     plan: Plan
     error: float | None
     heads: tuple[MergedHead, ...] = ()
+    base_model: object = None
 
 
 def _empty_head(head: MergedHead) -> Tensor:
@@ -85,6 +88,7 @@ class AdapterWriter:
         heads: the dense tensors beside the LoRA; none where the format has no names for them.
         destination: gets the file's bytes. Where it is one file, that stands alone, and its header
             holds the config.
+        merged: content and weight of each client that is merged, for the header of one file.
 
     Raises:
         OutputError: no reader would accept such an adapter; see `check_adapter`.
@@ -98,6 +102,7 @@ class AdapterWriter:
         settings: Settings,
         destination: Destination,
         heads: Sequence[MergedHead] = (),
+        merged: Sequence[tuple[str, float]] = (),
     ) -> None:
         self.plan = plan
         output = output.placed(one_file=destination.one_file, in_folder=destination.in_folder)
@@ -115,6 +120,12 @@ class AdapterWriter:
             config |= targets_of(fused, config, adapters)
         config = {**config, **_base_given(settings, config), "use_rslora": scale.use_rslora}
         config = with_dense(config, adapters, {head.tensor.kind for head in heads})
+        self._base_model = config["base_model_name_or_path"]
+        self._provenance = ""
+        if destination.one_file and destination.version is not None and merged:
+            self._provenance = header_text(
+                destination.version, self._base_model, plan.error, merged
+            )
         self._config = output.config(config, modules, scale.scaling)
         self._heads = heads
         self._file = self._begin_file(modules, settings)
@@ -126,6 +137,8 @@ class AdapterWriter:
         header = {"format": "pt"}
         if self._config_inside:
             header = output.header(self._config, modules, scaling)
+        if self._provenance:
+            header = {**header, HEADER_KEY: self._provenance}
         empty = {m: self._empty(m) for m in modules}
         tensors = output.tensors({m: e for m, e in empty.items() if m not in self._fused}, scaling)
         for pair in {pair.path: pair for pair in self._fused.values()}.values():
@@ -182,7 +195,7 @@ class AdapterWriter:
         files = adapter_files(self._file, text, self._output.weights_name)
         return WrittenAdapter(
             self._tensors, self._config, files, self._output.format, self.plan,
-            relative(self._error, self.plan.norm), tuple(self._heads),
+            relative(self._error, self.plan.norm), tuple(self._heads), self._base_model,
         )  # fmt: skip
 
 

@@ -108,7 +108,9 @@ def test_a_round_comes_back_in_the_clients_format(tmp_path: Path) -> None:
         result = clair("merge", tmp_path / "clients", "-o", tmp_path / out, *options)
         assert result.exit_code == 0, result.stderr
         files = {path.name for path in (tmp_path / out).iterdir()}
-        assert files == {"adapters.safetensors", "adapter_config.json", "report.json"}
+        assert files == {
+            "adapters.safetensors", "adapter_config.json", "report.json", "README.md",
+        }  # fmt: skip
         assert not clair_cli.verify(tmp_path / out, tmp_path / "clients").differences
     report = cohorts.read_report(tmp_path / "m/report.json")
     assert report["merged"]["format"] == "mlx"

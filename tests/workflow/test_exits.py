@@ -55,7 +55,7 @@ def test_0_writes_a_folder_with_the_report_inside(work: Path) -> None:
     assert clair("merge", "clients", "-o", "merged").exit_code == 0
     assert outputs(work) == {"merged"}
     assert {p.name for p in Path("merged").iterdir()} == {
-        "adapter_model.safetensors", "adapter_config.json", "report.json",
+        "adapter_model.safetensors", "adapter_config.json", "report.json", "README.md",
     }  # fmt: skip
     written("merged/report.json")
 
