@@ -1,6 +1,6 @@
 """The README and docs/: their text, their blocks, and what the program prints in these now.
 
-`python -m tests.pages` writes the generated blocks again.
+`python -m tests.pages` writes the generated blocks again, and man/clair.1.
 """
 
 from __future__ import annotations
@@ -119,4 +119,7 @@ def write_generated_blocks() -> None:
 
 
 if __name__ == "__main__":
+    from tests.man_page import PAGE, page
+
     write_generated_blocks()
+    PAGE.write_text(page(), encoding="utf-8")

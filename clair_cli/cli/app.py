@@ -17,6 +17,7 @@ import typer
 
 from clair_cli.cli import options as opt
 from clair_cli.cli import pictures
+from clair_cli.cli.completion import VARIABLE, completion, prepare_to_answer
 from clair_cli.cli.diff import diff
 from clair_cli.cli.exits import (
     EXIT_CODES,
@@ -278,6 +279,7 @@ def verify(
 app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(schema)
 pictures.add_to(app, epilog=_COMMAND_EPILOG)
 app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(diff)
+app.command(epilog=_COMMAND_EPILOG)(completion)
 
 
 def _show_result(
@@ -365,6 +367,8 @@ def main() -> None:
     warnings.showwarning = show_warning
     try:
         raise_on_signals()
+        if VARIABLE in os.environ:
+            prepare_to_answer()
         app(prog_name="clair")
     except Stopped as stop:  # outside a command: nothing was begun
         sys.exit(stop.exit_code)

@@ -23,6 +23,8 @@ class GroupedCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer does it, after a look at slips that it takes for sense, and with defaults from
         files and the environment."""
+        if ctx.resilient_parsing:  # a shell completes a line that is not whole
+            return super().parse_args(ctx, args)
         given = check_arguments(self, ctx, args)
         declared = options_of(self.name or "").items()
         others = {n: o.default for n, o in declared if not o.on_command_line}
