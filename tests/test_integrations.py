@@ -94,7 +94,7 @@ def test_the_action_with_hostile_inputs(tmp_path: Path) -> None:
 
 
 def test_the_blocks_of_the_page_are_whole() -> None:
-    github, gitlab, hook = map(yaml.safe_load, fenced(PAGES["docs/pipelines.md"], "yaml"))
+    github, gitlab, hook = map(yaml.safe_load, fenced(PAGES["docs/integrations.md"], "yaml"))
     (step,) = (s for s in github["steps"] if "with" in s)
     assert step["with"].keys() <= ACTION["inputs"].keys()
     shown = " ".join(github["steps"][-1]["env"].values())
