@@ -48,7 +48,7 @@ def _layers(client: ClientReport, report: Report, view: View) -> list[str]:
     if all(layer.share is None for layer in found):
         return []
     prefix = _common([layer.name for layer in found])
-    where = f" of {printable(prefix.rstrip('.'))}" if prefix else ""
+    where = f" ({printable(prefix.rstrip('.'))})" if prefix else ""
     full, back = ("\u2588", "\u2591") if view.unicode else ("#", "-")
     heading = f"layer by layer{where}: what it has of what two of the others share"
     lines = ["", heading, f"  {full} with the others, {back} against them, | the line"

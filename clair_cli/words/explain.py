@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clair_cli.report.model import ClientReport, Report
 from clair_cli.text import printable
@@ -48,7 +48,8 @@ def sections(client: ClientReport, report: Report) -> tuple[Section, ...]:
 
 def to_do(client: ClientReport, report: Report) -> Step:
     """What to do about the client, and a command."""
-    return step_for(client, report)
+    step = step_for(client, report)
+    return step if step.command else replace(step, text=f"{step.text.rstrip(':.')}.")
 
 
 def _why(client: ClientReport, report: Report) -> tuple[str, ...]:
@@ -67,17 +68,19 @@ def _how_sure(client: ClientReport) -> tuple[str, ...]:
     said = sure_words(client)
     if not said:
         return ()
-    lines = [f"{_capital(said)}."]
-    codes = {reason.code for reason in client.reasons}
-    if client.verdict == "benign" and odds(client.p_honest):
-        lines.append(f"{_capital(odds(client.p_honest))}.")
-    elif codes & LIKENESS and client.p_honest is not None:
-        lines.append("How many honest clients look like this is not how likely this one is honest.")
+    noticed = ""
     if client.power is not None:
-        lines.append(
-            "Had it shared nothing with the others, that would have been noticed "
-            f"{probability(client.power)}."
-        )
+        times_ = probability(client.power)
+        noticed = f"had it shared nothing with the others, that would have been noticed {times_}."
+    if client.verdict == "benign":
+        first = f"{client.confidence}: {noticed}" if noticed else f"{said}."
+        found = odds(client.p_honest)
+        return (_capital(first), f"{_capital(found)}.") if found else (_capital(first),)
+    lines = [f"{_capital(said)}."]
+    if client.p_honest is not None and LIKENESS & {reason.code for reason in client.reasons}:
+        lines.append("How many honest clients look like this is not how likely this one is honest.")
+    if noticed:
+        lines.append(_capital(noticed))
     return tuple(lines)
 
 

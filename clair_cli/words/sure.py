@@ -10,6 +10,9 @@ _SURE = {
     ("benign", "likely"): "likely: had it shared nothing with the others, that would most likely"
     " have shown",
     ("benign", "open"): "open: it looks honest, but not surely; a second round shows more",
+    ("minority", "clear"): "clear: chance hardly ever brings about what they share",
+    ("minority", "likely"): "likely: chance seldom brings about what they share",
+    ("minority", "open"): "open: chance may well have brought about what they share",
     ("", "clear"): "clear: hardly any honest client looks like this",
     ("", "likely"): "likely: few honest clients look like this",
     ("", "open"): "open: honest clients may well look like this; do not act on it alone",
@@ -18,7 +21,7 @@ _SURE = {
 
 def sure_words(client: ClientReport) -> str:
     """How sure the verdict on a client is, in a phrase; "" where it has no confidence."""
-    kind = "benign" if client.verdict == "benign" else ""
+    kind = client.verdict if client.verdict in ("benign", "minority") else ""
     return _SURE.get((kind, client.confidence or ""), "")
 
 

@@ -41,7 +41,7 @@ def with_shares(first: float, second: float) -> Report:
 
 def bars(report: Report, *, unicode: bool = False) -> list[str]:
     text = explained(report.clients[0], report, View(unicode=unicode))
-    below = text.split("layer by layer of layers:")[1].split("\n\n")[0]
+    below = text.split("layer by layer (layers):")[1].split("\n\n")[0]
     return below.splitlines()[2:]
 
 
@@ -128,7 +128,7 @@ def test_hostile_names_are_harmless(name: str, view: View) -> None:
     reports = tuple(replace(m, name=n) for m, n in zip(report.modules, modules, strict=True))
     first = replace(report.clients[0], modules=modules)
     report = replace(report, modules=reports, clients=(first, *report.clients[1:]))
-    assert "layer by layer of m:" in explained(first, report, view)
+    assert "layer by layer (m):" in explained(first, report, view)
     for client in report.clients:
         text = explained(client, report, view)
         allowed = "\n\x1b" if view.colour else "\n"

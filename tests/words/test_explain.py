@@ -11,7 +11,7 @@ import pytest
 
 import clair_cli
 from clair_cli.report.model import ClientReport, ModuleReport, ModuleScores, Reason, Report
-from clair_cli.words.explain import headline, sections
+from clair_cli.words.explain import headline, sections, to_do
 from clair_cli.words.influence import likenesses, pull
 from clair_cli.words.layers import layers
 from tests import cohorts
@@ -175,6 +175,40 @@ def test_a_benign_client_is_explained_too() -> None:
         "It learnt what the others learnt (98 % of what two of the others share, give or take 10 %;"
         " 1.0 times the median client's size).",
     )
+
+
+def sure(name: str, **fields: object) -> tuple[str, ...]:
+    one = replace(client(name), **fields)  # type: ignore[arg-type]
+    (section,) = (s for s in sections(one, REPORT) if s.heading == "how sure")
+    return section.lines
+
+
+NOTICED = "ad it shared nothing with the others, that would have been noticed 998 times in 1,000."
+
+
+def test_how_sure_a_verdict_is() -> None:
+    few = "Likely: few honest clients look like this."
+    honest = "How many honest clients look like this is not how likely this one is honest."
+    assert sure("amber") == (few, honest, "H" + NOTICED)
+    assert sure("amber", power=None) == (few, honest)
+    assert sure("oscar") == (
+        "Open: honest clients may well look like this; do not act on it alone.",
+        "H" + NOTICED,
+    )
+    assert sure("bob") == (
+        "Clear: h" + NOTICED,
+        "6 of 10 honest clients look at least as unlike them.",
+    )
+    assert sure("bob", p_honest=None, power=None)[0].startswith("Clear: had it shared nothing")
+    assert sure("amber", verdict="minority", confidence="clear")[0] == (
+        "Clear: chance hardly ever brings about what they share."
+    )
+
+
+def test_what_to_do_without_a_command_ends_as_a_sentence() -> None:
+    assert to_do(client("amber"), REPORT).text.endswith(", judge again:")
+    report = replace(REPORT, options={"clients": "(in memory)"})
+    assert to_do(client("amber"), report).text.endswith(", judge again.")
 
 
 def test_where_a_verdict_is_contradicted_it_is_said() -> None:
