@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from clair_cli.pictures.numbers import held
 from clair_cli.pictures.order import natural
 from clair_cli.report.model import Report
 
@@ -35,7 +36,8 @@ def losses(report: Report) -> Losses | None:
     ranks = sorted(int(rank) for rank in merged.error_by_rank)
 
     def at(errors: Mapping[str, float | None]) -> tuple[float | None, ...]:
-        return tuple(errors.get(str(rank)) for rank in ranks)
+        found = (errors.get(str(rank)) for rank in ranks)
+        return tuple(None if error is None else held(error) for error in found)
 
     modules = {
         name: at(merged.module_error_by_rank[name])

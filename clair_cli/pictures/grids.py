@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from clair_cli.pictures.numbers import LEAST, held
 from clair_cli.pictures.order import by_group, groups_of, natural
 from clair_cli.report.model import ClientReport, ModuleScores, Report
 
@@ -50,7 +51,9 @@ def similarity_grid(report: Report) -> Grid | None:
     if len(clients) < 2 or len(cohort.similarity) != len(cohort.names) or not square:
         return None
     order = [place[client.name] for client in clients]
-    values = tuple(tuple(None if j == k else cohort.similarity[j][k] for k in order) for j in order)
+    values = tuple(
+        tuple(None if j == k else _held(cohort.similarity[j][k]) for k in order) for j in order
+    )
     names = tuple(client.name for client in clients)
     return Grid(names, names, values, 0.0, _bound(values, 0.0), _ends(report, names))
 
@@ -110,9 +113,9 @@ def _typical(report: Report, module: str) -> float | None:
 def _share(scores: ModuleScores | None, typical: float | None) -> float | None:
     if scores is None or scores.similarity is None or typical is None or scores.chance is None:
         return None
-    if typical <= _TOLD * scores.chance:
+    if typical <= max(_TOLD * scores.chance, LEAST):
         return None
-    return scores.similarity / typical
+    return held(scores.similarity / typical)
 
 
 def _median_norm(clients: Sequence[ClientReport], module: str) -> float | None:
@@ -127,10 +130,15 @@ def _log_ratio(scores: ModuleScores | None, middle: float | None) -> float | Non
     return math.log2(scores.norm) - math.log2(middle)
 
 
+def _held(value: float | None) -> float | None:
+    return None if value is None else held(value)
+
+
 def _bound(values: Sequence[Row], middle: float) -> float:
     """A distance from the middle that most values stay within."""
     away = sorted(abs(v - middle) for row in values for v in row if v is not None)
-    return (away[min(len(away) - 1, int(_SHOWN * len(away)))] if away else 0.0) or 1.0
+    bound = away[min(len(away) - 1, int(_SHOWN * len(away)))] if away else 0.0
+    return bound if bound > LEAST else 1.0
 
 
 def _ends(report: Report, names: Sequence[str]) -> tuple[int, ...]:

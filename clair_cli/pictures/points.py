@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from clair_cli.pictures.numbers import held
 from clair_cli.pictures.order import by_verdict
 from clair_cli.report.model import Report
 
@@ -46,12 +47,13 @@ def evidence(report: Report) -> Evidence | None:
     for client in by_verdict(report.clients):
         loading, se = client.scores.loading, client.scores.loading_se
         if loading is not None and se is not None:
-            low, high = loading - width * se, loading + width * se
+            away = held(width) * held(se)
+            low, high = held(held(loading) - away), held(held(loading) + away)
             marks.append(
-                Mark(client.name, client.verdict, client.confidence, loading, low, high,
+                Mark(client.name, client.verdict, client.confidence, held(loading), low, high,
                      client.p_honest)
             )  # fmt: skip
-    return Evidence(tuple(marks), line, width) if marks else None
+    return Evidence(tuple(marks), held(line), held(width)) if marks else None
 
 
 @dataclass(frozen=True)
@@ -72,4 +74,4 @@ def places(report: Report) -> tuple[Place, ...]:
         return ()
     where = dict(zip(cohort.names, cohort.coordinates, strict=True))
     shown = [c for c in by_verdict(report.clients) if c.name in where and c.verdict != "rejected"]
-    return tuple(Place(c.name, c.verdict, *where[c.name]) for c in reversed(shown))
+    return tuple(Place(c.name, c.verdict, *map(held, where[c.name])) for c in reversed(shown))

@@ -17,7 +17,7 @@ from clair_cli.html import page
 from clair_cli.html.headline import MEANINGS
 from clair_cli.html.page import html_page, render
 from clair_cli.pictures.grids import share_grid, similarity_grid, size_grid
-from clair_cli.report.model import VERDICTS, Report
+from clair_cli.report.model import VERDICTS, ClientReport, Report
 from tests.fake_report import all_benign, fake_report, undetermined
 from tests.html.hostile import HOSTILE, hostile
 from tests.pages import ROOT
@@ -131,6 +131,34 @@ def test_the_heat_maps_have_the_reports_numbers() -> None:
             assert (value is None) == (whole is None)
             if value is not None:
                 assert abs(value - whole / shown["scale"]) <= grid.bound / 1000
+
+
+@pytest.mark.parametrize("number", [1e308, 5e-324, 0.0])
+def test_numbers_of_any_size_make_a_page(number: float) -> None:
+    """A report may come from a stranger; it holds finite numbers, of any size."""
+    report = fake_report()
+
+    def changed(client: ClientReport) -> ClientReport:
+        scores = replace(client.scores, loading=number, loading_se=number)
+        modules = {
+            n: replace(m, norm=number, similarity=-number) for n, m in client.modules.items()
+        }
+        return replace(client, scores=scores, modules=modules)
+
+    clients = tuple(changed(c) if k % 3 == 0 else c for k, c in enumerate(report.clients))
+    n = len(report.cohort.names)
+    cohort = replace(
+        report.cohort,
+        similarity=tuple(tuple(number * (-1) ** (j + k) for k in range(n)) for j in range(n)),
+        coordinates=tuple((number, -number) for _ in range(n)),
+        line=number,
+        line_width=number,
+    )
+    assert report.merged is not None
+    merged = replace(report.merged, error_by_rank={"8": number, "16": None, "72": 0.0})
+    text = html_page(replace(report, clients=clients, cohort=cohort, merged=merged))
+    assert data_of(text).keys() >= {"similarity", "size"}
+    assert not re.search(r"\b(nan|inf)\b%?\"", text)
 
 
 def test_who_why_how_sure_and_what_next_are_said() -> None:
