@@ -246,7 +246,7 @@ def verify(
     quiet: opt.Quiet = False,
     **options: Any,
 ) -> None:
-    """Compare an adapter with its report, and with the clients if given.
+    """Compare an adapter with its report, and with the clients.
 
     Hashes, shapes and scale are read again; with CLIENTS the merge itself is done
     again, and nothing is written. Exit code 3 says that something differs.
