@@ -54,6 +54,8 @@ MAY_IMPORT: dict[str, str] = {
     " report.results report.model report output engine pipeline_options rendered",
     "api": "errors settings cohort report.model engine rendered workflow",
     "conversion": "errors remark settings formats cohort output engine workflow",
+    "federated": "errors text settings formats formats.safetensors adapters cohort report.model"
+    " output workflow",
     "verification": "errors version text settings formats adapters cohort report.model report"
     " output engine workflow api",
     "__init__": "errors version remark report.results report.model report api conversion"

@@ -97,6 +97,8 @@ def adapters_from_memory(
 def _pair(client: Any) -> tuple[Any, Any]:
     if not isinstance(client, (tuple, list)) or len(client) != 2:
         raise RejectedClient("is not a pair of state dict and config")
+    if isinstance(client[0], RejectedClient):
+        raise client[0]
     return client[0], client[1]
 
 
@@ -117,9 +119,7 @@ def _adapter(name: str, state: Any, config: Any, limits: Limits) -> Adapter:
     parsed, notes, text = *inside_config(keys), ""
     if config is not None:
         try:
-            given = config.to_dict() if hasattr(config, "to_dict") else config
-            check_depth(given)
-            fields = _plain(given)
+            fields = plain_config(config)
             parsed, notes = parse_config(fields), ()
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise RejectedClient(f"adapter config can't be read: {error}") from None
@@ -131,6 +131,20 @@ def _adapter(name: str, state: Any, config: Any, limits: Limits) -> Adapter:
     source = TensorsInMemory(tensors, entries)
     sha256 = hashlib.sha256(data).hexdigest()
     return build_adapter(name, "", sha256, source, keys, parsed, limits, notes=notes)
+
+
+def plain_config(config: Any) -> Any:
+    """A config's fields as JSON has them.
+
+    Args:
+        config: a mapping, or anything with `to_dict()`.
+
+    Raises:
+        ValueError: nested too deeply. Whatever `to_dict` raises.
+    """
+    given = config.to_dict() if hasattr(config, "to_dict") else config
+    check_depth(given)
+    return _plain(given)
 
 
 def _as_tensor(value: Any) -> Any:

@@ -14,6 +14,10 @@ from clair_cli.workflow.judge import JudgedRound
 _ROUNDING = 1e-9
 
 
+class CapTooSmall(UsageError):
+    """The largest weight is below 1 / number of clients, so that one of them must have more."""
+
+
 def cap_weights(judged: JudgedRound, most: float | None, n_more: int = 0) -> JudgedRound:
     """The round with no weight above `most`; the excess is spread over the others.
 
@@ -22,7 +26,7 @@ def cap_weights(judged: JudgedRound, most: float | None, n_more: int = 0) -> Jud
         n_more: clients who get a weight later; until then equal weights may be above `most`.
 
     Raises:
-        UsageError: so few clients are merged that one of them must have more.
+        CapTooSmall: so few clients are merged that one of them must have more.
     """
     n = len(judged.merged)
     if most is None or not n:
@@ -41,12 +45,12 @@ def check_most(most: float | None, n: int, are: str = "merged") -> None:
         are: what is said of the clients: "merged", or "given" before anybody is judged.
 
     Raises:
-        UsageError: one of them must have more.
+        CapTooSmall: one of them must have more.
     """
     if most is None or not n or most >= (1.0 - _ROUNDING) / n:
         return
     clients = "1 client is" if n == 1 else f"{n:,} clients are"
-    raise UsageError(
+    raise CapTooSmall(
         f"max_weight is {most:g}, and {clients} {are}, so that one of them has at least "
         f"{1.0 / n:.3g}",
         hint=f"give at least 1 / {n}, or leave --max-weight out",

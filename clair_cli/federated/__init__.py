@@ -1,0 +1,19 @@
+"""Rounds of a federated server: `Server`, and its place in Flower (flower.py) and NVFlare
+(nvflare.py). The frameworks are imported by those two files alone, and torch on first use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clair_cli.federated.server import Result, Server
+
+__all__ = ["Result", "Server"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from clair_cli.federated import server
+
+    return getattr(server, name)
