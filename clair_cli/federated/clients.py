@@ -116,6 +116,7 @@ def kind_of(states: Iterable[Any]) -> Kind | None:
 
     votes = [0, 0]
     for state in states:
+        state = state[0] if isinstance(state, tuple) and state else state
         first = next(iter(state.values()), None) if isinstance(state, Mapping) else None
         votes[0] += isinstance(first, (numpy.ndarray, numpy.generic))
         votes[1] += hasattr(first, "data_ptr")

@@ -113,6 +113,11 @@ class Server:
         return self._state.round
 
     @property
+    def config_fields(self) -> dict[str, Any]:
+        """The config that all clients have; empty where each has its own."""
+        return dict(self._config or {})
+
+    @property
     def history(self) -> tuple[Record, ...]:
         """What was found in the last rounds (at most 100), the oldest first."""
         return tuple(self._state.history)
@@ -122,15 +127,22 @@ class Server:
 
         Args:
             tensors: a state dict as theirs. Where its update is zero it counts as fresh.
-            config: its own; None for the one that all clients have.
+            config: its own; None for the clients', the first one that fits.
 
         Raises:
             UsageError: it is no adapter of that config, or there was a merge already.
         """
         if self._state.current:
             raise UsageError("start_from comes before the first merge")
-        own = self._config if config is None else plain_config(config)
-        bank = bank_of(tensors, own, self._limits)
+        own = [plain_config(config)] if config is not None else [*self._by_name.values()]
+        for fields in own or [self._config]:  # of several, one whose rank it has
+            try:
+                bank = bank_of(tensors, fields, self._limits)
+                break
+            except UsageError as error:
+                wrong = error
+        else:
+            raise wrong
         self._state.banks = {} if bank.is_fresh() else {0: bank}
 
     def aggregate(
@@ -139,7 +151,8 @@ class Server:
         """Judge and merge one round.
 
         Args:
-            states: client to state dict, of torch tensors or numpy arrays. A client that sent
+            states: client to state dict, of torch tensors or numpy arrays, or to `(state dict,
+                config)` of a client whose config the server does not have. A client that sent
                 nothing is not in it, or has None.
             weights: client to number, such as the samples it claims. A client whose number is
                 missing, or is not finite and above 0, is rejected. None for equal ones.
@@ -156,7 +169,7 @@ class Server:
             names = names_of(states)
             refused, numbers = weights_of(names, weights)
             clients = {
-                name: (refused.get(name, states[client]), self._config_of(name))
+                name: self._pair(name, states[client], refused.get(name))
                 for client, name in names.items()
             }
             prepared = prepare(state, clients, self._limits)
@@ -216,6 +229,12 @@ class Server:
         server = cls(**{**own, **changed})
         server._state = state
         return server
+
+    def _pair(self, name: str, state: Any, refused: RejectedClient | None) -> tuple[Any, Any]:
+        """What is compared of a client: its state dict, or why there is none, and its config."""
+        both = state if isinstance(state, tuple) and len(state) == 2 else None
+        state, config = both or (state, self._config_of(name))
+        return (state if refused is None else refused), config
 
     def _config_of(self, name: str) -> Any:
         return self._by_name.get(name, self._config)

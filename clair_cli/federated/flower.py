@@ -1,0 +1,141 @@
+"""Flower: a strategy that judges and merges LoRA adapters (extra `flower`, flwr 1.42).
+
+    strategy = ClairStrategy(lora_config)
+    strategy.start(grid=grid, initial_arrays=ArrayRecord(get_peft_model_state_dict(model)))
+
+Flower's arrays are numpy's, which have no bfloat16: clients send float32 (`t.float()`), and get it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from logging import INFO, WARNING, getLogger
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from clair_cli.federated.server import Result, Server
+from clair_cli.text import printable
+
+_LOG = getLogger("flwr")
+_OWN = ("r", "lora_alpha", "use_rslora")  # fields of a config that a client may have of its own
+
+
+class ClairStrategy(FedAvg):
+    """FedAvg whose merge is `clair_cli.federated.Server`'s.
+
+    Every client is sent the adapter in its own form. A client of another rank than `config` says
+    has a ConfigRecord with `r` and `lora_alpha` in each of its replies. A reply that can't be used
+    is rejected by node id, and ends no round.
+
+    Args:
+        config: as of `Server`; or a `Server`, with its own options or loaded from a file.
+        options: of `FedAvg`. Weights are the replies' metric `weighted_by_key`.
+
+    Attributes:
+        server: call its `save` where a round may be lost with the process.
+        result: of the last round; its report has every client's verdict, by node id.
+    """
+
+    def __init__(self, config: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.server = config if isinstance(config, Server) else Server(config)
+        self.result: Result | None = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages with each node's own adapter; in the first round, with the initial arrays."""
+        if not self.server.round and arrays:
+            self.server.start_from({key: array.numpy() for key, array in arrays.items()})
+        return self._own(super().configure_train(server_round, arrays, config, grid))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages with each node's own adapter."""
+        return self._own(super().configure_evaluate(server_round, arrays, config, grid))
+
+    def _own(self, messages: Iterable[Message]) -> Iterable[Message]:
+        for message in messages:
+            own = self.server.adapter_for(message.metadata.dst_node_id)
+            if own is not None:
+                content = RecordDict(dict(message.content))
+                content[self.arrayrecord_key] = _record(own)
+                message.content = content
+            yield message
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Judge and merge a round's replies. `(None, None)` keeps the last arrays."""
+        valid, _ = self._check_and_log_replies(list(replies), is_train=True, validate=False)
+        contents = {message.metadata.src_node_id: message.content for message in valid}
+        states = {node: self._state_of(content) for node, content in contents.items()}
+        weights = {
+            node: _weight(content, self.weighted_by_key) for node, content in contents.items()
+        }
+        result = self.result = self.server.aggregate(states, weights)
+        for client in result.report.clients:
+            if client.weight == 0:
+                why = "; ".join(reason.text for reason in client.reasons)
+                _LOG.log(INFO, "\t> Node %s is %s: %s", client.name, client.verdict, printable(why))
+        if result.tensors is None:
+            _LOG.log(WARNING, "aggregate_train: nothing is merged: %s", printable(result.why))
+            return None, None
+        merged = {client.name for client in result.report.clients if client.weight > 0}
+        used = [content for node, content in contents.items() if str(node) in merged]
+        return _record(result.tensors), self._metrics(used, self.train_metrics_aggr_fn)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """The mean of the metrics of those replies that can be used."""
+        valid, _ = self._check_and_log_replies(list(replies), is_train=False, validate=False)
+        return self._metrics([m.content for m in valid], self.evaluate_metrics_aggr_fn)
+
+    def _metrics(self, contents: list[RecordDict], mean: Any) -> MetricRecord | None:
+        """The mean over the replies that have the metrics which most have; None where none has."""
+        kinds = [_metric_kinds(content, self.weighted_by_key) for content in contents]
+        most = max(Counter(filter(None, kinds)).items(), key=lambda item: item[1], default=None)
+        if most is None:
+            return None
+        same = [content for content, kind in zip(contents, kinds, strict=True) if kind == most[0]]
+        found: MetricRecord = mean(same, self.weighted_by_key)
+        return found
+
+    def _state_of(self, content: RecordDict) -> Any:
+        """A reply's state dict, with its own config where it brings one; None for no arrays."""
+        try:
+            (arrays,) = content.array_records.values()
+            state = {key: array.numpy() for key, array in arrays.items()}
+        except (ValueError, TypeError, OSError, EOFError):
+            return None
+        for record in content.config_records.values():
+            if "r" in record and "lora_alpha" in record:
+                own = {field: record[field] for field in _OWN if field in record}
+                return state, {**self.server.config_fields, **own}
+        return state
+
+
+def _record(state: Any) -> ArrayRecord:
+    return ArrayRecord({key: Array(array) for key, array in state.items()})
+
+
+def _weight(content: RecordDict, key: str) -> Any:
+    """The reply's number of samples; None where it has none."""
+    found = [record[key] for record in content.metric_records.values() if key in record]
+    return found[0] if len(found) == 1 else None
+
+
+def _metric_kinds(content: RecordDict, key: str) -> tuple[tuple[str, int], ...] | None:
+    """Names and lengths of a reply's metrics; None where they can't be averaged."""
+    weight = _weight(content, key)
+    if len(content.metric_records) != 1 or isinstance(weight, list) or not weight or weight < 0:
+        return None
+    (record,) = content.metric_records.values()
+    lengths = ((name, len(v) if isinstance(v, list) else -1) for name, v in record.items())
+    return tuple(sorted(lengths))
