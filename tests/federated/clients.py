@@ -89,6 +89,33 @@ def trained(
     return state
 
 
+def descended(
+    start: Mapping[str, np.ndarray], seed: int, *, sign: float = 1.0, steps: int = 30
+) -> State:
+    """What a client sends that trains both factors by gradient descent, from its start, towards
+    0.9 x the task and something of its own (scaling 2).
+
+    Args:
+        sign: -1 for an attacker who flips the change of every tensor.
+    """
+    g, state = np.random.default_rng([2, seed]), {}
+    for m, shared in task().items():
+        out, in_ = MODULES[m]
+        goal = 0.9 * shared + 0.5 * g.normal(size=(out, 1)) @ g.normal(size=(1, in_))
+        keys = [f"{PREFIX}{m}.lora_{side}.weight" for side in "AB"]
+        first = lora_A, lora_B = [np.asarray(start[key], np.float64) for key in keys]
+        rate = 0.05 / np.linalg.norm(goal, 2)
+        for _ in range(steps):
+            missed = 2.0 * lora_B @ lora_A - goal
+            lora_A, lora_B = (
+                lora_A - rate * 2.0 * lora_B.T @ missed,
+                lora_B - rate * 2.0 * missed @ lora_A.T,
+            )
+        for key, before, after in zip(keys, first, (lora_A, lora_B), strict=True):
+            state[key] = (before + sign * (after - before)).astype(np.float32)
+    return state
+
+
 def loss(state: Mapping[str, np.ndarray] | None, scaling: float = 2.0) -> float:
     """Squared distance to what three rounds of honest training reach, 1 for a fresh adapter."""
     found = {} if state is None else deltas(state, scaling)

@@ -4,7 +4,6 @@ that sends nonsense and one that dies. Writes what each round found."""
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from flwr.simulation import run_simulation
 
 from clair_cli.federated import flower
 from tests.federated.clients import config, fresh, trained
+from tests.federated.recipes import recipe
 
-DOCS = Path(__file__).parents[2] / "docs" / "federated.md"
 client_app = ClientApp()
 FOUND: list[Any] = []
 
@@ -58,14 +57,6 @@ class Watched(flower.ClairStrategy):
         ]
         FOUND.append([self.result.outcome, flipped, verdicts])
         return found
-
-
-def recipe(title: str) -> str:
-    """The first Python block after a heading of the page."""
-    text = DOCS.read_text(encoding="utf-8")
-    found = re.search(rf"^## {title}\n.*?^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert found is not None, title
-    return found[1]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clair_cli.federated import Server
 from clair_cli.federated.flower import ClairStrategy
-from tests.federated.clients import State, config, deltas, fresh, loss, trained
+from tests.federated.clients import State, config, deltas, descended, fresh, loss, trained
 
 pytestmark = pytest.mark.flower
 
@@ -103,6 +103,20 @@ def six(**more: Client | None) -> dict[int, Client | None]:
     return clients | {int(node): client for node, client in more.items()}
 
 
+def descending() -> dict[int, Client | None]:
+    """Six clients who train both factors from what they are sent, as any framework's do."""
+
+    def client(k: int, sign: float) -> Client:
+        def answer(message: Message, n: int) -> Message:
+            state = descended(received(message), 10 * n + k, sign=sign)
+            return Message(content(state), reply_to=message)
+
+        return answer
+
+    signs = [-1.0 if str(node) in FLIPPED else 1.0 for node in NODES]
+    return {node: client(k, signs[k]) for k, node in enumerate(NODES)}
+
+
 def run(strategy: Any, clients: dict[int, Client | None], rounds: int = 3) -> State:
     """The arrays after some rounds of training, without evaluation."""
     grid = LocalGrid(clients)
@@ -129,11 +143,11 @@ def left_out(result: Any) -> set[str]:
 
 def test_two_attackers_are_left_out_of_every_round() -> None:
     strategy = Recorded()
-    arrays = run(strategy, six())
+    arrays = run(strategy, descending())
     assert [left_out(r) for r in strategy.results] == [FLIPPED] * 3
     others = {
-        "FedAvg": run(FedAvg(fraction_evaluate=0.0), six()),
-        "MultiKrum": run(MultiKrum(num_malicious_nodes=2, fraction_evaluate=0.0), six()),
+        "FedAvg": run(FedAvg(fraction_evaluate=0.0), descending()),
+        "MultiKrum": run(MultiKrum(num_malicious_nodes=2, fraction_evaluate=0.0), descending()),
     }
     losses = {name: loss(state) for name, state in others.items()}
     print(f"loss after three rounds: clair {loss(arrays):.3f}, {losses}")
