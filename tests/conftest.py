@@ -34,8 +34,8 @@ if hasattr(typer.testing, "_get_command"):
     typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
-# Kinds of tests that run by themselves, each with an option and a marker of its name. The frameworks
-# of servers want other versions of what we need, so an environment each.
+# Kinds of tests that run by themselves, each with an option and a marker of its name. The
+# frameworks of servers want other versions of what we need, so an environment each.
 SEPARATE = {
     "loaders": "load adapters with peft, diffusers or transformers",
     "browser": "open pages in chromium",

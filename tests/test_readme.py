@@ -68,7 +68,13 @@ def test_the_commands_of_a_page(page: str, round_folder: Path) -> None:
         assert result.exit_code == code, (command, result.stderr)
 
 
-CODE = [(page, n) for page, text in PAGES.items() for n in range(len(fenced(text, "python")))]
+# What stands in docs/federated.md is run in tests/federated, with the frameworks that it is for.
+CODE = [
+    (page, n)
+    for page, text in PAGES.items()
+    if page != "docs/federated.md"
+    for n in range(len(fenced(text, "python")))
+]
 
 
 @pytest.mark.parametrize(("page", "number"), CODE)
