@@ -28,7 +28,7 @@ def completion(
     zsh:   eval "$(clair completion zsh)"                         in ~/.zshrc
     fish:  clair completion fish > ~/.config/fish/completions/clair.fish
     """
-    script = typer.completion.get_completion_script(
+    script = typer.completion.get_completion_script(  # type: ignore[attr-defined]
         prog_name="clair", complete_var=VARIABLE, shell=shell
     )
     write_out(f"{script}\n")

@@ -79,7 +79,7 @@ def report(report: Given, output: Page, *, force: Force = False) -> None:
 
 
 def plot(report: Given, output: Figures, *, force: Force = False) -> None:
-    """Draw a report's pictures as SVG and PNG, for a paper.
+    """Draw a report's pictures as SVG and PNG.
 
     The same as on the page of clair report. Other files in DIR stay as they are.
     Needs the extra plot: pip install 'clair-cli[plot]'.

@@ -160,6 +160,16 @@ REASONS: Mapping[str, Template] = {
         ("without that it is {without}",),
         "Its other reasons say what was found: make sure that it deserves the trust.",
     ),
+    "allowed": Template(
+        "it would be left out, and is merged because the allow list names its file",
+        ("{text}",),
+        "A person decided that: make sure that the reason still holds.",
+    ),
+    "reviewed": Template(
+        "a person changed its verdict in the report that was given with --verdicts",
+        ("{text}",),
+        "The report names who and why, if they said so.",
+    ),
     "near_copy": Template(
         "its update is {text}",
         (),

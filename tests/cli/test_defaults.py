@@ -53,9 +53,9 @@ def test_flag_over_environment_over_file_over_default(
 
 def test_each_command_takes_its_own_and_not_the_rest(clients: Path) -> None:
     text = 'noise = 0.1\nfail-on = "warning"\nkeep_alpha = true\nexclude = ["a", "b"]'
-    assert found(text) == {"fail_on": "warning", "keep_alpha": True, "exclude": ["a", "b"]}
+    assert found(text) == {"fail_on": ["warning"], "keep_alpha": True, "exclude": ["a", "b"]}
     assert found(text, "refine")["noise"] == 0.1
-    assert found(text, "inspect") == {"fail_on": "warning", "exclude": ["a", "b"]}
+    assert found(text, "inspect") == {"fail_on": ["warning"], "exclude": ["a", "b"]}
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if OPTIONS[name].kind.metavar])
