@@ -30,11 +30,9 @@ def printable(text: str) -> str:
     a \x23#vso[task.complete]
     """
     text = _LOG_COMMAND.sub(r"\\x23\1", text)
-    if "::" in text:
-        text = _AT_START.sub("\\\\x3a:", text)
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else _escaped(ord(char)) for char in text)
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else _escaped(ord(char)) for char in text)
+    return _AT_START.sub(r"\\x3a:", text) if "::" in text else text
 
 
 def whole_characters(text: str) -> str:

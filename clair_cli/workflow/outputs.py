@@ -66,11 +66,11 @@ def check_outputs(settings: Settings) -> None:
     is_file = settings.one_file or settings.command == "inspect"
     if output is not None and not is_file:
         check_folder_name(output, or_file=settings.command == "merge")
-    _check_reports(settings)
     refused: list[OutputError | None] = []
     if output is not None:
         kind: Literal["file", "folder"] = "file" if is_file else "folder"
         refused.append(_refusal(output, kind, settings.force, inputs))
+    _check_reports(settings)
     if report is None and settings.command != "inspect":
         # a folder's own report lies inside it; without an adapter it goes beside
         report = default_report(settings, adapter=settings.one_file)

@@ -135,7 +135,7 @@ def test_hostile_names_are_shown_and_harmless(view: View) -> None:
     for expected in (
         "[/] [bold red]x[/bold red]",
         "a\\x1b[31mred\\x1b]0;title\\x07",
-        "line\\x0a\\x3a:error::boo",
+        "line\\x0a::error::boo",
         "\\u202egpj.exe",
         "\\x3a:stop-commands::x",
         "[link=http://evil]click[/link]",

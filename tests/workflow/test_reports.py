@@ -133,6 +133,13 @@ def test_stdout_takes_one(
     assert "standard output takes one" in result.stderr and outputs(work) == set()
 
 
+@pytest.mark.parametrize("output", [".", "clients"])
+def test_a_wrong_output_is_told_beside_reports(work: Path, output: str) -> None:
+    for more in ([], FEW):
+        assert clair("merge", "clients", "-o", output, *more).exit_code == 2
+    assert outputs(work) == set()
+
+
 # Python
 
 
