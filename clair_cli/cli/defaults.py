@@ -18,6 +18,7 @@ from clair_cli.errors import RejectedClient, UsageError
 from clair_cli.formats.files import read_small
 from clair_cli.option import ADAPTER, ALLOWED, FLAG, PATH, WEIGHTS, Option
 from clair_cli.output.targets import find_inside
+from clair_cli.pipeline_options import REPORTS, report_under
 from clair_cli.settings import OPTIONS, options_of
 from clair_cli.text import quoted
 
@@ -133,7 +134,11 @@ def _checked(table: Mapping[str, Any], shown: str, folder: Path) -> dict[str, An
         if name in found:
             raise UsageError(f"{shown} has {key.replace('_', '-')} twice, with - and with _")
         value = _value(name, OPTIONS[name], value, shown)
-        found[name] = str(folder / value) if OPTIONS[name].kind in _PATHS else value
+        if OPTIONS[name].kind in _PATHS:
+            value = str(folder / value)
+        elif OPTIONS[name].kind is REPORTS:
+            value = [report_under(folder, one) for one in value]
+        found[name] = value
     return found
 
 

@@ -94,6 +94,9 @@ def test_paths_are_as_seen_from_the_file(clients: Path) -> None:
     values = defaults_of("merge", clients, Path("conf/c.toml"), {}).values
     assert values == {"weights": "conf/w.json", "previous": "/p"}
     assert found('weights = "w.json"') == {"weights": "w.json"}
+    Path("conf/c.toml").write_text('report = ["r.json", "junit=out/j.xml", "markdown=-"]\n')
+    values = defaults_of("inspect", clients, Path("conf/c.toml"), {}).values
+    assert values == {"report": ["conf/r.json", "junit=conf/out/j.xml", "markdown=-"]}
 
 
 # What is refused
