@@ -5,12 +5,14 @@ The script asks `clair` itself, so it need not be renewed when options change.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 import typer.completion
 
 from clair_cli.cli.streams import write_out
+
+_completion: Any = typer.completion  # which exports nothing by name
 
 VARIABLE = "_CLAIR_COMPLETE"
 """Set by the script when it asks for completions."""
@@ -28,7 +30,7 @@ def completion(
     zsh:   eval "$(clair completion zsh)"                         in ~/.zshrc
     fish:  clair completion fish > ~/.config/fish/completions/clair.fish
     """
-    script = typer.completion.get_completion_script(  # type: ignore[attr-defined]
+    script = _completion.get_completion_script(
         prog_name="clair", complete_var=VARIABLE, shell=shell
     )
     write_out(f"{script}\n")
@@ -36,4 +38,4 @@ def completion(
 
 def prepare_to_answer() -> None:
     """Make typer understand the questions of its scripts."""
-    typer.completion.get_completion_inspect_parameters()
+    _completion.get_completion_inspect_parameters()

@@ -111,6 +111,18 @@ def test_edited_verdicts_are_recorded_as_such(reviewed: Path) -> None:
     assert done.exit_code == 3 and not Path("y.safetensors").exists()
 
 
+def test_an_edited_client_counts_as_no_larger_than_the_round_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    honest = cohorts.honest(6)
+    cohorts.save(CLIENTS, {**honest, "c5": cohorts.scaled(honest["c5"], 50.0)})
+    assert clair("inspect", CLIENTS, "-o", "r.json").exit_code == 3
+    edit(lambda clients: clients["c5"].update(verdict="benign"))
+    report = merge()
+    assert 0 < row(report, "c5")["weight"] < 0.1 * row(report, "c4")["weight"]
+
+
 # Not what was reviewed: exit code 4, naming the client
 
 
