@@ -121,7 +121,7 @@ def _moved(
     state: State, adapter: Adapter, form: Form | None, config: Any
 ) -> tuple[Any, Any] | None:
     """A client's `(state dict, config)` as if it had started from the bank; None if it did, or if
-    its form is not known. A start that is no longer kept is a rejection."""
+    its form is not known or not the bank's. A start that is no longer kept is a rejection."""
     version = state.sent.get(adapter.name, state.current)
     start = state.banks.get(version)
     if version and start is None:
@@ -133,8 +133,14 @@ def _moved(
         )
         return error, config
     here = version == state.current and (start is None or loses_nothing(start.adapter, form))
-    if here or form is None or not adapter.modules:
+    bank = None if state.bank is None else state.bank.adapter
+    if here or form is None or not adapter.modules or not _fits(adapter, bank):
         return None
     before = {} if start is None else cut(start.adapter, form)
-    bank = None if state.bank is None else state.bank.adapter
     return started_from_bank(adapter, before, form, bank)
+
+
+def _fits(adapter: Adapter, bank: Adapter | None) -> bool:
+    """Whether a client's modules have the bank's shapes; if not, it is rejected as it came."""
+    kept = {} if bank is None else bank.modules
+    return all(m.layout == kept[n].layout for n, m in adapter.modules.items() if n in kept)

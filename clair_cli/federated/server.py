@@ -176,11 +176,7 @@ class Server:
             report, found = self._merged(prepared, numbers)
         except ClairError as error:  # of the round as a whole: no client could be named for it
             report = self._refused(error)
-        sha256 = None if found is None or report.merged is None else report.merged.sha256
-        verdicts = {client.name: client.verdict for client in report.clients}
-        shares = {client.name: client.weight for client in report.clients}
-        record = Record(state.round, report.cohort.outcome, verdicts, shares, sha256)
-        state.remember(record)
+        state.remember(_record(state.round, report))
         why = " ".join(filter(None, [report.cohort.outcome_text, report.cohort.remedy]))
         if found is None:
             return Result("keep", why, None, None, report, state.round)
@@ -278,7 +274,8 @@ class Server:
         """Make a merge what all start from."""
         state = self._state
         state.adopt(bank_of(merged.tensors, dict(merged.config) or None, self._limits))
-        state.forms |= prepared.forms
+        usable = {client.name for client in report.clients if client.verdict != "rejected"}
+        state.forms |= {name: form for name, form in prepared.forms.items() if name in usable}
         names = [client.name for client in report.clients if client.weight > 0]
         known = [(name, state.forms[name]) for name in names if name in prepared.forms]
         counts = Counter(_ranks(form) for _, form in known)
@@ -305,6 +302,19 @@ class Server:
         assert bank is not None
         tensors = bank.tensors if form is None else cut(bank.adapter, form)
         return in_kind(tensors, self._state.kind)
+
+
+def _record(number: int, report: Report) -> Record:
+    clients = report.clients
+    return Record(
+        number,
+        report.cohort.outcome,
+        {client.name: client.verdict for client in clients},
+        {client.name: client.weight for client in clients},
+        {client.name: client.p_honest for client in clients},
+        {client.name: client.power for client in clients},
+        None if report.merged is None else report.merged.sha256,
+    )
 
 
 def _ranks(form: Form) -> tuple[tuple[str, int, float], ...]:

@@ -34,6 +34,7 @@ class Record:
     Attributes:
         round: its number. outcome: "judged", "undetermined" or "refused".
         verdicts, weights: by client.
+        p_honest, power: by client, as in the report; None where there is none.
         sha256: of the merged adapter; None where there was none.
     """
 
@@ -41,6 +42,8 @@ class Record:
     outcome: str
     verdicts: Mapping[str, str]
     weights: Mapping[str, float]
+    p_honest: Mapping[str, float | None]
+    power: Mapping[str, float | None]
     sha256: str | None
 
 

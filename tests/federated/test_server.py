@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -323,6 +324,147 @@ def test_nonsense_is_rejected_by_name_and_the_round_goes_on(name: str) -> None:
 
 def left_out_names(result: Result) -> set[str]:
     return {c.name for c in result.report.clients if c.weight == 0}
+
+
+def test_a_garbled_reply_changes_nothing_for_the_next_round() -> None:
+    """What a client is sent has the form of its last usable reply."""
+    server = mixed_server()
+    server.aggregate(cohort(server, ranks=MIXED))
+    before = server.adapter_for(1)
+    states = cohort(server, 1, ranks=MIXED)
+    key = f"{PREFIX}l0.q.lora_B.weight"
+    result = server.aggregate({**states, 1: {**states[1], key: states[1][key][:-1]}})
+    assert "shape" in rejected(result, "1") and left_out(result) == {1, *FLIPPED}
+    after = server.adapter_for(1)
+    assert before is not None and after is not None
+    assert {k: a.shape for k, a in before.items()} == {k: a.shape for k, a in after.items()}
+
+
+def test_a_client_may_bring_its_own_config() -> None:
+    server = Server(config())
+    for n in range(2):
+        states: dict[Any, Any] = cohort(server, n)
+        sent = server.adapter_for("own")
+        states["own"] = (trained(sent if n else None, 90 + n, rank=8), config(8))
+        states["none"] = (states[0], 3)
+        result = server.aggregate(states)
+        assert "config" in rejected(result, "none")
+        assert verdicts(result)["own"] == "benign"
+        assert left_out_names(result) == {"3", "5", "none"}
+    sent = server.adapter_for("own")
+    assert sent is not None and sent[f"{PREFIX}l0.q.lora_A.weight"].shape == (8, 16)
+
+
+def kohya(state: State) -> State:
+    found = {}
+    for m in MODULES:
+        name = f"lora_unet_{m.replace('.', '_')}"
+        found[f"{name}.lora_down.weight"] = state[f"{PREFIX}{m}.lora_A.weight"]
+        found[f"{name}.lora_up.weight"] = state[f"{PREFIX}{m}.lora_B.weight"]
+        found[f"{name}.alpha"] = np.array(8.0, np.float32)
+    return found
+
+
+def from_kohya(state: State) -> State:
+    found = {}
+    for m in MODULES:
+        name = f"lora_unet_{m.replace('.', '_')}"
+        assert state[f"{name}.alpha"] == 8.0
+        found[f"{PREFIX}{m}.lora_A.weight"] = state[f"{name}.lora_down.weight"]
+        found[f"{PREFIX}{m}.lora_B.weight"] = state[f"{name}.lora_up.weight"]
+    return found
+
+
+def whole_model(state: State) -> State:
+    """Names as `model.state_dict()` has them, with the adapter's."""
+    return {key.replace(".weight", ".default.weight"): array for key, array in state.items()}
+
+
+def from_whole_model(state: State) -> State:
+    return {key.replace(".default.weight", ".weight"): array for key, array in state.items()}
+
+
+def convolution(state: State) -> State:
+    """One of the layers has a kernel."""
+    found = dict(state)
+    for key in (f"{PREFIX}l0.q.lora_A.weight", f"{PREFIX}l0.q.lora_B.weight"):
+        shape = (-1, 4, 2, 2) if "lora_A" in key else (*state[key].shape, 1, 1)
+        found[key] = state[key].reshape(shape)
+    return found
+
+
+def from_convolution(state: State) -> State:
+    assert state[f"{PREFIX}l0.q.lora_A.weight"].ndim == 4
+    return {key: array.reshape(len(array), -1) for key, array in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("to", "back", "given", "ranks"),
+    [
+        (kohya, from_kohya, None, (4,) * 6),
+        (whole_model, from_whole_model, config(), (4,) * 6),
+        (convolution, from_convolution, {k: config(r) for k, r in enumerate(MIXED)}, MIXED),
+    ],
+)
+def test_what_is_sent_has_the_names_and_shapes_that_came(
+    to: Any, back: Any, given: Any, ranks: tuple[int, ...]
+) -> None:
+    server = Server(given)
+    for n in range(2):
+        sent = {k: server.adapter_for(k) for k in SIX}
+        starts = {k: state and back(state) for k, state in sent.items()}
+        states = {
+            k: to(trained(starts[k], 10 * n + k, rank=ranks[k], sign=-1 if k in FLIPPED else 1))
+            for k in SIX
+        }
+        result = server.aggregate(states)
+        assert (result.outcome, left_out(result)) == ("use", set(FLIPPED))
+        for k in SIX:
+            again = server.adapter_for(k)
+            assert again is not None
+            assert {key: a.shape for key, a in again.items()} == {
+                key: a.shape for key, a in states[k].items()
+            }
+
+
+def garbled(state: State, chance: random.Random) -> Any:
+    """A reply with one thing wrong in it."""
+    key = chance.choice(sorted(state))
+    array = state[key]
+    return chance.choice((
+        {**state, key: array[:, :-1]},
+        {**state, key: array[:-1]},
+        {**state, key: array.T},
+        {**state, key: array.astype(np.float64) * 1e30},
+        {**state, key: array * 0},
+        {**state, key: array.astype(complex)},
+        {**state, key: np.full_like(array, np.inf)},
+        {k: a * np.float32(1e18) for k, a in state.items()},
+        {k: a for k, a in state.items() if k != key},
+        {**state, HEAD: np.full((3, 4), 1e38, np.float32)},
+        (state, config(4, alpha=0.0)),
+        (state, {"r": 10**400, "lora_alpha": 8}),
+        (state, config(16)),
+        (trained(None, 1, rank=16), config(16)),
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_sent_nothing_raises(seed: int) -> None:
+    chance = random.Random(seed)
+    ranks = MIXED if seed % 2 else (4,) * 6
+    server = Server({k: config(rank) for k, rank in enumerate(ranks)})
+    weights = (1, 100, 1e308, 1e-320, 0, math.nan)
+    for n in range(3):
+        states: dict[int, Any] = cohort(server, n, ranks=ranks)
+        for k in chance.sample(range(6), chance.choice((1, 2, 4))):
+            states[k] = garbled(states[k], chance)
+        result = server.aggregate(states, {k: chance.choice(weights) for k in SIX})
+        assert len(result.report.clients) in (0, 6)
+        assert (result.tensors is None) == (result.outcome == "keep")
+        for k in SIX:
+            sent = server.adapter_for(k)
+            assert sent is None or all(np.isfinite(array).all() for array in sent.values())
 
 
 def test_a_missing_module_is_no_update_there() -> None:
