@@ -183,6 +183,7 @@ def _cohort(names: tuple[str, ...]) -> CohortReport:
         line=0.45,
         line_width=2.4,
         coordinates=tuple((0.55, -0.1) if n in inside else (0.02, 0.3) for n in names),
+        spectrum=(4.0, *(0.7 for _ in names[1:])),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from clair_cli.pictures.errors import losses
 from clair_cli.pictures.points import Evidence, Place, places
+from clair_cli.pictures.spectrum import spectrum
 from clair_cli.report.model import VERDICTS, Report
 from clair_cli.text import printable
 
@@ -184,3 +185,38 @@ def loss_chart(report: Report, n_rows: int = 20) -> LossChart | None:
         None if written is None else lefts[written],
         tuple((printable(name), curve) for name, curve in rows),
     )
+
+
+@dataclass(frozen=True)
+class SpectrumChart:
+    """Eigenvalues as bars.
+
+    Attributes:
+        bars: (value, left, top) of each; a bar is `width` wide and ends at the bottom line.
+        chance: the value that chance alone reaches, and its height from above, or None.
+        most: the value at the top. left_out: how many smaller values are not drawn.
+    """
+
+    bars: tuple[tuple[float, float, float], ...]
+    width: float
+    chance: tuple[float, float] | None
+    most: float
+    left_out: int
+
+
+def spectrum_chart(report: Report) -> SpectrumChart | None:
+    """The spectrum as bars; None where the report has none."""
+    found = spectrum(report)
+    if found is None:
+        return None
+    most = max(*found.values, found.chance or 0.0, 1.0)
+    step = 92 / len(found.values)
+
+    def top(value: float) -> float:
+        return round(95 - 88 * max(0.0, value) / most, 2)
+
+    bars = tuple(
+        (value, round(4 + i * step, 2), top(value)) for i, value in enumerate(found.values)
+    )
+    chance = None if found.chance is None else (found.chance, top(found.chance))
+    return SpectrumChart(bars, round(0.7 * step, 2), chance, most, found.count - len(found.values))

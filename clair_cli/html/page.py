@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from clair_cli.errors import UsageError
 from clair_cli.html import tables
 from clair_cli.html.headline import MEANINGS, facts, headline
-from clair_cli.html.marks import evidence_rows, loss_chart, map_chart
+from clair_cli.html.marks import evidence_rows, loss_chart, map_chart, spectrum_chart
 from clair_cli.pictures.grids import Grid, share_grid, similarity_grid, size_grid
 from clair_cli.pictures.order import short_names
 from clair_cli.pictures.points import evidence
@@ -78,6 +78,7 @@ def html_page(report: Report) -> str:
         evidence=found and evidence_rows(found),
         map=map_chart(report),
         losses=loss_chart(report),
+        spectrum=spectrum_chart(report),
         tables=tables,
         data=_data(grids),
         css=_file("page.css"),

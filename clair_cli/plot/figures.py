@@ -18,6 +18,7 @@ from clair_cli.pictures.errors import losses
 from clair_cli.pictures.grids import Grid, share_grid, similarity_grid, size_grid
 from clair_cli.pictures.order import short_names
 from clair_cli.pictures.points import evidence, places
+from clair_cli.pictures.spectrum import spectrum
 from clair_cli.report.model import VERDICTS, Report
 from clair_cli.text import printable
 
@@ -236,11 +237,28 @@ def _losses(report: Report) -> Figure | None:
     return figure
 
 
+def _spectrum(report: Report) -> Figure | None:
+    found = spectrum(report)
+    if found is None:
+        return None
+    figure, axes = _axes(_WIDTH * 0.75, 2.5)
+    axes.bar(range(1, len(found.values) + 1), found.values, color=_HIGH)
+    if found.chance is not None:
+        axes.axhline(
+            found.chance, color=_INK, linestyle="--", linewidth=0.9, label="reached by chance"
+        )
+        axes.legend(frameon=False)
+    axes.set_xlabel("eigenvalues of the similarities, the largest first")
+    axes.set_ylabel("size")
+    return figure
+
+
 _FIGURES: Mapping[str, Callable[[Report], Any]] = {
     "evidence": _evidence,
     "similarity": _similarity,
     "share": _share,
     "size": _size,
     "map": _map,
+    "spectrum": _spectrum,
     "losses": _losses,
 }

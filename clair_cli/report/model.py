@@ -233,6 +233,8 @@ class CohortReport:
         line_width: standard errors of the loading that are "clearly"; None without a group.
         coordinates: a map of the clients, (x, y) in the order of `names`: inner products are about
             the similarities. () where nothing was compared, as in reports of older versions.
+        spectrum: eigenvalues of the similarities, the largest first: one above 1 for each thing
+            that several clients share. () likewise.
     """
 
     outcome: str
@@ -254,6 +256,7 @@ class CohortReport:
     line: float | None = None
     line_width: float | None = None
     coordinates: tuple[tuple[float, float], ...] = ()
+    spectrum: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,10 @@ from torch import Tensor
 from clair_cli.cohort.model import Rejection
 from clair_cli.cohort.round import Round
 from clair_cli.maths.evidence.gather import Evidence
-from clair_cli.maths.evidence.plane import plane
 from clair_cli.maths.evidence.similarity import mean_similarity
 from clair_cli.maths.judge.judge import Judgement
 from clair_cli.maths.judge.scores import Scores
 from clair_cli.maths.judge.structure import Structure
-from clair_cli.maths.judge.thresholds import LINE
 from clair_cli.report.model import (
     ClientReport,
     ClientScores,
@@ -33,6 +31,7 @@ from clair_cli.report.results import HeadReport
 from clair_cli.text import bytes_of, quoted
 from clair_cli.workflow.heads import MergedHead
 from clair_cli.workflow.judge import JudgedRound
+from clair_cli.workflow.map import line_of, map_of
 from clair_cli.workflow.weight_cap import spread_of
 
 
@@ -254,20 +253,8 @@ def describe_cohort(judged: JudgedRound) -> CohortReport:
         _decomposition(judgement, round_),
         names, _matrix(similarity.excess, order), _matrix(similarity.se, order),
         spread_of(judged),
-        *_line(judgement), _coordinates(similarity.excess, order),
+        *line_of(judgement), *map_of(similarity.excess, order),
     )  # fmt: skip
-
-
-def _line(judgement: Judgement) -> tuple[float | None, float | None]:
-    """The loading that a client must clearly fall short of, and by how many standard errors."""
-    if not judgement.structure.groups:
-        return None, None
-    return LINE, number(judgement.structure.groups[0].loadings.bar)
-
-
-def _coordinates(similarity: Tensor, order: Sequence[int]) -> tuple[tuple[float, float], ...]:
-    rows = plane(similarity[list(order)][:, list(order)]).tolist()
-    return tuple((x, y) for x, y in rows)
 
 
 def _sorted_names(round_: Round) -> tuple[tuple[str, ...], list[int]]:

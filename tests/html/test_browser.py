@@ -247,6 +247,18 @@ def test_the_map_has_one_scale(opened: Opener, width: int) -> None:
     assert y1 != y0
 
 
+def test_bars_of_the_spectrum_are_as_high_as_their_values(opened: Opener) -> None:
+    report = uneven()
+    cohort = replace(report.cohort, spectrum=(5.0, 2.0, 1.0, 0.5, 0.0))
+    page = opened(replace(report, cohort=cohort))
+    heights = page.js(
+        "[...document.querySelectorAll('#spectrum .value')]"
+        ".map(e => e.getBoundingClientRect().height)"
+    )
+    for value, height in zip(cohort.spectrum, heights, strict=True):
+        assert abs(height - heights[0] * value / 5.0) < 1.0
+
+
 def test_keys_walk_over_the_map(opened: Opener) -> None:
     page = opened(uneven())
     page.js("document.querySelector('#map svg').focus()")

@@ -52,7 +52,7 @@ def data_of(text: str) -> dict[str, Any]:
     return found
 
 
-OLDER = replace(fake_report().cohort, line=None, line_width=None, coordinates=())
+OLDER = replace(fake_report().cohort, line=None, line_width=None, coordinates=(), spectrum=())
 
 
 @pytest.mark.parametrize("command", ["merge", "inspect", "refine"])
@@ -151,6 +151,7 @@ def test_numbers_of_any_size_make_a_page(number: float) -> None:
         report.cohort,
         similarity=tuple(tuple(number * (-1) ** (j + k) for k in range(n)) for j in range(n)),
         coordinates=tuple((number, -number) for _ in range(n)),
+        spectrum=(number, -number, number),
         line=number,
         line_width=number,
     )

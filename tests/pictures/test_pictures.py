@@ -10,6 +10,7 @@ from clair_cli.pictures.errors import losses
 from clair_cli.pictures.grids import share_grid, similarity_grid, size_grid
 from clair_cli.pictures.order import by_group, by_verdict
 from clair_cli.pictures.points import evidence, places
+from clair_cli.pictures.spectrum import spectrum
 from clair_cli.report.model import ModuleScores, Report
 from tests.fake_report import BENIGN, MODULES, fake_report, undetermined
 
@@ -103,3 +104,16 @@ def test_losses_are_sorted_by_rank() -> None:
     assert found.total == (0.2, 0.07, 0.0)
     assert found.modules == dict.fromkeys(MODULES, (0.2, 0.07, 0.0))
     assert losses(fake_report(command="inspect")) is None
+
+
+def test_the_spectrum_stands_beside_chance() -> None:
+    report = fake_report()
+    found = spectrum(report)
+    assert found is not None
+    assert found.values == report.cohort.spectrum
+    assert found.chance == pytest.approx(1 + 2 * 0.02 * 11**0.5)
+    many = replace(report.cohort, spectrum=(2.0,) * 41, similarity_se=())
+    found = spectrum(replace(report, cohort=many))
+    assert found is not None
+    assert (len(found.values), found.count, found.chance) == (40, 41, None)
+    assert spectrum(replace(report, cohort=replace(many, spectrum=()))) is None

@@ -15,7 +15,7 @@ from clair_cli.plot import figures
 from tests.fake_report import all_benign, fake_report, undetermined
 from tests.html.hostile import HOSTILE, hostile
 
-ALL = {"evidence", "similarity", "share", "size", "map", "losses"}
+ALL = {"evidence", "similarity", "share", "size", "map", "spectrum", "losses"}
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -57,10 +57,12 @@ def test_the_same_report_gives_the_same_bytes_whatever_the_users_settings(
 @pytest.mark.usefixtures("only_svg")
 def test_a_report_with_less_gives_fewer() -> None:
     assert figures.render(undetermined()).keys() <= {
-        "evidence.svg", "similarity.svg", "size.svg", "map.svg",
+        "evidence.svg", "similarity.svg", "size.svg", "map.svg", "spectrum.svg",
     }  # fmt: skip
     assert "losses.svg" not in figures.render(fake_report(command="inspect"))
-    cohort = replace(fake_report().cohort, names=(), similarity=(), coordinates=(), line=None)
+    cohort = replace(
+        fake_report().cohort, names=(), similarity=(), coordinates=(), spectrum=(), line=None
+    )
     nobody = replace(fake_report(command="inspect"), cohort=cohort, clients=(), modules=())
     assert figures.render(nobody) == {}
 
@@ -114,6 +116,7 @@ def test_marks_stand_where_the_report_says(monkeypatch: pytest.MonkeyPatch) -> N
     shown = axes["similarity"].images[0].get_array()
     assert shown[0, 1] == pytest.approx(0.3)
     assert shown.mask[0, 0]
+    assert [bar.get_height() for bar in axes["spectrum"].patches] == list(report.cohort.spectrum)
     curve = next(line for line in axes["losses"].lines if line.get_label() == "the whole merge")
     assert list(curve.get_ydata()) == pytest.approx([20.0, 7.0, 0.0])
     bars = [line.get_xdata() for line in axes["evidence"].lines if len(line.get_xdata()) == 2]

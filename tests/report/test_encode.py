@@ -69,7 +69,7 @@ def dataclasses_of_the_report() -> list[type]:
 
 
 LATER: dict[type, set[str]] = {
-    report_module.CohortReport: {"line", "line_width", "coordinates"},
+    report_module.CohortReport: {"line", "line_width", "coordinates", "spectrum"},
     report_module.ClientReport: {"heads", "judged", "review"},
     results.MergedReport: {"heads"},
     results.RefinedReport: {"heads"},

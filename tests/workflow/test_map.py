@@ -22,6 +22,9 @@ def test_the_line_parts_the_unlike_from_the_others_and_the_map_shows_it(tmp_path
         scores = client["scores"]
         upper = scores["loading"] + cohort["line_width"] * scores["loading_se"]
         assert (upper < cohort["line"]) == (client["verdict"] == "contaminated"), client["name"]
+    first, second, *_ = cohort["spectrum"]
+    assert first > 2.0 > second  # one thing is shared
+    assert sum(cohort["spectrum"]) == pytest.approx(10, abs=1e-4)
     place = dict(zip(cohort["names"], cohort["coordinates"], strict=True))
     x, y = place["zz-unrelated"]
     assert (x * x + y * y) ** 0.5 < 0.2
@@ -38,4 +41,5 @@ def test_a_round_that_is_not_compared_has_neither(tmp_path: Path) -> None:
         tmp_path / "clients", {"a": cohorts.with_nan(cohorts.unrelated())}, "mixed"
     )
     cohort = cohorts.check_report(clair("inspect", folder, "--json").stdout)["cohort"]
-    assert (cohort["line"], cohort["line_width"], cohort["coordinates"]) == (None, None, [])
+    assert (cohort["line"], cohort["line_width"]) == (None, None)
+    assert (cohort["coordinates"], cohort["spectrum"]) == ([], [])

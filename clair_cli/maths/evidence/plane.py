@@ -1,4 +1,5 @@
-"""A map of the clients: points in a plane whose inner products are about their similarities.
+"""A map of the clients: points in a plane whose inner products are about their similarities; and
+the spectrum of these.
 
 The scaling is classical but not centred, as for distances it would be: the origin keeps its
 meaning. Who shares nothing with anybody lies there, clients that share the same lie in the same
@@ -32,9 +33,7 @@ def plane(similarity: Tensor) -> Tensor:
         same similarities give the same map.
     """
     n = len(similarity)
-    table = torch.nan_to_num(similarity.double(), nan=0.0)
-    table = 0.5 * (table + table.T)
-    table.fill_diagonal_(0.0)
+    table = _symmetric(similarity)
     if n < 2:
         return torch.zeros(n, 2, dtype=torch.float64)
     table.diagonal().copy_(table.abs().amax(1))
@@ -45,3 +44,29 @@ def plane(similarity: Tensor) -> Tensor:
     signs = axes.gather(0, first).sign()
     points: Tensor = axes * signs * values[-2:].flip(0).clamp_min(0.0).sqrt()
     return points.round(decimals=_DIGITS) + 0.0  # no -0.0
+
+
+def spectrum(similarity: Tensor) -> Tensor:
+    """Eigenvalues of the similarities, the largest first: squared singular values of the clients'
+    updates side by side, each scaled to norm one.
+
+    Each thing that several clients share is one value above 1, of about its number of clients times
+    their similarity; of clients that share nothing all values are 1.
+
+    Args:
+        similarity: as in `plane`.
+
+    Returns:
+        (n,), rounded.
+    """
+    table = _symmetric(similarity)
+    table.fill_diagonal_(1.0)
+    values: Tensor = torch.linalg.eigvalsh(table).flip(0)
+    return values.round(decimals=_DIGITS) + 0.0
+
+
+def _symmetric(similarity: Tensor) -> Tensor:
+    """The table without what is unknown and without its diagonal."""
+    table = torch.nan_to_num(similarity.double(), nan=0.0)
+    table = 0.5 * (table + table.T)
+    return table.fill_diagonal_(0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from clair_cli.maths.evidence.plane import plane
+from clair_cli.maths.evidence.plane import plane, spectrum
 
 
 def similarities(points: list[list[float]]) -> torch.Tensor:
@@ -45,3 +45,14 @@ def test_unknown_pairs_and_the_diagonal_do_not_count() -> None:
     assert plane(same).equal(plane(table))
     assert plane(torch.full((3, 3), float("nan"))).equal(torch.zeros(3, 2).double())
     assert plane(torch.ones(1, 1)).equal(torch.zeros(1, 2).double())
+
+
+def test_each_thing_shared_is_one_value_above_one() -> None:
+    found = spectrum(similarities([[0.5, 0.0]] * 6 + [[0.0, 0.4]] * 4 + [[0.0, 0.0]]))
+    wanted = [0.75 + 6 * 0.25, 0.84 + 4 * 0.16, 1.0, *[0.84] * 3, *[0.75] * 5]
+    torch.testing.assert_close(found, torch.tensor(wanted).double(), atol=2e-6, rtol=0)
+
+
+def test_of_clients_that_share_nothing_all_values_are_one() -> None:
+    assert spectrum(torch.full((4, 4), float("nan"))).equal(torch.ones(4).double())
+    assert spectrum(torch.zeros(0, 0)).shape == (0,)
