@@ -21,7 +21,12 @@ def line_of(judgement: Judgement) -> tuple[float | None, float | None]:
 def map_of(
     similarity: Tensor, order: Sequence[int]
 ) -> tuple[tuple[tuple[float, float], ...], tuple[float, ...]]:
-    """Where the clients lie, and the spectrum of their similarities."""
-    ordered = similarity[list(order)][:, list(order)]
-    points = tuple((x, y) for x, y in plane(ordered).tolist())
-    return points, tuple(spectrum(ordered).tolist())
+    """Where the clients lie, and the spectrum of their similarities.
+
+    Args:
+        similarity: in the order of the round, which follows the clients' contents: with other names
+            not even a last digit is another.
+        order: of the report, by name.
+    """
+    points = plane(similarity).tolist()
+    return tuple((points[k][0], points[k][1]) for k in order), tuple(spectrum(similarity).tolist())

@@ -36,6 +36,8 @@ def renamed(report: Any, back: Mapping[str, str], folder: str) -> Any:
     for key in ("similarity", "similarity_se"):
         table = report["cohort"][key]
         report["cohort"][key] = [[table[index[j]][index[k]] for k in order] for j in order]
+    places = report["cohort"]["coordinates"]
+    report["cohort"]["coordinates"] = [places[index[n]] for n in order]
     for client in report["clients"]:
         for reason in client["reasons"]:
             for old, new in back.items():  # new names look like no other word
