@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
+from clair_cli.report.encode import load_schema
 from clair_cli.report.read import OldReport
 from clair_cli.text import quoted
 
@@ -72,8 +74,6 @@ def _numbers(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
     """One line for all values of a client that differ, but for its file and verdict."""
     known = ("sha256", "verdict")
     old, new = ({k: v for k, v in c.items() if k not in known} for c in (before, after))
-    if "judged" not in old:  # a report of an earlier version
-        new.pop("judged", None)
     found = list(_leaves("", old, new))
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
@@ -85,11 +85,21 @@ def _sections(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
         yield from _leaves(key, old.get(key), new[key])
 
 
+@lru_cache(maxsize=1)
+def _later_fields() -> frozenset[str]:
+    """Fields that `clair.report/2` did not have at first: those that its schema does not require."""
+    parts = load_schema()["$defs"].values()
+    return frozenset(
+        name for part in parts for name in part["properties"].keys() - part["required"]
+    )
+
+
 def _leaves(where: str, old: Any, new: Any) -> Iterator[str]:
-    """The values at which two documents differ, with where they stand."""
+    """The values at which two documents differ, with where they stand. A field that an earlier
+    version did not write yet is no difference."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys(), key=str):
-            if key not in _PATHS:
+            if key not in _PATHS and not (key not in old and key in _later_fields()):
                 inside = f"{where}.{key}" if where else str(key)
                 yield from _leaves(inside, old.get(key), new.get(key))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

@@ -104,6 +104,25 @@ def test_the_recorded_options_are_used(work: Path, form: str, options: dict[str,
     assert any("doing it again gives an adapter of sha256" in line for line in found)
 
 
+def test_fields_that_came_later_are_no_differences(work: Path) -> None:
+    """A report of an earlier version of this schema has fewer fields."""
+    output = made("file")
+    path = Path("m.report.json")
+    report = json.loads(path.read_text())
+    later = ("line", "line_width", "coordinates", "spectrum")
+    assert all(report["cohort"].pop(name, None) is not None for name in later)
+    for client in report["clients"]:
+        assert client.pop("heads") == {} and client.pop("judged")
+        client.pop("review")
+    assert report["merged"].pop("heads") == []
+    path.write_text(json.dumps(report))
+    assert clair("verify", output, "clients").exit_code == 0
+    report["cohort"].pop("power")  # which every report has
+    path.write_text(json.dumps(report))
+    result = clair("verify", output, "clients")
+    assert result.exit_code == 3 and "cohort.power" in result.output
+
+
 def test_older_names_in_a_report_are_read(work: Path) -> None:
     output = made("file", modules="strict", output_format="peft", dtype="fp16")
     path = Path("m.report.json")
