@@ -22,7 +22,7 @@ from clair_cli.federated.clients import (
 )
 from clair_cli.federated.forms import Form, cut, form_for
 from clair_cli.federated.prepare import Prepared, prepare
-from clair_cli.federated.state import Record, State, read_state, write_state
+from clair_cli.federated.state import Record, State, read_state, record_of, write_state
 from clair_cli.report.model import Report
 from clair_cli.settings import Settings, make_settings
 from clair_cli.workflow.outputs import Destination
@@ -176,7 +176,7 @@ class Server:
             report, found = self._merged(prepared, numbers)
         except ClairError as error:  # of the round as a whole: no client could be named for it
             report = self._refused(error)
-        state.remember(_record(state.round, report))
+        state.remember(record_of(state.round, report))
         why = " ".join(filter(None, [report.cohort.outcome_text, report.cohort.remedy]))
         if found is None:
             return Result("keep", why, None, None, report, state.round)
@@ -302,19 +302,6 @@ class Server:
         assert bank is not None
         tensors = bank.tensors if form is None else cut(bank.adapter, form)
         return in_kind(tensors, self._state.kind)
-
-
-def _record(number: int, report: Report) -> Record:
-    clients = report.clients
-    return Record(
-        number,
-        report.cohort.outcome,
-        {client.name: client.verdict for client in clients},
-        {client.name: client.weight for client in clients},
-        {client.name: client.p_honest for client in clients},
-        {client.name: client.power for client in clients},
-        None if report.merged is None else report.merged.sha256,
-    )
 
 
 def _ranks(form: Form) -> tuple[tuple[str, int, float], ...]:

@@ -18,6 +18,7 @@ from clair_cli.formats.safetensors.source import tensor_of
 from clair_cli.formats.safetensors.writer import SafetensorsParts
 from clair_cli.formats.strict_json import parse_strict
 from clair_cli.output.publish import Output, publish
+from clair_cli.report.model import Report
 from clair_cli.text import quoted
 
 KEPT_BANKS = 4  # adapters that a late reply may have started from
@@ -45,6 +46,20 @@ class Record:
     p_honest: Mapping[str, float | None]
     power: Mapping[str, float | None]
     sha256: str | None
+
+
+def record_of(number: int, report: Report) -> Record:
+    """What a round's report leaves behind."""
+    clients = report.clients
+    return Record(
+        number,
+        report.cohort.outcome,
+        {client.name: client.verdict for client in clients},
+        {client.name: client.weight for client in clients},
+        {client.name: client.p_honest for client in clients},
+        {client.name: client.power for client in clients},
+        None if report.merged is None else report.merged.sha256,
+    )
 
 
 @dataclass

@@ -1,0 +1,217 @@
+"""What a server sends, and what it takes a reply for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clair_cli.errors import UsageError
+from clair_cli.federated import Server
+from tests.federated.clients import MODULES, PREFIX, State, config, deltas, fresh, trained
+from tests.federated.rounds import (
+    FLIPPED,
+    MIXED,
+    SIX,
+    cohort,
+    left_out,
+    mixed_server,
+    rejected,
+    verdicts,
+)
+
+
+def test_clients_of_mixed_ranks_get_the_bank_cut_to_their_own() -> None:
+    server = mixed_server()
+    for n in range(3):
+        result = server.aggregate(cohort(server, n, ranks=MIXED))
+        assert (result.outcome, left_out(result)) == ("use", set(FLIPPED))
+        assert result.report.merged is not None and result.report.merged.rank == 16
+        assert [c.ranks for c in result.report.clients] == [(r,) for r in MIXED]
+        assert [c.scales for c in result.report.clients] == [(2.0,)] * 6
+    sent = [server.adapter_for(k) for k in SIX]
+    for rank, state in zip(MIXED, sent, strict=True):
+        assert state is not None
+        assert {t.shape[0] for key, t in state.items() if "lora_A" in key} == {rank}
+        whole = deltas(sent[4])["l0.q"]  # type: ignore[arg-type]
+        left, values, right = np.linalg.svd(whole)
+        best = (left[:, :rank] * values[:rank]) @ right[:rank]
+        assert np.allclose(deltas(state)["l0.q"], best, atol=1e-5)
+    assert result.config is not None and result.config["r"] == 8  # most of the merged have it
+    assert result.tensors is not None
+    assert result.tensors[f"{PREFIX}l0.q.lora_A.weight"].shape == (8, 16)
+
+
+def test_a_mixed_round_adds_what_each_has_added_to_its_own_start() -> None:
+    """bank + mean of (reply - start), exactly: the rest of the bank that a client of low rank never
+    had is not taken away."""
+    server = mixed_server()
+    server.aggregate(cohort(server, ranks=MIXED))
+    starts = {k: server.adapter_for(k) for k in SIX}
+    bank = deltas(starts[4])  # type: ignore[arg-type]
+    replies = cohort(server, 1, ranks=MIXED)
+    server.aggregate(replies)
+    after = deltas(server.adapter_for(4))  # type: ignore[arg-type]
+    for module in MODULES:
+        moved = [
+            deltas(replies[k])[module] - deltas(starts[k])[module]  # type: ignore[arg-type]
+            for k in SIX
+            if k not in FLIPPED
+        ]
+        expected = bank[module] + np.mean(moved, axis=0)
+        values = np.linalg.svd(expected, compute_uv=False)
+        error = np.linalg.norm(after[module] - expected)
+        assert error <= np.linalg.norm(values[16:]) + 1e-4
+
+
+def test_a_client_of_higher_rank_than_the_bank_can_train_all_of_it() -> None:
+    server = Server({**{k: config(4) for k in SIX}, 9: config(8)})
+    server.aggregate(cohort(server))
+    late = server.adapter_for(9)
+    assert late is not None
+    for m, (out, in_) in MODULES.items():
+        lora_A = late[f"{PREFIX}{m}.lora_A.weight"]
+        lora_B = late[f"{PREFIX}{m}.lora_B.weight"]
+        assert (lora_A.shape, lora_B.shape) == ((8, in_), (out, 8))
+        assert np.abs(lora_A).sum(1).min() > 0 and not lora_B[:, 4:].any()
+
+
+def test_another_alpha_gets_the_same_update() -> None:
+    server = Server({**{k: config(4) for k in SIX}, 9: config(4, alpha=12)})
+    server.aggregate(cohort(server))
+    one, other = server.adapter_for(0), server.adapter_for(9)
+    assert one is not None and other is not None
+    assert all(np.allclose(deltas(one)[m], deltas(other, 3.0)[m], atol=1e-5) for m in MODULES)
+
+
+def test_a_late_client_counts_from_what_it_was_sent() -> None:
+    server = Server(config())
+    server.aggregate(cohort(server))
+    old = server.adapter_for(2)
+    replies = cohort(server, 1)
+    del replies[2]  # it is still training
+    server.aggregate(replies)
+    replies = {k: trained(server.adapter_for(k), 20 + k, sign=-1 if k in FLIPPED else 1)
+               for k in SIX if k != 2}  # fmt: skip
+    # made for it in the round before, and sent nothing since
+    result = server.aggregate({**replies, 2: trained(old, 22)})
+    assert verdicts(result)["2"] == "benign" and left_out(result) == set(FLIPPED)
+    assert result.report.clients[2].ranks == (4,)
+
+
+def test_a_start_that_is_no_longer_kept_rejects_its_client() -> None:
+    server = Server(config())
+    server.aggregate(cohort(server))
+    old = server.adapter_for(7)
+    for n in range(1, 5):
+        assert old is not None
+        kept = server.aggregate(
+            {**cohort(server, n), 7: trained(old, 7)} if n < 4 else cohort(server, n)
+        )
+        if n < 4:
+            assert verdicts(kept)["7"] != "rejected"
+    result = server.aggregate({**cohort(server, 5), 7: trained(old, 7)})
+    assert "round 1, which is no longer kept" in rejected(result, "7")
+    assert left_out(result) == {*FLIPPED, 7}
+
+
+def test_a_server_that_sends_the_result_itself_needs_not_ask_per_client() -> None:
+    server, sent = Server(config()), None
+    for n in range(3):
+        replies = {k: trained(sent, 10 * n + k, sign=-1 if k in FLIPPED else 1) for k in SIX}
+        result = server.aggregate(replies)
+        assert left_out(result) == set(FLIPPED)
+        sent = result.tensors
+
+
+def test_a_start_that_is_no_fresh_adapter() -> None:
+    start = trained(None, 99)
+    server = Server(config())
+    server.start_from(start)
+    sent = server.adapter_for(0)
+    assert sent is not None
+    assert all(np.allclose(deltas(sent)[m], deltas(start)[m], atol=1e-5) for m in MODULES)
+    assert left_out(server.aggregate(cohort(server))) == set(FLIPPED)
+    with pytest.raises(UsageError, match="before the first merge"):
+        server.start_from(start)
+
+
+def test_a_start_without_an_update_is_fresh() -> None:
+    server = Server(config())
+    server.start_from(fresh())
+    assert server.adapter_for(0) is None
+    with pytest.raises(UsageError, match="rank 8"):
+        server.start_from(fresh(8))
+
+
+def kohya(state: State) -> State:
+    found = {}
+    for m in MODULES:
+        name = f"lora_unet_{m.replace('.', '_')}"
+        found[f"{name}.lora_down.weight"] = state[f"{PREFIX}{m}.lora_A.weight"]
+        found[f"{name}.lora_up.weight"] = state[f"{PREFIX}{m}.lora_B.weight"]
+        found[f"{name}.alpha"] = np.array(8.0, np.float32)
+    return found
+
+
+def from_kohya(state: State) -> State:
+    found = {}
+    for m in MODULES:
+        name = f"lora_unet_{m.replace('.', '_')}"
+        assert state[f"{name}.alpha"] == 8.0
+        found[f"{PREFIX}{m}.lora_A.weight"] = state[f"{name}.lora_down.weight"]
+        found[f"{PREFIX}{m}.lora_B.weight"] = state[f"{name}.lora_up.weight"]
+    return found
+
+
+def whole_model(state: State) -> State:
+    """Names as `model.state_dict()` has them, with the adapter's."""
+    return {key.replace(".weight", ".default.weight"): array for key, array in state.items()}
+
+
+def from_whole_model(state: State) -> State:
+    return {key.replace(".default.weight", ".weight"): array for key, array in state.items()}
+
+
+def convolution(state: State) -> State:
+    """One of the layers has a kernel."""
+    found = dict(state)
+    for key in (f"{PREFIX}l0.q.lora_A.weight", f"{PREFIX}l0.q.lora_B.weight"):
+        shape = (-1, 4, 2, 2) if "lora_A" in key else (*state[key].shape, 1, 1)
+        found[key] = state[key].reshape(shape)
+    return found
+
+
+def from_convolution(state: State) -> State:
+    assert state[f"{PREFIX}l0.q.lora_A.weight"].ndim == 4
+    return {key: array.reshape(len(array), -1) for key, array in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("to", "back", "given", "ranks"),
+    [
+        (kohya, from_kohya, None, (4,) * 6),
+        (whole_model, from_whole_model, config(), (4,) * 6),
+        (convolution, from_convolution, {k: config(r) for k, r in enumerate(MIXED)}, MIXED),
+    ],
+)
+def test_what_is_sent_has_the_names_and_shapes_that_came(
+    to: Any, back: Any, given: Any, ranks: tuple[int, ...]
+) -> None:
+    server = Server(given)
+    for n in range(2):
+        sent = {k: server.adapter_for(k) for k in SIX}
+        starts = {k: state and back(state) for k, state in sent.items()}
+        states = {
+            k: to(trained(starts[k], 10 * n + k, rank=ranks[k], sign=-1 if k in FLIPPED else 1))
+            for k in SIX
+        }
+        result = server.aggregate(states)
+        assert (result.outcome, left_out(result)) == ("use", set(FLIPPED))
+        for k in SIX:
+            again = server.adapter_for(k)
+            assert again is not None
+            assert {key: a.shape for key, a in again.items()} == {
+                key: a.shape for key, a in states[k].items()
+            }
