@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import clair_cli
 from clair_cli.errors import UsageError
 from clair_cli.federated import Server
-from tests.federated.clients import MODULES, PREFIX, State, config, deltas, fresh, trained
+from tests.federated.clients import HEAD, MODULES, PREFIX, State, config, deltas, fresh, trained
 from tests.federated.rounds import (
     FLIPPED,
     MIXED,
     SIX,
+    as_torch,
     cohort,
     left_out,
     mixed_server,
@@ -101,19 +104,70 @@ def test_a_late_client_counts_from_what_it_was_sent() -> None:
 
 
 def test_a_start_that_is_no_longer_kept_rejects_its_client() -> None:
+    """The last four are kept."""
     server = Server(config())
     server.aggregate(cohort(server))
     old = server.adapter_for(7)
+    assert old is not None
     for n in range(1, 5):
-        assert old is not None
-        kept = server.aggregate(
-            {**cohort(server, n), 7: trained(old, 7)} if n < 4 else cohort(server, n)
-        )
-        if n < 4:
-            assert verdicts(kept)["7"] != "rejected"
+        late = server.aggregate({**cohort(server, n), 7: trained(old, 7)})
+        assert verdicts(late)["7"] != "rejected"
     result = server.aggregate({**cohort(server, 5), 7: trained(old, 7)})
     assert "round 1, which is no longer kept" in rejected(result, "7")
     assert left_out(result) == {*FLIPPED, 7}
+
+
+def with_head(state: State, value: float, seed: int) -> State:
+    noise = np.random.default_rng(seed).normal(size=(3, 16)) * 0.01
+    return {**state, HEAD: (value + noise).astype(np.float32)}
+
+
+def test_a_late_head_counts_from_what_it_was_sent() -> None:
+    """All move the head by 1 a round; the late client from 1 to 2, when the others are at 3."""
+    server = Server({**config(), "modules_to_save": ["score"]})
+    for n in range(3):
+        replies = cohort(server, n)
+        states = {k: with_head(s, n + 1.0, 10 * n + k) for k, s in replies.items()}
+        if n == 0:
+            server.aggregate(states)
+            late = with_head(trained(server.adapter_for(2), 77), 2.0, 77)
+            continue
+        del states[2]
+        server._state.sent["2"] = 1  # nothing was sent to it since
+        result = server.aggregate(states if n == 1 else {**states, 2: late})
+    assert verdicts(result)["2"] == "benign" and result.tensors is not None
+    assert np.allclose(result.tensors[HEAD], 3.0, atol=0.05)
+
+
+def test_a_start_with_a_head_alone_is_no_fresh_one() -> None:
+    server = Server({**config(), "modules_to_save": ["score"]})
+    start = with_head(fresh(), 1.0, 0)
+    server.start_from(start)
+    sent = server.adapter_for(0)
+    assert sent is not None and (sent[HEAD] == start[HEAD]).all()
+
+
+def test_a_mixed_round_is_reported_and_written_as_the_clients_sent_it() -> None:
+    server = mixed_server()
+    for n in range(2):
+        states = {k: as_torch(s, torch.bfloat16) for k, s in sent_as_numpy(server, n).items()}
+        result = server.aggregate(states)
+        assert result.report.merged is not None and result.report.merged.dtype == "bfloat16"
+    plain = clair_cli.inspect({str(k): (s, config(MIXED[k])) for k, s in states.items()}).report
+    assert [c.sha256 for c in result.report.clients] == [c.sha256 for c in plain.clients]
+    for own, as_sent in zip(result.report.clients, plain.clients, strict=True):
+        ranks = {name: scores.rank for name, scores in own.modules.items()}
+        assert ranks == {name: scores.rank for name, scores in as_sent.modules.items()}
+
+
+def sent_as_numpy(server: Server, n: int) -> dict[int, State]:
+    found = {}
+    for k in SIX:
+        state = server.adapter_for(k)
+        start = None if state is None else {key: t.float().numpy() for key, t in state.items()}
+        sign = -1.0 if k in FLIPPED else 1.0
+        found[k] = trained(start, 10 * n + k, rank=MIXED[k], sign=sign)
+    return found
 
 
 def test_a_server_that_sends_the_result_itself_needs_not_ask_per_client() -> None:
