@@ -89,9 +89,8 @@ def _sections(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
 def _later_fields() -> frozenset[str]:
     """Fields that `clair.report/2` did not have at first: those that its schema does not require."""
     parts = load_schema()["$defs"].values()
-    return frozenset(
-        name for part in parts for name in part["properties"].keys() - part["required"]
-    )
+    later = (part["properties"].keys() - part["required"] for part in parts)
+    return frozenset(name for names in later for name in names)
 
 
 def _leaves(where: str, old: Any, new: Any) -> Iterator[str]:
