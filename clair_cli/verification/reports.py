@@ -87,7 +87,7 @@ def _sections(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
 
 @lru_cache(maxsize=1)
 def _later_fields() -> frozenset[str]:
-    """Fields that `clair.report/2` did not have at first: those that its schema does not require."""
+    """Fields that `clair.report/2` did not have at first: its schema does not require them."""
     parts = load_schema()["$defs"].values()
     later = (part["properties"].keys() - part["required"] for part in parts)
     return frozenset(name for names in later for name in names)
