@@ -34,14 +34,18 @@ if hasattr(typer.testing, "_get_command"):
     typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
-# Kinds of tests that run by themselves, each with an option and a marker of its name. The
-# frameworks of servers want other versions of what we need, so an environment each.
+# Kinds of tests that run by themselves, each with an option and, but for "programs", a marker of
+# its name. The frameworks of servers want other versions of what we need, so an environment each.
 SEPARATE = {
     "loaders": "load adapters with peft, diffusers or transformers",
     "browser": "open pages in chromium",
     "flower": "run rounds in Flower (extra flower)",
     "nvflare": "run rounds in NVFlare (extra nvflare)",
+    "programs": "are about the programs of benchmarks/ and fuzz/",
 }
+MARKERS = [kind for kind in SEPARATE if kind != "programs"]
+TESTS = Path(__file__).parent
+PROGRAMS = (TESTS / "benchmarks", TESTS / "test_fuzz_rounds.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,18 +60,22 @@ def _chosen(config: pytest.Config) -> str:
     return next((kind for kind in SEPARATE if config.getoption(f"--{kind}")), "")
 
 
+def _of_programs(path: Path) -> bool:
+    return any(path == place or place in path.parents for place in PROGRAMS)
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Files of such tests import those libraries, for ten seconds and more in each process."""
     chosen = _chosen(config)
     if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
         return True if chosen and collection_path.suffix == ".py" else None
     text = collection_path.read_text(encoding="utf-8")
-    if chosen:
+    if chosen in MARKERS:
         return None if f"pytest.mark.{chosen}" in text else True
-    kinds = "|".join(SEPARATE)
-    return (
-        True if re.search(rf"^pytestmark = .*pytest\.mark\.({kinds})", text, re.MULTILINE) else None
-    )
+    marks = "|".join(MARKERS)
+    if re.search(rf"^pytestmark = .*pytest\.mark\.({marks})", text, re.MULTILINE):
+        return True
+    return None if _of_programs(collection_path) == (chosen == "programs") else True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -75,7 +83,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [
         item
         for item in items
-        if next((kind for kind in SEPARATE if item.get_closest_marker(kind)), "") == chosen
+        if next((kind for kind in MARKERS if item.get_closest_marker(kind)), "")
+        == ("" if chosen == "programs" else chosen)
     ]
 
 
