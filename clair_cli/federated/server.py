@@ -179,6 +179,7 @@ class Server:
         state.remember(record_of(state.round, report))
         why = " ".join(filter(None, [report.cohort.outcome_text, report.cohort.remedy]))
         if found is None:
+            why = why or f"fail_on is {self._options.get('fail_on')}, and somebody was found so"
             return Result("keep", why, None, None, report, state.round)
         self._adopt(prepared, report, found)
         tensors = self._in_form(state.usual)

@@ -60,6 +60,12 @@ def test_without_what_it_remembers_the_later_rounds_would_be_lost_or_wrong() -> 
     assert left_out(server.aggregate({k: s for k, (s, _) in replies.items()})) == set(FLIPPED)
 
 
+def test_a_finding_that_fails_a_round_says_so() -> None:
+    result = Server(config(), fail_on="contaminated").aggregate(cohort(Server(config())))
+    assert (result.outcome, result.tensors, result.report.exit_code) == ("keep", None, 3)
+    assert "fail_on is contaminated" in result.why
+
+
 # the operator's own mistakes
 
 
