@@ -156,16 +156,66 @@ def loses_nothing(bank: Adapter, form: Form | None) -> bool:
     rounding."""
     if form is None:
         return True
-    return all(_same(bank.modules.get(name), pair) for name, pair in form.pairs.items())
+    kept = ((bank.modules.get(name), pair) for name, pair in form.pairs.items())
+    return all(m is None or (m.rank <= pair.rank and _exact(m, pair)) for m, pair in kept)
 
 
-def _same(module: LoraModule | None, pair: Pair) -> bool:
-    if module is None:
-        return True
+def _exact(module: LoraModule, pair: Pair) -> bool:
+    """Whether a module's components are the same in a pair's scale and dtype."""
     ratio = _ratio(module.scaling, pair.scaling)
     wide = pair.dtype in ("float32", "float64")
     exact = wide or (pair.dtype == module.dtype and math.frexp(ratio)[0] in (0.5, -0.5))
-    return module.rank == pair.rank and ratio != 0.0 and exact
+    return ratio != 0.0 and exact
+
+
+def with_the_rest(
+    client: Adapter, form: Form, bank: Adapter
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """A client that started from the bank's leading components, as if it had started from all of
+    them: the others are appended, so that its difference from the bank is its difference from its
+    start. None where scale or dtype do not allow that without loss.
+
+    Returns:
+        A state dict in the client's dtype and its config: one rank, no patterns.
+    """
+    scalings = {module.scaling for module in client.modules.values()}
+    for name, pair in form.pairs.items():
+        module = bank.modules.get(name)
+        if module is not None and not (_exact(module, pair) and module.dtype == pair.dtype):
+            return None
+    if len(scalings) != 1:
+        return None
+    stacks = {}
+    for name, own in client.modules.items():
+        lora_A, lora_B = client.stored_factors(name)
+        if name in bank.modules:
+            rest_A, rest_B = bank.stored_factors(name)
+            ratio = _ratio(bank.modules[name].scaling, own.scaling)
+            lora_A = torch.cat([lora_A, rest_A[own.rank :]])
+            lora_B = torch.cat([lora_B, rest_B[:, own.rank :] * ratio], dim=1)
+        stacks[name] = lora_A, lora_B
+    state, rank = _stored(client, stacks)
+    state |= {dense.key: tensor_of(client.source, dense.key) for dense in client.dense.values()}
+    return state, _one_rank(client, rank, scalings.pop() * rank)
+
+
+def _stored(
+    client: Adapter, stacks: Mapping[str, tuple[Tensor, Tensor]]
+) -> tuple[dict[str, Tensor], int]:
+    """Factors of one rank, filled up with zeros, under the client's own names; and that rank."""
+    rank = max(lora_A.shape[0] for lora_A, _ in stacks.values())
+    state: dict[str, Tensor] = {}
+    for name, (lora_A, lora_B) in stacks.items():
+        module, lacking = client.modules[name], rank - lora_A.shape[0]
+        lora_A = torch.cat([lora_A, lora_A.new_zeros(lacking, lora_A.shape[1])])
+        lora_B = torch.cat([lora_B, lora_B.new_zeros(lora_B.shape[0], lacking)], dim=1)
+        state[module.key_A], state[module.key_B] = module.layout.stored(lora_A, lora_B)
+    return state, rank
+
+
+def _one_rank(client: Adapter, rank: int, alpha: float) -> dict[str, Any]:
+    raw = {**client.config.raw, "rank_pattern": {}, "alpha_pattern": {}}
+    return {**raw, "r": rank, "lora_alpha": alpha, "use_rslora": False}
 
 
 def started_from_bank(
@@ -195,13 +245,7 @@ def started_from_bank(
             torch.cat([A.double() for A, _, _ in parts]),
             torch.cat([B.double() * scale for _, B, scale in parts], dim=1),
         )
-    rank = max(lora_A.shape[0] for lora_A, _ in stacks.values())
-    state: dict[str, Tensor] = {}
-    for name, (lora_A, lora_B) in stacks.items():
-        module, lacking = client.modules[name], rank - lora_A.shape[0]
-        lora_A = torch.cat([lora_A, lora_A.new_zeros(lacking, lora_A.shape[1])])
-        lora_B = torch.cat([lora_B, lora_B.new_zeros(lora_B.shape[0], lacking)], dim=1)
-        state[module.key_A], state[module.key_B] = module.layout.stored(lora_A, lora_B)
+    state, rank = _stored(client, stacks)
     for name, dense in client.dense.items():
         value = tensor_of(client.source, dense.key)
         before = start.get(dense.key)
@@ -210,10 +254,7 @@ def started_from_bank(
             if before.shape == value.shape == now.shape:
                 value = (value.double() - before.double() + now.double()).to(value.dtype)
         state[dense.key] = value
-    raw = dict(client.config.raw)
-    for field in ("rank_pattern", "alpha_pattern"):
-        raw[field] = {}
-    return state, {**raw, "r": rank, "lora_alpha": rank, "use_rslora": False}
+    return state, _one_rank(client, rank, float(rank))
 
 
 def usual_dtype(adapters: Iterable[Adapter]) -> str:

@@ -22,6 +22,7 @@ from clair_cli.federated.forms import (
     loses_nothing,
     started_from_bank,
     usual_dtype,
+    with_the_rest,
 )
 from clair_cli.federated.state import KEPT_BANKS, State
 from clair_cli.formats.limits import Limits
@@ -61,7 +62,7 @@ class Prepared:
         options: dict[str, Any] = {"keep_alpha": False}
         if rank == "same":
             options["rank"] = max(m.rank for m in modules)
-        if self.moved:  # they are in float64
+        if self.moved:  # they may be in float64
             options["dtype"] = usual_dtype(self.origin.values())
         return options
 
@@ -136,6 +137,10 @@ def _moved(
     bank = None if state.bank is None else state.bank.adapter
     if here or form is None or not adapter.modules or not _fits(adapter, bank):
         return None
+    if version == state.current and bank is not None:
+        whole = with_the_rest(adapter, form, bank)
+        if whole is not None:
+            return whole
     before = {} if start is None else cut(start.adapter, form)
     return started_from_bank(adapter, before, form, bank)
 

@@ -46,19 +46,34 @@ def test_clients_of_mixed_ranks_get_the_bank_cut_to_their_own() -> None:
     assert result.tensors[f"{PREFIX}l0.q.lora_A.weight"].shape == (8, 16)
 
 
-def test_a_mixed_round_adds_what_each_has_added_to_its_own_start() -> None:
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("alpha", [2.0, 3.0])
+def test_a_mixed_round_adds_what_each_has_added_to_its_own_start(late: bool, alpha: float) -> None:
     """bank + mean of (reply - start), exactly: the rest of the bank that a client of low rank never
-    had is not taken away."""
-    server = mixed_server()
-    server.aggregate(cohort(server, ranks=MIXED))
+    had is not taken away; nor is what came after the start of a late one."""
+    server = Server({k: config(rank, alpha * rank) for k, rank in enumerate(MIXED)})
+
+    def replies(n: int, starts: dict[int, State | None]) -> dict[int, State]:
+        return {
+            k: trained(starts[k], 10 * n + k, rank=MIXED[k], scaling=alpha,
+                       sign=-1 if k in FLIPPED else 1)
+            for k in starts
+        }  # fmt: skip
+
     starts = {k: server.adapter_for(k) for k in SIX}
-    bank = deltas(starts[4])  # type: ignore[arg-type]
-    replies = cohort(server, 1, ranks=MIXED)
-    server.aggregate(replies)
-    after = deltas(server.adapter_for(4))  # type: ignore[arg-type]
+    server.aggregate(replies(0, starts))
+    starts = {k: server.adapter_for(k) for k in SIX}
+    if late:  # client 2 answers a round later than the others
+        result = server.aggregate(replies(1, {k: s for k, s in starts.items() if k != 2}))
+        assert left_out(result) == set(FLIPPED)
+        starts = {k: starts[k] if k == 2 else server.adapter_for(k) for k in SIX}
+    bank = deltas(server.adapter_for(4), alpha)  # type: ignore[arg-type]
+    sent = replies(2, starts)
+    assert left_out(server.aggregate(sent)) == set(FLIPPED)
+    after = deltas(server.adapter_for(4), alpha)  # type: ignore[arg-type]
     for module in MODULES:
         moved = [
-            deltas(replies[k])[module] - deltas(starts[k])[module]  # type: ignore[arg-type]
+            deltas(sent[k], alpha)[module] - deltas(starts[k], alpha)[module]  # type: ignore[arg-type]
             for k in SIX
             if k not in FLIPPED
         ]
@@ -137,6 +152,17 @@ def test_a_late_head_counts_from_what_it_was_sent() -> None:
         result = server.aggregate(states if n == 1 else {**states, 2: late})
     assert verdicts(result)["2"] == "benign" and result.tensors is not None
     assert np.allclose(result.tensors[HEAD], 3.0, atol=0.05)
+
+
+def test_heads_of_mixed_ranks_are_averaged_in_every_round() -> None:
+    fields = {"modules_to_save": ["score"]}
+    server = Server({k: {**config(r), **fields} for k, r in enumerate(MIXED)})
+    for n in range(2):
+        replies = cohort(server, n, ranks=MIXED)
+        states = {k: with_head(s, n + 1.0, 10 * n + k) for k, s in replies.items()}
+        result = server.aggregate(states)
+        assert result.tensors is not None and left_out(result) == set(FLIPPED)
+        assert np.allclose(result.tensors[HEAD], n + 1.0, atol=0.05)
 
 
 def test_a_start_with_a_head_alone_is_no_fresh_one() -> None:
