@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.judge.sizes import Sizes, sizes_of_norms
+from clair_cli.maths.judge.sizes import SIGMA, Sizes, sizes_of_norms
 from clair_cli.maths.judge.thresholds import ERROR_RATE, LINE
 from clair_cli.maths.judge.verdicts import CONTAMINATED_SIZE, SUSPICIOUS_SIZE, Finding
 
@@ -33,7 +33,6 @@ from clair_cli.maths.judge.verdicts import CONTAMINATED_SIZE, SUSPICIOUS_SIZE, F
 LEAST_MEMBERS = 3
 # Standard deviations of a cosine by chance that tensors with something in common exceed.
 _BY_CHANCE = 3.0
-_SIGMA = 1.4826  # standard deviation of a normal variable over its median distance from its median
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,6 @@ class JudgedHeads:
     Attributes:
         verdicts: one per client.
         unrelated: names of the tensors in which the members have nothing in common.
-        sizes: of the differences beside the members'; None with too few members.
         norms: of the differences, (n_tensors, n_clients).
         alike: median cosine of each client's difference to the members', (n_tensors, n_clients);
             whole_alike: of the tensors themselves. NaN where there is none.
@@ -88,7 +86,6 @@ class JudgedHeads:
 
     verdicts: tuple[HeadVerdict, ...]
     unrelated: tuple[str, ...]
-    sizes: Sizes | None
     norms: Tensor
     alike: Tensor
     whole_alike: Tensor
@@ -121,7 +118,7 @@ def judge_heads(evidence: DenseEvidence, members: Sequence[int]) -> JudgedHeads:
     judged = norms[torch.tensor(enough, dtype=torch.bool)].sum(0)
     verdicts = tuple(_verdict(findings[k], sizes, k, float(judged[k])) for k in range(n))
     unrelated = _unrelated(evidence, whole, members, enough)
-    return JudgedHeads(verdicts, unrelated, sizes, norms, alike, whole)
+    return JudgedHeads(verdicts, unrelated, norms, alike, whole)
 
 
 def _median_cosines(products: Tensor, holders: Tensor, members: Sequence[int]) -> Tensor:
@@ -154,33 +151,40 @@ def _is_far(value: float, others: Tensor, floor: float, tests: int) -> bool:
 
     n = len(others)
     middle = _median(others)
-    spread = max(floor, _SIGMA * float(_median((others - middle).abs())))
+    spread = max(floor, SIGMA * float(_median((others - middle).abs())))
     allowed = -float(stdtrit(n - 1, ERROR_RATE / tests))
     return n > 1 and float(middle) - value > allowed * spread
 
 
-def _typical(alike: Tensor, own: Sequence[int], k: int) -> tuple[float, float, Tensor] | None:
-    """A client's cosine, the median of the other members', and all of these; None without any."""
+def _below(
+    alike: Tensor, own: Sequence[int], k: int, least: float, floor: float, tests: int
+) -> tuple[float, float] | None:
+    """A client's cosine and the median of the other members', if it has less than LINE of that,
+    and by more than their own spread explains; else None.
+
+    Args:
+        own: the other members.
+        least: what the members' median must exceed.
+        floor, tests: see `_is_far`.
+    """
     others, value = alike[list(own)], float(alike[k])
     others = others[~others.isnan()]
     if math.isnan(value) or not len(others):
         return None
-    return value, float(_median(others)), others
+    typical = float(_median(others))
+    if typical <= least or value >= LINE * typical or not _is_far(value, others, floor, tests):
+        return None
+    return value, typical
 
 
 def _unlike(
     name: str, alike: Tensor, own: Sequence[int], k: int, floor: float, tests: int
 ) -> list[tuple[str, Finding]]:
     """The finding that a tensor itself is unlike the others'."""
-    found = _typical(alike, own, k)
+    found = _below(alike, own, k, _BY_CHANCE * floor, floor, tests)
     if found is None:
         return []
-    value, typical, others = found
-    if typical <= _BY_CHANCE * floor or value >= LINE * typical:
-        return []
-    if not _is_far(value, others, floor, tests):
-        return []
-    text = f"{name} itself is unlike the others': cosine {value:.2f}, theirs {typical:.2f}"
+    text = f"{name} itself is unlike the others': cosine {found[0]:.2f}, theirs {found[1]:.2f}"
     return [("contaminated", Finding("head_unlike", text))]
 
 
@@ -188,12 +192,10 @@ def _against(
     name: str, alike: Tensor, own: Sequence[int], k: int, floor: float, tests: int
 ) -> list[tuple[str, Finding]]:
     """The finding that the difference of a tensor goes against, or not along with, the others'."""
-    found = _typical(alike, own, k)
+    found = _below(alike, own, k, 0.0, floor, tests)
     if found is None:
         return []
-    value, typical, others = found
-    if typical <= 0 or value >= LINE * typical or not _is_far(value, others, floor, tests):
-        return []
+    value, typical = found
     against = value <= -LINE * typical
     what = "points against the others'" if against else "does not go along with the others'"
     text = f"what changed in {name} {what}: cosine {value:.2f}, theirs {typical:.2f}"

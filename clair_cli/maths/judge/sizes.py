@@ -24,7 +24,7 @@ from clair_cli.maths.judge.client_scores import (
 from clair_cli.maths.judge.thresholds import ERROR_RATE, MODULE_NORM_CAP, NORM_CAP
 
 # Standard deviation of a normal variable over the median distance from its median.
-_SIGMA = 1.4826
+SIGMA = 1.4826
 # Norms over the median below this are no update at all: the arithmetic of a merge has not more.
 VANISHING = 1e-3
 
@@ -93,5 +93,5 @@ def allowed(ratios: Tensor, least: float) -> float:
     logs = ratios[ratios > 0].log()
     if not len(logs):
         return least
-    spread = _SIGMA * float((logs - logs.median()).abs().median())
+    spread = SIGMA * float((logs - logs.median()).abs().median())
     return max(least, math.exp(float(ndtri(1.0 - ERROR_RATE / len(logs))) * spread))
