@@ -152,22 +152,40 @@ def test_a_bad_head_with_an_honest_lora_is_named(bad: Any) -> None:
     )
 
 
-def test_a_head_turned_around_shows_beside_the_previous_one() -> None:
-    heads = honest_heads(8)
+def merged_with_one_flipped(heads: Heads, **options: Any) -> MergeResult:
+    """Eight clients beside the adapter they started from; the last one's head is turned around."""
     heads["c7"] = flipped(heads["c7"])
     state, config = start()
     before = cohorts.dense({k: v.numpy() for k, v in state.items() if "lora" in k}, config)
-    clients = cohorts.on_top(cohorts.honest(8), before)
-    result = clair_cli.merge(with_heads(clients, heads), previous=(state, config), rank="full")
+    clients = with_heads(cohorts.on_top(cohorts.honest(8), before), heads)
+    return clair_cli.merge(clients, previous=(state, config), rank="full", **options)
+
+
+def test_a_head_turned_around_shows_beside_the_previous_one() -> None:
+    result = merged_with_one_flipped(honest_heads(8))
     assert (verdict(result, "c7"), codes(result, "c7")) == ("contaminated", {"head_against"})
 
 
-def test_a_trusted_client_keeps_its_place() -> None:
+def test_a_trusted_client_keeps_its_place_and_its_share_of_the_head() -> None:
     heads = honest_heads(8)
-    heads["c7"] = turned(heads["c7"])
+    result = merged_with_one_flipped(heads, trust=["c7"])
+    assert (verdict(result, "c7"), codes(result, "c7")) == (
+        "suspicious", {"trusted", "head_against"},
+    )  # fmt: skip
+    assert np.allclose(result.tensors[HEAD].numpy(), mean(heads, HEAD), atol=1e-6)
+
+
+def test_the_head_of_a_trusted_client_counts_as_no_larger_than_allowed() -> None:
+    heads = honest_heads(8)
+    heads["c7"] = scaled(heads["c7"])
     result = merged(heads, 8, trust=["c7"])
-    assert verdict(result, "c7") == "suspicious"
-    assert "trusted" in codes(result, "c7")
+    assert {"trusted", "head_norm"} <= codes(result, "c7")
+    middle = np.median([head[HEAD] for head in heads.values()], axis=0)
+    moves = {name: np.linalg.norm(head[HEAD] - middle) for name, head in heads.items()}
+    without = mean(heads, HEAD, [f"c{k}" for k in range(7)]) * 7 / 8 + middle / 8
+    moved = 8 * np.linalg.norm(result.tensors[HEAD].numpy() - without)
+    typical = np.median(list(moves.values()))
+    assert 0.5 * typical < moved < 1.8 * typical < 0.5 * moves["c7"]
 
 
 def test_what_slips_past_has_bounded_influence() -> None:

@@ -12,8 +12,8 @@ judged against the cohort's own spread, tensor by tensor:
 
 each with the probability ERROR_RATE, over all clients and tensors, that an honest one is said to be
 unlike, by Student's t of the distance from the members' median. Whatever the verdict, a difference
-counts as no larger than the round allows. The reference is the previous round's tensor, or else the
-members' median, entry by entry.
+counts as no larger than the round allows, should its client be merged (as a trusted one is). The
+reference is the previous round's tensor, or else the members' median, entry by entry.
 """
 
 from __future__ import annotations
@@ -247,7 +247,6 @@ def _verdict(
         found.append((verdict, Finding("head_norm", text)))
     verdicts = {verdict for verdict, _ in found}
     worst = next((v for v in ("contaminated", "suspicious") if v in verdicts), "benign")
-    factor = 0.0 if worst == "contaminated" else factor
     return HeadVerdict(worst, tuple(finding for _, finding in found), factor)
 
 

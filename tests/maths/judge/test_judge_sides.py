@@ -102,7 +102,7 @@ def test_no_cohort_of_the_papers_model_is_judged_wrongly() -> None:
     wrong = 0
     for n_bad in (0, 4, 8):
         for n_modules in (1, 2):
-            for seed in range(2):
+            for seed in range(3):
                 problems = [planted(20, n_bad, seed=100 * seed + m) for m in range(n_modules)]
                 result = judge_deltas([p.deltas for p in problems], 4, seed)
                 accused = {k for k, word in enumerate(words(result)) if word == "contaminated"}

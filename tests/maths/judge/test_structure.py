@@ -141,7 +141,8 @@ def test_verdicts(name: str) -> None:
     assert short(judged_cohort(name)) == COHORTS[name][1]
 
 
-@pytest.mark.parametrize(("name", "seed"), [(name, k % 2) for k, name in enumerate(COHORTS)])
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", COHORTS)
 def test_neither_order_nor_a_common_scale_matters(name: str, seed: int) -> None:
     """Verdicts move with their clients; so do copies, but for who is the first of them."""
     deltas, expected = cohort(name), COHORTS[name][1]
