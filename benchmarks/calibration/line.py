@@ -1,6 +1,6 @@
 """Is the test at the line of its size? How often honest clients are said to have less than LINE.
 
-    python -m benchmarks.calibration.line [--seeds 0 2] [--draws 8] [--planted 400]
+    python -m benchmarks.calibration.line [--seeds 0 2] [--draws 8] [--planted 400] [--json FILE]
 
 Two tables of how many clients have a `p_line` below 0.05, 0.01 (the judge's ERROR_RATE) and 0.002,
 of those that the cohort's group was asked about. A star marks a share above 1.5 of what it should
@@ -21,9 +21,11 @@ be, by more than two standard errors (binomial).
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -50,11 +52,15 @@ PLANTED = ((5, 28, 0.2), (8, 6, 0.2), (8, 28, 0.1), (8, 28, 0.4), (12, 6, 0.1), 
 HEADER = f"{'':32} {'clients':>7} " + " ".join(f"{'< ' + str(level):>10}" for level in LEVELS)
 
 
+def shares(values: Sequence[float]) -> list[float]:
+    """Of the probabilities below each level."""
+    return [sum(value < level for value in values) / max(1, len(values)) for level in LEVELS]
+
+
 def row(title: str, values: Sequence[float]) -> str:
     """One line of a table: shares of the probabilities below each level."""
     cells = []
-    for level in LEVELS:
-        share = sum(value < level for value in values) / max(1, len(values))
+    for level, share in zip(LEVELS, shares(values), strict=True):
         error = 2 * math.sqrt(MOST * level * (1 - MOST * level) / max(1, len(values)))
         cells.append(f"{share:10.4f}{'*' if share > MOST * level + error else ' '}")
     return f"{title:32} {len(values):7} " + "".join(cells)
@@ -137,9 +143,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 2])
     parser.add_argument("--draws", type=int, default=8, help="cohorts of each pool and kind")
     parser.add_argument("--planted", type=int, default=400, help="rounds of each planted case")
+    parser.add_argument("--json", type=Path, help="also write the shares here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(HEADER)
+    tables: dict[str, list[tuple[str, list[float]]]] = {"honest": [], "planted": []}
     everything: dict[str, list[float]] = {}
     for seed in options.seeds:
         for name, pool in pretrained_pools(seed).items():
@@ -149,7 +157,8 @@ def main() -> None:
             for kind, p in pretrained(pool, options.draws):
                 values.append(p)
                 everything.setdefault(kind, []).append(p)
-            print(row(f"seed {seed}, {name}", values), flush=True)
+            tables["honest"].append((f"seed {seed}, {name}", values))
+            print(row(*tables["honest"][-1]), flush=True)
     for kind, values in everything.items():
         print(row(f"all, {kind}", values))
     print(f"\n{HEADER}")
@@ -157,7 +166,15 @@ def main() -> None:
         for spread in (0.0, SPREAD):
             values = list(at_the_line(n, modules, cosine, spread, options.planted))
             title = f"{n} and one, m{modules}, c {cosine:g}, +-{spread:g}"
+            tables["planted"].append((title, values))
             print(row(title, values), flush=True)
+    if options.json:
+        found = {
+            kind: [[title, len(values), *shares(values)] for title, values in table]
+            for kind, table in tables.items()
+        }
+        text = json.dumps({"levels": LEVELS, **found}, indent=1)
+        options.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

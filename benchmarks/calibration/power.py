@@ -1,6 +1,7 @@
 """Is the stated power true? Stated probability beside how often an unrelated client is found.
 
-    python -m benchmarks.calibration.power [--widths 64 256] [--modules 6 28 112] [--draws 80]
+    python -m benchmarks.calibration.power [--widths 64 256] [--modules 6 28 112] [--draws 80] \\
+        [--json FILE]
 
 Cohorts of 4 to 12 honest clients of a simulated pool, half of them with bad clients besides (one
 kind, at most two fifths of the cohort). The judge states a power for the round, and one for each
@@ -16,11 +17,14 @@ within 0.05, or within those two standard errors where they are more.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -90,13 +94,32 @@ def bins(
     return [ordered[a:b] for a, b in pairwise(edges)]
 
 
-def row(title: str, values: Sequence[tuple[float, bool]]) -> str:
-    """One line of a table."""
+def measured(values: Sequence[tuple[float, bool]]) -> tuple[float, float, float]:
+    """Mean stated power of a bin, measured frequency, and two standard errors of that."""
     stated = sum(value for value, _ in values) / len(values)
     found = sum(hit for _, hit in values) / len(values)
-    error = 2 * math.sqrt(found * (1 - found) / len(values))
+    return stated, found, 2 * math.sqrt(found * (1 - found) / len(values))
+
+
+def row(title: str, values: Sequence[tuple[float, bool]]) -> str:
+    """One line of a table."""
+    stated, found, error = measured(values)
     verdict = "" if abs(stated - found) <= max(NEAR, error) else "  off"
     return f"{title:24} {len(values):7} {stated:7.3f} {found:7.3f} {error:6.3f}{verdict}"
+
+
+def numbers(trials: Sequence[Trial]) -> dict[str, Any]:
+    """The bins over all pools, for the figure: [cohorts, stated, found, two standard errors]."""
+    kinds: dict[str, Callable[[Trial], float]] = {
+        "round": lambda one: one.round_power, "client": lambda one: one.client_power,
+    }  # fmt: skip
+    return {
+        kind: [
+            [len(values), *measured(values)]
+            for values in bins([(power(one), one.found) for one in trials])
+        ]
+        for kind, power in kinds.items()
+    }
 
 
 def table(title: str, trials: Sequence[Trial], power: Callable[[Trial], float]) -> None:
@@ -129,6 +152,7 @@ def main() -> None:
     parser = simulate.parser(__doc__.splitlines()[0])
     parser.set_defaults(modules=[6, 28, 112])
     parser.add_argument("--draws", type=int, default=80, help="cohorts of each pool")
+    parser.add_argument("--json", type=Path, help="also write the bins here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     trials: list[Trial] = []
@@ -137,6 +161,9 @@ def main() -> None:
             one = trial(setting, pool, random.Random(f"{setting.name} {number}"))
             trials += [one] if one else []
     report(trials)
+    if options.json:
+        text = json.dumps(numbers(trials), indent=1)
+        options.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 import matplotlib
 
 from benchmarks.figures.attacks import attack_matrix
+from benchmarks.figures.calibration import line_errors, stated_power
 from benchmarks.figures.copying import copying_rounds
 from benchmarks.figures.readme import does_it_work
 from benchmarks.figures.style import STYLE, Drawn, save
@@ -31,6 +32,8 @@ DRAWN: dict[str, tuple[Callable[[Mapping[str, Any]], Drawn], ...]] = {
     "stable_recovery": (stable_recovery,),
     "refinement": (refinement,),
     "attack_matrix": (attack_matrix,),
+    "calibration_power": (stated_power,),
+    "calibration_line": (line_errors,),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from itertools import pairwise
 from pathlib import Path
@@ -109,11 +110,19 @@ def test_a_trial_changes_one_client_of_the_cohort(
 
 
 def test_the_tables_of_power_are_printed(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     told = "--widths 16 --modules 6 --powers 0.5 --inits own --rates 2e-3 --counts 14 6 --draws 2"
-    monkeypatch.setattr("sys.argv", ["power", *told.split(), "--cache", str(cache)])
+    out = tmp_path / "power.json"
+    places = ["--cache", str(cache), "--json", str(out)]
+    monkeypatch.setattr("sys.argv", ["power", *told.split(), *places])
     power.main()
+    made = json.loads(out.read_text())
+    assert set(made) == {"round", "client"}
+    assert all(len(one) == 4 for bins in made.values() for one in bins)
     printed = capsys.readouterr().out.splitlines()
     titles = ["round", "client", "rounds with power", "round, d16 m6"]
     assert all(any(text.startswith(title) for text in printed) for title in titles)
@@ -240,3 +249,18 @@ def test_judging_needs_no_names_of_modules(pool: Pool) -> None:
     members = list(range(6))
     found = judge(cut(pool.evidence, members), pool.names[:6], list("abcdef"))
     assert found.verdicts == pool.judge(members).verdicts
+
+
+def test_the_numbers_of_the_line_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "line.json"
+    monkeypatch.setattr(line, "PLANTED", ((5, 6, 0.4),))
+    monkeypatch.setattr("sys.argv", ["line", "--seeds", "--planted", "3", "--json", str(out)])
+    line.main()
+    made = json.loads(out.read_text())
+    assert made["levels"] == list(line.LEVELS) and made["honest"] == []
+    assert [(title, len(shares)) for title, _, *shares in made["planted"]] == [
+        ("5 and one, m6, c 0.4, +-0", 3), ("5 and one, m6, c 0.4, +-0.2", 3),
+    ]  # fmt: skip
+    assert made["planted"][0][0] in capsys.readouterr().out

@@ -13,6 +13,7 @@ from benchmarks.copying.tables import summary, wilson
 pytest.importorskip("matplotlib")
 
 from benchmarks.figures import attacks as figures_attacks
+from benchmarks.figures import calibration as figures_calibration
 from benchmarks.figures import copying as figures_copying
 from benchmarks.figures import figures
 from benchmarks.figures import readme as figures_readme
@@ -100,3 +101,17 @@ def test_attacks_are_sorted_by_what_they_do_to_clair() -> None:
     axes = figures_attacks.matrix_figure(rows).axes[0]
     dots = [tuple(map(float, one.get_xydata()[0])) for one in axes.lines]
     assert dots[:6] == [(0.1, 0), (0.01, 0), (0.5, 0), (10.0, 1), (0.01, 1), (0.1, 1)]
+
+
+def test_the_figures_of_calibration_show_every_bin_and_row() -> None:
+    power = {"round": [[300, 0.2, 0.1, 0.04], [300, 1.0, 0.99, 0.01]], "client": []}
+    power["client"] = power["round"][:1]
+    ((_, figure),) = figures_calibration.stated_power(power)
+    seen = [container.lines[0].get_xydata().tolist() for container in figure.axes[0].containers]
+    assert seen == [[[0.2, 0.1], [1.0, 0.99]], [[0.2, 0.1]]]
+    rates = [["seed 2", 400, 0.0, 0.0, 0.0]]
+    line = {"levels": [0.05, 0.01, 0.002], "honest": rates, "planted": [["8", 400, 0.1, 0.03, 0.0]]}
+    ((_, figure),) = figures_calibration.line_errors(line)
+    drawn = [one.get_ydata() for one in figure.axes[0].lines]
+    least = figures_calibration.LEAST_SHARE
+    assert [list(one) for one in drawn[2:]] == [[0.1, 0.03, least], [least] * 3]
