@@ -42,6 +42,8 @@ class Result:
             the true number, where that number leaves it nothing to do.
         task: of "benign" (their mean), "mean" (of everybody) and "clair", where asked for: loss
             and backdoor success.
+        unnamed: bad clients that nothing is said of: benign, and not `open`.
+        agrees: whether the decomposition keeps the same clients; None where there is none.
     """
 
     row: str
@@ -54,6 +56,8 @@ class Result:
     exit_code: int
     errors: Mapping[str, float]
     task: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    unnamed: int = 0
+    agrees: bool | None = None
 
     @property
     def hits(self) -> int:
@@ -116,7 +120,12 @@ def score(cohort: Cohort, domain: str, task: Task | None = None) -> Result:
     if cohort.trusted:
         options["trust"] = (next(iter(adapters)),)
     result = clair_cli.merge(dict(adapters), rank="full", dtype="float32", threads=1, **options)
-    verdicts = {client.name: client.verdict for client in result.report.clients}
+    clients = {client.name: client for client in result.report.clients}
+    verdicts = {name: client.verdict for name, client in clients.items()}
+    unnamed = sum(
+        is_bad and verdicts[name] == "benign" and clients[name].confidence != "open"
+        for name, is_bad in zip(adapters, cohort.bad, strict=True)
+    )
     bad, honest = Counter[str](), Counter[str]()
     for name, is_bad in zip(adapters, cohort.bad, strict=True):
         (bad if is_bad else honest)[verdicts[name]] += 1
@@ -138,10 +147,11 @@ def score(cohort: Cohort, domain: str, task: Task | None = None) -> Result:
             for name, point in shown.items()
             if point is not None
         }
-    report = result.report
+    report, solved = result.report, result.report.cohort.decomposition
     return Result(
         cohort.row, cohort.seed, cohort.setting.name, cohort.kinds, dict(bad), dict(honest),
-        report.cohort.outcome, report.exit_code, errors, done,
+        report.cohort.outcome, report.exit_code, errors, done, unnamed,
+        None if solved is None else solved.agrees,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from benchmarks.pools import score
 from benchmarks.pools.cohorts import ROWS, Cohort, cohorts_of
 from benchmarks.pools.score import Result, Task
 from benchmarks.pools.settings import Setting
+from benchmarks.pools.targets import decomposition_line, target_lines
 
 SEEDS = {"tuning": (0, 1), "held back": (2, 3)}
 RULES = ("clair", "mean", "geometric-median", "multi-krum")
@@ -96,6 +97,8 @@ def tables(results: Sequence[Result], with_task: bool) -> Iterator[str]:
         yield from _lines([one for one in some if one.bad], lambda one: one.setting, line)
         yield "by kind, a single bad client"
         yield from _lines([one for one in some if one.row == "single"], lambda one: one.kinds, line)
+        yield from target_lines(some)
+        yield decomposition_line(some)
         if with_task:
             yield TASK_HEADER
             yield from _lines(some, lambda one: one.kinds or one.row, task_line)
