@@ -70,6 +70,7 @@ def cut(evidence: Evidence, clients: Sequence[int]) -> Evidence:
     return Evidence(
         evidence.norms[used][:, chosen], pairs(evidence.matrix), pairs(evidence.output),
         pairs(evidence.input), evidence.effective_ranks[used][:, chosen],
+        evidence.beside and evidence.beside.of(chosen),
     )  # fmt: skip
 
 

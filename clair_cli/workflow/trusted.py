@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import torch
+
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.own_sizes import OwnSizes
 from clair_cli.maths.evidence.similarity import PairTable
@@ -65,10 +67,12 @@ def _evidence(evidence: Evidence, n: int) -> Evidence:
     def pairs(table: PairTable) -> PairTable:
         return PairTable(table.value[:, :n, :n], table.null[:, :n, :n])
 
+    beside = evidence.beside
     return Evidence(
         evidence.norms[:, :n],
         pairs(evidence.matrix), pairs(evidence.output), pairs(evidence.input),
         evidence.effective_ranks[:, :n],
+        beside and beside.of(torch.arange(n)),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from clair_cli.maths.evidence.beside import BesideSums, beside_sums, total
 from clair_cli.maths.evidence.pair_levels import PairLevels, excess_table
 from clair_cli.maths.evidence.similarity import (
     PairTable,
@@ -33,6 +34,8 @@ class Evidence:
             clients.
         effective_ranks: ||D||^4 / ||D D'||^2, at least 1; how many equal directions would
             hold the same energy; NaN for a zero delta weight, (n_modules, n_clients).
+        beside: what pairs share beside the direction that all take, summed over these modules;
+            None where it is not known.
     """
 
     norms: Tensor
@@ -40,6 +43,7 @@ class Evidence:
     output: PairTable
     input: PairTable
     effective_ranks: Tensor
+    beside: BesideSums | None = None
     _levels: dict[str, PairLevels] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -64,7 +68,7 @@ class Evidence:
         """A copy on the CPU."""
         return Evidence(
             self.norms.cpu(), self.matrix.cpu(), self.output.cpu(), self.input.cpu(),
-            self.effective_ranks.cpu(),
+            self.effective_ranks.cpu(), self.beside and self.beside.cpu(),
         )  # fmt: skip
 
     def table(self, stacking: str) -> PairTable:
@@ -92,6 +96,7 @@ def gather(pair: Grams) -> Evidence:
         subspace_similarity(products[0], pair.shape[0]),
         subspace_similarity(products[1], pair.shape[1]),
         torch.where(pair.norms > 0, 1.0 / energy.clamp_min(1e-300), torch.nan),
+        beside_sums(pair),
     ).cpu()
 
 
@@ -109,4 +114,5 @@ def concatenate(parts: Sequence[Evidence], order: Sequence[int]) -> Evidence:
         torch.cat([p.norms for p in parts])[index],
         tables("matrix"), tables("output"), tables("input"),
         torch.cat([p.effective_ranks for p in parts])[index],
+        total([p.beside for p in parts if p.beside is not None]),
     )  # fmt: skip

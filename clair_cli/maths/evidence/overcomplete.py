@@ -24,6 +24,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from clair_cli.maths.evidence.beside import beside_cores
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.own_sizes import OwnSizes, sizes_of, split_ranks
 from clair_cli.maths.evidence.similarity import PairTable
@@ -98,6 +99,7 @@ def overcomplete_evidence(stack: FactorStack) -> OvercompleteEvidence:
         _subspace_table(output, ranks, sizes, out_features),
         _subspace_table(input_, ranks, sizes, in_features),
         torch.where(norms > 0, 1.0 / sizes.square().clamp_min(1e-300), torch.nan)[None],
+        beside_cores(cores, norms > 0, stack.shape),
     )
     return OvercompleteEvidence(evidence, sizes_own)
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from clair_cli.maths.judge.beside import find_beside
 from clair_cli.maths.judge.factor import Loadings, loadings
 from clair_cli.maths.judge.minority import Minority, find_minority
+from clair_cli.maths.judge.odd import find_odd
 from clair_cli.maths.judge.pairs import Pairs
 from clair_cli.maths.judge.signature import Signatures
 from clair_cli.maths.judge.thresholds import POWER
@@ -109,8 +111,16 @@ def _group(
     minorities = list[Minority]()
     while True:
         while signatures is not None:
-            found = find_minority(pairs, signatures, members, _among(trusted, members))
+            known = _among(trusted, members)
+            found = find_minority(pairs, signatures, members, known)
+            found = found or find_beside(signatures, members, known)
             if found is None:
+                ratio = loadings(pairs, members).ratio
+                odd = find_odd(signatures, ratio, members, known)
+                if odd is not None:
+                    minorities.append(odd)
+                    members = [k for k in members if k not in odd.members]
+                    continue
                 tie = find_tie(pairs, members, 1) or find_tie(pairs, members, -1)
                 if tie is None:
                     break

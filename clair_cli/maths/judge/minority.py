@@ -24,7 +24,7 @@ The set, its gap and the joint test: ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,25 +77,40 @@ def find_minority(
         trusted: clients that are in no minority; then it may be larger than what is left, and a
             weaker sign (ERROR_RATE) is enough: the majority has no claim to be right.
     """
+    return clearest(
+        clients,
+        trusted,
+        lambda chosen, outside, inside: Search(
+            pairs.of(chosen), signatures.of(chosen), outside, inside
+        ),
+    )
+
+
+def clearest(
+    clients: Sequence[int],
+    trusted: Sequence[int],
+    search: Callable[[Tensor, int, tuple[int, ...]], Search | None],
+) -> Minority | None:
+    """The clearest minority that a search finds, or None.
+
+    Args:
+        clients, trusted: see `find_minority`.
+        search: of the clients by index, the fewest to leave outside, and the places of the trusted.
+    """
     chosen = torch.tensor(sorted(clients))
     outside = MIN_OUTSIDE if not trusted else 3
     if len(chosen) < outside + 2:
         return None
     inside = tuple(i for i, k in enumerate(chosen.tolist()) if k in trusted)
-    search = _Search(pairs.of(chosen), signatures.of(chosen), outside, inside)
-    sets = [members for members in search.candidates() if not set(inside) & set(members)]
-    best = min(
-        search.gaps(sets),
-        default=Minority((), 1.0),
-        key=lambda one: (one.p, one.members),
-    )
+    found = search(chosen, outside, inside)
+    best = Minority((), 1.0) if found is None else found.best()
     if best.p >= (ERROR_RATE if trusted else MINORITY_P):
         return None
     return Minority(tuple(int(chosen[i]) for i in best.members), best.p)
 
 
 @dataclass(frozen=True)
-class _Search:
+class Search:
     """Sets of clients that may be a minority, and the gap of each.
 
     Attributes:
@@ -113,6 +128,11 @@ class _Search:
         """Most members of a set."""
         n = len(self.pairs.value)
         return n - self.outside if self.trusted else min(n // 2, n - self.outside)
+
+    def best(self) -> Minority:
+        """The set with the clearest gap; an empty one with p = 1 if there is none."""
+        sets = [one for one in self.candidates() if not set(self.trusted) & set(one)]
+        return min(self.gaps(sets), default=Minority((), 1.0), key=lambda one: (one.p, one.members))
 
     def candidates(self) -> list[tuple[int, ...]]:
         """Each set once: those grown from pairs, by cutting the clients' excess with the set at its
@@ -234,7 +254,7 @@ class _Search:
     def _gap(self, members: tuple[int, ...], loadings: Tensor) -> Minority:
         n, count = len(self.pairs.value), len(members)
         excess, outside = self._excess(members, loadings)
-        if not self._own(excess, outside, members) >= OWN_SHARE:
+        if not self._is_own(excess, outside, members):
             return Minority(members, 1.0)
         p = min(1.0, self._chance(excess, outside, members) * math.comb(n, count))
         if p < MINORITY_P and self._by_one(excess, outside, members):
@@ -263,9 +283,17 @@ class _Search:
         each is unlike the others'."""
         if len(members) == 2:
             each = ERROR_RATE**0.5
-            return any(self.signatures.alone(k, outside) >= each for k in members)
+            return any(self._alone(k, outside) >= each for k in members)
         sets = [[k for k in members if k != one] for one in members]
         return any(self._chance(excess, outside, left) >= LEFT_P for left in sets)
+
+    def _alone(self, member: int, outside: Tensor) -> float:
+        """Tail probability of a member that is by itself unlike those outside."""
+        return self.signatures.alone(member, outside)
+
+    def _is_own(self, excess: Tensor, outside: Tensor, members: Sequence[int]) -> bool:
+        """Whether what the members have of their own is enough to be a minority's."""
+        return self._own(excess, outside, members) >= OWN_SHARE
 
     def _own(self, excess: Tensor, outside: Tensor, members: Sequence[int]) -> float:
         """What the member with the least of it shares with the others beyond what all share, over

@@ -2,15 +2,20 @@
 directions they use.
 
 Clients with wrong labels or a backdoor follow the direction that all training takes further than
-others do, in other modules, and in fewer directions. The cohort is the bank of what is ordinary.
+others do, in other modules, and in fewer directions, and share less of all else with them. The
+cohort is the bank of what is ordinary.
 
     profile         log norm in each module less the client's mean: learning rate, number of steps
                     and scaling drop out
     concentration   less the mean over modules of the log effective rank
+    beside          what it shares with the others beside the direction that all training takes
+                    (`evidence/beside.py`): both the mean over them and that without the least
+                    quarter and the largest, as a few of them can move the one, and where honest
+                    clients differ much the other shows too little of it
 
-Both are taken beside the clients' median in each module; where clients have different numbers of
-rank-one components, beside the median of those of the same number, if there are enough of them:
-more components use more directions.
+The first two are taken beside the clients' median in each module; where clients have different
+numbers of rank-one components, beside the median of those of the same number, if there are enough
+of them: more components use more directions.
 
 Source of the idea: "Weight space detection of backdoors in LoRA adapters", arXiv 2602.15195.
 """
@@ -87,11 +92,16 @@ class Signatures:
             delta weight is zero, (n_modules, n).
         concentration: (n,); NaN for a client without an update.
         alike: for each client those of its own number of rank-one components, (n, n).
+        beside: what pairs share beside the common direction, in deviations by chance; NaN where it
+            is not known, as on the diagonal, (n, n). None where it is of nobody.
+        noise: variance of a value of `beside` by chance.
     """
 
     profile: Tensor
     concentration: Tensor
     alike: Tensor
+    beside: Tensor | None = None
+    noise: float = 0.0
 
     def of(self, clients: Tensor) -> Signatures:
         """The signatures of some clients, by index, in the order given; beside those of their own
@@ -102,7 +112,8 @@ class Signatures:
             own = [(profile[:, of_rank], concentration[of_rank]) for of_rank in alike]
             profile = profile - torch.stack([p.median(1).values for p, _ in own], dim=1)
             concentration = concentration - torch.stack([c.nanmedian() for _, c in own])
-        return Signatures(profile, concentration, alike)
+        beside = None if self.beside is None else self.beside[clients][:, clients]
+        return Signatures(profile, concentration, alike, beside, self.noise)
 
     @cached_property
     def told(self) -> Tensor:
@@ -126,7 +137,8 @@ class Signatures:
 
     def odd(self, client: int, loading: Tensor) -> float:
         """Tail probability of a client that is at once less like the others' profile, more
-        concentrated, and of another loading than the others: 1 where it cannot be told.
+        concentrated, of another loading than the others, and shares less beside the common
+        direction: 1 where it cannot be told.
 
         Args:
             loading: of every client, (n,).
@@ -141,6 +153,7 @@ class Signatures:
             above(self.distances, group, others, 4 * _LEAST),
             above(self.concentration, group, others, _LEAST),
             max(_LOADING_P, 2 * min(further, 1.0 - further)),
+            *self.lacks_beside(client, others),
         ])  # fmt: skip
 
     def alone(self, client: int, others: Tensor) -> float:
@@ -159,6 +172,28 @@ class Signatures:
             above(self.concentration, group, others, _LEAST),
         ])  # fmt: skip
 
+    def lacks_beside(self, client: int, others: Tensor) -> tuple[float, ...]:
+        """Tail probability of a client that shares as little with some others beside the common
+        direction; () where it cannot be told.
+
+        Args:
+            others: mask of those, (n,).
+        """
+        if self.beside is None:
+            return ()
+        group = torch.arange(len(self.beside)) == client
+        table = torch.where(others | group, self.beside, torch.nan)
+        others = others & ~group
+        chances = []
+        for drop in (0.0, 0.25):
+            shared, count = _trimmed(table, drop)
+            known = others & torch.isfinite(shared)
+            if not bool(torch.isfinite(shared[client])) or int(known.sum()) < _FEWEST:
+                return ()
+            least = (self.noise / int(count[client])) ** 0.5
+            chances.append(above(-shared, group, known, least))
+        return (max(chances),)
+
 
 def signatures_of(evidence: Evidence, ranks: Sequence[int] | None = None) -> Signatures:
     """The signatures of all clients.
@@ -170,10 +205,30 @@ def signatures_of(evidence: Evidence, ranks: Sequence[int] | None = None) -> Sig
     profile = _beside_median(norms)
     profile = torch.nan_to_num(_beside_median(profile - profile.nanmean(0)))
     rank = torch.tensor(list(ranks) if ranks else [0] * norms.shape[1])
+    beside, noise = None, 0.0
+    if (sums := evidence.beside) is not None:
+        count = torch.where(sums.count > 0, sums.count, torch.nan)
+        beside, noise = sums.value / count, float((sums.variance / count.square()).nanmedian())
     return Signatures(
         profile, -_beside_median(evidence.effective_ranks.log()).nanmean(0),
-        rank[:, None] == rank[None, :],
+        rank[:, None] == rank[None, :], beside, 0.0 if math.isnan(noise) else noise,
     )  # fmt: skip
+
+
+def _trimmed(table: Tensor, drop: float) -> tuple[Tensor, Tensor]:
+    """Mean of each row's known values without the least and the largest, NaN of fewer than _FEWEST;
+    and of how many that is, (n,) each.
+
+    Args:
+        drop: share of the values that are left out on either side, at least one if not 0.
+    """
+    ordered = torch.where(torch.isfinite(table), table, torch.inf).sort(1).values
+    count = torch.isfinite(table).sum(1)
+    least = (count * drop).floor().clamp_min(1.0 if drop else 0.0)
+    place = torch.arange(table.shape[1])
+    kept = (place >= least[:, None]) & (place < (count - least)[:, None])
+    total, used = torch.where(kept, ordered, 0.0).sum(1), kept.sum(1).clamp_min(1)
+    return torch.where(count >= _FEWEST, total / used, torch.nan), used
 
 
 def _beside_median(values: Tensor) -> Tensor:

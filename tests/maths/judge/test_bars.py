@@ -65,7 +65,7 @@ def test_duplicates_have_nearly_one_direction(over: float, same: dict[int, int])
 
 def results(monkeypatch: pytest.MonkeyPatch, name: str) -> dict[tuple[int, ...], float]:
     """What a method of the search returns, when first asked, about each set beside nine others."""
-    method, found = getattr(minority._Search, name), dict[tuple[int, ...], float]()
+    method, found = getattr(minority.Search, name), dict[tuple[int, ...], float]()
 
     def call(search: Any, excess: Tensor, outside: Tensor, of: Sequence[int]) -> float:
         value: float = method(search, excess, outside, of)
@@ -73,7 +73,7 @@ def results(monkeypatch: pytest.MonkeyPatch, name: str) -> dict[tuple[int, ...],
             found.setdefault(tuple(of), value)
         return value
 
-    monkeypatch.setattr(minority._Search, name, call)
+    monkeypatch.setattr(minority.Search, name, call)
     return found
 
 
