@@ -8,8 +8,10 @@ from collections.abc import Set
 import torch
 from torch import Tensor
 
+from clair_cli.cohort.heads import HeadTensor
 from clair_cli.cohort.selection import modules_to_merge
 from clair_cli.errors import OutputError
+from clair_cli.maths.judge.heads import LEAST_MEMBERS
 from clair_cli.maths.merge.dense import bounded_mean
 from clair_cli.remark import Remark, note, warning
 from clair_cli.settings import Settings
@@ -23,9 +25,9 @@ def plan_heads(
 ) -> tuple[tuple[MergedHead, ...], tuple[Remark, ...]]:
     """The dense tensors that are merged, and remarks.
 
-    A tensor is merged where more than half of the merged clients have it, and a client without it
-    has no part in it: fewer would decide it alone. The bias of a `lora_B` is zero for a client
-    without it, and is merged where a module would be.
+    A tensor is merged where more than half of the merged clients have it: fewer would decide it
+    alone. A client without it has no part in it, but the bias of a `lora_B` is zero there. A tensor
+    that was not judged is that of the trusted clients, or nobody's; see `_who_counts`.
 
     A format without names for them has none.
     """
@@ -40,13 +42,20 @@ def plan_heads(
     merged = [k for k, weight in enumerate(weights) if weight > 0]
     counts = {t.name: sum(k in t.own for k in merged) for t in heads.tensors}
     enough = set(modules_to_merge(counts, len(merged), settings.modules))
-    enough -= {t.name for t in heads.tensors if not t.module and 2 * counts[t.name] <= len(merged)}
-    found, notes = [], []
+    enough -= {name for name, count in counts.items() if 2 * count <= len(merged)}
+    found, notes, trusted = [], [], []
     for tensor in heads.tensors:
         if tensor.name not in enough or (tensor.module and tensor.module not in judged.written):
             continue
-        clients = tuple(k for k in merged if k in tensor.own)
-        total = math.fsum(weights[k] for k in (merged if tensor.module else clients))
+        having = tuple(k for k in merged if k in tensor.own)
+        clients = _who_counts(judged, tensor, having)
+        if not clients:
+            enough.remove(tensor.name)
+            continue
+        if clients != having:
+            trusted.append(tensor.name)
+        absent = clients == having and bool(tensor.module)
+        total = math.fsum(weights[k] for k in (merged if absent else clients))
         dtypes = {tensor.own[k].dtype for k in clients}
         dtype = settings.dtype if settings.dtype != "auto" else _written_dtype(dtypes)
         found.append(
@@ -61,6 +70,12 @@ def plan_heads(
             f"{len(merged)} merged clients have them"
         )
         notes.append(warning("heads_not_merged", text))
+    if trusted:
+        text = (
+            f"{len(trusted):,} tensors beside the LoRA ({first_few(trusted)}) are the trusted "
+            f"clients' alone: fewer than {LEAST_MEMBERS} clients have them, too few to be judged"
+        )
+        notes.append(warning("heads_of_trusted", text))
     if same := [m.tensor.name for m in found if m.tensor.equal]:
         text = (
             f"{len(same):,} tensors beside the LoRA ({first_few(same)}) are the same in all "
@@ -68,6 +83,21 @@ def plan_heads(
         )
         notes.append(note("heads_equal", text))
     return tuple(found), tuple(notes)
+
+
+def _who_counts(
+    judged: JudgedRound, tensor: HeadTensor, having: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The merged clients whose tensor counts: all that have it, if it was judged or is the same in
+    all of them; else the trusted ones among them, as the size of the others' is not bounded.
+
+    Args:
+        having: merged clients that have the tensor.
+    """
+    voters = sum(k in tensor.own for k in judged.heads.members)
+    if tensor.equal or voters >= LEAST_MEMBERS or judged.outcome != "judged":
+        return having
+    return tuple(k for k in having if k in judged.round.trusted_indices)
 
 
 def _written_dtype(dtypes: Set[str]) -> str:

@@ -254,12 +254,16 @@ def _unrelated(
     evidence: DenseEvidence, whole: Tensor, members: Sequence[int], enough: Sequence[bool]
 ) -> tuple[str, ...]:
     """Names of the matrices in which the members are no more alike than chance. A previous tensor
-    is a common start, whatever the clients made of it."""
+    is a common start, whatever the clients made of it, and so is one that most still have (zeros
+    have no cosine)."""
     found = []
     for t, name in enumerate(evidence.names):
         if not (enough[t] and evidence.is_matrix[t]) or evidence.has_previous[t]:
             continue
-        own = whole[t, [k for k in members if evidence.holders[t, k]]]
+        having = [k for k in members if evidence.holders[t, k]]
+        off, own = evidence.difference[t].diagonal()[having], whole[t, having]
+        if float(_median(off)) == 0.0:
+            continue
         if not float(_median(own)) > _BY_CHANCE * evidence.elements[t] ** -0.5:
             found.append(name)
     return tuple(found)

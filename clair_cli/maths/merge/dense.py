@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,7 +31,7 @@ def bounded_mean(
 
     Args:
         values: (n_clients, n_numbers), float64.
-        weights: positive, summing to 1.
+        weights: positive, summing to at most 1; a client that is not among these has a value of 0.
         factors: 0 to 1.
         reference: (n_numbers,), float64.
 
@@ -43,4 +44,4 @@ def bounded_mean(
     mean: Tensor = counted @ values
     if all(factor == 1.0 for factor in factors):
         return mean
-    return mean + (1.0 - counted.sum()) * reference
+    return mean + (math.fsum(weights) - counted.sum()) * reference

@@ -165,3 +165,5 @@ def test_a_bounded_mean_moves_by_the_factors_share() -> None:
     values, reference = torch.tensor([[2.0], [6.0]]).double(), torch.tensor([1.0]).double()
     assert bounded_mean(values, [0.5, 0.5], [1.0, 1.0], reference).tolist() == [4.0]
     assert bounded_mean(values, [0.5, 0.5], [1.0, 0.2], reference).tolist() == [2.0]
+    # half of the clients have none, which counts as 0
+    assert bounded_mean(values, [0.25, 0.25], [1.0, 0.2], reference).tolist() == [1.0]
