@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from clair_cli.adapters.adapter import Adapter
@@ -10,6 +10,7 @@ from clair_cli.adapters.layout import Layout
 from clair_cli.adapters.output_format import OutputFormat, choose_output
 from clair_cli.adapters.output_paths import NamelessModules
 from clair_cli.adapters.same_modules import unify_names
+from clair_cli.adapters.variants import changes_base
 from clair_cli.cohort.comparable import check_comparable
 from clair_cli.cohort.experts import with_same_experts
 from clair_cli.cohort.model import Cohort, Rejection, rejection
@@ -52,7 +53,8 @@ def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | No
 
     Raises:
         InputRefused: nothing comparable.
-        UsageError: no format for the result, or the previous adapter has other shapes.
+        UsageError: no format for the result, or the previous adapter has other shapes, or the
+            initial one lacks modules.
     """
     unnamed: list[Rejection] = []
     while cohort.adapters:
@@ -68,6 +70,11 @@ def choose_comparable(settings: Settings, cohort: Cohort, previous: Adapter | No
             same_base=settings.same_base,
         )
         layouts: Mapping[str, Layout] = found.layouts
+        given = previous if settings.initial is not None else None
+        if given is not None and (unstarted := _not_in_start(found.adapters, layouts, given)):
+            unnamed += unstarted
+            cohort = _without(cohort, unstarted)
+            continue
         adapters = tuple(only_modules(adapter, found.layouts) for adapter in found.adapters)
         if previous is not None:
             joined = _with_previous(layouts, previous, started)
@@ -123,6 +130,38 @@ def _unlike(adapters: Sequence[Adapter], previous: Adapter, option: str) -> list
                 module=name,
                 found=f"shape {shape}",
                 expected=f"shape {module.layout}",
+            )
+            found.setdefault(
+                adapter.name, rejection(reason, adapter.name, adapter.path, adapter.sha256)
+            )
+    return list(found.values())
+
+
+def _not_in_start(
+    adapters: Sequence[Adapter], modules: Iterable[str], initial: Adapter
+) -> list[Rejection]:
+    """Rejections of clients whose init changed the base in a module that the initial adapter lacks:
+    what they added to it there is not known.
+
+    Raises:
+        UsageError: more than half of the clients have it: it is the initial adapter that is wrong.
+    """
+    changed = [a for a in adapters if (init := a.config.guarded_init) and changes_base(init)]
+    found: dict[str, Rejection] = {}
+    for name in sorted(set(modules) - initial.modules.keys()):
+        having = [a for a in changed if name in a.modules]
+        if 2 * len(having) > len(adapters):
+            raise UsageError(
+                f"--initial: it lacks module {quoted(name)}, which {len(having):,} of "
+                f"{len(adapters):,} clients have: their init changed the base there too",
+                hint="give the whole adapter that every client started from",
+            )
+        for adapter in having:
+            reason = RejectedClient(
+                "the initial adapter lacks it, so that what was added to it is not known",
+                module=name,
+                found=f"module {quoted(name)}",
+                expected="the initial adapter's modules",
             )
             found.setdefault(
                 adapter.name, rejection(reason, adapter.name, adapter.path, adapter.sha256)

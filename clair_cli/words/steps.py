@@ -19,6 +19,8 @@ _REMEDIES: Mapping[str, Mapping[str, Any]] = {
     "--checkpoint last": {"checkpoint": "last"},
     "--assume-alpha": {"assume_alpha": "rank"},
 }
+# Options of judging whose files a report has the hashes of alone: `clair verify` wants them again.
+_GIVEN_AGAIN = ("weights", "previous", "initial", "trust_adapter", "verdicts")
 MAX_DETAILS = 8  # kinds of reasons that are told for one verdict
 
 
@@ -48,7 +50,7 @@ def next_steps(report: Report, *, report_path: str = "") -> list[Step]:
     """
     steps = [step for about in _STEPS if (step := _STEPS[about](report, report_path))]
     if not steps or (report.merged is not None and report.cohort.outcome == "judged"):
-        steps.append(_benign(report, found=bool(steps)))
+        steps.append(_benign(report, report_path, found=bool(steps)))
     return steps
 
 
@@ -177,7 +179,30 @@ def _duplicate(report: Report, report_path: str) -> Step | None:
                 _explain(report, found, report_path))  # fmt: skip
 
 
-def _benign(report: Report, *, found: bool = False) -> Step:
+def _verify(report: Report, path: str, report_path: str, *, clients: bool) -> str:
+    """The command that compares a result with its report, and, where it can, with the clients; ""
+    where one of them is in no file.
+
+    Args:
+        path: of the result.
+        clients: whether it is made again from the clients. What they were compared with is then to
+            be given again.
+    """
+    if path in ("", "-") or report_path == "-":
+        return ""
+    inputs = {name: str(report.options.get(name) or "") for name in ("clients", *_GIVEN_AGAIN)}
+    words = ["clair", "verify", path]
+    if clients and inputs["clients"] and "(in memory)" not in inputs.values():
+        words.append(inputs.pop("clients"))
+        for name, value in inputs.items():
+            words += [f"--{name.replace('_', '-')}", value] if value else []
+    beside = (f"{path}/report.json", f"{path[: -len('.safetensors')]}.report.json")
+    if report_path and report_path not in beside:
+        words += ["--report", report_path]
+    return command_line(*words)
+
+
+def _benign(report: Report, report_path: str, *, found: bool = False) -> Step:
     """The step of what was made, or can be.
 
     Args:
@@ -189,14 +214,12 @@ def _benign(report: Report, *, found: bool = False) -> Step:
             f"{nothing}The merged adapter is ready to use; in the next round, where all start from"
             " it, give it with --previous."
         )
-        path, clients = report.merged.path, str(report.options.get("clients") or "(in memory)")
-        words = [path] if clients == "(in memory)" else [path, clients]
-        there = path not in ("", "-")
-        return Step("benign", text, (), command_line("clair", "verify", *words) if there else "")
+        command = _verify(report, report.merged.path, report_path, clients=True)
+        return Step("benign", text, (), command)
     if report.refined is not None:
         text = f"{nothing}Give each client its refined adapter."
-        path = report.refined.path
-        return Step("benign", text, (), command_line("clair", "verify", path) if path else "")
+        command = _verify(report, report.refined.path, report_path, clients=False)
+        return Step("benign", text, (), command)
     command = again(report, "merge", "merged.safetensors")
     return Step("benign", f"{nothing}The clients can be merged.", (), command)
 

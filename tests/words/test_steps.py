@@ -67,6 +67,18 @@ def test_where_nothing_is_found_the_result_is_verified_or_made() -> None:
     assert step.command == "clair verify refined"
 
 
+def test_the_command_that_verifies_has_what_verify_wants_again() -> None:
+    given = {"previous": "last round", "weights": "w.csv", "initial": None}
+    report = replace(all_benign(), options={**all_benign().options, **given})
+    command = "clair verify merged.safetensors clients --weights w.csv --previous 'last round'"
+    for path in ("", "merged.report.json"):
+        assert next_steps(report, report_path=path)[-1].command == command
+    assert next_steps(report, report_path="r.json")[-1].command == f"{command} --report r.json"
+    assert next_steps(report, report_path="-")[-1].command == ""
+    memory = replace(report, options={**report.options, "previous": "(in memory)"})
+    assert next_steps(memory)[-1].command == "clair verify merged.safetensors"
+
+
 @pytest.mark.parametrize(
     ("code", "changed"),
     [

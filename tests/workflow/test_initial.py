@@ -87,6 +87,28 @@ def test_a_module_that_few_have_and_one_that_nobody_changed(work: Path) -> None:
     assert cohorts.relative(merged, exact) <= 1e-5
 
 
+@pytest.mark.parametrize(("holders", "code"), [(2, 0), (3, 2)])
+def test_a_module_that_the_start_lacks(work: Path, holders: int, code: int) -> None:
+    """Its principal part would be merged as if the clients had learnt it."""
+    first = next(iter(cohorts.MODULES))
+    start = cohorts.factored(PRINCIPAL, 3, {"init_lora_weights": True})
+    cohorts.save_peft(Path("start"), cohorts.without(start, [first]))
+    clients = {f"c{k}": trained(c) for k, c in enumerate(cohorts.honest(5).values())}
+    for k in range(holders, 5):
+        clients[f"c{k}"] = cohorts.without(clients[f"c{k}"], [first])
+    cohorts.save(Path("clients"), clients)
+    result = clair("merge", "clients", "-o", "m", "--initial", "start", "--modules", "union")
+    assert result.exit_code == code, result.stderr
+    if code:
+        assert f"--initial: it lacks module {first!r}, which 3 of 5 clients" in result.stderr
+        return
+    verdicts = {
+        c["name"]: c["verdict"] for c in cohorts.read_report(Path("m/report.json"))["clients"]
+    }
+    assert [name for name, verdict in verdicts.items() if verdict == "rejected"] == ["c0", "c1"]
+    assert first not in cohorts.read_dense(Path("m"))
+
+
 def test_shared_parts_of_a_minority_and_weights(work: Path) -> None:
     own = cohorts.colluders(2)
     cohorts.save(Path("clients"), {n: trained(c) for n, c in ADDED.items()} | {
