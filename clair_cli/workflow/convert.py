@@ -87,11 +87,11 @@ def convert_adapter(
         OutputError: no reader would accept the result.
         RejectedClient: a tensor changed since the adapter was opened.
     """
+    _check_experts(adapter)
     layouts = {name: module.layout for name, module in adapter.modules.items()}
     output, _ = choose_output([adapter], layouts, wanted)
     output = output.placed(one_file=destination.one_file, in_folder=not destination.one_file)
     _check_init(adapter, output)
-    _check_experts(adapter)
     plan = _plan(adapter, output)
     config = _config(adapter, output, plan)
     header, inside = _header(output, config, plan, one_file=destination.one_file)
@@ -143,8 +143,9 @@ def _check_experts(adapter: Adapter) -> None:
     fused = sorted(name for name, module in adapter.modules.items() if module.expert is not None)
     if fused:
         raise InputRefused(
-            f"fused experts ({first_few(fused)}) have names in PEFT's format alone, and can't be "
-            "converted"
+            f"fused experts ({first_few(fused)}) have names in PEFT's format alone, which the "
+            "adapter is in",
+            hint="use it as it is",
         )
 
 

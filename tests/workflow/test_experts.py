@@ -295,6 +295,13 @@ def test_other_formats_have_no_fused_experts(names: Any) -> None:
         clair_cli.merge(pairs(trained(4)), tensor_names=names)
 
 
+@pytest.mark.parametrize("names", ["peft", "kohya", "diffusers", "mlx"])
+def test_they_are_not_converted_and_no_format_recommends_another(names: Any) -> None:
+    save("one", fused(trained(1)["c0"]))
+    with pytest.raises(clair_cli.InputRefused, match="PEFT's format alone, which the adapter is"):
+        clair_cli.convert("one", "out", names)
+
+
 def test_a_changed_file_loses_its_client() -> None:
     from tests.workflow.test_changes import at, flip_a_bit
 
