@@ -294,6 +294,26 @@ def test_token_rows_are_averaged_where_they_are_the_same_rows() -> None:
     assert result.config["trainable_token_indices"] == {"embed": [4, 9]}
 
 
+@pytest.mark.parametrize("layer", ["", "default.dense."])
+def test_pefts_second_copy_of_a_heads_bias_is_not_another(layer: str) -> None:
+    """Under `bias="all"`: of a head of two layers it has the adapter's name."""
+    inner = layer.removeprefix("default.")
+    heads = {
+        name: {
+            f"{PREFIX}score.{inner}weight": head[HEAD],
+            f"{PREFIX}score.{inner}bias": head[BIAS],
+            f"{PREFIX}score.modules_to_save.{layer}bias": head[BIAS],
+            f"{PREFIX}score.original_module.{inner}bias": 0 * head[BIAS],
+        }
+        for name, head in honest_heads(6).items()
+    }
+    result = merged(heads, config={"bias": "all"})
+    assert result.report.exit_code == 0
+    assert {key for key in result.tensors if "score" in key} == {
+        f"{PREFIX}score.{inner}weight", f"{PREFIX}score.{inner}bias"
+    }  # fmt: skip
+
+
 def test_whole_numbers_are_no_head() -> None:
     clients = with_heads(cohorts.honest(6), honest_heads(6))
     for state, _ in clients.values():

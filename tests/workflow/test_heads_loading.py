@@ -20,23 +20,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora_bias": {"lora_bias": True},
     "token rows": {"trainable_token_indices": [1, 5]},
     "embedding": {"target_modules": ["query", "word_embeddings"]},
+    "head of two layers": {},
+    "head of two layers, bias all": {"bias": "all"},
 }
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
-    """Makes the base model: a BERT of one layer that tells three classes apart."""
+@pytest.fixture
+def base(tmp_path: Path, variant: str) -> Callable[[], Any]:
+    """Makes the base model: a BERT of one layer that tells three classes apart, or a RoBERTa, whose
+    head has two."""
     import torch
     import transformers
 
-    folder = tmp_path_factory.mktemp("base")
-    config = transformers.BertConfig(
+    name = "Roberta" if "two layers" in variant else "Bert"
+    config = getattr(transformers, f"{name}Config")(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
         vocab_size=40, num_labels=3, max_position_embeddings=16, hidden_dropout_prob=0.0,
     )  # fmt: skip
     torch.manual_seed(0)
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
-    return lambda: transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config)
+    model.save_pretrained(tmp_path / "base")
+    kind = transformers.AutoModelForSequenceClassification
+    return lambda: kind.from_pretrained(tmp_path / "base")
 
 
 def trained(base: Callable[[], Any], k: int, fields: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from clair_cli.adapters.names.parts import DenseKey
 from clair_cli.adapters.names.peft import strip_wrappers
@@ -15,8 +15,12 @@ _ROWS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(?:\.[
 _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.[^.]+\.(?P<rest>[^.]+(?:\.[^.]+)*)")
 # In a dump from memory: the base model's own copy beside the trained one.
 _ORIGINAL = re.compile(r".+\.(original_module\..+|token_adapter\.base_layer\.weight)")
-# PEFT's second copy of a head's bias under `bias="all"`, the adapter's name taken off.
-_AGAIN = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<rest>weight|bias)")
+# PEFT's second copy of a head's bias under `bias="all"`: of a head of one layer, the adapter's name
+# is taken off.
+_AGAIN = re.compile(
+    r"(?P<module>.+)\.modules_to_save\.(?P<rest>weight|bias)"
+    r"|(?P<outer>.+)\.modules_to_save\.[^.]+\.(?P<inner>(?:[^.]+\.)+bias)"
+)
 _PLAIN = re.compile(r".+\.(weight|bias)")
 
 
@@ -35,10 +39,7 @@ def dense_keys(keys: Sequence[str]) -> tuple[tuple[DenseKey, ...], tuple[str, ..
     plain_names = {strip_wrappers(key)[1] for key in keys}
     for key in keys:
         plain = strip_wrappers(key)[1]
-        again = _AGAIN.fullmatch(plain)
-        if _ORIGINAL.fullmatch(plain) or (
-            again and f"{again['module']}.{again['rest']}" in plain_names
-        ):
+        if _ORIGINAL.fullmatch(plain) or _is_again(plain, plain_names):
             continue
         one = _dense_key(key, plain)
         if one is None:
@@ -50,6 +51,14 @@ def dense_keys(keys: Sequence[str]) -> tuple[tuple[DenseKey, ...], tuple[str, ..
         else:
             found[one.name] = one
     return tuple(found[name] for name in sorted(found)), tuple(others)
+
+
+def _is_again(plain: str, plain_names: Set[str]) -> bool:
+    match = _AGAIN.fullmatch(plain)
+    if match is None:
+        return False
+    module, rest = match["module"] or match["outer"], match["rest"] or match["inner"]
+    return f"{module}.{rest}" in plain_names
 
 
 def _dense_key(key: str, plain: str) -> DenseKey | None:
