@@ -236,15 +236,20 @@ def _alpha_tensors(format_: Format, adapters: Sequence[Adapter], names: Mapping[
 
 
 def _by_part(config: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
-    """The config once for each part of a pipeline, the part's name before each field."""
+    """The config once for each part of a pipeline, the part's name before each field.
+
+    Paths of a text encoder are without the `text_model` in front that transformers 5 took away:
+    PEFT takes a path for each that ends with it, and so finds the modules of both versions.
+    """
     fields: dict[str, object] = {}
     for part in sorted({split_part(name)[0] for name in names}):
-        targets = sorted(path for first, path in map(split_part, names) if first == part)
-        own = {**config, "target_modules": targets}
+        front = "text_model." if part.startswith("text_encoder") else ""
+        every = (path for first, path in map(split_part, names) if first == part)
+        own = {**config, "target_modules": sorted(path.removeprefix(front) for path in every)}
         for field in ("rank_pattern", "alpha_pattern"):
             given = config[field]
             assert isinstance(given, dict)
             paths = ((split_part(name), value) for name, value in given.items())
-            own[field] = {path: value for (first, path), value in paths if first == part}
+            own[field] = {p.removeprefix(front): v for (first, p), v in paths if first == part}
         fields |= {f"{part}.{name}": value for name, value in own.items()}
     return fields

@@ -94,10 +94,14 @@ def is_kohya(name: str) -> bool:
 
 
 def kohya_spelling(name: str, *, several_encoders: bool) -> str | None:
-    """kohya's spelling of a dotted name; None if it begins with no part of a pipeline.
+    """kohya's spelling of a dotted name; None if it begins with no part of a pipeline. A text
+    encoder's layers have `text_model` in front, whatever the version of transformers: ComfyUI finds
+    no others (comfy/lora.py, `model_lora_keys_clip`).
 
     >>> kohya_spelling("text_encoder.layers.0.q", several_encoders=False)
     'lora_te_layers_0_q'
+    >>> kohya_spelling("text_encoder.encoder.layers.0.mlp.fc1", several_encoders=True)
+    'lora_te1_text_model_encoder_layers_0_mlp_fc1'
     """
     if is_kohya(name):
         return name
@@ -109,6 +113,8 @@ def kohya_spelling(name: str, *, several_encoders: bool) -> str | None:
         part = "te"
     if first == "transformer":
         part = first
+    if part.startswith("te") and rest.startswith("encoder.layers."):
+        rest = f"text_model.{rest}"
     return f"lora_{part}_{rest.replace('.', '_')}"
 
 
