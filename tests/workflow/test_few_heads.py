@@ -1,4 +1,4 @@
-"""Heads that few clients have: what can't be judged has no part in the merge, whatever its size."""
+"""Who counts in the heads: too few to be judged, copies, and clients that are condemned."""
 
 from __future__ import annotations
 
@@ -6,10 +6,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import clair_cli
 from clair_cli.api import MergeResult
+from clair_cli.maths.judge.judge import Judgement
+from clair_cli.maths.judge.structure import Structure
+from clair_cli.workflow.judge import _voters
+from tests import cohorts
 from tests.cohorts import PREFIX, texts
-from tests.workflow.test_heads import HEAD, MODULE, Heads, honest_heads, mean, merged, verdict
+from tests.workflow.test_heads import (
+    HEAD,
+    MODULE,
+    START,
+    Heads,
+    codes,
+    honest_heads,
+    mean,
+    merged,
+    relabelled,
+    verdict,
+    with_heads,
+)
 
 LORA_BIAS = f"{PREFIX}{MODULE}.lora_B.bias"
 OF_LORA_B = {"modules_to_save": None, "lora_bias": True}
@@ -77,3 +95,52 @@ def test_where_most_heads_are_still_zero_another_one_blocks_nobody() -> None:
     result = merged(heads, 6)
     assert (result.report.exit_code, verdict(result, "c5")) == (0, "suspicious")
     assert not result.tensors[HEAD].numpy().any()
+
+
+def test_a_condemned_head_of_three_leaves_too_few() -> None:
+    result = merged(with_a_huge_one(3), 3)
+    assert (result.report.exit_code, result.report.cohort.outcome) == (5, "undetermined")
+    assert "head_norm" in codes(result, "c2")
+
+
+def test_a_duplicate_stays_one_whatever_its_head() -> None:
+    clients = {**cohorts.honest(6), "copy": cohorts.honest(6)["c0"]}
+    heads = {**honest_heads(6), "copy": relabelled(honest_heads(6)["c0"])}
+    result = clair_cli.merge(with_heads(clients, heads))
+    verdicts = {c.verdict for c in result.report.clients if c.name in ("c0", "copy")}
+    assert "duplicate" in verdicts and "undetermined" not in verdicts
+    wanted = mean(heads, HEAD, [c.name for c in result.report.clients if c.weight > 0])
+    assert np.allclose(result.tensors[HEAD].numpy(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(("outcome", "voters"), [("judged", (0, 2)), ("undetermined", (0, 1, 2))])
+def test_copies_have_one_voice_in_what_is_usual(outcome: str, voters: tuple[int, ...]) -> None:
+    structure = Structure(duplicates={4: 0}, empty=(), copies={3: 2}, distinct=(0, 1, 2))
+    judgement = Judgement(outcome, "", "", "", structure, None, (0, 2, 3), None, ())
+    assert _voters(judgement) == voters
+
+
+def test_heads_of_condemned_clients_move_nothing() -> None:
+    """The reference of a bounded client is the median of those that are merged."""
+    clients, heads = cohorts.honest(6), honest_heads(6)
+    heads["c5"] = {key: START[key] + 2.5 * (v - START[key]) for key, v in heads["c5"].items()}
+    alone = clair_cli.merge(with_heads(clients, heads))
+    assert alone.report.merged is not None
+    assert alone.report.merged.heads[0].bounded
+    for k in range(3):
+        clients[f"x{k}"] = cohorts.unrelated(seed=70 + k)
+        heads[f"x{k}"] = {key: v + 1.0 for key, v in honest_heads(1)["c0"].items()}
+    result = clair_cli.merge(with_heads(clients, heads))
+    assert {verdict(result, f"x{k}") for k in range(3)} == {"contaminated"}
+    assert np.array_equal(result.tensors[HEAD].numpy(), alone.tensors[HEAD].numpy())
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "written"),
+    [(["float16"], "float16"), (["float64"], "float32"), (["float16", "bfloat16"], "float32")],
+)
+def test_the_dtype_that_a_head_is_written_in(dtypes: list[str], written: str) -> None:
+    clients = with_heads(cohorts.honest(6), honest_heads(6))
+    for k, (state, _) in enumerate(clients.values()):
+        state[HEAD] = state[HEAD].to(getattr(torch, dtypes[k % len(dtypes)]))
+    assert clair_cli.merge(clients).tensors[HEAD].dtype == getattr(torch, written)

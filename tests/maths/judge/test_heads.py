@@ -63,6 +63,23 @@ def test_honest_heads_are_benign_at_their_full_weight(previous: Tensor | None) -
     assert found.unrelated == ()
 
 
+def test_a_layers_weight_and_bias_have_one_size() -> None:
+    """A bias of a few numbers varies more than its weight does: ten times the median is nothing
+    where the weight is ten times larger still."""
+    moves = torch.stack([honest(k) for k in range(N)])
+    biases = torch.full((N, 1), 0.01, dtype=torch.float64)
+    biases[0] = 0.1
+    products = torch.stack([moves @ moves.mT, biases @ biases.mT])
+    holders = torch.ones(2, N, dtype=torch.bool)
+    for names, verdict in (
+        (("head.weight", "head.bias"), "benign"),
+        (("a.weight", "b.bias"), "suspicious"),
+    ):
+        evidence = DenseEvidence(names, (SIZE, 1), (True, False), (True, True), holders, products,
+                                 products)  # fmt: skip
+        assert judge_heads(evidence, range(N)).verdicts[0].verdict == verdict
+
+
 def test_a_head_turned_around_is_contaminated() -> None:
     moves = [honest(k) for k in range(N)]
     moves[0] = -moves[0]
@@ -134,9 +151,9 @@ def test_heads_that_each_began_at_random_have_nothing_in_common() -> None:
     assert judged(drawn, matrix=False).unrelated == ()
 
 
-@pytest.mark.parametrize(("common", "unrelated"), [(0.19, True), (0.25, False)])
+@pytest.mark.parametrize(("common", "unrelated"), [(0.21, True), (0.222, False)])
 def test_three_deviations_of_chance_are_something_in_common(common: float, unrelated: bool) -> None:
-    """A cosine by chance deviates by 1 / 64 here; three of that are 0.047, the root of 0.217."""
+    """A cosine by chance deviates by 1 / 64 here; three of that are 0.047, the square of 0.217."""
     moves = [common * MOVED + (1 - common**2) ** 0.5 * OWN[k] for k in range(N)]
     assert bool(judged(torch.stack(moves)).unrelated) == unrelated
 
