@@ -82,8 +82,12 @@ def _of_one_form(cohort: Cohort) -> tuple[Cohort, tuple[Remark, ...]]:
     errors: dict[str, RejectedClient] = {}
     gone: set[str] = set()
     notes = []
-    for name in sorted({name for adapter in cohort.adapters for name in adapter.dense}):
-        having = [a for a in cohort.adapters if name in a.dense and a.name not in errors]
+    holders: dict[str, list[Adapter]] = defaultdict(list)
+    for adapter in cohort.adapters:
+        for name in adapter.dense:
+            holders[name].append(adapter)
+    for name in sorted(holders):
+        having = [a for a in holders[name] if a.name not in errors]
         forms: dict[object, list[Adapter]] = defaultdict(list)
         for adapter in having:
             forms[adapter.dense[name].form].append(adapter)

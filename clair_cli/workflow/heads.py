@@ -53,7 +53,8 @@ NO_HEADS = RoundHeads((), None, (), (), {})
 
 
 def look_at_heads(round_: Round, members: Sequence[int], progress: Progress) -> RoundHeads:
-    """Read and judge the dense tensors of all comparable clients.
+    """Read and judge the dense tensors of all comparable clients that at least half of the members
+    have. Others are not merged (see `plan_heads`), and a few clients may have any number of them.
 
     Args:
         members: see `judge_heads`.
@@ -65,7 +66,12 @@ def look_at_heads(round_: Round, members: Sequence[int], progress: Progress) -> 
     if not tensors:
         return NO_HEADS
     previous = _previous(round_, tensors)
-    differing = [tensor for tensor in tensors if not tensor.equal]
+    voters = set(members)
+    differing = [
+        tensor
+        for tensor in tensors
+        if not tensor.equal and 2 * len(tensor.own.keys() & voters) >= len(members)
+    ]
     found = RoundHeads(tensors, None, (), tuple(members), previous)
     if not differing:
         return found

@@ -40,7 +40,8 @@ def plan_heads(
         )
         return (), (warning("heads_not_written", text),)
     merged = [k for k, weight in enumerate(weights) if weight > 0]
-    counts = {t.name: sum(k in t.own for k in merged) for t in heads.tensors}
+    weighty = set(merged)
+    counts = {t.name: len(t.own.keys() & weighty) for t in heads.tensors}
     enough = set(modules_to_merge(counts, len(merged), settings.modules))
     enough -= {name for name, count in counts.items() if 2 * count <= len(merged)}
     found, notes, trusted = [], [], []
@@ -95,7 +96,8 @@ def _who_counts(
         having: merged clients that have the tensor.
     """
     voters = sum(k in tensor.own for k in judged.heads.members)
-    if tensor.equal or voters >= LEAST_MEMBERS or judged.outcome != "judged":
+    was_judged = tensor.name in judged.heads.names and voters >= LEAST_MEMBERS
+    if tensor.equal or was_judged or judged.outcome != "judged":
         return having
     return tuple(k for k in having if k in judged.round.trusted_indices)
 

@@ -53,6 +53,15 @@ def test_a_head_that_two_have_can_not_be_judged(n_holders: int, is_there: bool) 
     assert HEAD not in merged({k: with_a_huge_one(3)[k] for k in ("c1", "c2")}, 3).tensors
 
 
+@pytest.mark.parametrize(("n_holders", "is_read"), [(3, False), (4, True)])
+def test_what_fewer_than_half_have_is_not_even_compared(n_holders: int, is_read: bool) -> None:
+    """A few clients may send thousands of tensors, each a table of all pairs of clients."""
+    heads = {k: v for k, v in honest_heads(8).items() if int(k[1:]) < n_holders}
+    result = merged(heads, 8)
+    assert HEAD not in result.tensors
+    assert bool(result.report.clients[0].heads) == is_read
+
+
 def test_a_head_that_two_have_in_common_is_carried_over() -> None:
     heads = {k: honest_heads(1)["c0"] for k in ("c1", "c2")}
     assert np.allclose(merged(heads, 3).tensors[HEAD].numpy(), mean(heads, HEAD), atol=1e-6)
