@@ -25,8 +25,9 @@ if TYPE_CHECKING:
         UsageError,
     )
     from clair_cli.remark import Remark
+    from clair_cli.report.cohort import CohortReport
     from clair_cli.report.load import load_report
-    from clair_cli.report.model import ClientReport, CohortReport, Reason, Report
+    from clair_cli.report.model import ClientReport, Reason, Report
     from clair_cli.report.results import MergedReport
     from clair_cli.verification.verify import VerifyResult, verify
 
@@ -67,7 +68,7 @@ _HOME = {
     "RoundStopped": "errors",
     "UsageError": "errors",
     "ClientReport": "report.model",
-    "CohortReport": "report.model",
+    "CohortReport": "report.cohort",
     "MergedReport": "report.results",
     "Reason": "report.model",
     "Remark": "remark",

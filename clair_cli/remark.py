@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from clair_cli.errors import shortened
+from clair_cli.report.fields import Code, Text
 from clair_cli.text import MAX_NOTES
 
 RemarkClass = Literal["note", "warning", "blocking"]
@@ -16,17 +17,18 @@ verdict meaningless."""
 
 @dataclass(frozen=True)
 class Remark:
-    """A remark.
+    """A remark on the round, to be read before the verdicts are believed.
 
     Attributes:
-        code: stable and machine readable, e.g. "entries_ignored", "same_start".
-        class_: how bad it is; `class` in the JSON report.
-        text: a sentence for a person, with the names and numbers.
+        code: what it is about, as in "entries_ignored"; stays the same from version to version.
+        class_: how bad it is: note (to know), warning (to act on, trips --fail-on warning) or
+            blocking (no verdict would mean anything, so the round is undetermined).
+        text: a sentence for people, with names and numbers.
     """
 
-    code: str
+    code: Code
     class_: RemarkClass
-    text: str
+    text: Text
 
 
 def note(code: str, text: str) -> Remark:

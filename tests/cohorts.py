@@ -23,7 +23,7 @@ import typer.testing
 
 from clair_cli.cli import app as cli
 from clair_cli.remark import Remark
-from clair_cli.report.encode import load_schema
+from clair_cli.report.schema import report_schema
 from tests.schema import follows
 
 Array = np.ndarray
@@ -36,7 +36,7 @@ MODULES = {
     for name, shape in (("attn.q_proj", (24, 16)), ("mlp.up", (40, 16)), ("mlp.down", (16, 40)))
 }
 PREFIX = "base_model.model."
-SCHEMA = load_schema()
+SCHEMA = report_schema()
 
 
 @dataclass(frozen=True)

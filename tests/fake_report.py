@@ -6,17 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from clair_cli.remark import note
-from clair_cli.report.model import (
-    ClientReport,
-    ClientScores,
-    CohortReport,
-    DecompositionReport,
-    Group,
-    ModuleReport,
-    ModuleScores,
-    Reason,
-    Report,
-)
+from clair_cli.report.cohort import CohortReport, DecompositionReport, Group, ModuleReport
+from clair_cli.report.model import ClientReport, ClientScores, ModuleScores, Reason, Report
 from clair_cli.report.results import MergedReport, RefinedClient, RefinedReport
 
 MODULES = ("layers.0.q_proj", "layers.1.q_proj")

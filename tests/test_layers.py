@@ -15,7 +15,8 @@ MAY_IMPORT: dict[str, str] = {
     "errors": "",
     "version": "",
     "text": "errors",
-    "remark": "errors text",
+    "report.fields": "",
+    "remark": "errors text report.fields",
     "allowed": "errors text",
     # maths: torch, numpy and scipy only
     "maths": "",
@@ -34,13 +35,16 @@ MAY_IMPORT: dict[str, str] = {
     "adapters": "errors text remark formats formats.safetensors adapters.names",
     "cohort": "errors text remark formats formats.safetensors adapters.names adapters settings",
     # what comes of it
-    "report.results": "",
+    "report.results": "report.fields",
+    "report.cohort": "report.fields",
     "report.plain": "text",
     "report.notebook": "errors text",
-    "report.model": "remark report.results report.plain report.notebook",
+    "report.model": "remark report.fields report.results report.cohort report.plain"
+    " report.notebook",
     "report.changes": "report.results report.model",
-    "report": "errors version text remark formats report.results report.model report.plain",
-    "words": "text option settings report.results report.model report.changes",
+    "report": "errors version text remark formats report.fields report.results report.model"
+    " report.plain",
+    "words": "text option settings report.results report.cohort report.model report.changes",
     "pictures": "report.results report.model",
     "html": "errors text report.results report.model words pictures",
     "rendered": "errors version text remark settings report.results report.model report words html",
@@ -51,20 +55,20 @@ MAY_IMPORT: dict[str, str] = {
     # from clients to a result
     "workflow": "errors version text remark allowed option settings formats formats.safetensors"
     " adapters cohort maths.factors maths.evidence maths.judge maths.merge maths.refine"
-    " report.results report.model report output engine pipeline_options rendered",
+    " report.results report.cohort report.model report output engine pipeline_options rendered",
     "api": "errors settings cohort report.model engine rendered workflow",
     "conversion": "errors remark settings formats cohort output engine workflow",
     "federated": "errors text settings formats formats.safetensors adapters cohort report.model"
     " output workflow",
-    "verification": "errors version text settings formats adapters cohort report.model report"
-    " output engine workflow api",
-    "__init__": "errors version remark report.results report.model report api conversion"
-    " verification",
+    "verification": "errors version text settings formats adapters cohort report.fields"
+    " report.model report output engine workflow api",
+    "__init__": "errors version remark report.results report.cohort report.model report api"
+    " conversion verification",
     # what people see: imports no torch
     "plot": "errors text report.results report.model pictures",
-    "cli": "__init__ errors version text option settings formats report.results report.model"
-    " report.changes pipeline_options words rendered pictures html plot report output engine api"
-    " conversion verification",
+    "cli": "__init__ errors version text option settings formats report.results report.cohort"
+    " report.model report.changes pipeline_options words rendered pictures html plot report output"
+    " engine api conversion verification",
     "__main__": "cli",
 }
 
@@ -75,7 +79,7 @@ MAY_NOT_IMPORT_TORCH = {"__init__", "__main__", "cli", "errors", "option", "repo
 MAY_NOT_IMPORT_TORCH |= {"allowed", "text", "remark", "version", "words", "report.model"}
 MAY_NOT_IMPORT_TORCH |= {"report.results", "rendered", "pipeline_options", "report.plain"}
 MAY_NOT_IMPORT_TORCH |= {"pictures", "html", "plot", "report.changes"}
-MAY_NOT_IMPORT_TORCH |= {"report.notebook"}
+MAY_NOT_IMPORT_TORCH |= {"report.notebook", "report.fields", "report.cohort"}
 
 
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:

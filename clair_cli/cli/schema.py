@@ -12,7 +12,7 @@ def schema() -> None:
     JSON Schema 2020-12; every field has a description.
     """
     with guarded() as run:
-        from clair_cli.report.encode import schema_text
+        from clair_cli.report.schema import schema_text
 
         write_out(schema_text())
         run.finished = True

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from clair_cli.report.model import CohortReport, Report
+from clair_cli.report.cohort import CohortReport
+from clair_cli.report.model import Report
 from clair_cli.report.results import MergedReport, RefinedReport
 from clair_cli.text import printable
 from clair_cli.words.doubts import doubts

@@ -1,12 +1,11 @@
-"""Report -> `clair.report/2`: strict, canonical JSON, and the schema it follows."""
+"""Report -> `clair.report/2`: strict, canonical JSON."""
 
 from __future__ import annotations
 
 import json
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from clair_cli.report.model import SCHEMA, Report
 
@@ -67,16 +66,6 @@ def _indented(value: object, line: str) -> str:
 @lru_cache(maxsize=64)
 def _encoder(line: str) -> json.JSONEncoder:
     return json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(f",{line}", ": "))
-
-
-def load_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of `clair.report/2`, as shipped in this package."""
-    return cast(dict[str, Any], json.loads(schema_text()))
-
-
-def schema_text() -> str:
-    """The same as it stands in its file."""
-    return files("clair_cli.report").joinpath("report.schema.json").read_text(encoding="utf-8")
 
 
 def is_dense(data: bytes) -> bool:

@@ -1,36 +1,33 @@
 """Any report of this schema, `clair inspect`'s too, as the dataclasses it was written from.
 
 A report may come from a stranger: its size and its nesting are bounded, each field has the type
-and, where it is one of some words, a word of the model; every number is finite. No path in it is
-opened. Fields that this version does not know are passed over.
+and keeps the constraints of the model, as in the JSON Schema; every number is finite. No path in it
+is opened. Fields that this version does not know are passed over.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import lru_cache
 from os import PathLike, fspath
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
+from clair_cli.report.fields import (
+    LATER,
+    Constraint,
+    constraints_of,
+    key_of,
+    one_of,
+    types_of,
+)
 from clair_cli.report.file import damaged, read_document
-from clair_cli.report.model import VERDICTS, ClientReport, CohortReport, Group, Report
+from clair_cli.report.model import Report
 from clair_cli.text import quoted
 from clair_cli.version import __version__
 
-_WORDS: Mapping[tuple[type, str], tuple[str, ...]] = {
-    (ClientReport, "verdict"): VERDICTS,
-    (ClientReport, "judged"): VERDICTS,
-    (ClientReport, "confidence"): ("clear", "likely", "open"),
-    (CohortReport, "outcome"): ("judged", "undetermined", "refused"),
-    (CohortReport, "stacking"): ("matrix", "output", "input"),
-    (Group, "role"): ("collaborative", "minority", "other", "loner"),
-    (Report, "command"): ("merge", "inspect", "refine"),
-}
-_SHARES = {"weight", "p_honest", "power", "off_line_ratio", "contaminated_ratio"}  # 0 to 1
 _MAX_KEY = 4096  # characters
 _KINDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
 _Read = Callable[[Any], Any]
@@ -97,9 +94,9 @@ def _check(report: Report) -> None:
 @lru_cache(maxsize=64)
 def _object(kind: Any) -> _Read:
     """The reader of a JSON object as a dataclass."""
-    hints = get_type_hints(kind, vars(sys.modules[kind.__module__]))
-    known = [(f.name, f.name.rstrip("_"), _field(kind, f, hints[f.name])) for f in fields(kind)]
-    needed = {f.name.rstrip("_") for f in fields(kind) if _is_required(f)}
+    types = types_of(kind)
+    known = [(field.name, key_of(field), _reader(types[field.name])) for field in fields(kind)]
+    needed = {key_of(field) for field in fields(kind) if _is_required(field)}
 
     def read(given: Any) -> Any:
         if type(given) is not dict:
@@ -123,49 +120,42 @@ def _is_required(field: Field[Any]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-def _field(kind: Any, field: Field[Any], type_: Any) -> _Read:
-    """The reader of a field: its type's, and a check where few values are allowed."""
-    read, words = _reader(type_), _WORDS.get((kind, field.name))
-    if words is None and field.name not in _SHARES:
-        return read
+def _reader(type_: Any) -> _Read:
+    """The reader of a JSON value as a type of the model's, which checks its constraints too."""
+    type_, constraints = constraints_of(type_)
+    read = _unchecked(type_)
+    for constraint in constraints:
+        if constraint is not LATER:
+            read = _checked(read, constraint)
+    return read
+
+
+def _checked(read: _Read, constraint: Constraint) -> _Read:
+    accepts, expected = constraint.accepts, constraint.expected
 
     def checked(given: Any) -> Any:
         value = read(given)
-        if value is None:
-            return None
-        if words is not None and value not in words:
-            raise _expected(given, f"one of {', '.join(words)}")
-        if words is None and not 0.0 <= value <= 1.0:
-            raise _expected(given, "0 to 1")
+        if not accepts(value):
+            raise _expected(given, expected)
         return value
 
     return checked
 
 
-def _reader(type_: Any) -> _Read:
-    """The reader of a JSON value as a type of the model's."""
+def _unchecked(type_: Any) -> _Read:
     origin, arguments = get_origin(type_), get_args(type_)
     if origin in (Union, UnionType):
         (inner,) = (_reader(kind) for kind in arguments if kind is not type(None))
         return lambda given: None if given is None else inner(given)
     if origin is Literal:
-        return _one_of(arguments)
+        return _checked(_plain(str), one_of(*arguments))
     if origin is tuple:
         return _several(arguments)
     if origin is Mapping:
-        return _mapping(_reader(arguments[1]))
+        return _mapping(*map(_reader, arguments))
     if isinstance(type_, type) and is_dataclass(type_):
         return _object(type_)
     return (lambda given: given) if type_ is object else _plain(type_)
-
-
-def _one_of(words: tuple[Any, ...]) -> _Read:
-    def read(given: Any) -> Any:
-        if given not in words:
-            raise _expected(given, f"one of {', '.join(words)}")
-        return given
-
-    return read
 
 
 def _several(kinds: tuple[Any, ...]) -> _Read:
@@ -189,7 +179,7 @@ def _several(kinds: tuple[Any, ...]) -> _Read:
     return read
 
 
-def _mapping(reader: _Read) -> _Read:
+def _mapping(keys: _Read, reader: _Read) -> _Read:
     def read(given: Any) -> dict[str, Any]:
         if type(given) is not dict:
             raise _expected(given, "an object")
@@ -198,7 +188,7 @@ def _mapping(reader: _Read) -> _Read:
             if len(key) > _MAX_KEY:
                 raise _Wrong(f"has a key of {len(key):,} characters")
             try:
-                found[key] = reader(value)
+                found[keys(key)] = reader(value)
             except _Wrong as error:
                 raise error.inside(f".{key}") from None
         return found

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
+
+from clair_cli.report.fields import LATER, Count, Rank, Sha256, Size, Text, at_least, one_of
+
+Format = Annotated[str, one_of("peft", "diffusers", "kohya", "mlx")]
+_Positive = Annotated[int, at_least(1)]
 
 
 @dataclass(frozen=True)
@@ -11,18 +17,19 @@ class HeadReport:
     """A tensor of the result that was trained as a whole beside the LoRA.
 
     Attributes:
-        name: of the parameter, without `base_model.model.`.
-        shape, dtype: as written.
-        n_clients: how many clients' are averaged.
+        name: path of the parameter, without base_model.model.
+        shape: its axes.
+        dtype: type of the numbers written.
+        n_clients: number of clients whose tensors are averaged.
         equal: whether it is the same in all clients, and written as it is.
         bounded: whether any client's counts for less than its weight, as it is far from the
             others'.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    n_clients: int
+    name: Text
+    shape: tuple[_Positive, ...]
+    dtype: Annotated[str, one_of("float32", "bfloat16", "float16")]
+    n_clients: _Positive
     equal: bool
     bounded: bool
 
@@ -32,36 +39,43 @@ class MergedReport:
     """The merged adapter.
 
     Attributes:
-        path: as given, "" when nothing was written, "-" for a stream.
-        sha256: of the file (in a folder, of the weights file).
-        config_sha256: of a folder's `adapter_config.json`; None where the weights file holds it.
-        format: whose tensor names it has: "peft", "diffusers", "kohya" or "mlx".
-        rank, alpha, scaling, dtype: as written, one for all modules.
-        error: norm of (written - exact mean) over the norm of the exact mean, rank and dtype
-            both counted.
-        error_by_rank: the same for truncation alone, at every serving rank and at the full rank.
-        module_error_by_rank: the same per module (None where the mean is zero).
-        norm: of the exact mean.
+        path: where it was written, as given; - for a stream, empty if nothing was written.
+        sha256: SHA-256 of the file, or of the weights file in a folder; None if nothing was
+            written.
+        rank: rank of all modules as written.
+        full_rank: rank that would lose nothing.
+        alpha: alpha of the config (lora_alpha) as written.
+        scaling: scale that goes with rank and alpha.
+        dtype: type of the numbers as written.
+        error: distance of what was written to the exact mean over the norm of that mean, rank and
+            rounding both counted.
+        error_by_rank: the same for the loss by rank alone, at every serving rank and at the full
+            one.
+        module_error_by_rank: the same in each module, by its name; None where the mean is zero.
+        norm: norm of the exact mean.
         plain_mean_distance: distance of the merged update to the plain mean of all comparable
-            clients, over the latter's norm.
+            clients, over the norm of that.
+        config_sha256: SHA-256 of a folder's adapter_config.json; None if the weights file holds the
+            config.
+        format: whose tensor names it has.
         heads: what is in it beside the LoRA, sorted by name.
     """
 
     path: str
-    sha256: str | None
-    rank: int
-    full_rank: int
+    sha256: Sha256 | None
+    rank: Count
+    full_rank: Count
     alpha: float
     scaling: float
-    dtype: str
-    error: float | None
-    error_by_rank: Mapping[str, float | None]
-    module_error_by_rank: Mapping[str, Mapping[str, float | None]]
-    norm: float
-    plain_mean_distance: float | None
-    config_sha256: str | None = None
-    format: str = "peft"
-    heads: tuple[HeadReport, ...] = ()
+    dtype: Text
+    error: Size | None
+    error_by_rank: Mapping[Rank, Size | None]
+    module_error_by_rank: Mapping[str, Mapping[Rank, Size | None]]
+    norm: Size
+    plain_mean_distance: Size | None
+    config_sha256: Sha256 | None = None
+    format: Format = "peft"
+    heads: Annotated[tuple[HeadReport, ...], LATER] = ()
 
 
 @dataclass(frozen=True)
@@ -69,23 +83,35 @@ class RefinedClient:
     """One refined adapter.
 
     Attributes:
-        changed: distance to the client's local adapter over the latter's norm.
-        local_error, refined_error: estimated squared error, weight units squared; None when
-            not identifiable. gain: 1 - refined_error / local_error.
-        kept_local: refinement is not sure to help, so the local adapter is written.
+        name: name of the client.
+        path: where it was written, as given; empty if nothing was written.
+        sha256: SHA-256 of the file, or of the weights file in a folder; None if nothing was
+            written.
+        rank: rank of all modules as written.
+        error: distance of what was written to the refined update over the norm of that, rank and
+            rounding both counted.
+        changed: distance of the refined update to the client's own over the norm of the latter.
+        local_error: estimated squared error of the client's own adapter, in squared weight units;
+            None if it can't be known.
+        refined_error: the same of the refined adapter; None if it can't be known.
+        gain: 1 less the refined error over the local one; None if it can't be known.
+        kept_local: whether the client's own adapter was written, because refinement is not sure to
+            help.
+        config_sha256: SHA-256 of a folder's adapter_config.json; None if the weights file holds the
+            config.
     """
 
-    name: str
+    name: Text
     path: str
-    sha256: str | None
-    rank: int
-    error: float | None
-    changed: float | None
-    local_error: float | None
-    refined_error: float | None
+    sha256: Sha256 | None
+    rank: Count
+    error: Size | None
+    changed: Size | None
+    local_error: Size | None
+    refined_error: Size | None
     gain: float | None
     kept_local: bool
-    config_sha256: str | None = None
+    config_sha256: Sha256 | None = None
 
 
 @dataclass(frozen=True)
@@ -93,21 +119,25 @@ class RefinedReport:
     """All refined adapters.
 
     Attributes:
-        side: "output", "input" or "both"; why: a sentence.
-        noise_from: "option", "weights" or "not identifiable".
-        noise: estimated or given standard deviation per entry of a delta weight, or None.
-        heterogeneity: estimated squared norm of the benign clients' true differences off the
-            subspace, per client, or None.
-        format: whose tensor names the adapters have: "peft", "diffusers", "kohya" or "mlx".
+        path: folder that they were written to, as given; empty if nothing was written.
+        side: side of the delta weights on which the clients' own part was kept.
+        why: why that side, in a sentence.
+        noise_from: where the noise is known from.
+        noise: standard deviation of the noise per entry of a delta weight; None if it can't be
+            known.
+        heterogeneity: estimated squared norm of the clients' true differences off what they share,
+            per client; None if it can't be known.
+        clients: each refined adapter, sorted by the client's name.
+        format: whose tensor names they have.
         heads: what is in each of them beside the LoRA, the same for all, sorted by name.
     """
 
     path: str
-    side: str
+    side: Annotated[str, one_of("output", "input", "both")]
     why: str
-    noise_from: str
-    noise: float | None
-    heterogeneity: float | None
+    noise_from: Annotated[str, one_of("option", "weights", "not identifiable")]
+    noise: Size | None
+    heterogeneity: Size | None
     clients: tuple[RefinedClient, ...]
-    format: str = "peft"
-    heads: tuple[HeadReport, ...] = ()
+    format: Format = "peft"
+    heads: Annotated[tuple[HeadReport, ...], LATER] = ()

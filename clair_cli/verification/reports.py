@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from clair_cli.report.encode import load_schema
+from clair_cli.report.fields import later_keys
+from clair_cli.report.model import Report
 from clair_cli.report.read import OldReport
 from clair_cli.text import quoted
 
@@ -87,10 +88,8 @@ def _sections(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
 
 @lru_cache(maxsize=1)
 def _later_fields() -> frozenset[str]:
-    """Fields that `clair.report/2` did not have at first: its schema does not require them."""
-    parts = load_schema()["$defs"].values()
-    later = (part["properties"].keys() - part["required"] for part in parts)
-    return frozenset(name for names in later for name in names)
+    """Fields that `clair.report/2` did not have at first."""
+    return frozenset(later_keys(Report))
 
 
 def _leaves(where: str, old: Any, new: Any) -> Iterator[str]:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from clair_cli.report.model import ClientReport, ModuleReport, ModuleScores, Report
+from clair_cli.report.cohort import ModuleReport
+from clair_cli.report.model import ClientReport, ModuleScores, Report
 
 _NUMBER = re.compile(r"(?<![^.])(\d+)(?![^.])")
 

@@ -15,14 +15,11 @@ from clair_cli.maths.evidence.similarity import mean_similarity
 from clair_cli.maths.judge.judge import Judgement
 from clair_cli.maths.judge.scores import Scores
 from clair_cli.maths.judge.structure import Structure
+from clair_cli.report.cohort import CohortReport, DecompositionReport, Group, ModuleReport
 from clair_cli.report.model import (
     ClientReport,
     ClientScores,
-    CohortReport,
-    DecompositionReport,
-    Group,
     HeadScores,
-    ModuleReport,
     ModuleScores,
     Reason,
     Review,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from clair_cli.errors import UsageError
-from clair_cli.report.model import WeightSpread
+from clair_cli.report.cohort import WeightSpread
 from clair_cli.workflow.judge import JudgedRound
 
 # Share by which numbers may differ that are the same but for rounding: 0.333333333 is a third.

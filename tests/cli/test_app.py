@@ -24,7 +24,7 @@ from clair_cli.cli import app as cli
 from clair_cli.errors import InputRefused, OutputError, RejectedClient, UsageError
 from clair_cli.formats.limits import Limits
 from clair_cli.pipeline_options import ReportFile
-from clair_cli.report.encode import load_schema
+from clair_cli.report.schema import report_schema
 from clair_cli.settings import OPTIONS, Settings, TensorNames, make_settings, options_of
 from clair_cli.workflow.outputs import check_outputs
 from tests.fake_report import fake_report, undetermined
@@ -239,7 +239,7 @@ def test_inspect_json_is_one_document_and_nothing_else(
     result = run("inspect", clients, "--json", "-o", "r.json")
     assert result.exit_code == 3
     document = json.loads(result.stdout)
-    jsonschema.Draft202012Validator(load_schema()).validate(document)
+    jsonschema.Draft202012Validator(report_schema()).validate(document)
     assert document["exit_code"] == 3
     assert result.stderr.startswith("3 of 12 clients contaminated: ")
     assert result.stderr.endswith("; report in r.json\n")

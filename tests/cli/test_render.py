@@ -10,7 +10,8 @@ from rich.cells import cell_len
 from clair_cli.cli.render import NARROWEST, SURE_FROM, View, render
 from clair_cli.cli.sentences import MAX_NAMES, verdict_line
 from clair_cli.remark import warning
-from clair_cli.report.model import Group, Report
+from clair_cli.report.cohort import Group
+from clair_cli.report.model import Report
 from clair_cli.text import printable
 from tests.fake_report import BENIGN, REASONS, SURE, all_benign, fake_report, renamed, undetermined
 

@@ -6,7 +6,8 @@ import json
 
 import jsonschema
 
-from clair_cli.report.encode import load_schema, report_dict
+from clair_cli.report.encode import report_dict
+from clair_cli.report.schema import report_schema
 from tests.cohorts import clair
 from tests.fake_report import fake_report
 
@@ -15,7 +16,7 @@ def test_it_prints_the_schema_that_reports_follow() -> None:
     result = clair("schema")
     assert (result.exit_code, result.stderr) == (0, "")
     schema = json.loads(result.stdout)
-    assert schema == load_schema()
+    assert schema == report_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.Draft202012Validator(schema).validate(report_dict(fake_report()))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from typing import get_args
 
 import jsonschema
@@ -13,10 +13,13 @@ import pytest
 
 from clair_cli.maths.judge.verdicts import LEAST_P
 from clair_cli.remark import Remark, RemarkClass
+from clair_cli.report import cohort as cohort_module
 from clair_cli.report import model as report_module
 from clair_cli.report import results
-from clair_cli.report.encode import _indented, load_schema, report_dict, report_json
+from clair_cli.report.encode import _indented, report_dict, report_json
+from clair_cli.report.fields import dataclasses_in, later_keys
 from clair_cli.report.model import VERDICTS, Reason, Report
+from clair_cli.report.schema import descriptions, report_schema
 from tests.fake_report import all_benign, fake_report, renamed, undetermined, with_score
 
 REPORTS = {
@@ -51,11 +54,11 @@ def test_any_nesting_is_written_as_the_json_module_writes_it(value: object) -> N
 
 
 def validate(document: object) -> None:
-    jsonschema.Draft202012Validator(load_schema()).validate(document)
+    jsonschema.Draft202012Validator(report_schema()).validate(document)
 
 
 def test_the_schema_is_one() -> None:
-    jsonschema.Draft202012Validator.check_schema(load_schema())
+    jsonschema.Draft202012Validator.check_schema(report_schema())
 
 
 @pytest.mark.parametrize("name", REPORTS)
@@ -63,22 +66,19 @@ def test_reports_follow_the_schema(name: str) -> None:
     validate(json.loads(report_json(REPORTS[name])))
 
 
-def dataclasses_of_the_report() -> list[type]:
-    found = {**vars(report_module), **vars(results)}.values()
-    return [c for c in found if isinstance(c, type) and is_dataclass(c)]
-
+PARTS = dataclasses_in(Report)
 
 LATER: dict[type, set[str]] = {
-    report_module.CohortReport: {"line", "line_width", "coordinates", "spectrum"},
+    cohort_module.CohortReport: {"line", "line_width", "coordinates", "spectrum"},
     report_module.ClientReport: {"heads", "judged", "review"},
     results.MergedReport: {"heads"},
     results.RefinedReport: {"heads"},
 }
 
 
-@pytest.mark.parametrize("cls", dataclasses_of_the_report(), ids=lambda c: c.__name__)
+@pytest.mark.parametrize("cls", PARTS, ids=lambda c: c.__name__)
 def test_the_schema_has_exactly_the_fields_of_the_dataclass(cls: type) -> None:
-    schema = load_schema()
+    schema = report_schema()
     part = schema if cls is Report else schema["$defs"][cls.__name__]
     names = {field.name.rstrip("_") for field in fields(cls)}
     assert set(part["properties"]) == names
@@ -88,8 +88,8 @@ def test_the_schema_has_exactly_the_fields_of_the_dataclass(cls: type) -> None:
 
 
 def test_the_schema_has_no_definition_of_something_gone() -> None:
-    names = {cls.__name__ for cls in dataclasses_of_the_report()} - {"Report"}
-    assert set(load_schema()["$defs"]) == names
+    names = {cls.__name__ for cls in PARTS} - {"Report"}
+    assert set(report_schema()["$defs"]) == names
 
 
 def described(schema: object, where: str = "") -> dict[str, object]:
@@ -106,10 +106,10 @@ def described(schema: object, where: str = "") -> dict[str, object]:
 
 
 def test_every_field_of_the_schema_is_described() -> None:
-    found = described(load_schema())
+    found = described(report_schema())
     fields_of = {
         f"{'' if cls is Report else '/' + cls.__name__}/{field.name.rstrip('_')}"
-        for cls in dataclasses_of_the_report()
+        for cls in PARTS
         for field in fields(cls)
     }
     assert fields_of <= found.keys()
@@ -121,19 +121,39 @@ def is_a_sentence(text: object) -> bool:
     return isinstance(text, str) and re.fullmatch(r"[\w-](?:[^.\n]|\.(?! ))+\.", text) is not None
 
 
+@pytest.mark.parametrize("cls", PARTS, ids=lambda c: c.__name__)
+def test_a_docstring_describes_the_fields_that_there_are(cls: type) -> None:
+    """The schema's descriptions are made from them."""
+    about, said = descriptions(cls)
+    assert about and list(said) == [field.name for field in fields(cls)]
+
+
+def test_later_fields_are_those_that_the_schema_does_not_require() -> None:
+    assert later_keys(Report) == set().union(*LATER.values())
+
+
+def test_the_schema_is_made_without_docstrings_too() -> None:
+    """Python leaves them out with -OO."""
+
+    class Bare:
+        pass
+
+    assert descriptions(Bare) == (None, {})
+
+
 def test_the_schema_knows_the_least_p_honest() -> None:
-    p_honest = load_schema()["$defs"]["ClientReport"]["properties"]["p_honest"]
+    p_honest = report_schema()["$defs"]["ClientReport"]["properties"]["p_honest"]
     assert p_honest["minimum"] == LEAST_P
     assert f"never stated below {LEAST_P:g}" in p_honest["description"]
 
 
 def test_the_schema_knows_the_verdicts() -> None:
-    verdict = load_schema()["$defs"]["ClientReport"]["properties"]["verdict"]
+    verdict = report_schema()["$defs"]["ClientReport"]["properties"]["verdict"]
     assert verdict["enum"] == list(VERDICTS)
 
 
 def test_the_schema_knows_the_classes_of_remarks() -> None:
-    known = load_schema()["$defs"]["Remark"]["properties"]["class"]["enum"]
+    known = report_schema()["$defs"]["Remark"]["properties"]["class"]["enum"]
     assert known == list(get_args(RemarkClass))
     wrong = Remark("x", "fatal", "x")  # type: ignore[arg-type]
     with pytest.raises(jsonschema.ValidationError, match="fatal"):

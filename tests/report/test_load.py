@@ -79,7 +79,7 @@ WRONG = {
     "clients[0].trusted is 1, expected true or false": put(*CLIENT, "trusted", value=1),
     "clients[0].weight is True, expected a number": put(*CLIENT, "weight", value=True),
     "clients[0].weight is 1.5, expected 0 to 1": put(*CLIENT, "weight", value=1.5),
-    "clients[0].p_honest is -0.1, expected 0 to 1": put(*CLIENT, "p_honest", value=-0.1),
+    "clients[0].p_honest is 0.0009, expected 0.001 to 1": put(*CLIENT, "p_honest", value=0.0009),
     "clients[0].ranks[0] is 8.5, expected a whole number": put(*CLIENT, "ranks", value=[8.5]),
     "clients[0].modules is [], expected an object": put(*CLIENT, "modules", value=[]),
     "modules[0].shape has 3 items, expected 2": put("modules", 0, "shape", value=[1, 2, 3]),
@@ -94,6 +94,17 @@ WRONG = {
     "clients[1] has no name": lambda data: data["clients"][1].pop("name"),
     "cohort.similarity[2][1] is 'x', expected a number": put(
         "cohort", "similarity", 2, 1, value="x"
+    ),
+    "clients[0].name is '', expected a text that is not empty": put(*CLIENT, "name", value=""),
+    "clients[0].sha256 is 'abc', expected a SHA-256": put(*CLIENT, "sha256", value="abc"),
+    "clients[0].reasons[0].code is 'No', expected a code": put(
+        *CLIENT, "reasons", 0, "code", value="No"
+    ),
+    "cohort.n_clients is -1, expected at least 0": put("cohort", "n_clients", value=-1),
+    "exit_code is 1, expected one of 0, 3, 4, 5": put("exit_code", value=1),
+    "inputs.A is 'A', expected small letters": put("inputs", value={"A": "0" * 64}),
+    "merged.error_by_rank.08 is '08', expected a rank": put(
+        "merged", "error_by_rank", value={"08": 0.1}
     ),
     "warnings[0].class is 'bad', expected one of": put("warnings", 0, "class", value="bad"),
 }

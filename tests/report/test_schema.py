@@ -8,7 +8,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from clair_cli.report.encode import load_schema, report_dict
+from clair_cli.report.encode import report_dict
+from clair_cli.report.schema import report_schema
 from tests.fake_report import fake_report
 from tests.schema import follows
 
@@ -38,7 +39,7 @@ def parts(schema: Any) -> Iterator[dict[str, Any]]:
 
 def test_it_accepts_what_jsonschema_accepts_and_nothing_else() -> None:
     """Each part of the schema, with values of all kinds; 1.0 is left to jsonschema."""
-    schema = load_schema()
+    schema = report_schema()
     every = list(parts(schema))
     assert len(every) > 150
     accepted = 0
@@ -67,19 +68,19 @@ def test_it_accepts_what_jsonschema_accepts_and_nothing_else() -> None:
 )
 def test_it_finds_a_fault_wherever_it_is(where: tuple[str | int, ...], value: object) -> None:
     document: Any = report_dict(fake_report())
-    assert follows(load_schema())(document)
+    assert follows(report_schema())(document)
     inside = document
     for step in where[:-1]:
         inside = inside[step]
     if where:
         inside[where[-1]] = value
-    assert not follows(load_schema())(document if where else value)
+    assert not follows(report_schema())(document if where else value)
 
 
 def test_a_field_that_is_missing_is_missed() -> None:
     document: Any = report_dict(fake_report())
     del document["clients"][0]["verdict"]
-    assert not follows(load_schema())(document)
+    assert not follows(report_schema())(document)
 
 
 def test_a_keyword_that_it_does_not_know_is_an_error() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import clair_cli
-from clair_cli.report.model import ClientReport, ModuleReport, ModuleScores, Reason, Report
+from clair_cli.report.cohort import ModuleReport
+from clair_cli.report.model import ClientReport, ModuleScores, Reason, Report
 from clair_cli.words.explain import headline, sections, to_do
 from clair_cli.words.influence import likenesses, pull
 from clair_cli.words.layers import layers

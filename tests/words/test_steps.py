@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from clair_cli.report.model import ClientReport, ClientScores, Group, Reason, Report
+from clair_cli.report.cohort import Group
+from clair_cli.report.model import ClientReport, ClientScores, Reason, Report
 from clair_cli.words.command import again, command_line, folded
 from clair_cli.words.doubts import doubts
 from clair_cli.words.outcomes import OUTCOMES
