@@ -78,7 +78,9 @@ def _how_sure(client: ClientReport) -> tuple[str, ...]:
         return (_capital(first), f"{_capital(found)}.") if found else (_capital(first),)
     lines = [f"{_capital(said)}."]
     if client.p_honest is not None and LIKENESS & {reason.code for reason in client.reasons}:
-        lines.append("How many honest clients look like this is not how likely this one is honest.")
+        lines.append(
+            "That is how rare this is among honest clients, not how likely this one is honest."
+        )
     if noticed:
         lines.append(_capital(noticed))
     return tuple(lines)

@@ -28,7 +28,7 @@ OUTCOMES: Mapping[str, Outcome] = {
         "Ask more clients for their adapters: three is the least.",
     ),
     "too_few_left": Outcome(
-        "too few clients agree with one another and have no other finding",
+        "too few clients are left that agree with one another and have no finding of their own",
         "Ask those with a finding for what their reasons say.",
     ),
     "nothing_shared": Outcome(
@@ -45,16 +45,16 @@ OUTCOMES: Mapping[str, Outcome] = {
         "Ask the clients what they started from: often it is the last merged adapter.",
     ),
     "previous_cancels": Outcome(
-        "what the clients added to the adapter that they are said to start from cancels out",
-        "Often: it is these clients' own merge. Ask the clients what they started from.",
+        "what the clients added to the adapter that is given as their start cancels out",
+        "Often: that adapter is the merge of these very clients. Ask them what they started from.",
     ),
     "previous_absent": Outcome(
-        "the clients have little of the adapter in them that they are said to start from",
-        "Often: it is another round's. Ask the clients what they started from.",
+        "the clients have little in them of the adapter that is given as their start",
+        "Often: that adapter is of another round. Ask the clients what they started from.",
     ),
     "heads_unrelated": Outcome(
-        "what the clients trained beside the LoRA has nothing in common, so its mean would be none"
-        " of them",
+        "what the clients trained beside the LoRA has nothing in common, so a mean of it would"
+        " be like none of theirs",
         "Often: each client's head began at random.",
     ),
     "same_update": Outcome(
@@ -62,7 +62,7 @@ OUTCOMES: Mapping[str, Outcome] = {
         "Often: they are checkpoints or copies of one run. Ask each client for its own adapter.",
     ),
     "one_side": Outcome(
-        "the clients are alike only as any training from one base model is",
+        "the clients are alike only in the way in which any training from one base model is",
         "Ask whether they trained for the same task; more clients or longer training show more.",
     ),
     "two_groups": Outcome(

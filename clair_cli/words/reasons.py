@@ -11,13 +11,10 @@ from dataclasses import dataclass
 
 from clair_cli.report.model import ClientReport, Reason, Report
 from clair_cli.text import printable
-from clair_cli.words import numbers
-from clair_cli.words.clients import company, largest_module
 from clair_cli.words.outcomes import OUTCOMES
+from clair_cli.words.values import values_of
 
 MANY = 3  # clients rejected for one reason, which is shown once
-
-_COSINE = "where 1 is the same direction, and 0 an unrelated one"
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Sentences:
 
 @dataclass(frozen=True)
 class Template:
-    """Parts with `{names}` of values (`_values`); a part of `number` without its value is left out.
+    """Parts with `{names}` of values (values.py); a part of `number` without its value is left out.
 
     `short` is the report's own text where it is "".
     """
@@ -123,37 +120,40 @@ REASONS: Mapping[str, Template] = {
         "as a whole it is like the others, but not in {modules}",
         ("{share}, as a whole",),
         "Often: its data want something else there; sometimes a change hidden in a few modules. Ask"
-        " whether these were trained otherwise.",
+        " whether these modules were trained in another way.",
     ),
     "head_unlike": Template(
         "what it trained beside the LoRA (a head, biases, token rows) is unlike the others'",
-        ("{text}", _COSINE),
+        ("{head}",),
         "Often: a head that began elsewhere, or labels in another order. Ask for its label order,"
         " and what its head started from.",
         "its head is unlike the others'",
     ),
     "head_against": Template(
         "its head learnt something else than the others' heads did",
-        ("{text}", _COSINE),
+        ("{head}",),
         "Often: labels in another order, or wrong labels. Ask for its label order and label file.",
         "its head does not go along with the others'",
     ),
     "head_norm": Template(
         "its head changed far more than the others' heads did",
-        ("{text}",),
+        ("{head_size}",),
         "Often: a learning rate of its own for the head, or another start. Ask for its training"
         " settings.",
+        "its head changed far too much: {head_size}",
     ),
     "no_update": Template(
         "its adapter changes nothing, or nearly nothing",
         ("{size}",),
         "Often: training that did not run, or the wrong checkpoint. Ask for its training log, and"
         " for the adapter again.",
+        "changes nothing, or nearly nothing",
     ),
     "large": Template(
         "it is like the others but larger, so it counts for less than its full weight",
         ("{size}", "{counts}"),
         "Nothing has to be done; if the size is a surprise, ask for its learning rate.",
+        "large: {counts}",
     ),
     "trusted": Template(
         "it would be left out, and is merged because --trust names it",
@@ -162,25 +162,27 @@ REASONS: Mapping[str, Template] = {
     ),
     "allowed": Template(
         "it would be left out, and is merged because the allow list names its file",
-        ("{text}",),
+        ("without that it is {without}", "{decision}"),
         "A person decided that: make sure that the reason still holds.",
     ),
     "reviewed": Template(
         "a person changed its verdict in the report that was given with --verdicts",
-        ("{text}",),
-        "The report names who and why, if they said so.",
+        ("by its numbers it is {without}", "{decision}"),
+        "A person decided that: make sure that the reason still holds.",
     ),
     "near_copy": Template(
-        "its update is {text}",
+        "it is {text}",
         (),
         "Often: one client under two names, or two with the same data. Ask each of them on which"
         " data, and by whom, it was trained.",
     ),
     "tied": Template(
-        "it is {text}",
+        "it is like {tied}, or against it, as nobody else in the round is; together they count as"
+        " one client",
         (),
-        "One of the two may have mixed the other's update into its own. Ask how it came by its"
-        " adapter, and whether it could read the other's.",
+        "One of them may have mixed another's update into its own, or taken it away; the weights do"
+        " not say which. Ask each how it came by its adapter, and whether it could read another's.",
+        "like {tied}, or against it, as nobody else is",
     ),
     "duplicate": Template(
         "it sent {text}",
@@ -215,7 +217,7 @@ def explain_reason(
     Args:
         others: what to call the others of its group or minority; None for their names.
     """
-    values = _values(client, reason, report)
+    values = values_of(client, reason, report)
     if others is not None and values["company"]:
         values["company"] = others
     template = REASONS.get(reason.code)
@@ -239,35 +241,6 @@ def _filled(part: str, values: Mapping[str, str]) -> str:
         if not value and f"{{{name}}}" in part:
             return ""
     return part.format_map(values)
-
-
-def _values(client: ClientReport, reason: Reason, report: Report) -> dict[str, str]:
-    """What templates can say, by name; "" where it is not known."""
-    scores, text = client.scores, printable(reason.text)
-    loading = scores.loading
-    at_module = reason.code == "module_norm"  # the others' sizes are looked through for it
-    module, ratio = largest_module(client, report) if at_module else ("", None)
-    shown = text.partition("unlike the others in ")[2]
-    return {
-        "text": text,
-        "little": numbers.little(loading),
-        "share": numbers.share_of_two(loading),
-        "interval": numbers.give_or_take(loading, scores.loading_se),
-        "odds": numbers.odds(client.p_honest),
-        "chance": numbers.by_chance(client.p_honest),
-        "company": company(client, report),
-        "size": numbers.times(scores.measures.get("norm_ratio"), "the median client's size"),
-        "module_size": numbers.times(ratio, f"the median in {printable(module)}"),
-        "spread": numbers.times(
-            scores.measures.get("effective_rank_ratio"), "as many directions as the median client"
-        ),
-        "agrees": ""
-        if loading is None or loading < numbers.LINE
-        else f"otherwise like the others: {numbers.share_of_two(loading)}",
-        "modules": shown,
-        "without": text.partition("else ")[2],
-        "counts": text.partition(": ")[2],
-    }
 
 
 def explain_client(client: ClientReport, report: Report) -> tuple[Sentences, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,8 @@ def next_steps(report: Report, *, report_path: str = "") -> list[Step]:
     Args:
         report_path: where the JSON report is, as the user would type it, or "".
     """
-    steps = [step for about in _STEPS if (step := _STEPS[about](report, report_path))]
+    each = (_finding(verdict, report, report_path) for verdict in _FINDINGS)
+    steps = [step for step in (_whole_round(report, report_path), *each) if step is not None]
     if not steps or (report.merged is not None and report.cohort.outcome == "judged"):
         steps.append(_benign(report, report_path, found=bool(steps)))
     return steps
@@ -106,16 +107,23 @@ def _same_again(report: Report, changes: Mapping[str, Any] | None = None) -> str
     return f"{command} --force" if command and there else command
 
 
-def _contaminated(report: Report, report_path: str) -> Step | None:
-    found = report.with_verdict("contaminated")
-    if not found:
+def _finding(verdict: str, report: Report, report_path: str) -> Step | None:
+    """The step of all clients of one verdict."""
+    found = report.with_verdict(verdict)
+    refused = report.cohort.outcome == "refused"  # which says of its own who was rejected
+    if not found or (verdict == "rejected" and refused):
         return None
-    text = (
-        f"contaminated: {_who(found)}. {_capital(_left_out(report))}. That is no accusation: from"
-        " weights alone, honest data that share nothing with the others' look the same."
+    command = _remedied(report, found) if verdict == "rejected" else ""
+    command = command or _explain(report, found, report_path)
+    text = f"{verdict}: {_who(found)}. {_FINDINGS[verdict](report)}"
+    return Step(verdict, text, _grouped(report, verdict), command)
+
+
+def _contaminated(report: Report) -> str:
+    return (
+        f"{_capital(_left_out(report))}. That is no accusation: from weights alone, honest data"
+        " that share nothing with the others' look the same."
     )
-    return Step("contaminated", text, _grouped(report, "contaminated"),
-                _explain(report, found, report_path))  # fmt: skip
 
 
 def _left_out(report: Report) -> str:
@@ -124,59 +132,42 @@ def _left_out(report: Report) -> str:
     return "a merge leaves them out" if report.merged is None else "left out of the merge"
 
 
-def _minority(report: Report, report_path: str) -> Step | None:
-    found = report.with_verdict("minority")
-    if not found:
-        return None
-    merged = [client for client in found if client.weight > 0]
+def _minority(report: Report) -> str:
+    merged = any(client.weight > 0 for client in report.with_verdict("minority"))
     part = "merged in the part that they share with the others" if merged else _left_out(report)
     part = "merged as benign clients" if report.options.get("minority") == "merge" else part
-    text = (
-        f"minority: {_who(found)}. {_capital(part)}. Look at their data, then choose"
-        " --minority merge or --minority exclude."
+    return (
+        f"{_capital(part)}. Look at their data, then choose --minority merge or --minority exclude."
     )
-    return Step("minority", text, _grouped(report, "minority"),
-                _explain(report, found, report_path))  # fmt: skip
 
 
-def _suspicious(report: Report, report_path: str) -> Step | None:
-    found = report.with_verdict("suspicious")
-    if not found:
-        return None
-    text = (
-        f"suspicious: {_who(found)}. A merge gives each at most a typical client's weight."
-        " Have a look; --exclude NAME leaves one out."
-    )
-    return Step("suspicious", text, _grouped(report, "suspicious"),
-                _explain(report, found, report_path))  # fmt: skip
-
-
-def _rejected(report: Report, report_path: str) -> Step | None:
-    found = report.with_verdict("rejected")
-    if not found or report.cohort.outcome == "refused":
-        return None
-    text = f"rejected: {_who(found)}. Their files can't be used, and are in no merge."
-    return Step("rejected", text, _grouped(report, "rejected"),
-                _remedied(report, found) or _explain(report, found, report_path))  # fmt: skip
+_FINDINGS: Mapping[str, Callable[[Report], str]] = {
+    "contaminated": _contaminated,
+    "minority": _minority,
+    "suspicious": lambda _: (
+        "A merge gives each at most a typical client's weight. Have a look; --exclude NAME leaves"
+        " one out."
+    ),
+    "rejected": lambda _: "In no merge, as the files can't be used.",
+    "duplicate": lambda _: "The same update as another client's, so no vote of its own.",
+}
+"""What is said of each verdict's clients, in the order in which a reader wants it."""
 
 
 def _remedied(report: Report, rejected: Sequence[ClientReport]) -> str:
     """The run once more with the option that the clients' reasons name, else without them."""
+    names_ = [client.name for client in rejected]
+    without = _same_again(report, {"exclude": names_}) if len(names_) <= MAX_DETAILS else ""
+    return _with_remedy(report, rejected) or without
+
+
+def _with_remedy(report: Report, rejected: Sequence[ClientReport]) -> str:
+    """The run once more with the option that most of the clients' reasons name, or ""."""
     texts = [reason.text for client in rejected for reason in client.reasons]
     for words, changes in _REMEDIES.items():
         if 2 * sum(words in text for text in texts) > len(texts):
             return _same_again(report, changes)
-    names_ = [client.name for client in rejected]
-    return _same_again(report, {"exclude": names_}) if len(names_) <= MAX_DETAILS else ""
-
-
-def _duplicate(report: Report, report_path: str) -> Step | None:
-    found = report.with_verdict("duplicate")
-    if not found:
-        return None
-    text = f"duplicate: {_who(found)}. The same update as another client's, so no vote of its own."
-    return Step("duplicate", text, _grouped(report, "duplicate"),
-                _explain(report, found, report_path))  # fmt: skip
+    return ""
 
 
 def _verify(report: Report, path: str, report_path: str, *, clients: bool) -> str:
@@ -228,7 +219,10 @@ def step_for(client: ClientReport, report: Report) -> Step:
     """What to do about one client, when its reasons are known; the command acts on the answer."""
     about = client.verdict
     if about == "rejected":
-        return Step(about, "When that is mended:", (), _remedied(report, [client]))
+        command = _with_remedy(report, [client])
+        if command:
+            return Step(about, "If that is what you want, run it again so:", (), command)
+        return Step(about, "When that is mended, judge again:", (), _same_again(report))
     if about == "suspicious":
         command = _same_again(report, {"exclude": [client.name]})
         return Step(about, "If what you hear does not convince you, leave it out:", (), command)
@@ -246,16 +240,6 @@ def step_for(client: ClientReport, report: Report) -> Step:
         text = text or f"The round needs this: {remedy or 'see its other clients'}."
         return Step(about, text, (), _same_again(report, changes))
     return Step(about, "When it has sent another adapter, judge again:", (), _same_again(report))
-
-
-_STEPS = {
-    "round": _whole_round,
-    "contaminated": _contaminated,
-    "minority": _minority,
-    "suspicious": _suspicious,
-    "rejected": _rejected,
-    "duplicate": _duplicate,
-}
 
 
 def _who(found: Sequence[ClientReport]) -> str:

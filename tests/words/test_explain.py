@@ -189,7 +189,7 @@ NOTICED = "ad it shared nothing with the others, that would have been noticed 99
 
 def test_how_sure_a_verdict_is() -> None:
     few = "Likely: few honest clients look like this."
-    honest = "How many honest clients look like this is not how likely this one is honest."
+    honest = "That is how rare this is among honest clients, not how likely this one is honest."
     assert sure("amber") == (few, honest, "H" + NOTICED)
     assert sure("amber", power=None) == (few, honest)
     assert sure("oscar") == (

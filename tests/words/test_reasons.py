@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from clair_cli.report.model import ClientReport, Reason, Report
+from clair_cli.report.model import ClientReport, Reason, Report, Review
 from clair_cli.words import numbers
 from clair_cli.words.outcomes import OUTCOMES, outcome_code
 from clair_cli.words.reasons import REASONS, Sentences, explain_client, explain_reason
@@ -121,6 +121,41 @@ def test_the_module_of_the_largest_size_is_named() -> None:
 
 def test_modules_that_are_odd_are_named() -> None:
     assert "but not in a.q, b.k (" in said("odd_module", "unlike the others in a.q, b.k").line
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "words"),
+    [
+        ("head_unlike", "cls.weight itself is unlike the others': cosine 0.03, theirs 0.91",
+         "(cls.weight: likeness to the others' 0.03, of theirs to one another 0.91; 1 is the same"),
+        ("head_against", "what changed in cls.weight points against the others': cosine -0.41,"
+         " theirs 0.55", "(cls.weight: likeness to the others' -0.41, of theirs to one another"),
+        ("head_against", "as another version says it", "(as another version says it)"),
+        ("head_norm", "its head differs from the others' by 9.21 x the median difference",
+         "(9.2 times the median client's change)"),
+        ("head_norm", "its head differs, and most clients' are the same",
+         "(most clients' heads are the same)"),
+        ("head_norm", "as another version says it", "did. Often: "),
+        ("large", "large: counts 0.62 of its weight", "it counts for 62 % of its weight)"),
+        ("trusted", "trusted, and merged for that: else minority", "(without that it is minority)"),
+        ("tied", "like or unlike zoe and bob as nobody else is; together they count as one client",
+         "it is like zoe and bob, or against it, as nobody else"),
+        ("tied", "as another version says it", "as another version says it. One of them"),
+    ],
+)  # fmt: skip
+def test_numbers_of_a_text_are_told_with_their_meaning(code: str, text: str, words: str) -> None:
+    assert words in said(code, text).line
+
+
+def test_a_decision_is_told_with_who_why_and_until_when() -> None:
+    text = "allowed, else contaminated: seen (A. Meyer, until 2027-01-31)"
+    review = Review("seen", "A. Meyer", "2027-01-31")
+    assert said("allowed", text, review=review).number == (
+        "without that it is contaminated; seen, says A. Meyer, until 2027-01-31"
+    )
+    assert said("allowed", text).number == "without that it is contaminated"
+    found = said("reviewed", "edited by a person, else contaminated", review=Review(by="A. Meyer"))
+    assert found.number == "by its numbers it is contaminated; says A. Meyer"
 
 
 def test_the_others_of_a_group_are_named() -> None:

@@ -256,7 +256,7 @@ def test_one_of_two_groups_is_looked_at_and_may_be_left_out() -> None:
         ("duplicate", ""),
         ("suspicious", " --exclude bob"),
         ("minority", " --minority exclude"),
-        ("rejected", " --exclude bob"),
+        ("rejected", ""),
     ],
 )
 def test_what_to_do_about_one_client(verdict: str, words: str) -> None:
@@ -264,6 +264,13 @@ def test_what_to_do_about_one_client(verdict: str, words: str) -> None:
     step = step_for(report.clients[-1], report)
     assert step.command == f"clair merge clients -o merged.safetensors{words}"
     assert step_for(report.clients[0], report).command == ""
+
+
+def test_a_rejected_client_is_read_again_with_the_option_that_its_reason_names() -> None:
+    report = only("rejected", "rejected", text=TWO)
+    step = step_for(report.clients[-1], report)
+    assert step.command == "clair merge clients -o merged.safetensors --checkpoint last --force"
+    assert "that is what you want" in step.text
 
 
 def test_a_report_of_inspect_that_is_there_is_replaced() -> None:

@@ -184,7 +184,7 @@ def _unlike(
     found = _below(alike, own, k, _BY_CHANCE * floor, floor, tests)
     if found is None:
         return []
-    text = f"{name} itself is unlike the others': cosine {found[0]:.2f}, theirs {found[1]:.2f}"
+    text = f"{name} itself is unlike the others': {_cosines(*found)}"
     return [("contaminated", Finding("head_unlike", text))]
 
 
@@ -198,8 +198,12 @@ def _against(
     value, typical = found
     against = value <= -LINE * typical
     what = "points against the others'" if against else "does not go along with the others'"
-    text = f"what changed in {name} {what}: cosine {value:.2f}, theirs {typical:.2f}"
+    text = f"what changed in {name} {what}: {_cosines(value, typical)}"
     return [("contaminated" if against else "suspicious", Finding("head_against", text))]
+
+
+def _cosines(own: float, theirs: float) -> str:
+    return f"cosine {round(own, 2) + 0.0:.2f}, theirs {theirs:.2f}"  # + 0.0: never "-0.00"
 
 
 def _sizes(

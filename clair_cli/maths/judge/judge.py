@@ -173,11 +173,13 @@ def _one_vote(
     for same in copy_sets(structure.copies):
         for k in same:
             others = some_names(names[j] for j in same if j != k)
-            finding = Finding("near_copy", f"nearly the same as {others}; one vote for them all")
+            finding = Finding(
+                "near_copy", f"nearly the same as {others}; together they count as one client"
+            )
             result[k] = _shared_vote(result[k], finding, len(same))
     for k, tied in structure.tied.items():
         text = f"like or unlike {some_names(names[j] for j in tied)} as nobody else is"
-        finding = Finding("tied", f"{text}, which one of two can bring about; one vote for them")
+        finding = Finding("tied", f"{text}; together they count as one client")
         result[k] = _shared_vote(result[k], finding, 1 + len(tied))
     return result
 

@@ -199,7 +199,7 @@ def test_a_reason_names_some_and_counts_the_others(n_copies: int, more: str) -> 
     names = [f"c{k}" for k in range(n_copies)]
     verdicts = _one_vote(structure, [Verdict("benign", (), 1.0)] * n_copies, names)  # type: ignore[arg-type]
     assert verdicts[n_copies - 1].findings[0].text == (
-        f"nearly the same as {others}; one vote for them all"
+        f"nearly the same as {others}; together they count as one client"
     )
 
 
