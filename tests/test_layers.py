@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, str] = {
     "errors": "",
     "version": "",
     "text": "errors",
+    "extras": "errors",
     "report.fields": "",
     "remark": "errors text report.fields",
     "allowed": "errors text",
@@ -46,8 +47,8 @@ MAY_IMPORT: dict[str, str] = {
     " report.plain",
     "words": "text option settings report.results report.cohort report.model report.changes",
     "pictures": "report.results report.model",
-    "html": "errors text report.results report.model words pictures",
-    "rendered": "errors version text remark settings report.results report.model report words html",
+    "html": "text report.results report.model words pictures",
+    "rendered": "version extras text remark settings report.results report.model report words html",
     "output": "errors text formats formats.safetensors",
     # where work runs
     "engine": "errors text settings formats formats.safetensors adapters cohort output"
@@ -65,7 +66,7 @@ MAY_IMPORT: dict[str, str] = {
     "__init__": "errors version remark report.results report.cohort report.model report api"
     " conversion verification",
     # what people see: imports no torch
-    "plot": "errors text report.results report.model pictures",
+    "plot": "extras text report.results report.model pictures",
     "cli": "__init__ errors version text option settings formats report.results report.cohort"
     " report.model report.changes pipeline_options words rendered pictures html plot report output"
     " engine api conversion verification",
@@ -79,7 +80,7 @@ MAY_NOT_IMPORT_TORCH = {"__init__", "__main__", "cli", "errors", "option", "repo
 MAY_NOT_IMPORT_TORCH |= {"allowed", "text", "remark", "version", "words", "report.model"}
 MAY_NOT_IMPORT_TORCH |= {"report.results", "rendered", "pipeline_options", "report.plain"}
 MAY_NOT_IMPORT_TORCH |= {"pictures", "html", "plot", "report.changes"}
-MAY_NOT_IMPORT_TORCH |= {"report.notebook", "report.fields", "report.cohort"}
+MAY_NOT_IMPORT_TORCH |= {"extras", "report.notebook", "report.fields", "report.cohort"}
 
 
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:

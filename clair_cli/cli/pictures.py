@@ -57,18 +57,19 @@ def report(report: Given, output: Page, *, force: Force = False) -> None:
     to do next, and pictures. Needs the extra html: pip install 'clair-cli[html]'.
     """
     with guarded() as run:
-        from clair_cli.html import page
         from clair_cli.output.publish import Output, publish
+        from clair_cli.rendered.formats import FORMATS
         from clair_cli.report.load import load_report
 
-        page.check_available()
+        page = FORMATS["html"]
+        page.check()
         check_exists(report, "REPORT")
         to_stdout = str(output) == "-"
         if to_stdout:
             check_binary_stdout([report])
         else:
             check_target(output, force=force, kind="file", inputs=[report])
-        content = page.render(load_report(report))
+        content = page.render(load_report(report), report.as_posix())
         if to_stdout:
             BinaryOut(run.begin_stream).write(content)
         else:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from clair_cli.pictures.errors import losses
-from clair_cli.pictures.points import Evidence, Place, places
+from clair_cli.pictures.points import Evidence, Mark, Place, places
 from clair_cli.pictures.spectrum import spectrum
 from clair_cli.report.model import VERDICTS, Report
 from clair_cli.text import printable
@@ -18,15 +18,9 @@ _APART = (14.0, 4.0)  # percent between two names on the map
 
 @dataclass(frozen=True)
 class EvidenceRow:
-    """One client's interval: numbers, and where they stand."""
+    """Where one client's mark and its interval stand."""
 
-    name: str
-    verdict: str
-    confidence: str | None
-    loading: float
-    low: float
-    high: float
-    p_honest: float | None
+    mark: Mark
     at: float
     start: float
     length: float
@@ -43,7 +37,7 @@ class EvidenceChart:
     ticks: tuple[tuple[float, float], ...]
 
 
-def evidence_rows(found: Evidence) -> EvidenceChart:
+def evidence_chart(found: Evidence) -> EvidenceChart:
     """The intervals on a scale that has 0, the line and 1 on it. Very wide ones are cut."""
     least = min(-0.1, max(-1.5, min(mark.low for mark in found.marks)))
     most = max(1.1, min(2.5, max(mark.high for mark in found.marks)))
@@ -52,12 +46,9 @@ def evidence_rows(found: Evidence) -> EvidenceChart:
         return round(100 * (min(most, max(least, value)) - least) / (most - least), 2)
 
     rows = tuple(
-        EvidenceRow(
-            printable(m.name), m.verdict, m.confidence, m.loading, m.low, m.high, m.p_honest,
-            at(m.loading), at(m.low), round(at(m.high) - at(m.low), 2),
-        )
+        EvidenceRow(m, at(m.loading), at(m.low), round(at(m.high) - at(m.low), 2))
         for m in found.marks
-    )  # fmt: skip
+    )
     ticks = tuple((tick, at(tick)) for tick in (-1.0, 0.0, 1.0, 2.0) if least <= tick <= most)
     return EvidenceChart(rows, found.line, found.width, at(found.line), ticks)
 
@@ -66,10 +57,7 @@ def evidence_rows(found: Evidence) -> EvidenceChart:
 class MapMark:
     """One client on the map; `label`: whether its name is drawn."""
 
-    name: str
-    verdict: str
-    x: float
-    y: float
+    place: Place
     left: float
     top: float
     label: bool
@@ -101,10 +89,7 @@ def map_chart(report: Report) -> MapChart | None:
         return round(50 - 50 * (y - middle_y) / half, 2)
 
     labelled = _labelled(found, across, down)
-    marks = tuple(
-        MapMark(printable(p.name), p.verdict, p.x, p.y, across(p.x), down(p.y), p in labelled)
-        for p in found
-    )
+    marks = tuple(MapMark(p, across(p.x), down(p.y), p in labelled) for p in found)
     return MapChart(marks, across(0.0), down(0.0), tuple(reversed(marks)))
 
 

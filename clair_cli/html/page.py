@@ -1,4 +1,4 @@
-"""Report -> one self-contained HTML page: the same report gives the same bytes.
+"""Report -> one self-contained HTML page: the same report and path give the same bytes.
 
 Names come from strangers. Control and right-to-left characters are escaped by `printable`, what
 HTML would obey by the templates (autoescape); the data for the scripts stand in a block of JSON in
@@ -12,18 +12,17 @@ import hashlib
 import json
 from functools import lru_cache
 from importlib.resources import files
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from clair_cli.errors import UsageError
 from clair_cli.html import tables
 from clair_cli.html.headline import MEANINGS, facts, headline
-from clair_cli.html.marks import evidence_rows, loss_chart, map_chart, spectrum_chart
+from clair_cli.html.marks import evidence_chart, loss_chart, map_chart, spectrum_chart
 from clair_cli.pictures.grids import Grid, share_grid, similarity_grid, size_grid
 from clair_cli.pictures.order import short_names
 from clair_cli.pictures.points import evidence
 from clair_cli.report.model import VERDICTS, Report
 from clair_cli.text import printable
+from clair_cli.words.steps import next_steps
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -32,31 +31,17 @@ _LEAST_STEPS = 1000  # of a heat map's numbers between the middle and the end of
 _MOST_LABELS = 60  # names beside a heat map
 
 
-def check_available() -> None:
-    """Raise if the page's library is not installed; to be called before any work.
+def render(report: Report, *, report_path: str = "") -> bytes:
+    """The page as a file's bytes.
 
-    Raises:
-        UsageError: with the command that installs it.
+    Args:
+        report_path: where the JSON report is, as the user would type it, for commands to copy.
     """
-    if find_spec("jinja2") is None:
-        raise UsageError(
-            "a page needs the library jinja2, which is not installed",
-            hint="pip install 'clair-cli[html]'",
-        )
+    return html_page(report, report_path=report_path).encode("utf-8")
 
 
-def render(report: Report) -> bytes:
-    """The page as a file's bytes; raises as `html_page`."""
-    return html_page(report).encode("utf-8")
-
-
-def html_page(report: Report) -> str:
-    """The whole page.
-
-    Raises:
-        UsageError: jinja2 is not installed.
-    """
-    check_available()
+def html_page(report: Report, *, report_path: str = "") -> str:
+    """The whole page; needs the extra html."""
     grids = {
         "similarity": similarity_grid(report),
         "share": share_grid(report),
@@ -72,10 +57,10 @@ def html_page(report: Report) -> str:
         meanings=MEANINGS,
         counts=[(v, n) for v in VERDICTS if (n := len(report.with_verdict(v)))],
         anybody_sure=any(client.confidence for client in report.clients),
-        steps=tables.steps(report),
+        steps=next_steps(report, report_path=report_path),
         remarks=tables.remarks(report),
         grids=grids,
-        evidence=found and evidence_rows(found),
+        evidence=found and evidence_chart(found),
         map=map_chart(report),
         losses=loss_chart(report),
         spectrum=spectrum_chart(report),

@@ -10,7 +10,6 @@ from clair_cli.report.model import VERDICTS, ClientReport, Report
 from clair_cli.text import printable
 from clair_cli.words.doubts import doubts
 from clair_cli.words.reasons import explain_client
-from clair_cli.words.steps import Step, next_steps
 from clair_cli.words.sure import sure_words
 
 _ROWS = 20
@@ -80,11 +79,6 @@ def _row(report: Report, client: ClientReport) -> ClientRow:
         _SURE.index(sure) if sure in _SURE else len(_SURE), client.weight,
         tuple(sentences.short for sentences in said), tuple(more), tuple(shown),
     )  # fmt: skip
-
-
-def steps(report: Report) -> list[Step]:
-    """What to do next, the most important first."""
-    return next_steps(report)
 
 
 def remarks(report: Report) -> list[tuple[str, str]]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from clair_cli.errors import UsageError
+from clair_cli.extras import check_installed
 from clair_cli.pictures.errors import losses
 from clair_cli.pictures.grids import Grid, share_grid, similarity_grid, size_grid
 from clair_cli.pictures.order import short_names
@@ -56,25 +55,13 @@ _WIDTH = 6.5  # inches: a page's text
 
 
 def check_available() -> None:
-    """Raise if the library is not installed; to be called before any work.
-
-    Raises:
-        UsageError: with the command that installs it.
-    """
-    if find_spec("matplotlib") is None:
-        raise UsageError(
-            "figures need the library matplotlib, which is not installed",
-            hint="pip install 'clair-cli[plot]'",
-        )
+    """Raise UsageError if the library is not installed; to be called before any work."""
+    check_installed("a picture", "matplotlib", "plot")
 
 
 def render(report: Report) -> dict[str, bytes]:
-    """All figures that the report has data for, by file name, as in `similarity.svg`.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
-    check_available()
+    """All figures that the report has data for, by file name, as in `similarity.svg`; needs the
+    extra plot."""
     import matplotlib as mpl
 
     found = {}

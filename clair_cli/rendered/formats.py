@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, cast
 
-from clair_cli.errors import UsageError
+from clair_cli.extras import check_installed
 
 if TYPE_CHECKING:
     from clair_cli.report.model import Report
@@ -26,14 +25,14 @@ class ReportFormat:
         where: module and function, `"package.module:function"`, imported on first use: from a
             report to the bytes of a file, the same for the same report.
         shows_path: whether the function takes `report_path` too, for commands to copy.
-        needs: top-level names of the modules that are imported for it, and that a plain
-            installation may lack.
-        extra: the extra of clair-cli that brings them; "" if none is needed.
+        needs: the library that it needs and a plain installation lacks, by the name by which it is
+            imported; "" for none.
+        extra: the extra of clair-cli that brings it.
     """
 
     name: str
     where: str
-    needs: tuple[str, ...] = ()
+    needs: str = ""
     extra: str = ""
     shows_path: bool = False
 
@@ -43,12 +42,8 @@ class ReportFormat:
         Raises:
             UsageError: with the command to install what is missing.
         """
-        missing = [name for name in (self.where.partition(":")[0], *self.needs) if not _there(name)]
-        if missing:
-            raise UsageError(
-                f"a report as {self.name} needs {missing[-1]}, which is not installed",
-                hint=f"pip install 'clair-cli[{self.extra}]'" if self.extra else "",
-            )
+        if self.needs:
+            check_installed(f"a report as {self.name}", self.needs, self.extra)
 
     def render(self, report: Report, report_path: str = "") -> bytes:
         """The report in this form.
@@ -59,13 +54,6 @@ class ReportFormat:
         module, _, function = self.where.partition(":")
         make = cast("Callable[..., bytes]", getattr(import_module(module), function))
         return make(report, report_path=report_path) if self.shows_path else make(report)
-
-
-def _there(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except ModuleNotFoundError:  # what it lies in is not there either
-        return False
 
 
 def as_json(report: Report) -> bytes:
@@ -79,7 +67,7 @@ FORMATS = {
     one.name: one
     for one in (
         ReportFormat("json", "clair_cli.rendered.formats:as_json"),
-        ReportFormat("html", "clair_cli.html.page:render", ("jinja2",), "html"),
+        ReportFormat("html", "clair_cli.html.page:render", "jinja2", "html", shows_path=True),
         ReportFormat("markdown", "clair_cli.rendered.markdown:render", shows_path=True),
         ReportFormat("sarif", "clair_cli.rendered.sarif:render"),
         ReportFormat("junit", "clair_cli.rendered.junit:render"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import typer.testing
 
+from clair_cli import extras
 from clair_cli.cli.app import app
 from clair_cli.plot import figures
 from clair_cli.report.encode import report_json
@@ -67,7 +68,7 @@ def test_a_file_is_no_folder(given: Path, tmp_path: Path) -> None:
 
 
 def test_without_the_extra_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     result = run("plot", tmp_path / "absent.json", "-o", tmp_path / "figures")
     assert result.exit_code == 2
     assert "pip install 'clair-cli[plot]'" in result.stderr

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import typer.testing
 
+from clair_cli import extras
 from clair_cli.cli.app import app
-from clair_cli.html import page
 from clair_cli.html.page import render
 from clair_cli.report.encode import report_json
 from tests.fake_report import fake_report
@@ -34,13 +34,13 @@ def given(tmp_path: Path) -> Path:
 def test_the_page_of_a_report(given: Path, tmp_path: Path) -> None:
     result = run("report", given, "-o", tmp_path / "r.html")
     assert result.exit_code == 0
-    assert (tmp_path / "r.html").read_bytes() == render(fake_report())
+    assert (tmp_path / "r.html").read_bytes() == render(fake_report(), report_path=str(given))
 
 
 def test_it_goes_to_standard_output(given: Path) -> None:
     result = run("report", given, "-o", "-")
     assert result.exit_code == 0
-    assert result.stdout_bytes == render(fake_report())
+    assert result.stdout_bytes == render(fake_report(), report_path=str(given))
 
 
 def test_it_replaces_a_page_with_force_and_never_the_report(given: Path, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_it_replaces_a_page_with_force_and_never_the_report(given: Path, tmp_pat
 
 
 def test_without_the_extra_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     result = run("report", tmp_path / "absent.json", "-o", tmp_path / "r.html")
     assert result.exit_code == 2
     assert "pip install 'clair-cli[html]'" in result.stderr

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from clair_cli.errors import UsageError
 from clair_cli.html import page
 from clair_cli.html.headline import MEANINGS
 from clair_cli.html.page import html_page, render
@@ -172,15 +171,13 @@ def test_who_why_how_sure_and_what_next_are_said() -> None:
     assert "merged with at most a typical client&#39;s weight" in text  # as one is suspicious
 
 
+def test_the_commands_name_the_report_that_the_page_is_made_from() -> None:
+    assert "clair explain amber --report r.json" in html_page(fake_report(), report_path="r.json")
+    assert "clair explain" not in html_page(fake_report())  # which is nowhere
+
+
 def test_every_verdict_has_a_meaning() -> None:
     assert MEANINGS.keys() == set(VERDICTS)
-
-
-def test_without_the_extra_it_is_a_wrong_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "find_spec", lambda name: None)
-    with pytest.raises(UsageError) as caught:
-        html_page(fake_report())
-    assert caught.value.hint == "pip install 'clair-cli[html]'"
 
 
 def test_two_hundred_clients_of_four_hundred_modules_fit_in_three_megabytes() -> None:

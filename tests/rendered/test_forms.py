@@ -216,11 +216,8 @@ def test_markdown_has_a_next_step(name: str) -> None:
 
 
 def test_a_form_that_needs_what_is_missing_says_how_to_install_it() -> None:
-    form = formats.ReportFormat("html", "clair_cli.rendered.formats:as_json", ("no_such",), "html")
-    with pytest.raises(UsageError, match="a report as html needs no_such") as caught:
+    form = formats.ReportFormat("html", "clair_cli.rendered.formats:as_json", "no_such", "html")
+    with pytest.raises(UsageError, match="a report as html needs the library no_such") as caught:
         form.check()
     assert caught.value.hint == "pip install 'clair-cli[html]'"
-    nowhere = formats.ReportFormat("html", "clair_cli.nowhere.page:render", extra="html")
-    with pytest.raises(UsageError, match=r"needs clair_cli\.nowhere\.page"):
-        nowhere.check()
-    formats.ReportFormat("json", "clair_cli.rendered.formats:as_json", ("json",)).check()
+    formats.ReportFormat("json", "clair_cli.rendered.formats:as_json", "json").check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -182,8 +183,7 @@ def test_wrong_reports_are_usage_errors(work: Path, given: Any, words: str) -> N
 def test_a_form_that_is_not_installed_is_told_before_any_work(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = FORMATS["html"].__class__("html", "clair_cli.nowhere:render", extra="html")
-    monkeypatch.setitem(FORMATS, "html", missing)
+    monkeypatch.setitem(FORMATS, "html", replace(FORMATS["html"], needs="no_such"))
     for report in ("html=r.html", "html=-"):
         result = clair("merge", "clients", "-o", OUT,
                        "--report", report)  # fmt: skip
