@@ -358,7 +358,7 @@ def run_refine(settings: Settings) -> RefineResult:
         result, refined = refine_cohort(settings, cohort, destination)
         if refined is None:
             return RefineResult(result, {}, _text(write_report_only(result, settings)))
-        path = write_refined(result, refined.files, settings)
+        path = write_refined(result, refined.files, settings, refined.base_models)
     adapters = {r.name: (r.adapter.tensors, r.adapter.config) for r in refined.clients}
     return RefineResult(result, adapters, _text(path))
 

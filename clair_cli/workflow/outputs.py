@@ -28,7 +28,7 @@ from clair_cli.report.encode import records_nothing, report_json
 from clair_cli.report.model import Report
 from clair_cli.settings import Settings
 from clair_cli.version import __version__
-from clair_cli.workflow.provenance import CARD, model_card
+from clair_cli.workflow.provenance import CARD, model_card, refined_card
 from clair_cli.workflow.result_limits import check_report
 
 REPORT = "report.json"
@@ -175,14 +175,26 @@ def write_merged(
 
 
 def write_refined(
-    report: Report, clients: Mapping[str, AdapterFiles], settings: Settings
+    report: Report,
+    clients: Mapping[str, AdapterFiles],
+    settings: Settings,
+    base_models: Mapping[str, object],
 ) -> Path | None:
-    """Publish one folder per client and the report, as one folder."""
+    """Publish one folder per client and the report, as one folder.
+
+    Args:
+        base_models: by client, as its config names it, for the folder's model card.
+    """
     if settings.output is None:
         return _write_asked(report, settings)
     files: dict[str, Content] = {REPORT: _text(report)}
     for folder, adapter in clients.items():
         files |= {f"{folder}/{name}": data for name, data in adapter.folder.items()}
+    assert report.refined is not None
+    sent = {client.name: client for client in report.clients}
+    for made in report.refined.clients:
+        card = refined_card(report, sent[made.name], made, base_models.get(made.name))
+        files[f"{made.name}/{CARD}"] = card.encode("utf-8")
     _write_folder(report, files, settings)
     return settings.json_report or default_report(settings, adapter=True)
 

@@ -1,4 +1,4 @@
-"""Where a merged adapter comes from, beside its numbers: in its header, and in a model card.
+"""Where an adapter comes from, beside its numbers: in a merged file's header, and in a model card.
 
 The header has only what is the same for the same contents, so that the file's bytes depend on no
 name, order, path or clock. Names and the command stand in the card, outside the adapter's hash.
@@ -11,8 +11,9 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from clair_cli.option import ADAPTER, FLAG, LIMITS, PATH, WEIGHTS
+from clair_cli.option import ADAPTER, FLAG, LIMITS, NAMES, PATH, TRUSTED, WEIGHTS
 from clair_cli.report.model import ClientReport, Report
+from clair_cli.report.results import RefinedClient
 from clair_cli.settings import OPTIONS
 from clair_cli.text import printable
 
@@ -54,23 +55,66 @@ def model_card(report: Report, base_model: object) -> str:
     """
     merged = report.merged
     assert merged is not None
-    base = base_model if isinstance(base_model, str) and base_model else None
-    front = [f"base_model: {_yaml(base)}"] if base else []
-    front += [f"library_name: {_LIBRARIES.get(merged.format, 'peft')}"]
-    front += ["tags:", "- lora", "- federated-learning", "- clair"]
     error = "" if merged.error is None else f", error {merged.error:.3g}"
-    of_base = f" for {_shown(base)}" if base else ""
     count = sum(client.weight > 0 for client in report.clients)
     lines = [
-        "---", *front, "---", "",
+        *_front(merged.format, base_model),
         "# Merged LoRA adapter", "",
-        f"The mean of {count} of {len(report.clients)} clients' adapters{of_base}, merged by clair "
-        f"{printable(report.version)}: rank {merged.rank}{error}. `report.json` has the rest.", "",
-        "| client | verdict | weight | SHA-256 |", "| --- | --- | --- | --- |",
-        *map(_row, report.clients), "",
+        f"The mean of {count} of {len(report.clients)} clients' adapters{_of_base(base_model)},"
+        f" merged by clair {printable(report.version)}: rank {merged.rank}{error}."
+        " `report.json` has the rest.", "",
+        *_TABLE_HEAD, *map(_row, report.clients), "",
         "```sh", command_line(report), "```", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def refined_card(
+    report: Report, client: ClientReport, made: RefinedClient, base_model: object
+) -> str:
+    """README.md of a folder with one client's refined adapter, likewise.
+
+    The folder goes back to the client: it says how many others there were, and has no other
+    client's name, verdict or hash.
+
+    Args:
+        client, made: the report's entries of that client.
+        base_model: as its config names it, or None.
+    """
+    refined = report.refined
+    assert refined is not None
+    others = len(refined.clients) - 1
+    with_others = f"with what it shares with {others} other client{'s'[: others != 1]}"
+    done = f"as it was sent, as refining it {with_others} is not sure to help"
+    if not made.kept_local:
+        changed = "" if made.changed is None else f"; that changed {made.changed:.3g} of its size"
+        gain = "" if made.gain is None else f", and takes about {made.gain:.0%} off its error"
+        done = f"refined {with_others}{changed}{gain}"
+    lines = [
+        *_front(refined.format, base_model),
+        "# Refined LoRA adapter", "",
+        f"The adapter of {_shown(client.name)}{_of_base(base_model)}, {done}. Written at rank"
+        f" {made.rank} by clair {printable(report.version)}.", "",
+        *_TABLE_HEAD, _row(client), "",
+        "```sh", command_line(report, client_names=False), "```", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+_TABLE_HEAD = ("| client | verdict | weight | SHA-256 |", "| --- | --- | --- | --- |")
+
+
+def _front(format_: str, base_model: object) -> list[str]:
+    """The front matter, for a hub: base model, library and tags."""
+    base = f"base_model: {_yaml(base_model)}" if isinstance(base_model, str) and base_model else ""
+    library = f"library_name: {_LIBRARIES.get(format_, 'peft')}"
+    tags = ["tags:", "- lora", "- federated-learning", "- clair"]
+    return ["---", *filter(None, [base]), library, *tags, "---", ""]
+
+
+def _of_base(base_model: object) -> str:
+    named = isinstance(base_model, str) and base_model
+    return f" for {_shown(str(base_model))}" if named else ""
 
 
 def _row(client: ClientReport) -> str:
@@ -88,8 +132,12 @@ def _yaml(text: str) -> str:
     return json.dumps(printable(text), ensure_ascii=True)
 
 
-def command_line(report: Report) -> str:
-    """The command with the options that are not at their default, paths as words in capitals."""
+def command_line(report: Report, *, client_names: bool = True) -> str:
+    """The command with the options that are not at their default, paths as words in capitals.
+
+    Args:
+        client_names: whether it says which clients its options name.
+    """
     words = ["clair", report.command, "CLIENTS", "-o", "OUT"]
     for name, value in report.options.items():
         option = OPTIONS.get(name)
@@ -106,6 +154,8 @@ def command_line(report: Report) -> str:
         if option.kind is FLAG:
             words.append(flag)
             continue
+        if option.kind in (NAMES, TRUSTED) and not client_names:
+            value = ["NAME"]
         for one in _given(option.kind, value):
             words += [flag, shlex.quote(printable(one))]
     return " ".join(words)

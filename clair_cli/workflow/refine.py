@@ -78,6 +78,11 @@ class Refined:
         """Each client's, by its name."""
         return {r.name: r.adapter.files for r in self.clients}
 
+    @property
+    def base_models(self) -> dict[str, object]:
+        """As each client's config names it, or None."""
+        return {r.name: r.adapter.base_model for r in self.clients}
+
 
 def choose_side(judged: JudgedRound) -> tuple[str, str]:
     """The side with the stronger sharing above its null; `both` where only vec(D) shows any."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 import clair_cli
 from clair_cli.verification.files import made_by
 from clair_cli.workflow import outputs
-from clair_cli.workflow.provenance import command_line, model_card
+from clair_cli.workflow.provenance import command_line, model_card, refined_card
 from tests import cohorts
 from tests.cohorts import clair
 from tests.fake_report import fake_report
@@ -110,7 +111,7 @@ def test_what_another_version_wrote_is_verified(
 
 def front(card: str) -> dict[str, Any]:
     begin, text, rest = card.split("---\n", 2)
-    assert begin == "" and rest.startswith("\n# Merged LoRA adapter\n")
+    assert begin == "" and re.match("\n# (Merged|Refined) LoRA adapter\n", rest)
     found: dict[str, Any] = yaml.safe_load(text)
     return found
 
@@ -136,15 +137,49 @@ def test_a_folder_has_a_card(work: Path) -> None:
     assert Path("merged/README.md").read_text() != "mine"
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_name_ends_neither_the_front_matter_nor_its_cell(name: str) -> None:
-    import dataclasses
+def test_each_refined_folder_has_a_card_that_names_nobody_else(work: Path) -> None:
+    assert clair("refine", "clients", "-o", "refined", "--exclude", "c1").exit_code == 0
+    clients = {c["name"]: c for c in cohorts.read_report(Path("refined/report.json"))["clients"]}
+    folders = sorted(path.name for path in Path("refined").iterdir() if path.is_dir())
+    assert folders == ["c0", "c2", "c3", "c4"]
+    for name in folders:
+        card = Path("refined", name, "README.md").read_text()
+        assert front(card)["base_model"] == "org/base"
+        assert (
+            f"The adapter of {name} for org/base, refined with what it shares with 3 other" in card
+        )
+        (row,) = re.findall(r"^\| (\S+) \| (\w+) \| [\d.]+ \| `(\w+)` \|$", card, re.MULTILINE)
+        assert row == (name, "benign", clients[name]["sha256"])
+        assert "clair refine CLIENTS -o OUT --exclude NAME\n" in card
+        others = clients.keys() - {name}
+        assert not any(re.search(rf"\b{other}\b", card) for other in others)
+    # outside the adapters' hashes
+    Path("refined/c0/README.md").write_text("mine")
+    assert clair("verify", "refined", "clients").exit_code == 0
 
-    report = fake_report()
-    first = dataclasses.replace(report.clients[0], name=name)
+
+def test_what_is_kept_as_it_was_is_not_called_refined() -> None:
+    report = fake_report(command="refine")
+    assert report.refined is not None
+    made = report.refined.clients[0]
+    client = next(c for c in report.clients if c.name == made.name)
+    for kept in (True, False):
+        card = refined_card(report, client, replace(made, kept_local=kept), None)
+        assert (", as it was sent, as refining it with what" in card) == kept
+        assert front(card).keys() == {"library_name", "tags"}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("command", ["merge", "refine"])
+def test_a_hostile_name_ends_neither_the_front_matter_nor_its_cell(name: str, command: str) -> None:
+    report = fake_report(command=command)
+    first = replace(report.clients[0], name=name)
     options = {**report.options, "exclude": [name], "trust": [name], "weights": "/home/me/w.csv"}
-    report = dataclasses.replace(report, clients=(first,), options=options)
-    card = model_card(report, f"org/{name}")
+    report = replace(report, clients=(first,), options=options)
+    if report.refined is None:
+        card = model_card(report, f"org/{name}")
+    else:
+        card = refined_card(report, first, report.refined.clients[0], f"org/{name}")
     assert front(card).keys() == {"base_model", "library_name", "tags"}
     (row,) = (line for line in card.splitlines() if line.startswith("| ") and "contam" in line)
     assert len(re.findall(r"(?<!\\)\|", row)) == 5

@@ -229,7 +229,7 @@ def test_refined_folders_are_what_a_reader_expects(work: Path) -> None:
         folder = Path(client["path"])
         assert folder == Path("refined", client["name"])
         assert {p.name for p in folder.iterdir()} == {
-            "adapter_model.safetensors", "adapter_config.json",
+            "adapter_model.safetensors", "adapter_config.json", "README.md",
         }  # fmt: skip
     again = clair("refine", "clients", "-o", "refined")
     assert again.exit_code in (2, 6)
