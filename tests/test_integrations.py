@@ -1,4 +1,4 @@
-"""What pipelines use: the GitHub action, the hook, the image, completion and the manual page."""
+"""What pipelines use: the GitHub action, the hook, the image and the manual page."""
 
 from __future__ import annotations
 
@@ -43,8 +43,12 @@ def test_no_input_becomes_a_part_of_the_script() -> None:
         assert not any(name.startswith("CLAIR_") for name in step.get("env", {}))
 
 
-def run_action(work: Path, **given: str) -> tuple[int, dict[str, str]]:
-    """The action's second step, run as GitHub does; its exit code and outputs."""
+def run_action(work: Path, program: str = "", **given: str) -> tuple[int, dict[str, str], str]:
+    """The action's second step, run as GitHub does: its exit code, its outputs and what it printed.
+
+    Args:
+        program: a shell script in clair's place; "" for clair itself.
+    """
     step, out = ACTION["runs"]["steps"][1], work / "outputs"
     out.write_text("")
     names = [re.findall(r"inputs\.([\w-]+)", value)[0] for value in step["env"].values()]
@@ -52,40 +56,75 @@ def run_action(work: Path, **given: str) -> tuple[int, dict[str, str]]:
         v: given.get(n.replace("-", "_"), "") for v, n in zip(step["env"], names, strict=True)
     }
     (work / "bin").mkdir(exist_ok=True)
-    program = work / "bin" / "clair"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m clair_cli "$@"\n')
-    program.chmod(0o755)
+    clair = work / "bin" / "clair"
+    program = program or f'exec "{sys.executable}" -m clair_cli "$@"'
+    clair.write_text(f"#!/bin/sh\n{program}\n")
+    clair.chmod(0o755)
     env = {
         **os.environ, **inputs, "RUNNER_TEMP": str(work), "GITHUB_OUTPUT": str(out),
+        "GITHUB_STEP_SUMMARY": str(work / "summary.md"),
         "PATH": f"{work / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
     done = subprocess.run(command, env=env, cwd=work, capture_output=True, text=True, check=False)
     lines = out.read_text().splitlines()
-    return done.returncode, dict(line.split("=", 1) for line in lines)
+    return done.returncode, dict(line.split("=", 1) for line in lines), done.stdout
 
 
 @posix
 def test_the_action_on_the_sample_round(tmp_path: Path) -> None:
     shutil.copytree(SAMPLES / "clients", tmp_path / "clients")
-    code, found = run_action(tmp_path, clients="clients", output="m.safetensors")
+    code, found, shown = run_action(tmp_path, clients="clients", output="m.safetensors")
     assert (code, found["exit-code"], found["verdict"]) == (0, "0", "contaminated")
     counts = json.loads(found["counts"])
     assert counts["contaminated"] == 3 and sum(counts.values()) == 12
     paths = json.loads(found["paths"])
     assert paths["adapter"] == "m.safetensors" and (tmp_path / "m.safetensors").exists()
     assert json.loads(Path(paths["report"]).read_text())["command"] == "merge"
-    code, found = run_action(tmp_path, clients="clients", output="n", fail_on="contaminated")
-    assert (code, found["exit-code"]) == (3, "3") and "adapter" not in json.loads(found["paths"])
-    (tmp_path / "c.toml").write_text('fail-on = "never"\n')
-    code, found = run_action(tmp_path, clients="clients", config="c.toml")
-    assert (code, found["verdict"]) == (0, "contaminated")
+    annotations = shown.splitlines()
+    assert 3 <= len(annotations) <= 10
+    assert all(line.startswith(("::warning title=", "::notice title=")) for line in annotations)
+    summary = (tmp_path / "summary.md").read_text()
+    assert "3 of 12 clients" in summary and f"--report {paths['report']}" in summary
+
+
+@posix
+@pytest.mark.parametrize(
+    ("given", "args", "code", "verdict"),
+    [
+        ({"output": "n", "fail_on": "contaminated"},
+         ["merge", "-o", "n", "--report", "REPORT", "--github", "--fail-on", "contaminated"],
+         3, "contaminated"),
+        ({"config": "c.toml"},
+         ["inspect", "-o", "REPORT", "--github", "--config", "c.toml"], 0, "contaminated"),
+    ],
+    ids=["merge", "inspect"],
+)  # fmt: skip
+def test_the_action_with_the_other_inputs(
+    given: dict[str, str], args: list[str], code: int, verdict: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What clair does with these arguments is seen in this process; then the action gives it just
+    these, and is told the same."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    shutil.copytree(SAMPLES / "clients", "clients")
+    Path("c.toml").write_text('fail-on = "never"\n')
+    place = str(tmp_path / "clair.report.json")
+    words = [place if word == "REPORT" else word for word in [*args, "--", "clients"]]
+    assert run_clair(*words).exit_code == code
+    Path(place).rename("made.json")
+    told = f'printf "%s\\n" "$@" > args; cp made.json "{place}"; exit {code}'
+    result, found, _ = run_action(tmp_path, told, clients="clients", **given)
+    assert Path("args").read_text().splitlines() == words
+    assert (result, found["exit-code"], found["verdict"]) == (code, str(code), verdict)
+    assert json.loads(found["paths"]) == {"report": place}
 
 
 @posix
 def test_the_action_with_hostile_inputs(tmp_path: Path) -> None:
     for clients in ("$(touch stolen)", "x\nverdict=benign", "--help", "; touch stolen"):
-        code, found = run_action(tmp_path, clients=clients)
+        code, found, _ = run_action(tmp_path, clients=clients)
         assert (code, found) == (2, {"exit-code": "2"})
     assert not (tmp_path / "stolen").exists()
 
@@ -144,43 +183,7 @@ def test_the_image() -> None:
     assert "cpu" in installs[0]
 
 
-# At a prompt
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(shell: str) -> None:
-    done = run_clair("completion", shell)
-    assert done.exit_code == 0 and "_CLAIR_COMPLETE" in done.stdout and done.stderr == ""
-    program = shutil.which(shell)
-    if program is not None:
-        checked = subprocess.run(
-            [program, "-n", "-c" if shell == "bash" else "/dev/stdin",
-             *([done.stdout] if shell == "bash" else [])],
-            input=done.stdout, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert (checked.returncode, checked.stderr) == (0, "")
-    assert run_clair("completion", "tcsh").exit_code == 2
-
-
-@posix
-@pytest.mark.parametrize(
-    ("line", "wanted"),
-    [("clair me", {"merge"}), ("clair merge x --fail", {"--fail-on"}),
-     ("clair inspect --al", set()), ("clair completion ", {"bash", "zsh", "fish"})],
-)  # fmt: skip
-def test_what_is_completed(line: str, wanted: set[str], tmp_path: Path) -> None:
-    """Also where the line is not whole, and nothing is read: a broken clair.toml is no matter."""
-    (tmp_path / "clair.toml").write_text("broken")
-    words = line.split(" ")
-    env = {
-        **os.environ, "_CLAIR_COMPLETE": "complete_bash", "COMP_WORDS": line,
-        "COMP_CWORD": str(len(words) - 1), "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "clair_cli"], env=env, cwd=tmp_path, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    assert (set(done.stdout.split()), done.stderr) == (wanted, "")
+# The manual page
 
 
 def test_the_manual_page_is_current() -> None:
