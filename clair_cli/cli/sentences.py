@@ -13,6 +13,7 @@ from clair_cli.report.model import Report
 from clair_cli.report.results import MergedReport, RefinedReport
 from clair_cli.text import printable
 from clair_cli.words.doubts import doubts
+from clair_cli.words.numbers import loss
 from clair_cli.words.steps import command_to_copy, next_steps
 from clair_cli.words.sure import power_words
 
@@ -174,25 +175,18 @@ def _merged(merged: MergedReport) -> str:
         else f"rank {merged.rank} of {merged.full_rank}"
     ]
     if merged.error is not None:
-        parts.append(f"writing it loses {_percent(merged.error)} of the exact mean")
+        parts.append(f"writing it loses {loss(merged.error)} of the exact mean")
     parts.append(f"alpha {merged.alpha:g}, {printable(merged.dtype)}")
     if merged.heads:
         parts.append(f"{_count(len(merged.heads), 'tensor')} beside the LoRA averaged")
     if merged.plain_mean_distance is not None:
-        away = _percent(merged.plain_mean_distance)
+        away = loss(merged.plain_mean_distance)
         parts.append(
             "equal to the plain mean of all"
             if away == "0 %"
             else f"{away} away from the plain mean of all"
         )
     return "merged: " + "; ".join(parts)
-
-
-def _percent(share: float) -> str:
-    """A share in percent, two digits; tiny ones are 0, large ones a factor."""
-    if share >= 0.995:
-        return f"{100 * share:.0f} %" if share < 10 else f"{share:.2g} x"
-    return "0 %" if share < 5e-7 else f"{100 * share:.2g} %"
 
 
 def _refined(refined: RefinedReport) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from clair_cli.report.model import ClientReport, Report
 from clair_cli.text import printable
+from clair_cli.words.numbers import loss
 from clair_cli.words.sure import power_words
 
 _MAX_NAMES = 8
@@ -61,12 +62,8 @@ def facts(report: Report) -> list[str]:
     if report.merged is not None:
         n = sum(client.weight > 0 for client in report.clients)
         merged = report.merged
-        loss = (
-            ""
-            if merged.error is None
-            else f", which loses {100 * merged.error:.2g} % of their mean"
-        )
-        found.append(f"{_count(n, 'client')} merged at rank {merged.rank}{loss}.")
+        lost = "" if merged.error is None else f", which loses {loss(merged.error)} of their mean"
+        found.append(f"{_count(n, 'client')} merged at rank {merged.rank}{lost}.")
     if report.refined is not None:
         found.append(f"{_count(len(report.refined.clients), 'client')} refined.")
     return found

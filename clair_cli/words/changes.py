@@ -5,7 +5,7 @@ from __future__ import annotations
 from clair_cli.report.changes import Changes, ClientChange, RoundSide, Side
 from clair_cli.text import printable, quoted
 from clair_cli.words.clients import names
-from clair_cli.words.numbers import percent
+from clair_cli.words.numbers import loss, percent
 
 _HEADINGS = {
     "worse": "Worse than before:",
@@ -50,7 +50,7 @@ def _round(side: RoundSide) -> str:
     counts = [f"{count} {verdict}" for verdict, count in side.verdicts.items()]
     text += f": {', '.join(counts)}" if counts else ""
     if side.rank is not None:
-        lost = "" if side.error is None else f", which loses {100 * side.error:.2g} %"
+        lost = "" if side.error is None else f", which loses {loss(side.error)}"
         text += f"; merged at rank {side.rank}{lost}"
     return text
 

@@ -7,8 +7,10 @@ from clair_cli.text import printable
 from clair_cli.words.clients import names
 from clair_cli.words.numbers import share_of_two
 
-# Reasons that a client's similarities give; the decomposition sees only those.
+# Reasons that a client's similarities give.
 LIKENESS = frozenset({"unlike_the_others", "in_a_group", "opposite"})
+# Those of them that the decomposition sees: it takes an update and its opposite for one direction.
+SEEN_TWICE = LIKENESS - {"opposite"}
 
 
 def doubts(report: Report) -> list[str]:
@@ -32,12 +34,12 @@ def doubts(report: Report) -> list[str]:
 
 def second_opinion(report: Report) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Who is kept by the decomposition though contaminated for what it learnt, and who is left out
-    by it though benign; a size alone is no contradiction, which it does not look at."""
+    by it though benign; a size or a sign alone is no contradiction, which it does not look at."""
     found = report.cohort.decomposition
     if found is None or found.agrees or not found.converged:
         return (), ()
     blamed = {c.name for c in report.with_verdict("contaminated")
-              if LIKENESS & {r.code for r in c.reasons}}  # fmt: skip
+              if SEEN_TWICE & {r.code for r in c.reasons}}  # fmt: skip
     benign = {c.name for c in report.with_verdict("benign")}
     return (
         tuple(name for name in found.kept if name in blamed),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from clair_cli.report.model import ClientReport, Report
 from clair_cli.text import printable
 from clair_cli.words.clients import names
-from clair_cli.words.doubts import LIKENESS, alone_words, is_alone
+from clair_cli.words.doubts import LIKENESS, SEEN_TWICE, alone_words, is_alone
 from clair_cli.words.influence import Likeness, likenesses, pull
 from clair_cli.words.numbers import give_or_take, odds, percent, probability, times
 from clair_cli.words.outcomes import outcome_code
@@ -93,7 +93,7 @@ def _second_opinion(client: ClientReport, report: Report) -> tuple[str, ...]:
     if found is not None and found.converged and client.name in found.kept:
         against = client.verdict == "contaminated"
         why = (
-            " The two judges disagree." if against and LIKENESS & codes
+            " The two judges disagree." if against and SEEN_TWICE & codes
             else " It does not look at what the reasons above are about." if against
             else ""
         )  # fmt: skip

@@ -6,6 +6,7 @@ import math
 
 LINE = 0.45  # of what two of the others share; who clearly has less is unlike them
 LEAST_P = 0.001  # no probability is stated below it
+_LEAST_OPPOSITE = -0.05  # of what two of the others share; above it nobody is called opposite
 _NEARLY_NONE = 0.25  # of what two of the others share, from which on it is "little"
 
 
@@ -22,6 +23,18 @@ def percent(share: float) -> str:
     return f"{round(100 * share) or 0} %"  # `or`: never -0
 
 
+def loss(share: float) -> str:
+    """A distance over a norm, as of what is lost, in percent of two digits; a tiny one is 0, a
+    large one a factor.
+
+    >>> loss(3.4e-8), loss(0.0714), loss(1.234), loss(25.0)
+    ('0 %', '7.1 %', '123 %', '25 x')
+    """
+    if share >= 0.995:
+        return f"{100 * share:.0f} %" if share < 10 else f"{share:.2g} x"
+    return "0 %" if share < 5e-7 else f"{100 * share:.2g} %"
+
+
 def share_of_two(loading: float | None) -> str:
     """A client's loading in words; "" if there is none.
 
@@ -29,16 +42,20 @@ def share_of_two(loading: float | None) -> str:
     18 % of what two of the others share
     >>> print(share_of_two(-0.19))
     the opposite of 19 % of what two of the others share
-    >>> print(share_of_two(-0.001))
+    >>> print(share_of_two(-0.02))
     nothing of what two of the others share
     """
     if loading is None:
         return ""
     what = "what two of the others share"
-    shown = percent(abs(loading))
-    if shown == "0 %":
+    if _is_nothing(loading):
         return f"nothing of {what}"
-    return f"{'the opposite of ' if loading < 0 else ''}{shown} of {what}"
+    return f"{'the opposite of ' if loading < 0 else ''}{percent(abs(loading))} of {what}"
+
+
+def _is_nothing(loading: float) -> bool:
+    """Whether a client shares nothing; a little below 0 is no opposite, but chance."""
+    return percent(loading) == "0 %" or _LEAST_OPPOSITE < loading < 0
 
 
 def give_or_take(loading: float | None, se: float | None) -> str:
@@ -57,7 +74,7 @@ def little(loading: float | None) -> str:
     """How much that is: "nothing", "almost nothing" or "little"."""
     if loading is None or abs(loading) >= _NEARLY_NONE:
         return "little"
-    return "nothing" if percent(loading) == "0 %" else "almost nothing"
+    return "nothing" if _is_nothing(loading) else "almost nothing"
 
 
 def odds(p: float | None) -> str:

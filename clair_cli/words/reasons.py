@@ -191,7 +191,8 @@ REASONS: Mapping[str, Template] = {
         " own adapter.",
     ),
     "minority": Template(
-        "besides what all share it has something in common with {company} that everyone else lacks",
+        "besides what all share, it has something in common with {company} that everyone else"
+        " lacks",
         ("{chance}", "{agrees}"),
         "It can be a backdoor or the same wrong labels, and as well honest data of another kind"
         " (other patients, another device). Ask each of them, separately, for its data source, and"

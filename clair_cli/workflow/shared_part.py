@@ -22,7 +22,7 @@ from clair_cli.engine.factors import RoundFactors, differences_of, naming_module
 from clair_cli.maths.factors.lowrank import svd
 from clair_cli.maths.merge.mean import weighted_sum
 from clair_cli.remark import note
-from clair_cli.text import first_few
+from clair_cli.text import quoted, some_of
 from clair_cli.workflow.judge import JudgedRound, normalised
 
 # Most directions of one side: of all modules together they stay in memory.
@@ -113,8 +113,9 @@ def merge_shared_parts(judged: JudgedRound, factors: RoundFactors, engine: Engin
         kept[k] = min(1.0, energy / max(_energy(judged, k, modules), 1e-300))
         adapters[k] = _projected(adapters[k], parts, judged.round.previous)
         raw[k] *= kept[k]
-    names = [f"{adapters[k].name} ({100 * kept[k]:.0f} %)" for k in members]
-    text = f"merged by what they share with the others, a part of their energy: {first_few(names)}"
+    ordered = sorted(members, key=lambda k: adapters[k].name)
+    said = some_of([f"{100 * kept[k]:.0f} % of {quoted(adapters[k].name)}" for k in ordered])
+    text = f"of a minority the part is merged that it shares with the others: {said} (squared norm)"
     return replace(
         judged,
         round=replace(judged.round, adapters=tuple(adapters)),

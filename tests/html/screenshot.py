@@ -21,7 +21,8 @@ WIDTH, HEIGHT = 1000, 1900
 def main() -> None:
     """Open the page and write what chromium shows of it, in 200 colours."""
     os.chdir(SAMPLES)  # the page has the path as given
-    page = html_page(clair_cli.merge("clients").report)
+    report = clair_cli.merge("clients").report
+    page = html_page(report, report_path="merged.report.json")  # as docs/pictures.md calls it
     chrome = start()
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -277,6 +277,20 @@ def test_the_button_changes_colours(opened: Opener) -> None:
     assert seen[0][1] == seen[2][1] != seen[1][1]
 
 
+@pytest.mark.parametrize("width", [660, 720])
+def test_on_paper_no_short_word_is_broken(opened: Opener, width: int) -> None:
+    """A sheet of A4 has about 720 pixels, one with wide margins 660."""
+    page = opened(fake_report(), width=width)
+    lines = page.js(
+        "[...document.querySelectorAll('#clients [data-label=Sure], #clients [data-label=Weight],"
+        " #clients thead th, .evidence td.right')].map(cell => {"
+        " const range = document.createRange();"
+        " range.selectNodeContents(cell.querySelector('button, span') || cell);"
+        " return new Set([...range.getClientRects()].map(box => box.top)).size; })"
+    )
+    assert len(lines) > 30 and set(lines) <= {0, 1}
+
+
 def test_it_prints_with_its_tables_open(opened: Opener) -> None:
     page = opened(fake_report(), theme="dark")
     pdf = page.chrome.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})

@@ -224,6 +224,9 @@ def test_where_a_verdict_is_contradicted_it_is_said() -> None:
     large = replace(client("amber"), reasons=(Reason("norm", "t"),))
     (section,) = (s for s in sections(large, report) if s.heading == heading)
     assert "does not look at what the reasons above are about" in section.lines[0]
+    against = replace(client("amber"), reasons=(Reason("opposite", "t"),))
+    (section,) = (s for s in sections(against, report) if s.heading == heading)
+    assert "disagree" not in section.lines[0]  # it takes an update and its opposite for one
 
 
 def test_a_client_that_was_not_judged_has_the_rounds_reason() -> None:

@@ -74,6 +74,8 @@ def test_a_reason_without_any_number_is_still_a_sentence(code: str) -> None:
         (0.249, "almost nothing in common"),
         (0.25, "little in common"),
         (-0.001, "nothing of what two of the others share"),
+        (-0.049, "nothing in common with what the others learnt (nothing of what two"),
+        (-0.051, "almost nothing in common with what the others learnt (the opposite of 5 %"),
         (-0.19, "the opposite of 19 % of what two"),
         (1e300, "more than 1,000 %"),
     ],

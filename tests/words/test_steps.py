@@ -209,13 +209,14 @@ def test_where_the_two_judges_disagree_is_said() -> None:
     assert doubts(with_decomposition(("bob",), ("zoe", "amber"))) == []
 
 
-def test_a_size_alone_is_no_contradiction() -> None:
+@pytest.mark.parametrize("code", ["norm", "opposite"])
+def test_a_size_or_a_sign_alone_is_no_contradiction(code: str) -> None:
     report = with_decomposition(("mallory",), ())
     (mallory,) = (c for c in report.clients if c.name == "mallory")
-    large = replace(mallory, reasons=(Reason("norm", "t"),))
+    found = replace(mallory, reasons=(Reason(code, "t"),))
     others = tuple(c for c in report.clients if c.name != "mallory")
     assert len(doubts(report)) == 1
-    assert doubts(replace(report, clients=(*others, large))) == []
+    assert doubts(replace(report, clients=(*others, found))) == []
 
 
 def test_who_is_alone_and_yet_benign_is_named() -> None:
