@@ -115,7 +115,7 @@ def _rows(report: Report, clients: Iterable[ClientReport]) -> list[tuple[str, ..
         (
             printable(client.name),
             client.verdict,
-            client.confidence or "",
+            client.sure,
             f"{client.weight:.1%}" if client.weight > 0 else left_out,
             reasons[id(client)],
         )
@@ -140,7 +140,7 @@ def _plain_table(report: Report, colour: bool) -> list[str]:
 
 def _anybody_sure(report: Report) -> bool:
     """Whether any verdict says how sure it is."""
-    return any(client.confidence for client in report.clients)
+    return any(client.sure for client in report.clients)
 
 
 def _worth_a_row(report: Report) -> tuple[list[ClientReport], int]:

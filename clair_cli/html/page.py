@@ -56,7 +56,7 @@ def html_page(report: Report, *, report_path: str = "") -> str:
         clients=tables.client_rows(report),
         meanings=MEANINGS,
         counts=[(v, n) for v in VERDICTS if (n := len(report.with_verdict(v)))],
-        anybody_sure=any(client.confidence for client in report.clients),
+        anybody_sure=any(client.sure for client in report.clients),
         steps=next_steps(report, report_path=report_path),
         remarks=tables.remarks(report),
         grids=grids,

@@ -68,7 +68,7 @@ def _row(report: Report, client: ClientReport) -> ClientRow:
     shown = [(label, number(value)) for label, value in numbers if value is not None]
     if client.sha256:
         shown.append(("SHA-256 of its weights", client.sha256))
-    sure = client.confidence or ""
+    sure = client.sure
     said = explain_client(client, report)
     more = [sentences.line[:1].upper() + sentences.line[1:] for sentences in said]
     how_sure = sure_words(client)

@@ -21,7 +21,6 @@ class Mark:
 
     name: str
     verdict: str
-    confidence: str | None
     loading: float
     low: float
     high: float
@@ -50,9 +49,8 @@ def evidence(report: Report) -> Evidence | None:
             away = held(width) * held(se)
             low, high = held(held(loading) - away), held(held(loading) + away)
             marks.append(
-                Mark(client.name, client.verdict, client.confidence, held(loading), low, high,
-                     client.p_honest)
-            )  # fmt: skip
+                Mark(client.name, client.verdict, held(loading), low, high, client.p_honest)
+            )
     return Evidence(tuple(marks), held(line), held(width)) if marks else None
 
 

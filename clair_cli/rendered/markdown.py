@@ -87,7 +87,7 @@ def _row(client: ClientReport, report: Report) -> str:
     said = said if len(said) <= _MAX_CELL else f"{said[:_MAX_CELL]}..."
     verdict = client.verdict if client.verdict == "benign" else f"**{client.verdict}**"
     weight = f"{100 * client.weight:.1f} %" if client.weight > 0 else "0"
-    cells = (code(client.name), verdict, client.confidence or "", weight, text(said))
+    cells = (code(client.name), verdict, client.sure, weight, text(said))
     return f"| {' | '.join(cells)} |"
 
 

@@ -181,6 +181,17 @@ class ClientReport:
     judged: Annotated[Verdict | None, LATER] = None
     review: Annotated[Review | None, LATER] = None
 
+    @property
+    def decided(self) -> bool:
+        """Whether the verdict is a person's and not the one that the numbers give."""
+        return self.judged is not None and self.judged != self.verdict
+
+    @property
+    def sure(self) -> str:
+        """How sure the verdict is, for a table; "" without a verdict on what the client learnt, or
+        where a person decided."""
+        return "" if self.decided else self.confidence or ""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -237,7 +248,7 @@ class Report:
             (
                 client.name,
                 verdict,
-                client.confidence or "",
+                client.sure,
                 f"{client.weight:.1%}" if client.weight > 0 else "out",
                 "; ".join(reason.text for reason in client.reasons),
             )

@@ -27,7 +27,7 @@ def doubts(report: Report) -> list[str]:
             " these clients first"
         )
     for client in report.clients:
-        if client.verdict == "benign" and is_alone(client, report):
+        if client.verdict == "benign" and not client.decided and is_alone(client, report):
             found.append(f"{printable(client.name)} {alone_words(client)}")
     return found
 
@@ -38,9 +38,10 @@ def second_opinion(report: Report) -> tuple[tuple[str, ...], tuple[str, ...]]:
     found = report.cohort.decomposition
     if found is None or found.agrees or not found.converged:
         return (), ()
-    blamed = {c.name for c in report.with_verdict("contaminated")
-              if SEEN_TWICE & {r.code for r in c.reasons}}  # fmt: skip
-    benign = {c.name for c in report.with_verdict("benign")}
+    judged = [client for client in report.clients if not client.decided]
+    blamed = {c.name for c in judged if c.verdict == "contaminated"
+              and SEEN_TWICE & {r.code for r in c.reasons}}  # fmt: skip
+    benign = {c.name for c in judged if c.verdict == "benign"}
     return (
         tuple(name for name in found.kept if name in blamed),
         tuple(name for name in found.left_out if name in benign),

@@ -66,8 +66,8 @@ def _why(client: ClientReport, report: Report) -> tuple[str, ...]:
 
 def _how_sure(client: ClientReport) -> tuple[str, ...]:
     said = sure_words(client)
-    if not said:
-        return ()
+    if not said or client.decided:
+        return (f"{_capital(said)}.",) if said else ()
     noticed = ""
     if client.power is not None:
         times_ = probability(client.power)
@@ -90,8 +90,9 @@ def _second_opinion(client: ClientReport, report: Report) -> tuple[str, ...]:
     lines = []
     found = report.cohort.decomposition
     codes = {reason.code for reason in client.reasons}
+    verdict = client.judged or client.verdict
     if found is not None and found.converged and client.name in found.kept:
-        against = client.verdict == "contaminated"
+        against = verdict == "contaminated"
         why = (
             " The two judges disagree." if against and SEEN_TWICE & codes
             else " It does not look at what the reasons above are about." if against
@@ -99,10 +100,10 @@ def _second_opinion(client: ClientReport, report: Report) -> tuple[str, ...]:
         )  # fmt: skip
         lines.append(f"The decomposition, which decides nothing, keeps the client.{why}")
     elif found is not None and found.converged and client.name in found.left_out:
-        against = client.verdict == "benign"
+        against = verdict == "benign"
         why = " The two judges disagree." if against else ""
         lines.append(f"The decomposition, which decides nothing, leaves the client out.{why}")
-    if client.verdict == "benign" and is_alone(client, report):
+    if verdict == client.verdict == "benign" and is_alone(client, report):
         lines.append(f"It {alone_words(client)}.")
     return tuple(lines)
 

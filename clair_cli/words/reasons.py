@@ -163,12 +163,12 @@ REASONS: Mapping[str, Template] = {
     "allowed": Template(
         "it would be left out, and is merged because the allow list names its file",
         ("without that it is {without}", "{decision}"),
-        "A person decided that: make sure that the reason still holds.",
+        "Make sure that the reason still holds.",
     ),
     "reviewed": Template(
         "a person changed its verdict in the report that was given with --verdicts",
         ("by its numbers it is {without}", "{decision}"),
-        "A person decided that: make sure that the reason still holds.",
+        "Make sure that the reason still holds.",
     ),
     "near_copy": Template(
         "it is {text}",

@@ -21,8 +21,12 @@ _SURE = {
 
 def sure_words(client: ClientReport) -> str:
     """How sure the verdict on a client is, in a phrase; "" where it has no confidence."""
-    kind = client.verdict if client.verdict in ("benign", "minority") else ""
-    return _SURE.get((kind, client.confidence or ""), "")
+    verdict = client.judged if client.judged and client.decided else client.verdict
+    kind = verdict if verdict in ("benign", "minority") else ""
+    said = _SURE.get((kind, client.confidence or ""), "")
+    if not client.decided:
+        return said
+    return f"a person decided; by its numbers it is {verdict}" + (f", {said}" if said else "")
 
 
 def power_words(report: Report) -> str:

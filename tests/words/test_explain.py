@@ -12,6 +12,7 @@ import pytest
 import clair_cli
 from clair_cli.report.cohort import ModuleReport
 from clair_cli.report.model import ClientReport, ModuleScores, Reason, Report
+from clair_cli.words.doubts import doubts
 from clair_cli.words.explain import headline, sections, to_do
 from clair_cli.words.influence import likenesses, pull
 from clair_cli.words.layers import layers
@@ -241,3 +242,20 @@ def test_everybody_has_a_reason() -> None:
         for one in report.clients:
             assert sections(one, report)[0].heading == "why", one.name
     assert BENIGN
+
+
+def test_a_verdict_of_a_person_is_not_called_sure() -> None:
+    decomposition = REPORT.cohort.decomposition
+    assert decomposition is not None
+    changed = replace(decomposition, kept=(), left_out=("amber",), agrees=False)
+    report = replace(REPORT, cohort=replace(REPORT.cohort, decomposition=changed))
+    amber = replace(client("amber"), verdict="benign", judged="contaminated")
+    found = {section.heading: section.lines for section in sections(amber, report)}
+    assert found["how sure"] == (
+        "A person decided; by its numbers it is contaminated, likely: few honest clients look like"
+        " this.",
+    )
+    assert found["what the second opinion says"][0].endswith("leaves the client out.")
+    clients = tuple(amber if c.name == "amber" else c for c in report.clients)
+    assert doubts(replace(report, clients=clients)) == []
+    assert (client("amber").sure, amber.sure) == ("likely", "")
