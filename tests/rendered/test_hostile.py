@@ -181,6 +181,19 @@ def test_the_terminal_shows_names_and_obeys_none(report: Report, view: View) -> 
         assert printable(HOSTILE[0]) in render(REPORTS[0], view)
 
 
+@pytest.mark.parametrize("report", REPORTS)
+def test_a_page_with_commands_is_clean_too(report: Report) -> None:
+    """With a report's path there are commands to copy, which have names in them."""
+    for form in sorted({"html", "markdown"} & set(FORMS)):
+        found = FORMATS[form].render(report, "r.json")
+        usual = FORMATS[form].render(USUAL, "r.json")
+        assert is_clean(found.decode("utf-8"), but="\n")
+        if form == "html":
+            shapes = [[tag for tag in shape_of_html(page) if tag[0] != "pre"]
+                      for page in (found, usual)]  # fmt: skip
+            assert shapes[0] == shapes[1]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_same_report_gives_the_same_bytes(form: str) -> None:
     assert FORMATS[form].render(REPORTS[0]) == FORMATS[form].render(REPORTS[0])
