@@ -121,7 +121,7 @@ def _side(client: ClientReport | None) -> Side | None:
         return None
     scores = client.scores
     return Side(
-        client.verdict, client.confidence, client.weight, scores.loading, scores.loading_se,
+        client.verdict, client.sure or None, client.weight, scores.loading, scores.loading_se,
         tuple(reason.code for reason in client.reasons),
     )  # fmt: skip
 

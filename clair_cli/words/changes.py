@@ -32,7 +32,7 @@ def change_lines(changes: Changes) -> list[str]:
         if found:
             lines += ["", heading, *(f"  {_client(client)}" for client in found)]
     same = tuple(client.name for client in changes.clients if client.kind == "same")
-    again = tuple(client.name for client in changes.clients if client.same_file)
+    again = tuple(sorted(client.name for client in changes.clients if client.same_file))
     lines += ["", f"{_count(same)} as before: {names(same)}"] if same else []
     if again:
         lines += ["", f"{_count(again)} sent the same weights file again: {names(again)}"]

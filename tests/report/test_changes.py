@@ -97,6 +97,13 @@ def test_a_change_in_words() -> None:
     ) in change_lines(compare(first, second))
 
 
+def test_a_verdict_of_a_person_is_not_called_sure() -> None:
+    first = fake_report()
+    second = with_client(first, "zoe", verdict="benign", judged="contaminated")
+    lines = change_lines(compare(first, second))
+    assert "  zoe: contaminated (clear) before, benign now (in a group)" in lines
+
+
 def test_a_file_that_was_sent_again_is_named() -> None:
     first = fake_report()
     assert change_lines(compare(first, first))[-1].startswith("11 clients sent the same weights")
