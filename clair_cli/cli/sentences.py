@@ -10,10 +10,11 @@ from collections.abc import Iterable
 
 from clair_cli.report.cohort import CohortReport
 from clair_cli.report.model import Report
-from clair_cli.report.results import MergedReport, RefinedReport
+from clair_cli.report.results import MergedReport
 from clair_cli.text import printable
 from clair_cli.words.doubts import doubts
 from clair_cli.words.numbers import loss
+from clair_cli.words.refined import refined_words
 from clair_cli.words.steps import command_to_copy, next_steps
 from clair_cli.words.sure import power_words
 
@@ -119,7 +120,7 @@ def below(report: Report) -> list[str]:
     if report.merged is not None:
         lines.append(_merged(report.merged))
     if report.refined is not None:
-        lines.append(_refined(report.refined))
+        lines.append(f"refined: {refined_words(report.refined)}")
     lines += remark_lines(report, notes=True)
     lines += [f"note: {text}" for text in doubts(report)]
     left_out = report.with_verdict("contaminated") + report.with_verdict("rejected")
@@ -187,19 +188,6 @@ def _merged(merged: MergedReport) -> str:
             else f"{away} away from the plain mean of all"
         )
     return "merged: " + "; ".join(parts)
-
-
-def _refined(refined: RefinedReport) -> str:
-    from statistics import median
-
-    gains = [client.gain for client in refined.clients if client.gain is not None]
-    n_local = sum(client.kept_local for client in refined.clients)
-    better = [gain for gain in gains if gain > 0]
-    gain = "gain not identifiable" if not gains else "no gain expected"
-    if better:
-        gain = f"median estimated gain {median(better):.0%}"
-    kept = f"; {n_local} kept as they are: refinement is not sure to help" if n_local else ""
-    return f"refined: {refined.side} side, {gain}{kept} ({printable(refined.why)})"
 
 
 def _names(names: Iterable[str]) -> str:

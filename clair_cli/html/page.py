@@ -22,6 +22,7 @@ from clair_cli.pictures.order import short_names
 from clair_cli.pictures.points import evidence
 from clair_cli.report.model import VERDICTS, Report
 from clair_cli.text import printable
+from clair_cli.words.refined import refined_words
 from clair_cli.words.steps import next_steps
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def html_page(report: Report, *, report_path: str = "") -> str:
     }
     script = _file("page.js")
     found = evidence(report)
+    refined_said = "" if report.refined is None else refined_words(report.refined)
     return _environment().get_template("page.html.j2").render(
         report=report,
         headline=headline(report),
@@ -64,6 +66,7 @@ def html_page(report: Report, *, report_path: str = "") -> str:
         map=map_chart(report),
         losses=loss_chart(report),
         spectrum=spectrum_chart(report),
+        refined_words=refined_said[:1].upper() + refined_said[1:],
         tables=tables,
         data=_data(grids),
         css=_file("page.css"),

@@ -50,7 +50,8 @@ def next_steps(report: Report, *, report_path: str = "") -> list[Step]:
     """
     each = (_finding(verdict, report, report_path) for verdict in _FINDINGS)
     steps = [step for step in (_whole_round(report, report_path), *each) if step is not None]
-    if not steps or (report.merged is not None and report.cohort.outcome == "judged"):
+    made = report.merged is not None or report.refined is not None
+    if not steps or (made and report.cohort.outcome == "judged"):
         steps.append(_benign(report, report_path, found=bool(steps)))
     return steps
 
