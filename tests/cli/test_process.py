@@ -26,6 +26,7 @@ NO_NETWORK = str(ROOT / "tests" / "no_network")
         (["merge", "--bogus"], 2),
         (["merge", "not-there", "-o", "out"], 2),
         (["verify", "--help"], 0),
+        (["schema"], 0),
         (["verify", "not-there"], 2),
         (["inspect", "."], 1),  # gets as far as the workflow: shows that the check can fail
     ],
