@@ -73,7 +73,7 @@ def _row(report: Report, client: ClientReport) -> ClientRow:
     more = [sentences.line[:1].upper() + sentences.line[1:] for sentences in said]
     how_sure = sure_words(client)
     if how_sure:
-        more.append(f"How sure: {how_sure}.")
+        more.append(f"How sure? {how_sure[:1].upper()}{how_sure[1:]}.")
     return ClientRow(
         printable(client.name), client.verdict, VERDICTS.index(client.verdict), sure,
         _SURE.index(sure) if sure in _SURE else len(_SURE), client.weight,

@@ -208,7 +208,7 @@ def test_copies_have_one_vote(work: Path, row: int) -> None:
     assert (alone.code, ran.code) == (0, ROWS[row].code)
     (duplicate,) = (n for n, v in ran.verdicts.items() if v == "duplicate")
     other = ({"c0", "copy"} - {duplicate}).pop()
-    assert f"the same update as {other}; one vote for both" in ran.reason(duplicate)
+    assert f"the same update as {other}; the two count as one client" in ran.reason(duplicate)
     assert ran.report is not None
     weights = {c["name"]: c["weight"] for c in ran.report["clients"]}
     assert weights[duplicate] == 0.0 and weights[other] == pytest.approx(0.2)

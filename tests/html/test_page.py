@@ -166,7 +166,7 @@ def test_who_why_how_sure_and_what_next_are_said() -> None:
     assert "<h1>3 of 12 clients are contaminated: amber, mallory, zoe;" in text
     assert "unlike the others: 3 % of what two of the others share" in text
     assert "Ask for its label file and data version." in text
-    assert "How sure: clear" in text
+    assert "How sure? Clear: " in text
     assert "What to do next" in text
     assert "merged with at most a typical client&#39;s weight" in text  # as one is suspicious
 

@@ -140,8 +140,8 @@ def test_modules_that_are_odd_are_named() -> None:
         ("head_norm", "as another version says it", "did. Often: "),
         ("large", "large: counts 0.62 of its weight", "it counts for 62 % of its weight)"),
         ("trusted", "trusted, and merged for that: else minority", "(without that it is minority)"),
-        ("tied", "like or unlike zoe and bob as nobody else is; together they count as one client",
-         "it is like zoe and bob, or against it, as nobody else"),
+        ("tied", "like or unlike zoe, bob as nobody else is; together they count as one client",
+         "it is like zoe, bob, or against it, as nobody else"),
         ("tied", "as another version says it", "as another version says it. One of them"),
     ],
 )  # fmt: skip

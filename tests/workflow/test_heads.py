@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 import clair_cli
 from clair_cli.api import MergeResult
+from clair_cli.words.reasons import explain_client
 from tests import cohorts
 from tests.cohorts import PREFIX, Array, Clients, clair, texts
 
@@ -146,6 +148,9 @@ def test_a_bad_head_with_an_honest_lora_is_named(bad: Any) -> None:
     result = merged(heads, 8)
     assert verdict(result, "c7") == "contaminated"
     assert codes(result, "c7") & {"head_norm", "head_unlike", "head_against"}
+    (client,) = (c for c in result.report.clients if c.name == "c7")
+    for said in explain_client(client, result.report):  # in words, and not as the judge has it
+        assert re.search("likeness to the others|times the median client's change", said.line)
     assert {verdict(result, f"c{k}") for k in range(7)} == {"benign"}
     assert np.allclose(
         result.tensors[HEAD].numpy(), mean(heads, HEAD, [f"c{k}" for k in range(7)]), atol=1e-6
@@ -164,6 +169,9 @@ def merged_with_one_flipped(heads: Heads, **options: Any) -> MergeResult:
 def test_a_head_turned_around_shows_beside_the_previous_one() -> None:
     result = merged_with_one_flipped(honest_heads(8))
     assert (verdict(result, "c7"), codes(result, "c7")) == ("contaminated", {"head_against"})
+    (client,) = (c for c in result.report.clients if c.name == "c7")
+    (said,) = explain_client(client, result.report)
+    assert said.number.startswith("score.weight: likeness to the others' -")
 
 
 def test_a_trusted_client_keeps_its_place_and_its_share_of_the_head() -> None:

@@ -16,6 +16,7 @@ from clair_cli.cohort.round import load_round
 from clair_cli.maths.judge.thresholds import MODULE_NORM_CAP
 from clair_cli.report.encode import report_json
 from clair_cli.settings import make_settings
+from clair_cli.words.reasons import explain_client
 from clair_cli.workflow import outputs
 from clair_cli.workflow.read import read_cohort
 from tests import cohorts
@@ -230,6 +231,8 @@ def test_a_module_of_ones_own_is_held_against_the_others(
     elif verdict == "benign":  # no more than twice the largest median
         counts = MODULE_NORM_CAP / report.clients[6].scores.measures["module_norm_ratio"]
         assert (codes, weight) == (["large"], pytest.approx(counts / (6 + counts)))
+        (said,) = explain_client(report.clients[6], report)
+        assert said.short == f"large: it counts for {100 * counts:.0f} % of its weight"
         assert counts * norm == pytest.approx(MODULE_NORM_CAP, rel=0.05)
     else:  # so large that the client is, as a whole
         assert codes == ["norm"]

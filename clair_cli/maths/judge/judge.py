@@ -197,7 +197,9 @@ def _shared_vote(old: Verdict, finding: Finding, clients: int) -> Verdict:
 
 def _duplicate(scores: Scores, sizes: Sizes, of: Verdict, name: str) -> Verdict:
     ratio = scores["norm_ratio"]
-    size = f", norm {ratio:.3g} x the median" if ratio > sizes.whole_cap**2 else ""
+    size = f", {ratio:.3g} times the median client's size" if ratio > sizes.whole_cap**2 else ""
     bad = f", which is {of.verdict}" if of.verdict != "benign" else ""
-    finding = Finding("duplicate", f"the same update as {name}{bad}; one vote for both{size}")
+    finding = Finding(
+        "duplicate", f"the same update as {name}{bad}; the two count as one client{size}"
+    )
     return Verdict("duplicate", (finding,), 0.0)

@@ -56,7 +56,8 @@ def test_who_mixes_several_answers_for_it_alone() -> None:
     result = judge_deltas(mixed(lambda honest, own: honest[0] + honest[1] + 1.5 * own), RANK)
     assert words(result) == ["benign"] * N + ["suspicious"]
     assert codes(result, N) == {"tied"}
-    assert "c0, c1" in result.verdicts[N].findings[0].text
+    text = result.verdicts[N].findings[0].text
+    assert text == "like or unlike c0, c1 as nobody else is; together they count as one client"
     assert result.verdicts[N].influence == pytest.approx(1 / 3, rel=0.01)
 
 
