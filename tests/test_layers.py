@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, str] = {
     # what comes of it
     "report.results": "report.fields",
     "report.cohort": "report.fields",
-    "report.plain": "text",
+    "report.plain": "text report.fields",
     "report.notebook": "errors text",
     "report.model": "remark report.fields report.results report.cohort report.plain"
     " report.notebook",

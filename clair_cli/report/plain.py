@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 
+from clair_cli.report.fields import key_of
 from clair_cli.text import whole_characters
 
 
@@ -20,8 +21,7 @@ def plain(value: object) -> object:
     if isinstance(value, str):
         return whole_characters(value)
     if is_dataclass(value):
-        # `class` is a word of Python's: a field of that name ends in an underscore
-        return {f.name.rstrip("_"): plain(getattr(value, f.name)) for f in fields(value)}
+        return {key_of(field): plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {_key(key): plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -19,7 +18,6 @@ _PLAIN = {str: "string", bool: "boolean", int: "integer", float: "number"}
 _ENTRY = re.compile(r"(\w+): (.+)")
 
 
-@lru_cache(maxsize=1)
 def schema_text() -> str:
     """The JSON Schema (2020-12) of `clair.report/2`, as a document."""
     return json.dumps(report_schema(), indent=2) + "\n"
