@@ -59,6 +59,7 @@ def html_page(report: Report, *, report_path: str = "") -> str:
         meanings=MEANINGS,
         counts=[(v, n) for v in VERDICTS if (n := len(report.with_verdict(v)))],
         anybody_sure=any(client.sure for client in report.clients),
+        left_out="out" if any(client.weight > 0 for client in report.clients) else "-",
         steps=next_steps(report, report_path=report_path),
         remarks=tables.remarks(report),
         grids=grids,

@@ -171,6 +171,12 @@ def test_who_why_how_sure_and_what_next_are_said() -> None:
     assert "merged with at most a typical client&#39;s weight" in text  # as one is suspicious
 
 
+@pytest.mark.parametrize(("report", "shown"), [(fake_report(), "out"), (undetermined(), "-")])
+def test_out_is_said_where_others_are_in(report: Report, shown: str) -> None:
+    cells = re.findall(r'data-label="Weight"[^>]*>([^<]*)<', html_page(report))
+    assert {cell for cell in cells if "%" not in cell} == {shown}
+
+
 def test_the_commands_name_the_report_that_the_page_is_made_from() -> None:
     assert "clair explain amber --report r.json" in html_page(fake_report(), report_path="r.json")
     assert "clair explain" not in html_page(fake_report())  # which is nowhere
