@@ -98,7 +98,7 @@ def test_zsh(env: dict[str, str]) -> None:
         os.write(terminal, text.encode())
         shown = ""
         while not re.search(until, shown):
-            ready, _, _ = select.select([terminal], [], [], 60)
+            ready, _, _ = select.select([terminal], [], [], 30)
             assert ready, f"after {text!r} zsh shows {shown!r}"
             shown += re.sub(r"\x1b\[[\d;?]*\w|[\x07\r]", "", os.read(terminal, 4096).decode())
         return shown
