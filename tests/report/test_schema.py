@@ -86,3 +86,37 @@ def test_a_field_that_is_missing_is_missed() -> None:
 def test_a_keyword_that_it_does_not_know_is_an_error() -> None:
     with pytest.raises(KeyError, match="multipleOf"):
         follows({"type": "integer", "multipleOf": 2})
+
+
+# What may be any number or any text, the empty one too. All else has a bound, a pattern or words.
+FREE = {
+    "number": {
+        "ClientReport.scales", "ClientScores.loading", "ClientScores.measures",
+        "ClientScores.similarity", "CohortReport.coordinates", "CohortReport.level",
+        "CohortReport.line", "CohortReport.similarity", "CohortReport.spectrum",
+        "DecompositionReport.gap", "Group.level", "MergedReport.alpha", "MergedReport.scaling",
+        "ModuleReport.similarity_inside", "ModuleReport.similarity_outside",
+        "ModuleScores.scaling", "ModuleScores.similarity", "RefinedClient.gain",
+    },
+    "string": {
+        "ClientReport.path", "CohortReport.names", "CohortReport.outcome_text",
+        "CohortReport.remedy", "DecompositionReport.kept", "DecompositionReport.left_out",
+        "Group.members", "MergedReport.path", "ModuleReport.absent", "ModuleReport.name",
+        "RefinedClient.path", "RefinedReport.path", "RefinedReport.why", "Review.by",
+        "Review.reason", "Review.until", "WeightSpread.capped",
+    },
+}  # fmt: skip
+BOUNDS = {"minimum", "exclusiveMinimum", "minLength", "pattern", "enum"}
+
+
+def test_no_field_becomes_looser_by_accident() -> None:
+    schema = report_schema()
+    found: dict[str, set[str]] = {"number": set(), "string": set()}
+    for name, part in {"Report": schema, **schema["$defs"]}.items():
+        for field, value in part["properties"].items():
+            for inside in parts(value):
+                given = inside.get("type", ())
+                types = {given} if isinstance(given, str) else set(given)
+                if types & {"string", "number", "integer"} and not BOUNDS & inside.keys():
+                    found["string" if "string" in types else "number"].add(f"{name}.{field}")
+    assert found == FREE
