@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from clair_cli.maths.judge.beside import find_beside
 from clair_cli.maths.judge.factor import Loadings, loadings
 from clair_cli.maths.judge.minority import Minority, find_minority
-from clair_cli.maths.judge.odd import find_odd
 from clair_cli.maths.judge.pairs import Pairs
 from clair_cli.maths.judge.signature import Signatures
 from clair_cli.maths.judge.thresholds import POWER
@@ -115,12 +114,6 @@ def _group(
             found = find_minority(pairs, signatures, members, known)
             found = found or find_beside(signatures, members, known)
             if found is None:
-                ratio = loadings(pairs, members).ratio
-                odd = find_odd(signatures, ratio, members, known)
-                if odd is not None:
-                    minorities.append(odd)
-                    members = [k for k in members if k not in odd.members]
-                    continue
                 tie = find_tie(pairs, members, 1) or find_tie(pairs, members, -1)
                 if tie is None:
                     break

@@ -143,7 +143,7 @@ def _verdicts(
             verdicts.append(Verdict("suspicious", (_NO_UPDATE,), 0.0))
             continue
         others = some_names(names[j] for j in apart.get(k, ()) if j != k)
-        found = decide(scores[k], sizes, k, others, module_names, is_minority=k in p_of)
+        found = decide(scores[k], sizes, k, others, module_names)
         if k in p_of:
             found = sure(found, scores[k], p_of[k])
         verdicts.append(as_trusted(found) if k in trusted else found)

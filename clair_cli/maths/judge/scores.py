@@ -12,7 +12,6 @@ from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.pair_levels import MIN_MODULES, PairLevels
 from clair_cli.maths.judge.client_scores import CLIENT_SCORES
 from clair_cli.maths.judge.groups import Group
-from clair_cli.maths.judge.odd import odd_chances
 from clair_cli.maths.judge.pairs import variances_by_chance
 from clair_cli.maths.judge.signature import Signatures
 from clair_cli.maths.judge.sizes import Sizes, sizes_of
@@ -139,7 +138,7 @@ def score_clients(
     deviations = _deviations(evidence, stacking, against)
     sizes = sizes_of(evidence, members)
     values = {name: score(evidence, members) for name, score in CLIENT_SCORES.items()}
-    odd = odd_chances(signatures, held.ratio, members)
+    odd = _odd(signatures, held.ratio, members)
     p_line, power = held.p_line, held.power
     found = [
         Scores(
@@ -155,3 +154,10 @@ def score_clients(
         for k in range(n_clients)
     ]  # fmt: skip
     return found, sizes
+
+
+def _odd(signatures: Signatures, ratio: Tensor, members: Sequence[int]) -> dict[int, float]:
+    """`Signatures.odd` of every member, times their number."""
+    chosen = torch.tensor(sorted(members))
+    among, own = signatures.of(chosen), ratio[chosen]
+    return {int(k): min(1.0, len(chosen) * among.odd(i, own)) for i, k in enumerate(chosen)}

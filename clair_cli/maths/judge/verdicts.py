@@ -7,8 +7,7 @@ For a distinct client, in this order:
                   size        norm beyond the fourth power of what the round allows
                   noise       spread over SPREAD_RATIO times the others' directions or more, and
                               clearly less of what they share than they have
-    minority                  shares with some others what all the rest lack, or by itself has a
-                              signature of its own (chance MINORITY_P)
+    minority                  shares with some others what all the rest lack (chance MINORITY_P)
     suspicious    not shown   nothing shows that it shares anything, though it might
                   odd         sizes and directions unlike the others' (chance ERROR_RATE)
                   odd module  a member as a whole, unlike the others in single modules
@@ -47,13 +46,6 @@ class Finding:
     text: str
 
 
-_ODD = Finding(
-    "odd_signature",
-    "sizes over the modules, number of directions, and what it shares, in all and beside the "
-    "direction that all take, are unlike the others' together",
-)
-
-
 @dataclass(frozen=True)
 class Verdict:
     """One client's verdict ("benign", "suspicious", "minority" or "contaminated") and its reasons.
@@ -87,12 +79,11 @@ def _norm(ratio: float, where: str = "") -> str:
     return f"norm {ratio:.3g} x the median{where}"
 
 
-def likeness(scores: Scores, apart: str, is_minority: bool) -> tuple[str, list[Finding]]:
+def likeness(scores: Scores, apart: str) -> tuple[str, list[Finding]]:
     """Verdict and reasons of what the client shares with the cohort.
 
     Args:
         apart: names of the other members of the client's own group or minority; "" if none.
-        is_minority: whether it is in a minority, of one too.
     """
     if scores.is_below:
         found = []
@@ -107,13 +98,12 @@ def likeness(scores: Scores, apart: str, is_minority: bool) -> tuple[str, list[F
     if apart:
         text = f"shares with {apart} what all others lack"
         return "minority", [Finding("minority", text)]
-    if is_minority:
-        return "minority", [_ODD]
     if not scores.is_shown:
         text = f"{_shared(scores)}, too uncertain to tell it from an unrelated client"
         return "suspicious", [Finding("weakly_alike", text)]
     if scores.p_odd < ERROR_RATE:
-        return "suspicious", [_ODD]
+        text = "sizes over the modules, number of directions and share unlike the others' together"
+        return "suspicious", [Finding("odd_signature", text)]
     return "benign", []
 
 
@@ -148,23 +138,17 @@ ORDER = ("benign", "suspicious", "minority", "contaminated")
 
 
 def decide(
-    scores: Scores,
-    sizes: Sizes,
-    client: int,
-    apart: str,
-    modules: Sequence[str],
-    *,
-    is_minority: bool = False,
+    scores: Scores, sizes: Sizes, client: int, apart: str, modules: Sequence[str]
 ) -> Verdict:
     """The verdict on one distinct client, by the rule at the top of this file.
 
     Args:
         scores: of the client.
         sizes: of all clients; `client` is its index.
-        apart, is_minority: see `likeness`.
+        apart: see `likeness`.
         modules: names of all modules, in the order of the evidence.
     """
-    verdict, findings = likeness(scores, apart, is_minority)
+    verdict, findings = likeness(scores, apart)
     sized, more = size_findings(scores, sizes)
     verdict, findings = max(verdict, sized, key=ORDER.index), findings + more
     if not findings:

@@ -11,10 +11,11 @@ from torch import Tensor
 from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import stack_factors
-from clair_cli.maths.judge import beside, odd
+from clair_cli.maths.judge import beside
 from clair_cli.maths.judge.beside import find_beside
 from clair_cli.maths.judge.judge import Judgement, judge
 from clair_cli.maths.judge.signature import Signatures, signatures_of
+from clair_cli.maths.judge.thresholds import LINE
 
 WIDTH, RANK, MODULES = 64, 6, 10
 GENERIC = 6.0
@@ -80,12 +81,12 @@ def test_honest_clients_lack_nothing() -> None:
     assert min(chance(signatures(()), k) for k in range(10)) > 0.01
 
 
-def test_a_single_client_is_a_minority_of_one() -> None:
+def test_a_single_client_is_suspicious_and_counts_for_less() -> None:
     found = judged((9,))
-    assert words(found) == "b" * 9 + "m"
-    assert [one.members for one in found.minorities] == [(9,)]
+    assert words(found) == "b" * 9 + "s"
     assert [finding.code for finding in found.verdicts[9].findings] == ["odd_signature"]
     assert found.verdicts[9].confidence == "clear"
+    assert found.verdicts[9].influence <= LINE
 
 
 def test_two_that_share_something_are_found_together() -> None:
@@ -96,8 +97,6 @@ def test_two_that_share_something_are_found_together() -> None:
 
 def test_a_trusted_client_is_in_none() -> None:
     assert find_beside(signatures((8, 9)), range(10), (9,)) is None
-    ratio = torch.ones(10, dtype=torch.float64)
-    assert odd.find_odd(signatures((9,)), ratio, range(10), (9,)) is None
 
 
 def test_without_such_numbers_nobody_is_found() -> None:
@@ -113,16 +112,6 @@ def test_without_such_numbers_nobody_is_found() -> None:
 def test_it_takes_four_others(n: int, found: bool) -> None:
     one = find_beside(signatures_of(evidence((0, 1), n=n)), range(n))
     assert (one is not None) == found
-
-
-@pytest.mark.parametrize(("by", "found"), [(1.01, True), (0.99, False)])
-def test_the_bar_of_a_single_one_is_a_probability(
-    by: float, found: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own, ratio = signatures((9,)), torch.ones(10, dtype=torch.float64)
-    p = odd.odd_chances(own, ratio, range(10))[9]
-    monkeypatch.setattr(odd, "MINORITY_P", p * by)
-    assert (odd.find_odd(own, ratio, range(10)) is not None) == found
 
 
 @pytest.mark.parametrize(("by", "found"), [(1.01, True), (0.99, False)])
