@@ -26,6 +26,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from clair_cli.maths.judge.rounds import OverRounds
 from clair_cli.maths.judge.scores import Scores
 from clair_cli.maths.judge.sizes import VANISHING, Sizes
 from clair_cli.maths.judge.thresholds import ERROR_RATE, LINE, SPREAD_RATIO
@@ -35,7 +36,7 @@ SUSPICIOUS_SIZE, CONTAMINATED_SIZE = 3.0, 4.0
 # No probability is stated below this.
 LEAST_P = 1e-3
 # Probabilities of a verdict's evidence: below the first it is clear, below the second likely.
-_CLEAR, _LIKELY = 1e-3, 0.05
+CLEAR, LIKELY = 1e-3, 0.05
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Verdict:
             others, LEAST_P to 1; NaN where the verdict is not about that.
         confidence: "clear", "likely" or "open".
         if_merged: what `influence` would be if the client were merged as a suspicious one.
+        over_rounds: what earlier rounds add, or None.
     """
 
     verdict: str
@@ -64,6 +66,7 @@ class Verdict:
     p_honest: float = math.nan
     confidence: str = "clear"
     if_merged: float = 0.0
+    over_rounds: OverRounds | None = None
 
 
 def _shared(scores: Scores) -> str:
@@ -173,18 +176,24 @@ def sure(verdict: Verdict, scores: Scores, p_minority: float = 1.0) -> Verdict:
     """
     p = min(scores.p_line, scores.p_odd, p_minority)
     if verdict.verdict == "benign":
-        confidence = "open" if p < _LIKELY else _of_power(scores.power)
+        confidence = "open" if p < LIKELY else of_power(scores.power)
     elif any(
         f.code in ("norm", "module_norm", "no_update", "noise", "odd_module")
         for f in verdict.findings
     ):
         p, confidence = min(p, LEAST_P), "clear"
     else:
-        confidence = "clear" if p < _CLEAR else "likely" if p < _LIKELY else "open"
+        confidence = of_p(p)
     return replace(verdict, p_honest=max(p, LEAST_P), confidence=confidence)
 
 
-def _of_power(power: float) -> str:
+def of_p(p: float) -> str:
+    """Confidence of a verdict against a client."""
+    return "clear" if p < CLEAR else "likely" if p < LIKELY else "open"
+
+
+def of_power(power: float) -> str:
+    """Confidence of a benign verdict."""
     return "clear" if power > 0.99 else "likely" if power > 0.9 else "open"
 
 
