@@ -41,7 +41,7 @@ from clair_cli.workflow.outputs import (
     write_refined,
     write_report_only,
 )
-from clair_cli.workflow.read import read_cohort
+from clair_cli.workflow.read import read_cohort, with_earlier_reports
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -149,6 +149,7 @@ class InspectOptions(TypedDict, total=False):
     trust: Sequence[str]
     allow: Sequence[Mapping[str, object]]
     trust_adapter: PathLike | tuple[Mapping[str, Tensor], Any] | None
+    earlier: PathLike | None
     device: Device
     threads: int | None
     fail_on: FailOn | Sequence[FailOn]
@@ -252,10 +253,13 @@ def merge(
             merged as a suspicious one, while its file is that one and the day has not passed.
         trust_adapter: an adapter of your own as `previous`, compared with the clients as a trusted
             one, and not merged.
+        earlier: a folder with the reports of the rounds before this one, each of which merged what
+            the next one has as `previous`. What they saw of each client adds to the confidence of
+            its verdict, and changes no verdict.
         verdicts: a report of these very clients, by `inspect` or `merge`: they are merged by its
             verdicts, which a person may have edited. It decides in place of `trust`,
-            `trust_adapter`, `allow`, `exclude`, `minority` and `fresh`. A client that is not the
-            one that was reviewed refuses the round (exit code 4).
+            `trust_adapter`, `allow`, `exclude`, `minority`, `fresh` and `earlier`. A client that is
+            not the one that was reviewed refuses the round (exit code 4).
         allow_undetermined: merge everybody not rejected when no verdict is possible.
         device: "auto", "cpu" or "cuda".
         threads: how many modules are worked on at once, the same bytes for any number; one per
@@ -315,7 +319,7 @@ def refine(
 def run_merge(settings: Settings) -> MergeResult:
     """See `merge`."""
     check_outputs(settings)
-    settings = with_report(settings)
+    settings = with_report(with_earlier_reports(settings))
     cohort = _read(settings)
     from clair_cli.workflow.run import merge_cohort  # it imports torch
 
@@ -341,6 +345,7 @@ def with_report(settings: Settings) -> Settings:
 def run_inspect(settings: Settings) -> InspectResult:
     """See `inspect`."""
     check_outputs(settings)
+    settings = with_earlier_reports(settings)
     cohort = _read(settings)
     from clair_cli.workflow.run import inspect_cohort  # it imports torch
 
@@ -351,6 +356,7 @@ def run_inspect(settings: Settings) -> InspectResult:
 def run_refine(settings: Settings) -> RefineResult:
     """See `refine`."""
     check_outputs(settings)
+    settings = with_earlier_reports(settings)
     cohort = _read(settings)
     from clair_cli.workflow.run import refine_cohort  # it imports torch
 

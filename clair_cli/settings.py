@@ -58,9 +58,11 @@ _PATHS = (
     "initial",
     "trust_adapter",
     "verdicts",
+    "earlier",
 )
 
-DECIDED_BY_REPORT = ("trust", "trust_adapter", "allow", "exclude", "minority", "fresh")
+DECIDED_BY_REPORT = ("trust", "trust_adapter", "allow", "exclude", "minority", "fresh",
+                     "earlier")  # fmt: skip
 """Options that `--verdicts` takes the place of: they stand in its report."""
 
 
@@ -78,6 +80,8 @@ class Settings:
         stream: an open binary file that the merged adapter is written to instead, or None.
         progress: called as the run goes on.
         reviewed: what the report of `verdicts` says, once it is read, or None.
+        seen: called with the hash of the adapter that the clients started from, gives the rounds
+            before this one, of the reports of `earlier` or of a server; or None.
         report: where the report goes besides its usual place, one of each form at most.
         limit: the limits on the input, defaults filled in.
         threads: how many modules are worked on at once; None for as many as there are cores.
@@ -89,6 +93,7 @@ class Settings:
     stream: Any = None
     progress: Progress = no_progress
     reviewed: Any = None
+    seen: Any = None
 
     # fmt: off
     report: tuple[ReportFile, ...] = option(
@@ -181,6 +186,12 @@ class Settings:
         "A report of these very clients: merge by its verdicts, edited or not, and judge nobody"
         " again.",
         JUDGING, ("merge", "verify"), in_environment=False,
+    )
+    earlier: Path | None = option(
+        kinds.PATH,
+        "A folder with the reports of the rounds before this one: what they saw of a client adds to"
+        " how sure its verdict is, and changes none. Needs --previous.",
+        JUDGING, _ALL, in_environment=False,
     )
     allow_undetermined: bool = option(
         kinds.FLAG,
@@ -377,6 +388,11 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
             "initial and previous each name the adapter that all clients started from; the merge "
             "is on top of previous, and not on top of initial",
             hint="give initial if its init changed the base weights, else previous",
+        )
+    if settings.earlier is not None and settings.previous is None:
+        raise UsageError(
+            "earlier names reports of the rounds before, and previous is not given",
+            hint="give the adapter that all clients started this round from with --previous",
         )
     if isinstance(settings.rank, int) and settings.rank > settings.limit.max_rank:
         raise UsageError(

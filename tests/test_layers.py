@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, str] = {
     "api": "errors settings cohort report.model engine rendered workflow",
     "conversion": "errors remark settings formats cohort output engine workflow",
     "federated": "errors text settings formats formats.safetensors adapters cohort report.model"
-    " output workflow",
+    " report output workflow",
     "verification": "errors version text settings formats adapters cohort report.fields"
     " report.model report output engine workflow api",
     "__init__": "errors version remark report.results report.cohort report.model report api"

@@ -13,7 +13,7 @@ from clair_cli.formats.filenames import no_folder_hint, not_here_hint
 from clair_cli.text import printable
 
 # Options that are paths of what is read beside the clients.
-_BESIDE = ("weights", "previous", "initial", "trust_adapter", "verdicts")
+_BESIDE = ("weights", "previous", "initial", "trust_adapter", "verdicts", "earlier")
 
 
 def check_working_folder() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,8 @@ from clair_cli.federated.clients import (
 )
 from clair_cli.federated.forms import Form, cut, form_for
 from clair_cli.federated.prepare import Prepared, prepare
-from clair_cli.federated.state import Record, State, read_state, record_of, write_state
+from clair_cli.federated.state import Record, State, read_state, write_state
+from clair_cli.report.earlier import Chain
 from clair_cli.report.model import Report
 from clair_cli.settings import Settings, make_settings
 from clair_cli.workflow.outputs import Destination
@@ -176,7 +177,7 @@ class Server:
             report, found = self._merged(prepared, numbers)
         except ClairError as error:  # of the round as a whole: no client could be named for it
             report = self._refused(error)
-        state.remember(record_of(state.round, report))
+        state.remember(report)
         why = " ".join(filter(None, [report.cohort.outcome_text, report.cohort.remedy]))
         if found is None:
             why = why or f"fail_on is {self._options.get('fail_on')}, and somebody was found so"
@@ -262,7 +263,9 @@ class Server:
         }
         if "dtype" in self._options:
             options["dtype"] = self._options["dtype"]
-        return make_settings("merge", prepared.clients, None, {**options, **changed})
+        settings = make_settings("merge", prepared.clients, None, {**options, **changed})
+        seen = Chain(tuple(self._state.earlier))
+        return replace(settings, seen=lambda _: seen)
 
     def _refused(self, error: ClairError) -> Report:
         """The report of a round that could not be compared."""

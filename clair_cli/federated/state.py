@@ -18,6 +18,7 @@ from clair_cli.formats.safetensors.source import tensor_of
 from clair_cli.formats.safetensors.writer import SafetensorsParts
 from clair_cli.formats.strict_json import parse_strict
 from clair_cli.output.publish import Output, publish
+from clair_cli.report.earlier import EARLIER_ROUNDS, EarlierRound, Sight, round_of
 from clair_cli.report.model import Report
 from clair_cli.text import quoted
 
@@ -74,6 +75,7 @@ class State:
         fields: the config of a client of the usual form.
         kind: of arrays that came last.
         history: the last rounds, the oldest first.
+        earlier: what the last rounds that made a merge saw of each client, the last one first.
     """
 
     round: int = 0
@@ -85,6 +87,7 @@ class State:
     fields: Any = None
     kind: Kind = "torch"
     history: list[Record] = field(default_factory=list)
+    earlier: list[EarlierRound] = field(default_factory=list)
 
     @property
     def bank(self) -> Bank | None:
@@ -99,9 +102,12 @@ class State:
         for version in merged[:-KEPT_BANKS]:
             del self.banks[version]
 
-    def remember(self, record: Record) -> None:
-        """Add a round to the history."""
-        self.history = [*self.history, record][-KEPT_ROUNDS:]
+    def remember(self, report: Report) -> None:
+        """Add a round to the history, and what it saw to what later ones go by."""
+        self.history = [*self.history, record_of(self.round, report)][-KEPT_ROUNDS:]
+        if report.merged is not None:
+            seen = round_of(report, f"round {self.round}")
+            self.earlier = [seen, *self.earlier][:EARLIER_ROUNDS]
 
 
 def write_state(path: Path, arguments: Mapping[str, Any], state: State) -> None:
@@ -128,12 +134,21 @@ def write_state(path: Path, arguments: Mapping[str, Any], state: State) -> None:
         "fields": state.fields,
         "kind": state.kind,
         "history": [asdict(record) for record in state.history],
+        "earlier": [asdict(seen) for seen in state.earlier],
     }
     text = json.dumps(plain, sort_keys=True, allow_nan=False)
     made = SafetensorsParts(tensors, {_FIELD: text})
     for name, tensor in tensors.items():
         made.add(name, tensor)
     publish([Output(path, made.parts(), force=True)])
+
+
+def _earlier_round(plain: Mapping[str, Any]) -> EarlierRound:
+    clients = {
+        name: Sight(float(one["loading"]), float(one["loading_se"]), str(one["verdict"]))
+        for name, one in plain["clients"].items()
+    }
+    return EarlierRound(**{**plain, "clients": clients})
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -177,6 +192,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], State]:
             None if plain["usual"] is None else forms[plain["usual"]],
             plain["fields"], plain["kind"],
             [Record(**record) for record in plain["history"]],
+            [_earlier_round(seen) for seen in plain.get("earlier", [])],
         )  # fmt: skip
     except UsageError:
         raise

@@ -66,6 +66,7 @@ Share = Annotated[float, between(0, 1)]
 Text = Annotated[str, Constraint({"minLength": 1}, "a text that is not empty", bool)]
 Code = Annotated[str, matching("^[a-z0-9_]+$", "a code of small letters, digits and underscores")]
 Word = Annotated[str, matching("^[a-z_]+$", "small letters and underscores")]
+InputName = Annotated[str, matching("^[a-z_]+[0-9]*$", "small letters, underscores, then digits")]
 Rank = Annotated[str, matching("^(0|[1-9][0-9]*)$", "a rank in digits")]
 Sha256 = Annotated[str, matching("^[0-9a-f]{64}$", "a SHA-256 in 64 hexadecimal digits")]
 

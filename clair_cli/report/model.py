@@ -17,11 +17,13 @@ from clair_cli.report.fields import (
     LATER,
     Code,
     Count,
+    InputName,
     Sha256,
     Share,
     Size,
     Text,
     Word,
+    at_least,
     between,
     matching,
     one_of,
@@ -133,6 +135,31 @@ class Review:
 
 
 @dataclass(frozen=True)
+class EarlierScores:
+    """What a client's earlier rounds add to how sure its verdict is.
+
+    Attributes:
+        rounds: how many of them saw the client.
+        loading: over these rounds and this one.
+        loading_se: its standard error, at least that of three independent rounds like this one.
+        p_honest: probability of a loading as low for a client that has just what the line asks,
+            never stated below 0.001.
+        power: probability that the client would have been noticed if it had shared nothing with the
+            others in any of the rounds.
+        agrees: whether the earlier rounds say what this one says; if not, they count for nothing.
+        alone: the confidence that this round alone gives.
+    """
+
+    rounds: Annotated[int, at_least(1)]
+    loading: float
+    loading_se: Annotated[float, at_least(0)]
+    p_honest: Annotated[float, between(0.001, 1)]
+    power: Share
+    agrees: bool
+    alone: Annotated[str, one_of("clear", "likely", "open")]
+
+
+@dataclass(frozen=True)
 class ClientReport:
     """One client and its verdict.
 
@@ -160,6 +187,7 @@ class ClientReport:
         judged: the verdict that the numbers give; where `verdict` is another, a person decided so;
             None or absent in reports of earlier versions.
         review: that decision, if somebody gave a reason; else None.
+        earlier: what earlier rounds add; None where none is given, or none saw the client.
     """
 
     name: Text
@@ -180,6 +208,7 @@ class ClientReport:
     heads: Annotated[Mapping[str, HeadScores], LATER] = field(default_factory=dict)
     judged: Annotated[Verdict | None, LATER] = None
     review: Annotated[Review | None, LATER] = None
+    earlier: Annotated[EarlierScores | None, LATER] = None
 
     @property
     def decided(self) -> bool:
@@ -212,7 +241,8 @@ class Report:
         schema: name and version of this format.
         inputs: SHA-256 of what was given beside the clients and changes the result, by the name of
             its option: of the weights files of "previous", "initial" and "trust_adapter", and of
-            the comparable clients' "weights" as JSON sorted by name, without spaces.
+            the comparable clients' "weights" as JSON sorted by name, without spaces; and of the
+            reports of "earlier" that count, as "earlier_1" (the last round's), "earlier_2"...
     """
 
     version: Text
@@ -226,7 +256,7 @@ class Report:
     warnings: tuple[Remark, ...]
     exit_code: Annotated[int, one_of(0, 3, 4, 5)]
     schema: Annotated[str, one_of(SCHEMA)] = SCHEMA
-    inputs: Mapping[Word, Sha256] = field(default_factory=dict)
+    inputs: Mapping[InputName, Sha256] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists, strings and numbers: what its JSON says.

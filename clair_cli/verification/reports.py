@@ -50,7 +50,8 @@ def _inputs(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str
     """Inputs beside the clients that are other files now, by option."""
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
-            flag = f"--{name.replace('_', '-')}"
+            option, _, number = name.partition("earlier_")
+            flag = f"--earlier, report {number}," if number else f"--{option.replace('_', '-')}"
             yield f"{flag} has sha256 {after.get(name)}, the report says {quoted(before.get(name))}"
 
 

@@ -19,6 +19,7 @@ from clair_cli.formats.filenames import (
     WEIGHTS,
 )
 from clair_cli.formats.files import kind_of
+from clair_cli.report.earlier import read_earlier
 from clair_cli.report.encode import report_json
 from clair_cli.report.read import OldReport, read_report
 from clair_cli.settings import DECIDED_BY_REPORT, Progress, make_settings, options_of
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from clair_cli import api
 
 # Options of the report that are given anew: they are paths, or about this run only.
-_AGAIN = ("weights", "previous", "initial", "trust_adapter", "verdicts")
+_AGAIN = ("weights", "previous", "initial", "trust_adapter", "verdicts", "earlier")
 _GIVEN = {"clients", "output", "report", "force", "progress", *_AGAIN}
 
 
@@ -71,6 +72,7 @@ def verify(
     initial: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
     trust_adapter: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
     verdicts: str | Path | None = None,
+    earlier: str | Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> VerifyResult:
@@ -80,8 +82,8 @@ def verify(
         output: what `merge` or `refine` wrote: a file or a folder.
         clients: as for `merge`. The options are those that the report records.
         report: default: the report beside a file, or in a folder.
-        weights, previous, initial, trust_adapter, verdicts: given again if the report records
-            them; no path is taken from it.
+        weights, previous, initial, trust_adapter, verdicts, earlier: given again if the report
+            records them; no path is taken from it.
         threads: as for `merge`.
         progress: called as `progress(stage, done, total)`.
 
@@ -89,7 +91,8 @@ def verify(
         UsageError: a wrong path or option, a report of another schema, or no report at all.
         InputRefused: the output can't be read.
     """
-    for name, value in (("output", output), ("report", report), ("clients", clients)):
+    texts = {"output": output, "report": report, "clients": clients, "earlier": earlier}
+    for name, value in texts.items():
         if isinstance(value, str) and not value:
             raise UsageError(f"{name} is an empty path")
     given = Path(output)
@@ -102,12 +105,16 @@ def verify(
             hint="" if report else "give it with --report",
         )
     old = read_report(path, __version__)
-    inputs = dict(zip(_AGAIN, (weights, previous, initial, trust_adapter, verdicts), strict=True))
+    inputs = dict(
+        zip(_AGAIN, (weights, previous, initial, trust_adapter, verdicts, earlier), strict=True)
+    )
     if clients is None and any(value is not None for value in inputs.values()):
         raise UsageError(f"{', '.join(_AGAIN)}: these are for merging again, so give CLIENTS too")
     if old.command == "refine" and not target.is_dir():
         raise UsageError(f"{quoted(target.as_posix())} is a file, and refine writes a folder")
     options = {} if clients is None else _options(old, inputs)
+    if options.get("earlier") is not None:
+        _check_earlier(Path(options["earlier"]), old)
     differences = list(_compare_files(target, old))
     checked = [_what_was_compared(old)]
     notes: tuple[str, ...] = ()
@@ -200,6 +207,28 @@ def _options(old: OldReport, inputs: Mapping[str, Any]) -> dict[str, Any]:
         options = {n: v for n, v in options.items() if n not in DECIDED_BY_REPORT}
     options["limit"] = old.limits
     return options
+
+
+def _check_earlier(folder: Path, old: OldReport) -> None:
+    """Refuse a folder that lacks an earlier report which the old one was made with.
+
+    Raises:
+        UsageError: it does, or it can't be read.
+    """
+    inputs = old.data.get("inputs", {})
+    found = read_earlier(folder).chain(inputs.get("previous"))
+    for number in range(len(found.rounds) + 1, len(inputs) + 1):
+        theirs = inputs.get(f"earlier_{number}")
+        if theirs is not None:
+            raise UsageError(
+                f"--earlier {quoted(folder.as_posix())} lacks the report of {_ago(number)}, which "
+                f"had sha256 {quoted(theirs)}",
+                hint="; ".join(r.text for r in found.remarks if r.code == "earlier_refused"),
+            )
+
+
+def _ago(number: int) -> str:
+    return "the round before" if number == 1 else f"{number} rounds before"
 
 
 def _use_a_device_here(options: dict[str, Any]) -> list[str]:

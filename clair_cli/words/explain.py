@@ -13,7 +13,7 @@ from clair_cli.words.numbers import give_or_take, odds, percent, probability, ti
 from clair_cli.words.outcomes import outcome_code
 from clair_cli.words.reasons import explain_client
 from clair_cli.words.steps import Step, step_for
-from clair_cli.words.sure import sure_words
+from clair_cli.words.sure import by_earlier, earlier_words, sure_words
 
 RESEMBLES = "whom it resembles"
 _NEAREST = 3  # clients that are named on either end
@@ -73,9 +73,9 @@ def _how_sure(client: ClientReport) -> tuple[str, ...]:
         times_ = probability(client.power)
         noticed = f"had it shared nothing with the others, that would have been noticed {times_}."
     if client.verdict == "benign":
-        first = f"{client.confidence}: {noticed}" if noticed else f"{said}."
-        found = odds(client.p_honest)
-        return (_capital(first), f"{_capital(found)}.") if found else (_capital(first),)
+        first = f"{client.confidence}: {noticed}" if noticed and not by_earlier(client) else said
+        found = (first, odds(client.p_honest), earlier_words(client))
+        return tuple(f"{_capital(line.rstrip('.'))}." for line in found if line)
     lines = [f"{_capital(said)}."]
     if client.p_honest is not None and LIKENESS & {reason.code for reason in client.reasons}:
         lines.append(
@@ -83,6 +83,8 @@ def _how_sure(client: ClientReport) -> tuple[str, ...]:
         )
     if noticed:
         lines.append(_capital(noticed))
+    if of_earlier := earlier_words(client):
+        lines.append(f"{_capital(of_earlier)}.")
     return tuple(lines)
 
 

@@ -18,6 +18,7 @@ from clair_cli.cohort.model import Cohort
 from clair_cli.cohort.round import Round
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.maths.judge.judge import MERGED, Judgement
+from clair_cli.maths.judge.rounds import OverRounds
 from clair_cli.maths.judge.verdicts import Finding, Verdict
 from clair_cli.option import JUDGING, READING
 from clair_cli.report.file import damaged, read_document
@@ -246,4 +247,17 @@ def _verdict(client: ClientReport, influence: float) -> Verdict:
         text = f"edited by a person, else {judged}{why}"
         findings = (*findings, Finding("reviewed", text))
     p = math.nan if client.p_honest is None else client.p_honest
-    return Verdict(client.verdict, findings, influence, p, client.confidence or "clear")
+    return Verdict(
+        client.verdict, findings, influence, p, client.confidence or "clear",
+        over_rounds=_over_rounds(client),
+    )  # fmt: skip
+
+
+def _over_rounds(client: ClientReport) -> OverRounds | None:
+    found = client.earlier
+    if found is None:
+        return None
+    return OverRounds(
+        found.rounds, found.loading, found.loading_se, found.p_honest, found.power, found.agrees,
+        found.alone,
+    )  # fmt: skip

@@ -15,10 +15,12 @@ from clair_cli.maths.evidence.similarity import mean_similarity
 from clair_cli.maths.judge.judge import Judgement
 from clair_cli.maths.judge.scores import Scores
 from clair_cli.maths.judge.structure import Structure
+from clair_cli.maths.judge.verdicts import LEAST_P
 from clair_cli.report.cohort import CohortReport, DecompositionReport, Group, ModuleReport
 from clair_cli.report.model import (
     ClientReport,
     ClientScores,
+    EarlierScores,
     HeadScores,
     ModuleScores,
     Reason,
@@ -84,6 +86,21 @@ def _client(judged: JudgedRound, k: int) -> ClientReport:
         _module_scores(judged, k),
         bytes_of(adapter.name), adapter.name in judged.round.trusted,
         *_how_sure(judged, k), _head_scores(judged, k), *_review(judged, k, verdict),
+        _earlier(judged, k),
+    )  # fmt: skip
+
+
+def _earlier(judged: JudgedRound, k: int) -> EarlierScores | None:
+    """What earlier rounds add to a client's verdict."""
+    judgement = judged.judgement
+    if judgement is None or judgement.outcome != "judged":
+        return None
+    over = judgement.verdicts[k].over_rounds
+    if over is None:
+        return None
+    return EarlierScores(
+        over.rounds, over.loading, over.se, max(over.p_line, LEAST_P),
+        over.power, over.agrees, over.alone,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from clair_cli.text import first_few
 from clair_cli.workflow.by_report import judgement_of
 from clair_cli.workflow.compare import Comparison, compare
 from clair_cli.workflow.components import check_components, check_overcomplete
+from clair_cli.workflow.earlier import add_earlier
 from clair_cli.workflow.heads import NO_HEADS, RoundHeads, look_at_heads
 from clair_cli.workflow.remarks import first_round_remarks, judgement_remarks, weight_remarks
 from clair_cli.workflow.review import Decision, allow
@@ -152,8 +153,8 @@ def judge_round(factors: RoundFactors, engine: Engine, how: Settings) -> JudgedR
     Args:
         how: of the options, `allow_undetermined`: whether all clients get a weight if the cohort
             cannot be judged; `minority`: "merge" gives the members of minorities a weight, else
-            they have none; `fresh`: see `wrong_previous`; `allow`: see `allow`;
-            `reviewed`: see `judgement_of`.
+            they have none; `fresh`: see `wrong_previous`; `allow`: see `allow`; `seen`: see
+            `add_earlier`; `reviewed`: see `judgement_of`.
 
     Raises:
         ClientLost: a tensor changed since it was checked.
@@ -224,6 +225,8 @@ def _judged(factors: RoundFactors, engine: Engine, found: Comparison, how: Setti
     if how.reviewed is not None:
         judgement, decided = judgement_of(how.reviewed, judgement, round_, how.minority)
     else:
+        judgement, of_earlier = add_earlier(judgement, round_, how)
+        remarks += of_earlier
         judgement, decided, on_list = allow(judgement, round_, how.allow)
         remarks += on_list
     if judgement.outcome == "judged":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from clair_cli.cohort.find import find_clients
@@ -13,11 +14,23 @@ from clair_cli.cohort.trust import trusted_clients
 from clair_cli.engine.threads import Workers, available_threads, reported
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.safetensors.reader import KeptBytes
+from clair_cli.report.earlier import read_earlier
 from clair_cli.settings import Settings
 from clair_cli.text import quoted
 
 # Bytes of the clients' files that are kept from the check on; those of the others are read again.
 KEPT_BYTES = 160 * 2**20
+
+
+def with_earlier_reports(settings: Settings) -> Settings:
+    """The settings with what the reports of `--earlier` say.
+
+    Raises:
+        UsageError: as `read_earlier`.
+    """
+    if settings.earlier is None:
+        return settings
+    return replace(settings, seen=read_earlier(settings.earlier).chain)
 
 
 def read_cohort(

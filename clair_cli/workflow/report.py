@@ -19,6 +19,7 @@ from clair_cli.workflow.describe import (
     describe_modules,
     number,
 )
+from clair_cli.workflow.earlier import hashes_of_earlier
 from clair_cli.workflow.inputs import hashes_beside
 from clair_cli.workflow.judge import JudgedRound
 from clair_cli.workflow.refine import Refined
@@ -82,8 +83,8 @@ def _inputs(settings: Settings, judged: JudgedRound) -> dict[str, str]:
     """Hashes of the inputs beside the clients that change the result, by option."""
     found = hashes_beside(judged.round)
     if settings.reviewed is not None:
-        found["verdicts"] = settings.reviewed.sha256
-    return found
+        return found | {"verdicts": settings.reviewed.sha256}
+    return found | hashes_of_earlier(settings, judged.round)
 
 
 def _merged_report(

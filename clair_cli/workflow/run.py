@@ -23,7 +23,7 @@ from clair_cli.workflow.judge import JudgedRound, judge_round, refused, refused_
 from clair_cli.workflow.memory_estimate import check_memory, read_memory, work_memory
 from clair_cli.workflow.merge import merge_round
 from clair_cli.workflow.outputs import Destination, check_least_room
-from clair_cli.workflow.read import read_cohort
+from clair_cli.workflow.read import read_cohort, with_earlier_reports
 from clair_cli.workflow.refine import Refined, refine_round
 from clair_cli.workflow.report import exit_code, make_report
 from clair_cli.workflow.shared_part import merge_shared_parts
@@ -79,7 +79,7 @@ def do_again(
         one_file: whether the merged adapter is to be a single file; its folder is "".
         version: of clair, for a header; None for one without.
     """
-    settings = by_review(settings)
+    settings = by_review(with_earlier_reports(settings))
     nowhere = Destination(one_file=one_file, in_folder=not one_file, version=version)
     if settings.command == "refine":
         report, refined = refine_cohort(settings, read_cohort(settings), nowhere)

@@ -112,6 +112,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
         "trust": (),
         "allow": (),
         "verdicts": None,
+        "earlier": None,
         "trust_adapter": None,
         "heads": "average",
         "allow_undetermined": False,
@@ -137,12 +138,13 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
     Path("w.csv").touch()
     Path("before.safetensors").touch()
     Path("mine").mkdir()
+    Path("rounds").mkdir()
     given = (
         f"--trust c --trust d=sha256:{32 * 'aB'} --trust-adapter mine "
         "--report r.json --rank 16 --error-target 0.2 --keep-alpha --dtype bfloat16 "
         "--tensor-names kohya "
         "--weights w.csv --max-weight 0.4 "
-        "--previous before.safetensors --exclude a --exclude b --min-clients 5 "
+        "--previous before.safetensors --earlier rounds --exclude a --exclude b --min-clients 5 "
         "--checkpoint 300 --same-base --base-model org/base "
         "--allow-undetermined --device cpu --fail-on suspicious --force -q "
         "--threads 2 --timings --modules same --assume-alpha 32 "
@@ -172,6 +174,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "trust": ("c", "d=sha256:" + 32 * "aB"),
         "allow": (),
         "verdicts": None,
+        "earlier": Path("rounds"),
         "trust_adapter": Path("mine"),
         "allow_undetermined": True,
         "device": "cpu",
@@ -343,7 +346,7 @@ def test_an_option_that_a_command_lacks_is_no_argument_of_its_function(tmp_path:
 JUDGED_BY = (
     "clients output weights previous initial exclude min_clients device fail_on modules"
     " assume_alpha limit strict minority fresh max_weight trust trust_adapter checkpoint same_base"
-    " heads allow"
+    " heads allow earlier"
 )
 WRITTEN_BY = "base_model rank error_target keep_alpha dtype tensor_names allow_undetermined"
 

@@ -70,7 +70,7 @@ PARTS = dataclasses_in(Report)
 
 LATER: dict[type, set[str]] = {
     cohort_module.CohortReport: {"line", "line_width", "coordinates", "spectrum"},
-    report_module.ClientReport: {"heads", "judged", "review"},
+    report_module.ClientReport: {"earlier", "heads", "judged", "review"},
     results.MergedReport: {"heads"},
     results.RefinedReport: {"heads"},
 }
