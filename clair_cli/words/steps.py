@@ -20,7 +20,7 @@ _REMEDIES: Mapping[str, Mapping[str, Any]] = {
     "--assume-alpha": {"assume_alpha": "rank"},
 }
 # Options of judging whose files a report has the hashes of alone: `clair verify` wants them again.
-_GIVEN_AGAIN = ("weights", "previous", "initial", "trust_adapter", "verdicts")
+_GIVEN_AGAIN = ("weights", "previous", "earlier", "initial", "trust_adapter", "verdicts")
 MAX_DETAILS = 8  # kinds of reasons that are told for one verdict
 
 

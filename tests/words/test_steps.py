@@ -69,9 +69,12 @@ def test_where_nothing_is_found_the_result_is_verified_or_made() -> None:
 
 
 def test_the_command_that_verifies_has_what_verify_wants_again() -> None:
-    given = {"previous": "last round", "weights": "w.csv", "initial": None}
+    given = {"previous": "last round", "weights": "w.csv", "initial": None, "earlier": "rounds"}
     report = replace(all_benign(), options={**all_benign().options, **given})
-    command = "clair verify merged.safetensors clients --weights w.csv --previous 'last round'"
+    command = (
+        "clair verify merged.safetensors clients --weights w.csv --previous 'last round'"
+        " --earlier rounds"
+    )
     for path in ("", "merged.report.json"):
         assert next_steps(report, report_path=path)[-1].command == command
     assert next_steps(report, report_path="r.json")[-1].command == f"{command} --report r.json"

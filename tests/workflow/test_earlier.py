@@ -210,7 +210,7 @@ def test_what_was_not_judged_and_who_had_no_vote_count_for_nothing(work: Path) -
 
 def test_hostile_numbers_in_a_report_are_no_evidence(work: Path) -> None:
     edit(report_of(2), clients__0__scores__loading=1e308, clients__1__scores__loading_se=1e-320,
-         clients__2__scores__loading_se=-0.1, clients__3__scores__loading=-5.0)  # fmt: skip
+         clients__2__scores__loading_se=None, clients__3__scores__loading=-5.0)  # fmt: skip
     found = third()
     assert [client["earlier"] is None for client in found["clients"]] == [True] * 3 + [False]
     assert found["clients"][3]["earlier"]["agrees"] is False
