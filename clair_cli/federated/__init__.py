@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clair_cli.federated.server import Result, Server
+    from clair_cli.federated.result import Result
+    from clair_cli.federated.server import Server
 
 __all__ = ["Result", "Server"]
 
@@ -14,6 +15,6 @@ __all__ = ["Result", "Server"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from clair_cli.federated import server
+    from clair_cli.federated import result, server
 
-    return getattr(server, name)
+    return getattr(result if name == "Result" else server, name)

@@ -8,16 +8,17 @@ Flower's arrays are numpy's, which have no bfloat16: clients send float32 (`t.fl
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
-from logging import INFO, WARNING, getLogger
+from logging import getLogger
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from clair_cli.federated.server import Result, Server
+from clair_cli.federated.result import Result
+from clair_cli.federated.server import Server
 from clair_cli.text import printable
 
 _LOG = getLogger("flwr")
@@ -74,20 +75,16 @@ class ClairStrategy(FedAvg):
         """Judge and merge a round's replies. `(None, None)` keeps the last arrays."""
         valid, _ = self._check_and_log_replies(list(replies), is_train=True, validate=False)
         contents = {message.metadata.src_node_id: message.content for message in valid}
-        states = {node: self._state_of(content) for node, content in contents.items()}
-        weights = {
-            node: _weight(content, self.weighted_by_key) for node, content in contents.items()
-        }
-        result = self.result = self.server.aggregate(states, weights)
-        for client in result.report.clients:
-            if client.weight == 0:
-                why = "; ".join(reason.text for reason in client.reasons)
-                _LOG.log(INFO, "\t> Node %s is %s: %s", client.name, client.verdict, printable(why))
+        result = self.result = self.server.aggregate(
+            {node: self._state_of(content) for node, content in contents.items()},
+            {node: _weight(content, self.weighted_by_key) for node, content in contents.items()},
+        )
+        for line in result.left_out:
+            _LOG.info("\t> Node %s", line)
         if result.tensors is None:
-            _LOG.log(WARNING, "aggregate_train: nothing is merged: %s", printable(result.why))
+            _LOG.warning("aggregate_train: nothing is merged: %s", printable(result.why))
             return None, None
-        merged = {client.name for client in result.report.clients if client.weight > 0}
-        used = [content for node, content in contents.items() if str(node) in merged]
+        used = [content for node, content in contents.items() if str(node) in result.merged]
         return _record(result.tensors), self._metrics(used, self.train_metrics_aggr_fn)
 
     def aggregate_evaluate(
@@ -99,12 +96,12 @@ class ClairStrategy(FedAvg):
 
     def _metrics(self, contents: list[RecordDict], mean: Any) -> MetricRecord | None:
         """The mean over the replies that have the metrics which most have; None where none has."""
-        kinds = [_metric_kinds(content, self.weighted_by_key) for content in contents]
-        most = max(Counter(filter(None, kinds)).items(), key=lambda item: item[1], default=None)
-        if most is None:
-            return None
-        same = [content for content, kind in zip(contents, kinds, strict=True) if kind == most[0]]
-        found: MetricRecord = mean(same, self.weighted_by_key)
+        alike = defaultdict[Any, list[RecordDict]](list)
+        for content in contents:
+            alike[_metric_kinds(content, self.weighted_by_key)].append(content)
+        alike.pop(None, None)
+        most = max(alike.values(), key=len, default=None)
+        found: MetricRecord | None = None if most is None else mean(most, self.weighted_by_key)
         return found
 
     def _state_of(self, content: RecordDict) -> Any:

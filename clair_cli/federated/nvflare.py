@@ -9,7 +9,7 @@ and its default exchange is numpy's, which has no bfloat16: clients send float32
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 
 from clair_cli.cohort.memory import plain_config
 from clair_cli.errors import RejectedClient
-from clair_cli.federated.server import Result, Server
+from clair_cli.federated.result import Result
+from clair_cli.federated.server import Server
 from clair_cli.text import printable
 
 
@@ -66,24 +67,19 @@ class ClairAggregator(ModelAggregator):
 
     def aggregate_model(self) -> FLModel:
         """The merge; a model that changes nothing where there is nothing to use."""
-        states = {name: _state_of(model) for name, model in self._models.items()}
-        steps = {
-            name: (model.meta or {}).get(FLMetaKey.NUM_STEPS_CURRENT_ROUND)
-            for name, model in self._models.items()
-        }
-        told = {name: number for name, number in steps.items() if number is not None}
+        models = self._models
+        states = {name: _state_of(model) for name, model in models.items()}
+        each = {n: (m.meta or {}).get(FLMetaKey.NUM_STEPS_CURRENT_ROUND) for n, m in models.items()}
+        told = {name: steps for name, steps in each.items() if steps is not None}
         result = self.result = self.server.aggregate(states, told or None)
         if self.state:
             self.server.save(self.state)
-        for client in result.report.clients:
-            if client.weight == 0:
-                why = "; ".join(reason.text for reason in client.reasons)
-                self.info(printable(f"{client.name} is {client.verdict}: {why}"))
+        for line in result.left_out:
+            self.info(line)
         if result.tensors is None:
             self.warning(printable(f"nothing is merged: {result.why}"))
             return FLModel(params={}, params_type=ParamsType.DIFF)
-        shares = {client.name: client.weight for client in result.report.clients}
-        metrics = _mean({n: m.metrics or {} for n, m in self._models.items()}, shares)
+        metrics = _mean([(models[n].metrics or {}, share) for n, share in result.merged.items()])
         return FLModel(params=dict(result.tensors), params_type=ParamsType.FULL, metrics=metrics)
 
     def reset_stats(self) -> None:
@@ -102,11 +98,12 @@ def _state_of(model: FLModel) -> Any:
     return model.params
 
 
-def _mean(
-    metrics: Mapping[str, Mapping[str, Any]], shares: Mapping[str, float]
-) -> dict[str, float] | None:
-    """The merged clients' means of the metrics that all of them have as finite numbers."""
-    merged = [(metrics[name], share) for name, share in shares.items() if share > 0]
+def _mean(merged: Sequence[tuple[Mapping[str, Any], float]]) -> dict[str, float] | None:
+    """The merged clients' means of the metrics that all of them have as finite numbers.
+
+    Args:
+        merged: each one's metrics and share.
+    """
     found = {}
     for key in merged[0][0] if merged else ():
         values = [(own.get(key), share) for own, share in merged]

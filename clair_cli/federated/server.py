@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from clair_cli.federated.clients import (
 )
 from clair_cli.federated.forms import Form, cut, form_for
 from clair_cli.federated.prepare import Prepared, prepare
+from clair_cli.federated.result import Result
 from clair_cli.federated.state import Record, State, read_state, write_state
 from clair_cli.report.earlier import Chain
 from clair_cli.report.model import Report
@@ -37,31 +38,6 @@ OPTIONS = frozenset((
     "trust_adapter",
 ))  # fmt: skip
 """Options of `clair_cli.merge` that a server takes; the values of others it knows itself."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one round gave.
-
-    Attributes:
-        outcome: "use" the tensors, or "keep" the last ones: nobody could be judged, or nobody is
-            left.
-        why: the outcome of the round in a sentence, and what to do about it.
-        tensors: the next adapter in the form of most merged clients' state dicts, as arrays of the
-            kind that came (torch's or numpy's; float32 for bfloat16 in numpy's); None to keep the
-            last one.
-        config: the adapter config that `tensors` are for, that of such a client; None where there
-            is none.
-        report: as `clair_cli.merge` gives it.
-        round: 1 for the first, lost ones counted.
-    """
-
-    outcome: Literal["use", "keep"]
-    why: str
-    tensors: Mapping[str, Any] | None
-    config: Mapping[str, Any] | None
-    report: Report
-    round: int
 
 
 class Server:

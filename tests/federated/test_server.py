@@ -143,3 +143,12 @@ def test_a_server_imports_no_framework_and_prints_nothing(
         " clair_cli.federated.Server; assert not {'flwr', 'nvflare', 'ray'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_result_says_who_is_merged_and_who_is_not_and_why() -> None:
+    replies: dict[Any, Any] = {**cohort(Server(config())), "\x1b[2J": 3}
+    result = Server(config()).aggregate(replies)
+    assert result.merged == {c.name: c.weight for c in result.report.clients if c.weight > 0}
+    assert {line.split(":")[0] for line in result.left_out} == {
+        "3 is contaminated", "5 is contaminated", r"\x1b[2J is rejected"
+    }  # fmt: skip

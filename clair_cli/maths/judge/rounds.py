@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clair_cli.maths.judge.thresholds import LINE, ROUNDS_ALIKE
+from clair_cli.maths.judge.thresholds import LINE, ROUNDS_ALIKE, TURNED_P
 
 # Loadings and errors beyond these are no evidence: a report may hold any number.
 _LARGEST, _LEAST = 1e6, 1e-6
@@ -104,13 +104,14 @@ def over_rounds(
         bar, degrees: of `Loadings`, in the last round.
         alone: see `OverRounds`.
     """
-    from scipy.special import ndtr, stdtr  # a fifth of a second
+    from scipy.special import ndtr, stdtr, stdtrit  # a fifth of a second
 
     before = [seen for seen in earlier if seen.is_evidence]
     if not before or not last.is_evidence:
         return None
     usual, error = mean_over_rounds([s.loading for s in before], [s.se for s in before])
-    same = abs(last.loading - usual) <= bar * math.hypot(last.se, error)
+    most = float(stdtrit(degrees, 1.0 - TURNED_P)) * math.hypot(last.se, error)
+    same = abs(last.loading - usual) <= most
     turned = last.verdict not in _ACCUSED and any(s.verdict in _ACCUSED for s in before)
     loading, se = mean_over_rounds(
         [last.loading, *(s.loading for s in before)],

@@ -48,3 +48,6 @@ SPREAD_RATIO = 2.0
 # Correlation of what two rounds show of one client: the same data and the same faults are in all of
 # them. Any number of rounds then counts as fewer than 1 / ROUNDS_ALIKE independent ones.
 ROUNDS_ALIKE = 1 / 3
+# Chance that a client's loading of this round is said to be too low, or too high, for what earlier
+# rounds saw of it, if it is the same in all of them: these then count for nothing.
+TURNED_P = 0.05

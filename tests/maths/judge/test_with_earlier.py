@@ -97,7 +97,7 @@ def test_who_was_accused_before_is_not_made_surer() -> None:
 
 def test_rounds_that_leave_it_at_the_line_make_nobody_clear() -> None:
     """Often seen, and as often just on the line: its power is large and its loading is not."""
-    alone = changed(weak_round(), 0, loading=0.5, loading_se=0.13)
+    alone = changed(weak_round(), 0, loading=0.42, loading_se=0.13)
     low = first(alone, *[Seen(0.2, 0.13, "suspicious")] * 9)
     assert low.over_rounds is not None and low.over_rounds.agrees
     assert low.over_rounds.power > 0.99 and low.over_rounds.p_line < 0.05
