@@ -254,8 +254,8 @@ def merge(
         trust_adapter: an adapter of your own as `previous`, compared with the clients as a trusted
             one, and not merged.
         earlier: a folder with the reports of the rounds before this one, each of which merged what
-            the next one has as `previous`. What they saw of each client adds to the confidence of
-            its verdict, and changes no verdict.
+            the next one has as `previous` (by its file's hash, so as a path). What they saw of each
+            client adds to the confidence of its verdict, and changes no verdict.
         verdicts: a report of these very clients, by `inspect` or `merge`: they are merged by its
             verdicts, which a person may have edited. It decides in place of `trust`,
             `trust_adapter`, `allow`, `exclude`, `minority`, `fresh` and `earlier`. A client that is

@@ -140,14 +140,21 @@ def _counted(used: Sequence[EarlierRound]) -> list[Remark]:
     return found
 
 
-def read_earlier(folder: Path) -> EarlierReports:
+def read_earlier(folder: Path, clients: object = None) -> EarlierReports:
     """Read the reports in a folder: its JSON files, and `report.json` in its folders.
 
+    Args:
+        clients: the folder of this round's clients, if it is one.
+
     Raises:
-        UsageError: it is no folder, can't be read, or has more files than anybody keeps reports.
+        UsageError: it is no folder, can't be read, has more files than anybody keeps reports, or
+            has any that lie among the clients'.
     """
     rounds, lost, refused = list[EarlierRound](), list[tuple[EarlierRound, str]](), list[Remark]()
-    for path in _files(folder):
+    paths = _files(folder)
+    if isinstance(clients, Path):
+        _check_not_theirs(paths, clients)
+    for path in paths:
         shown = f"report {quoted(path.relative_to(folder).as_posix())}"
         try:
             raw, data = read_document(path, __version__)
@@ -188,6 +195,18 @@ def _files(folder: Path) -> list[Path]:
             hint="give a folder with the reports of this federation's last rounds",
         )
     return paths
+
+
+def _check_not_theirs(paths: Sequence[Path], clients: Path) -> None:
+    """Refuse reports that a client may have written."""
+    folder = Path(os.path.realpath(clients))
+    for path in paths:
+        if folder in Path(os.path.realpath(path)).parents:
+            raise UsageError(
+                f"earlier report {quoted(path.as_posix())} lies in CLIENTS, which strangers write "
+                "to",
+                hint="keep the reports outside of that folder",
+            )
 
 
 def round_of(report: Report, shown: str, sha256: str = "") -> EarlierRound:

@@ -30,7 +30,7 @@ def with_earlier_reports(settings: Settings) -> Settings:
     """
     if settings.earlier is None:
         return settings
-    return replace(settings, seen=read_earlier(settings.earlier).chain)
+    return replace(settings, seen=read_earlier(settings.earlier, settings.clients).chain)
 
 
 def read_cohort(

@@ -235,6 +235,18 @@ def test_wrong_use_is_told_before_any_work(
     assert not Path("m").exists()
 
 
+@pytest.mark.parametrize("where", ["round3/report.json", "round3/c0/report.json"])
+def test_reports_that_a_client_may_have_written_are_refused(work: Path, where: str) -> None:
+    shutil.copy(report_of(2), where)
+    for given in {Path(where).parent, Path(where).parent.parent}:
+        done = clair("inspect", "round3", "--previous", MERGED / "2", "--earlier", given)
+        assert done.exit_code == 2
+        assert f"'{where}' lies in CLIENTS, which strangers write to" in done.stderr
+    Path("link.json").symlink_to(where)
+    done = clair("inspect", "round3", "--previous", MERGED / "2", "--earlier", ".")
+    assert done.exit_code == 2 and "lies in CLIENTS" in done.stderr
+
+
 @pytest.mark.parametrize(("count", "code"), [(200, 0), (201, 2)])
 def test_a_folder_of_very_many_files(work: Path, count: int, code: int) -> None:
     for number in range(count - 3):
@@ -282,5 +294,9 @@ def test_from_python(work: Path) -> None:
     options: dict[str, Any] = {"previous": "rounds/2", "fail_on": "never"}
     report = clair_cli.inspect("round3", earlier="rounds", **options).report
     assert [client.confidence for client in report.clients] == ["clear"] * 4
+    previous = clair_cli.merge("round2", previous="rounds/1").tensors
+    given = (previous, json.loads((MERGED / "2" / "adapter_config.json").read_text()))
+    report = clair_cli.inspect("round3", previous=given, earlier="rounds").report  # type: ignore[arg-type]
+    assert "earlier_none" in {remark.code for remark in report.warnings}
     with pytest.raises(UsageError, match="empty path"):
         clair_cli.inspect("round3", earlier="", **options)
