@@ -75,9 +75,9 @@ def own_windows(client: Client, genes: Sequence[Gene], seed: int) -> Tensor:
     return data.client_windows(data.of_group(genes, client.group), client.setting.iid, generator)
 
 
-def batches(client: Client, windows: Tensor, seed: int) -> Iterator[Batch]:
-    """The client's training batches of ``BATCH`` rows, one a step."""
-    generator = seeded("batches", seed, client.setting.name, client.name)
+def batches(client: Client, windows: Tensor, seed: int, draw: str = "batches") -> Iterator[Batch]:
+    """The client's training batches of ``BATCH`` rows, one a step; other ones for another draw."""
+    generator = seeded(draw, seed, client.setting.name, client.name)
     for _ in range(client.setting.steps):
         rows = windows[torch.randint(len(windows), (BATCH,), generator=generator)]
         batch = masked(rows, generator, BATCH // 2 if client.kind == "backdoor" else 0)

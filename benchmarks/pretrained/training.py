@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -46,15 +47,22 @@ def evaluate(bert: nn.Module, seed: int) -> dict[str, float]:
     return {"loss": float(loss), "backdoor": float(fooled.double().mean())}
 
 
-def train(client: Client, seed: int, previous: Path | None) -> Trained:
-    """Train one client from a fresh adapter or from ``previous``: its adapter and results."""
+def train(
+    client: Client, seed: int, previous: Path | None, draw: str = "batches", turned: str = ""
+) -> Trained:
+    """Train one client from a fresh adapter or from ``previous``: its adapter and results.
+
+    Args:
+        draw: of its batches. turned: the kind that it trains as, on the same windows, or "".
+    """
     windows = clients.own_windows(client, genes(seed)[0], seed)
+    client = replace(client, kind=turned or client.kind)
     start = load_adapter(previous) if previous else None
     targets = model.ALL_LINEAR if client.setting.all_linear else model.QUERY_VALUE
     bert = lora.with_adapter(model.base_model(), client, seed, targets, start)
 
     def losses() -> Iterator[Tensor]:
-        for batch in clients.batches(client, windows, seed):
+        for batch in clients.batches(client, windows, seed, draw):
             yield loss_of(bert, batch)
 
     lora.fit(bert, client, seed, losses())
