@@ -154,7 +154,7 @@ class Server:
         except ClairError as error:  # of the round as a whole: no client could be named for it
             report = self._refused(error)
         state.remember(report)
-        why = " ".join(filter(None, [report.cohort.outcome_text, report.cohort.remedy]))
+        why = "; ".join(filter(None, [report.cohort.outcome_text, report.cohort.remedy]))
         if found is None:
             why = why or f"fail_on is {self._options.get('fail_on')}, and somebody was found so"
             return Result("keep", why, None, None, report, state.round)

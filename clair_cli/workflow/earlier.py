@@ -13,7 +13,7 @@ from clair_cli.settings import Settings
 
 def chain_of(settings: Settings, round_: Round) -> Chain:
     """The rounds before this one; none without `--earlier`."""
-    if settings.seen is None or round_.initial:
+    if settings.seen is None:
         return Chain(())
     previous = None if round_.previous is None else round_.previous.sha256
     found: Chain = settings.seen(previous)

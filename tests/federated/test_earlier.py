@@ -65,6 +65,19 @@ def test_a_round_that_is_lost_adds_nothing() -> None:
     assert counted(server.aggregate(weak(server, 3))) == [2] * 4
 
 
+def test_a_round_that_was_judged_and_not_merged_adds_nothing() -> None:
+    """Its clients start from the same adapter again, and say the same again."""
+    server = Server(config(), fail_on="contaminated")
+    for n in range(2):
+        server.aggregate({k: trained(server.adapter_for(k), 10 * n + k) for k in FOUR})
+    failed = server.aggregate(
+        {k: trained(server.adapter_for(k), 30 + k, sign=-1.0 if k == 3 else 1.0) for k in FOUR}
+    )
+    assert (failed.outcome, failed.report.cohort.outcome) == ("keep", "judged")
+    again = server.aggregate({k: trained(server.adapter_for(k), 40 + k) for k in FOUR})
+    assert counted(again) == [1] * 4
+
+
 def test_the_last_nine_merges_are_remembered_and_saved(tmp_path: Path) -> None:
     path = tmp_path / "s.safetensors"
     server = Server(config())

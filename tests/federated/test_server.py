@@ -152,3 +152,13 @@ def test_a_result_says_who_is_merged_and_who_is_not_and_why() -> None:
     assert {line.split(":")[0] for line in result.left_out} == {
         "3 is contaminated", "5 is contaminated", r"\x1b[2J is rejected"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("trust", "outcome"), [((), "keep"), ((0,), "use")])
+def test_two_clients_a_round_want_one_that_is_trusted(trust: tuple[int, ...], outcome: str) -> None:
+    server = Server(config(), trust=trust)
+    for n in range(2):
+        replies = {k: trained(server.adapter_for(k), 10 * n + k) for k in range(2)}
+        result = server.aggregate(replies)
+        assert result.outcome == outcome
+        assert trust or result.why.startswith("2 clients: can't tell which is wrong; merge")

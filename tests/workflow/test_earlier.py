@@ -156,7 +156,7 @@ def test_reports_of_this_round_and_of_later_ones_change_nothing(work: Path) -> N
         ({"merged__sha256": 64 * "a"}, "no later round here started from what it merged"),
         ({"schema": "clair.report/9"}, "has schema 'clair.report/9'"),
         ({"clients__0__weight": "much"}, "is damaged: clients[0].weight is"),
-        ({"clients__0__name": "c1"}, "is damaged: "),
+        ({"clients__0__name": "c1", "cohort__names": ["c1", "c1", "c2", "c3"]}, "have one name"),
         ({"clients__0__earlier": {"rounds": 1}}, "is damaged: clients[0].earlier has no loading"),
         ({"inputs": []}, "is damaged: inputs is"),
     ],
@@ -204,8 +204,11 @@ def test_what_was_not_judged_and_who_had_no_vote_count_for_nothing(work: Path) -
          clients__1__scores__loading_se=None, clients__2__scores__loading_se=0.0)  # fmt: skip
     found = third()["clients"]
     assert [client["earlier"] is None for client in found] == [True, True, True, False]
-    edit(report_of(2), cohort__outcome="undetermined")
-    assert all(client["earlier"] is None for client in third()["clients"])
+    before = report_of(2).read_text()
+    for field, value in (("outcome", "undetermined"), ("stacking", "output")):
+        report_of(2).write_text(before)
+        edit(report_of(2), **{f"cohort__{field}": value})
+        assert all(client["earlier"] is None for client in third()["clients"])
 
 
 def test_hostile_numbers_in_a_report_are_no_evidence(work: Path) -> None:
