@@ -120,6 +120,7 @@ def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     page = PAGES["docs/how-it-decides.md"].split("\n## Earlier rounds\n")[1]
     commands = page.split("```text\n")[1].split("```")[0].splitlines()
+    assert commands.pop(0) == f"mkdir {MERGED}"
     for number, command in enumerate(commands, 1):
         words = command.split()
         assert words[:3] == ["clair", "merge", f"round{number}"] and words[4] == f"rounds/{number}"
