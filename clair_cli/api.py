@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict, TypeVar
 
 from clair_cli.cohort.model import Cohort
@@ -34,6 +33,7 @@ from clair_cli.settings import (
     make_settings,
     options_of,
 )
+from clair_cli.store.address import Place
 from clair_cli.workflow.outputs import (
     check_outputs,
     destination_of,
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self, Unpack
 
-Clients = str | Path | Mapping[str, tuple[Mapping[str, "Tensor | NDArray[Any]"], Any]]
-PathLike = str | Path
+Clients = str | Place | Mapping[str, tuple[Mapping[str, "Tensor | NDArray[Any]"], Any]]
+PathLike = str | Place
 
 
 class _Result:
@@ -395,5 +395,5 @@ def _prepare(settings: Settings) -> None:
     prepare(settings)
 
 
-def _text(path: Path | None) -> str | None:
+def _text(path: Place | None) -> str | None:
     return None if path is None else path.as_posix()

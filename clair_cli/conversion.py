@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from clair_cli.cohort.load import load_one
@@ -13,10 +12,13 @@ from clair_cli.engine.own_process import importing, is_ours
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.formats.filenames import is_one_file
 from clair_cli.formats.limits import Limits
+from clair_cli.output.objects import check_output
 from clair_cli.output.publish import Output, publish
-from clair_cli.output.targets import check_folder_name, check_target
+from clair_cli.output.targets import check_folder_name
 from clair_cli.remark import Remark
 from clair_cli.settings import CONVERTIBLE, OPTIONS
+from clair_cli.store.address import Place, place_of
+from clair_cli.store.lookup import looked_up
 from clair_cli.workflow.outputs import Destination
 
 Target = Literal["peft", "kohya", "diffusers", "mlx"]
@@ -43,8 +45,8 @@ class ConvertResult:
 
 
 def convert(
-    source: str | Path,
-    output: str | Path,
+    source: str | Place,
+    output: str | Place,
     tensor_names: Target,
     *,
     force: bool = False,
@@ -74,11 +76,11 @@ def convert(
     for name, path in (("source", source), ("output", output)):
         if not str(path):
             raise UsageError(f"{name} is an empty path")
-    source, output = Path(source), Path(output)
+    source, output = looked_up(place_of(source)), place_of(output)
     one_file = is_one_file(output)
     if not one_file:
         check_folder_name(output, or_file=True)
-    check_target(output, force=force, kind="file" if one_file else "folder", inputs=_inputs(source))
+    check_output(output, force=force, kind="file" if one_file else "folder", inputs=_inputs(source))
     cohort = load_one(source, limits=options["limit"], assume_alpha=options["assume_alpha"])
     for refused in cohort.rejected:
         raise InputRefused(refused.message, hint=refused.hint)
@@ -100,6 +102,6 @@ def convert(
     )  # fmt: skip
 
 
-def _inputs(source: Path) -> list[Path]:
+def _inputs(source: Place) -> list[Place]:
     """What is read: nothing may be written to or into it. A single file's config lies beside it."""
     return [source] if source.is_dir() else [source, source.with_suffix(".json")]

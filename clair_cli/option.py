@@ -14,6 +14,7 @@ from typing import Any
 from clair_cli.allowed import parse_allowed, record_allowed
 from clair_cli.errors import UsageError
 from clair_cli.formats.limits import Limits, changed_limits, parse_limits
+from clair_cli.store.address import RemotePath, parse_path
 from clair_cli.text import quoted
 
 OUTPUT, JUDGING, READING, RUNNING = "Output", "Judging", "Reading", "Running"
@@ -113,16 +114,8 @@ def _flag(given: object) -> bool:
     return given
 
 
-def _path(given: Any) -> Path:
-    if given == "":  # it would mean the folder one is in
-        raise UsageError("the path is empty")
-    if not isinstance(given, (str, os.PathLike)):
-        raise ValueError
-    return Path(given)
-
-
 def _path_or(kind: Callable[[object], bool]) -> Callable[[Any], Any]:
-    return lambda given: given if kind(given) else _path(given)
+    return lambda given: given if kind(given) else parse_path(given)
 
 
 def _number(given: Any) -> Any:
@@ -221,7 +214,7 @@ def _limits(given: Any) -> Limits:
 
 
 def _recorded_path(value: Any) -> str | None:
-    if value is None or isinstance(value, Path):
+    if value is None or isinstance(value, (Path, RemotePath)):
         return None if value is None else value.as_posix()
     return "(in memory)"
 
@@ -247,7 +240,7 @@ def whole(minimum: int) -> Kind:
 
 
 FLAG = Kind("True or False", _flag)
-PATH = Kind("a path", _path, "PATH", record=_recorded_path)
+PATH = Kind("a path", parse_path, "PATH", record=_recorded_path)
 WEIGHTS = Kind(
     "a path or a mapping",
     _path_or(lambda given: isinstance(given, Mapping)),
@@ -256,7 +249,7 @@ WEIGHTS = Kind(
 )
 ADAPTER = Kind(
     "a path, or a state dict and a config",
-    _path_or(lambda given: not isinstance(given, (str, os.PathLike))),
+    _path_or(lambda given: not isinstance(given, (str, os.PathLike, RemotePath))),
     "ADAPTER",
     record=_recorded_path,
 )

@@ -5,7 +5,6 @@ Opens nothing, no torch.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from clair_cli.errors import UsageError
 from clair_cli.option import Kind
+from clair_cli.store.address import Place, RemotePath, parse_path
 from clair_cli.text import quoted
 
 FAIL_LEVELS = ("warning", "suspicious", "minority", "contaminated")
@@ -82,7 +82,7 @@ class ReportFile:
     """
 
     format: str
-    path: Path
+    path: Place
 
     @property
     def to_stdout(self) -> bool:
@@ -102,7 +102,7 @@ def _reports(given: Any) -> tuple[ReportFile, ...]:
         ValueError: something else.
     """
     if isinstance(given, Mapping):
-        found = [ReportFile(_known(format_), _path(path)) for format_, path in given.items()]
+        found = [ReportFile(_known(format_), parse_path(path)) for format_, path in given.items()]
     else:
         several = given if isinstance(given, (list, tuple)) else [given]
         found = [_report(one) for one in several if one is not None]
@@ -120,8 +120,8 @@ def _report(given: Any) -> ReportFile:
     named = re.fullmatch("([A-Za-z][A-Za-z0-9_-]*)=(.*)", given, re.DOTALL) if isinstance(
         given, str) else None  # fmt: skip
     if named is None:
-        return ReportFile("json", _path(given))
-    return ReportFile(_known(named[1]), _path(named[2]))
+        return ReportFile("json", parse_path(given))
+    return ReportFile(_known(named[1]), parse_path(named[2]))
 
 
 def report_under(folder: Path, given: str) -> str:
@@ -133,18 +133,10 @@ def report_under(folder: Path, given: str) -> str:
     'ci/a=b'
     """
     one = _report(given)
-    if one.to_stdout:
+    if one.to_stdout or isinstance(one.path, RemotePath):
         return given
     path = (folder / one.path).as_posix()
     return path if one.format == "json" and "/" in path else f"{one.format}={path}"
-
-
-def _path(given: Any) -> Path:
-    if given == "":  # it would mean the folder one is in
-        raise UsageError("the path is empty")
-    if not isinstance(given, (str, os.PathLike)):
-        raise ValueError
-    return Path(given)
 
 
 def _known(name: Any) -> str:

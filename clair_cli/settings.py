@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from clair_cli import option as kinds
@@ -19,6 +18,7 @@ from clair_cli.formats.filenames import is_one_file
 from clair_cli.formats.limits import Limits
 from clair_cli.option import JUDGING, OUTPUT, READING, RUNNING, Option, one_of, option, whole
 from clair_cli.pipeline_options import FAIL_ON, REPORTS, ReportFile
+from clair_cli.store.address import Place, RemotePath, place_of
 from clair_cli.text import quoted
 
 Progress = Callable[[str, int, int], None]
@@ -89,7 +89,7 @@ class Settings:
 
     command: str
     clients: Any
-    output: Path | None = None
+    output: Place | None = None
     stream: Any = None
     progress: Progress = no_progress
     reviewed: Any = None
@@ -181,13 +181,13 @@ class Settings:
         " cohort, and it is not merged.",
         JUDGING, _ALL, in_environment=False,
     )
-    verdicts: Path | None = option(
+    verdicts: Place | None = option(
         kinds.PATH,
         "A report of these very clients: merge by its verdicts, edited or not, and judge nobody"
         " again.",
         JUDGING, ("merge", "verify"), in_environment=False,
     )
-    earlier: Path | None = option(
+    earlier: Place | None = option(
         kinds.PATH,
         "A folder with the reports of the rounds before this one: what they saw of a client adds to"
         " how sure its verdict is, and changes none. Needs --previous.",
@@ -204,7 +204,7 @@ class Settings:
         " too, merge them whole, or leave them out.",
         JUDGING, _JUDGING, default="shared",
     )
-    weights: Path | Mapping[str, float] | None = option(
+    weights: Place | Mapping[str, float] | None = option(
         kinds.WEIGHTS,
         "JSON object or two-column CSV of client name to positive number, such as sample counts."
         " Default: all equal.",
@@ -285,7 +285,7 @@ class Settings:
         return kinds.hashes_of(self.trust)
 
     @property
-    def json_report(self) -> Path | None:
+    def json_report(self) -> Place | None:
         """Where the JSON report goes, or None for its usual place."""
         return next((one.path for one in self.report if one.format == "json"), None)
 
@@ -355,7 +355,7 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
     for name, value in [("clients", clients), ("output", output), *given.items()]:
         if value == "" and name in _PATHS:
             raise UsageError(f"{name} is an empty path")
-    if not isinstance(clients, (str, os.PathLike, Mapping)):
+    if not isinstance(clients, (str, os.PathLike, RemotePath, Mapping)):
         raise UsageError(f"clients is a {type(clients).__name__}, expected a path or a mapping")
     if isinstance(clients, Mapping):
         _check_in_memory(clients)
@@ -370,8 +370,8 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
         values["min_clients"] = 2 if values["trust"] or values["trust_adapter"] is not None else 3
     settings = Settings(
         command,
-        clients if isinstance(clients, Mapping) else Path(clients),
-        None if output is None or stream is not None else Path(output),
+        clients if isinstance(clients, Mapping) else place_of(clients),
+        None if output is None or stream is not None else place_of(output),
         stream,
         progress,
         **values,

@@ -41,6 +41,7 @@ SEPARATE = {
     "browser": "open pages in chromium",
     "flower": "run rounds in Flower (extra flower)",
     "nvflare": "run rounds in NVFlare (extra nvflare)",
+    "remote": "read and write objects of stores on this machine (extra remote)",
     "programs": "are about the programs of benchmarks/ and fuzz/",
 }
 MARKERS = [kind for kind in SEPARATE if kind != "programs"]
@@ -135,7 +136,7 @@ _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Any attempt to reach another machine fails the test. Local pipes (AF_UNIX) may be used, and
-    by tests of the browser its driver, which listens on this machine.
+    by tests of the browser and of stores what listens on this machine.
 
     Processes that a test starts get a `sitecustomize` that forbids them the same.
     """
@@ -143,10 +144,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([NO_NETWORK, *([path] if path else [])]))
     connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
     look_up = socket.getaddrinfo
-    has_driver = request.node.get_closest_marker("browser") is not None
+    marks = {mark.name for mark in request.node.iter_markers()}
 
     def allowed(host: object) -> bool:
-        return has_driver and host in _THIS_MACHINE
+        return bool(marks & {"browser", "remote"}) and host in _THIS_MACHINE
 
     def guarded(original: Any) -> Any:
         def call(self: socket.socket, address: Any) -> Any:

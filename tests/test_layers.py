@@ -27,14 +27,16 @@ MAY_IMPORT: dict[str, str] = {
     "maths.merge": "maths.factors",
     "maths.refine": "maths.factors",
     # what strangers send
-    "formats": "errors text",
-    "formats.safetensors": "errors text formats",
+    "store": "errors text",
+    "formats": "errors text store",
+    "formats.safetensors": "errors text store formats",
     "adapters.names": "errors text remark formats",
-    "option": "errors text formats allowed",
-    "pipeline_options": "errors text option",
-    "settings": "errors text formats option pipeline_options allowed",
-    "adapters": "errors text remark formats formats.safetensors adapters.names",
-    "cohort": "errors text remark formats formats.safetensors adapters.names adapters settings",
+    "option": "errors text store formats allowed",
+    "pipeline_options": "errors text store option",
+    "settings": "errors text store formats option pipeline_options allowed",
+    "adapters": "errors text remark store formats formats.safetensors adapters.names",
+    "cohort": "errors text remark store formats formats.safetensors adapters.names adapters"
+    " settings",
     # what comes of it
     "report.results": "report.fields",
     "report.cohort": "report.fields",
@@ -43,31 +45,32 @@ MAY_IMPORT: dict[str, str] = {
     "report.model": "remark report.fields report.results report.cohort report.plain"
     " report.notebook",
     "report.changes": "report.results report.model",
-    "report": "errors version text remark formats report.fields report.results report.model"
+    "report": "errors version text remark store formats report.fields report.results report.model"
     " report.plain",
     "words": "text option settings report.results report.cohort report.model report.changes",
     "pictures": "report.results report.model",
     "html": "text report.results report.model words pictures",
     "rendered": "version extras text remark settings report.results report.model report words html",
-    "output": "errors text formats formats.safetensors",
+    "output": "errors text store formats formats.safetensors",
     # where work runs
     "engine": "errors text settings formats formats.safetensors adapters cohort output"
     " maths.factors maths.evidence maths.merge",
     # from clients to a result
-    "workflow": "errors version text remark allowed option settings formats formats.safetensors"
-    " adapters cohort maths.factors maths.evidence maths.judge maths.merge maths.refine"
-    " report.results report.cohort report.model report output engine pipeline_options rendered",
-    "api": "errors settings cohort report.model engine rendered workflow",
-    "conversion": "errors remark settings formats cohort output engine workflow",
+    "workflow": "errors version text remark allowed option settings store formats"
+    " formats.safetensors adapters cohort maths.factors maths.evidence maths.judge maths.merge"
+    " maths.refine report.results report.cohort report.model report output engine pipeline_options"
+    " rendered",
+    "api": "errors settings store cohort report.model engine rendered workflow",
+    "conversion": "errors remark settings store formats cohort output engine workflow",
     "federated": "errors text settings formats formats.safetensors adapters cohort report.model"
     " report output workflow",
-    "verification": "errors version text settings formats adapters cohort report.fields"
+    "verification": "errors version text settings store formats adapters cohort report.fields"
     " report.model report output engine workflow api",
     "__init__": "errors version remark report.results report.cohort report.model report api"
     " conversion verification",
     # what people see: imports no torch
     "plot": "extras text report.results report.model pictures",
-    "cli": "__init__ errors version text option settings formats report.results report.cohort"
+    "cli": "__init__ errors version text option settings store formats report.results report.cohort"
     " report.model report.changes pipeline_options words rendered pictures html plot report output"
     " engine api conversion verification",
     "__main__": "cli",
@@ -81,6 +84,7 @@ MAY_NOT_IMPORT_TORCH |= {"allowed", "text", "remark", "version", "words", "repor
 MAY_NOT_IMPORT_TORCH |= {"report.results", "rendered", "pipeline_options", "report.plain"}
 MAY_NOT_IMPORT_TORCH |= {"pictures", "html", "plot", "report.changes"}
 MAY_NOT_IMPORT_TORCH |= {"extras", "report.notebook", "report.fields", "report.cohort"}
+MAY_NOT_IMPORT_TORCH |= {"store"}
 
 
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import stat
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from clair_cli.adapters.config import AdapterConfig, assumed_config, parse_config
 from clair_cli.adapters.names.parts import KeyMap
 from clair_cli.errors import RejectedClient
-from clair_cli.formats.files import kind_of, read_small, real_path
+from clair_cli.formats.files import kind_of, real_path
 from clair_cli.formats.limits import Limits
+from clair_cli.formats.stores import read_small, status_of
 from clair_cli.formats.strict_json import parse_strict
 from clair_cli.remark import Remark, note
+from clair_cli.store.address import Place
 from clair_cli.text import first_few, quoted, some_of
 
 HEADER_FIELD = "lora_adapter_metadata"
 
 
 def find_config(
-    paths: Iterable[Path],
+    paths: Iterable[Place],
     metadata: Mapping[str, str],
     keys: KeyMap,
     *,
-    shared: Path | None,
-    root: Path | None,
+    shared: Place | None,
+    root: Place | None,
     assume_alpha: float | str | None,
     limits: Limits,
 ) -> tuple[AdapterConfig, tuple[Remark, ...]]:
@@ -83,7 +83,7 @@ def inside_config(keys: KeyMap) -> tuple[AdapterConfig, tuple[Remark, ...]]:
     return assumed_config("rank"), (note("alpha_missing", text),)
 
 
-def _is_config(path: Path, no_files: list[str]) -> bool:
+def _is_config(path: Place, no_files: list[str]) -> bool:
     """Whether a path is a regular file, or a link to one or to nothing.
 
     Args:
@@ -93,19 +93,19 @@ def _is_config(path: Path, no_files: list[str]) -> bool:
         OSError: the system fails. (`os.path.lexists` would say no, and another config be used.)
     """
     try:
-        mode = os.lstat(path).st_mode
+        mode = status_of(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return False
     if stat.S_ISLNK(mode):
         with contextlib.suppress(OSError):  # `real_path` says where such a link leads
-            mode = os.stat(path).st_mode
+            mode = status_of(path, follow=True).st_mode
     if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
         return True
     no_files.append(f"{quoted(path.name)} is {kind_of(mode)}, not a regular file")
     return False
 
 
-def _from_file(path: Path, root: Path | None, limits: Limits) -> AdapterConfig:
+def _from_file(path: Place, root: Place | None, limits: Limits) -> AdapterConfig:
     shown = path.as_posix()
     try:
         real = path if root is None else real_path(path, root)

@@ -49,6 +49,7 @@ from clair_cli.engine.own_process import claim
 from clair_cli.errors import OutputError
 from clair_cli.output.temporary import leftovers
 from clair_cli.settings import make_settings
+from clair_cli.store.address import Place, place_of
 from clair_cli.text import printable
 from clair_cli.version import __version__
 
@@ -112,7 +113,7 @@ def merge(
         check_inputs(clients, options)
         shown = take_reports(options, {"-o -": _is_stdout(output), "--github": github})
         summary = summary_file() if github else None
-        target: Path | BinaryOut = output
+        target: Place | BinaryOut = output
         if _is_stdout(output):
             check_binary_stdout(paths_read(clients, options), paths_of(options["report"]))
             target = BinaryOut(run.begin_stream)
@@ -284,7 +285,7 @@ app.command(epilog=_COMMAND_EPILOG)(completion)
 
 def _show_result(
     result: MergeResult | RefineResult,
-    output: Path,
+    output: Place,
     shown: str,
     summary: Path | None,
     *,
@@ -301,7 +302,7 @@ def _show_result(
     """
     path = result.report_path or ""
     if not quiet:
-        _mention_leftovers(*(Path(p) for p in (output, path) if p and str(p) != "-"))
+        _mention_leftovers(*(place_of(p) for p in (output, path) if p and str(p) != "-"))
     if shown:
         show_report(result.report, shown, path)
     write_err(_words(result.report, sys.stderr, path, short=quiet))
@@ -321,13 +322,13 @@ def _words(report: Report, stream: TextIO | None, path: str, *, short: bool) -> 
     return render(report, view_of(stream), report_path=path)
 
 
-def _is_stdout(output: Path) -> bool:
+def _is_stdout(output: Place) -> bool:
     return str(output) == "-"
 
 
-def _mention_leftovers(*paths: Path) -> None:
+def _mention_leftovers(*paths: Place) -> None:
     """Say which temporary files a killed run left beside the results."""
-    for path in paths:
+    for path in (place for place in paths if isinstance(place, Path)):
         for name in leftovers(path):
             shown = printable(str(path.parent / name))
             write_err(f"note: {shown} was left by a run that was killed; it may be deleted\n")

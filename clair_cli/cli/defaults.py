@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from clair_cli.errors import RejectedClient, UsageError
-from clair_cli.formats.files import read_small
+from clair_cli.formats.stores import read_small
 from clair_cli.option import ADAPTER, ALLOWED, FLAG, PATH, WEIGHTS, Option
 from clair_cli.output.targets import find_inside
 from clair_cli.pipeline_options import REPORTS, report_under
 from clair_cli.settings import OPTIONS, options_of
+from clair_cli.store.address import Place, RemotePath, place_of
 from clair_cli.text import quoted
 
 CONFIG, PROJECT = "clair.toml", "pyproject.toml"
@@ -47,7 +48,7 @@ class Defaults:
 
 
 def defaults_of(
-    command: str, clients: Path, config: Path | None, environment: Mapping[str, str]
+    command: str, clients: Place, config: Path | None, environment: Mapping[str, str]
 ) -> Defaults:
     """The values of a command's options where the command line gives none.
 
@@ -68,7 +69,7 @@ def defaults_of(
 # Files
 
 
-def _from_file(clients: Path, config: Path | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _from_file(clients: Place, config: Path | None) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The values in the file that counts, and what to say of it."""
     if config is None and _lies_in(Path(), clients):
         if any(os.path.lexists(name) for name in (CONFIG, PROJECT)):
@@ -87,7 +88,7 @@ def _from_file(clients: Path, config: Path | None) -> tuple[dict[str, Any], tupl
     return {}, ()
 
 
-def _read(path: Path, clients: Path, shown: str) -> bytes:
+def _read(path: Path, clients: Place, shown: str) -> bytes:
     real = Path(os.path.realpath(path))
     if _lies_in(real, clients):
         raise UsageError(
@@ -135,7 +136,8 @@ def _checked(table: Mapping[str, Any], shown: str, folder: Path) -> dict[str, An
             raise UsageError(f"{shown} has {key.replace('_', '-')} twice, with - and with _")
         value = _value(name, OPTIONS[name], value, shown)
         if OPTIONS[name].kind in _PATHS:
-            value = str(folder / value)
+            place = place_of(value)
+            value = value if isinstance(place, RemotePath) else str(folder / place)
         elif OPTIONS[name].kind is REPORTS:
             value = [report_under(folder, one) for one in value]
         found[name] = value
@@ -205,8 +207,10 @@ def _unknown(text: str, given: str, known: list[str]) -> UsageError:
     return UsageError(text, hint=f"did you mean {close[0]}?" if close else "see clair merge --help")
 
 
-def _lies_in(path: Path, folder: Path) -> bool:
+def _lies_in(path: Path, folder: Place) -> bool:
     """Whether a path is a folder, lies in it, or is one of its files by another name."""
+    if isinstance(folder, RemotePath):
+        return False
     real = Path(os.path.realpath(path))
     for place in (real, *real.parents):
         try:

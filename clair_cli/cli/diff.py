@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,13 +15,13 @@ from clair_cli.option import OUTPUT
 
 def diff(
     first: Annotated[
-        Path,
+        Any,
         typer.Argument(
             metavar="FIRST", parser=path, show_default=False, help="The JSON report of a round."
         ),
     ],
     second: Annotated[
-        Path,
+        Any,
         typer.Argument(
             metavar="SECOND", parser=path, show_default=False, help="The report of a later one."
         ),

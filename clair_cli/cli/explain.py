@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,7 +25,7 @@ def explain(
         str, typer.Argument(metavar="CLIENT", show_default=False, help="The client's name.")
     ],
     report: Annotated[
-        Path,
+        Any,
         typer.Option(
             "--report",
             rich_help_panel=READING,

@@ -14,6 +14,7 @@ from clair_cli.cli.options import OLDER_NAMES
 from clair_cli.cli.streams import write_err
 from clair_cli.cli.usage import check_arguments, in_our_style
 from clair_cli.settings import DECIDED_BY_REPORT, beside_verdicts, options_of
+from clair_cli.store.address import place_of
 from clair_cli.text import printable
 
 
@@ -32,8 +33,9 @@ class GroupedCommand(TyperCommand):
             config = given.get("config")
             with guarded():
                 found = defaults_of(
-                    self.name, Path(given["clients"]), Path(config) if config else None, os.environ
-                )
+                    self.name, place_of(given["clients"]), Path(config) if config else None,
+                    os.environ,
+                )  # fmt: skip
                 ctx.default_map = dict(found.values)
                 if given.get("verdicts"):
                     _leave_to_report(given, ctx.default_map)

@@ -16,6 +16,8 @@ import typer
 from clair_cli.errors import UsageError
 from clair_cli.option import FLAG, OUTPUT, READING, RUNNING, Kind, Option, one_of
 from clair_cli.settings import CONVERTIBLE, OPTIONS, options_of
+from clair_cli.store.address import Place, RemotePath, parse_path
+from clair_cli.text import quoted
 
 
 def _flag(name: str) -> str:
@@ -95,14 +97,25 @@ def _parser_of_one(kind: Kind) -> Callable[[str], str]:
     return parse_one
 
 
-def path(text: str) -> Path:
-    """A path; help shows this function's name. An empty one would mean the folder one is in."""
-    if not text:
-        raise typer.BadParameter("the path is empty")
-    return Path(text)
+def path(text: str) -> Place:
+    """A path or an address; help shows this function's name."""
+    try:
+        return parse_path(text)
+    except UsageError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        raise typer.BadParameter(f"{error.message}{hint}") from None
 
 
-# Arguments, and where results go
+def local(text: str) -> Path:
+    """A path on this machine."""
+    found = path(text)
+    if isinstance(found, RemotePath):
+        raise typer.BadParameter(f"{quoted(str(found))} is an address, expected a path")
+    return found
+
+
+# Arguments, and where results go. Their type is Any where a `Place` may be given: typer knows no
+# unions.
 
 
 def _argument(metavar: str, help_: str) -> Any:
@@ -117,14 +130,14 @@ def _output(metavar: str, help_: str) -> Any:
 
 
 Clients = Annotated[
-    Path,
+    Any,
     _argument(
         "CLIENTS",
         "Folder with one adapter per client: PEFT folders, NAME.safetensors files, or both.",
     ),
 ]
 Output = Annotated[
-    Path,
+    Any,
     _output(
         "OUT",
         "Where the merged adapter goes: one file if OUT ends in .safetensors, else a folder;"
@@ -132,10 +145,10 @@ Output = Annotated[
     ),
 ]
 OutputFolder = Annotated[
-    Path, _output("DIR", "Folder for one refined adapter folder per benign client.")
+    Any, _output("DIR", "Folder for one refined adapter folder per benign client.")
 ]
 OutputReport = Annotated[
-    Path | None,
+    Any,
     _output(
         "PATH",
         "Also write the JSON report there; with - the report goes to stdout and the table to"
@@ -143,20 +156,20 @@ OutputReport = Annotated[
     ),
 ]
 Verified = Annotated[
-    Path, _argument("OUT", "What clair merge or clair refine wrote: a file or a folder.")
+    Any, _argument("OUT", "What clair merge or clair refine wrote: a file or a folder.")
 ]
 VerifiedClients = Annotated[
-    Path | None,
+    Any,
     _argument(
         "CLIENTS", "The clients, to merge or refine them again with the options in the report."
     ),
 ]
 Converted = Annotated[
-    Path,
+    Any,
     _argument("SRC", "The adapter: a folder, or a .safetensors file with its config beside it."),
 ]
 ConvertedOutput = Annotated[
-    Path, _output("DST", "Where it goes: one file if DST ends in .safetensors, else a folder.")
+    Any, _output("DST", "Where it goes: one file if DST ends in .safetensors, else a folder.")
 ]
 _FORMATS = one_of(CONVERTIBLE)
 ConvertedNames = Annotated[
@@ -171,7 +184,7 @@ ConvertedNames = Annotated[
     ),
 ]
 VerifiedReport = Annotated[
-    Path | None,
+    Any,
     typer.Option(
         "--report",
         rich_help_panel=READING,
@@ -190,7 +203,7 @@ Config = Annotated[
         "--config",
         rich_help_panel=READING,
         metavar="FILE",
-        parser=path,
+        parser=local,
         show_default=False,
         help="TOML file of options. Default: clair.toml, or [tool.clair] in pyproject.toml.",
     ),

@@ -10,6 +10,7 @@ from typing import Any
 
 from clair_cli.errors import UsageError
 from clair_cli.formats.filenames import no_folder_hint, not_here_hint
+from clair_cli.store.address import Place, RemotePath
 from clair_cli.text import printable
 
 # Options that are paths of what is read beside the clients.
@@ -30,19 +31,19 @@ def check_working_folder() -> None:
         ) from None
 
 
-def paths_read(clients: Path, options: Mapping[str, Any]) -> list[Path]:
+def paths_read(clients: Place, options: Mapping[str, Any]) -> list[Place]:
     """All that a command reads: the clients, and what is given beside them."""
     return [clients, *(options[name] for name in _BESIDE if options.get(name) is not None)]
 
 
-def check_inputs(clients: Path, options: Mapping[str, Any]) -> None:
+def check_inputs(clients: Place, options: Mapping[str, Any]) -> None:
     """Refuse inputs that aren't there.
 
     Raises:
         UsageError: with the path, and a sibling of a similar name where there is one.
     """
     check_exists(clients, "CLIENTS")
-    if not clients.is_dir():
+    if isinstance(clients, Path) and not clients.is_dir():
         raise UsageError(
             f"CLIENTS {_shown(clients)} is a file, not a folder", hint=no_folder_hint(clients)
         )
@@ -51,7 +52,7 @@ def check_inputs(clients: Path, options: Mapping[str, Any]) -> None:
             check_exists(options[name], f"--{name.replace('_', '-')}")
 
 
-def check_not_stdout(option: str, path: Path | None) -> None:
+def check_not_stdout(option: str, path: Place | None) -> None:
     """Refuse "-" where a command can't write to standard output.
 
     Raises:
@@ -61,12 +62,18 @@ def check_not_stdout(option: str, path: Path | None) -> None:
         raise UsageError(f"{option} - : standard output takes one file", hint="give a path")
 
 
-def check_exists(path: Path, what: str) -> None:
-    """Refuse a path where nothing is.
+def check_exists(path: Place, what: str) -> None:
+    """Refuse a path where nothing is. Of an address only the library for it is looked for: whether
+    anything is there is asked once, by whoever reads it.
 
     Raises:
         UsageError: with the path, and a sibling of a similar name where there is one.
     """
+    if isinstance(path, RemotePath):
+        from clair_cli.store.connect import check_available
+
+        check_available()
+        return
     if os.path.exists(path):
         return
     try:

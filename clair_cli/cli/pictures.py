@@ -11,7 +11,7 @@ import typer
 
 from clair_cli.cli.exits import guarded
 from clair_cli.cli.help import GroupedCommand
-from clair_cli.cli.options import path
+from clair_cli.cli.options import local, path
 from clair_cli.cli.paths import check_exists, check_not_stdout
 from clair_cli.cli.streams import BinaryOut, check_binary_stdout, write_err
 from clair_cli.errors import OutputError, UsageError
@@ -20,7 +20,7 @@ from clair_cli.output.targets import check_target
 from clair_cli.text import printable, quoted
 
 Given = Annotated[
-    Path,
+    Any,
     typer.Argument(
         metavar="REPORT",
         parser=path,
@@ -31,14 +31,14 @@ Given = Annotated[
 Page = Annotated[
     Path,
     typer.Option(
-        "-o", "--output", rich_help_panel=OUTPUT, metavar="PAGE", parser=path, show_default=False,
+        "-o", "--output", rich_help_panel=OUTPUT, metavar="PAGE", parser=local, show_default=False,
         help="Where the page goes, such as report.html; - for standard output.",
     ),
 ]  # fmt: skip
 Figures = Annotated[
     Path,
     typer.Option(
-        "-o", "--output", rich_help_panel=OUTPUT, metavar="DIR", parser=path, show_default=False,
+        "-o", "--output", rich_help_panel=OUTPUT, metavar="DIR", parser=local, show_default=False,
         help="Folder for the figures; it is made if it is not there.",
     ),
 ]  # fmt: skip

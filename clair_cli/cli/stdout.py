@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clair_cli.cli.streams import BinaryOut, ClosedStream, write_out
 from clair_cli.errors import UsageError
 from clair_cli.pipeline_options import REPORTS, ReportFile
 from clair_cli.rendered.formats import FORMATS
+from clair_cli.store.address import Place
 
 if TYPE_CHECKING:
     from clair_cli.report.model import Report
@@ -44,7 +44,7 @@ def take_reports(options: dict[str, Any], others: Mapping[str, bool]) -> str:
     return shown[0].format if shown else ""
 
 
-def paths_of(reports: Sequence[ReportFile]) -> list[Path]:
+def paths_of(reports: Sequence[ReportFile]) -> list[Place]:
     """Where reports go."""
     return [one.path for one in reports]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from clair_cli.errors import OutputError, UsageError
 from clair_cli.output.targets import find_inside
+from clair_cli.store.address import Place
 
 if TYPE_CHECKING:
     from clair_cli.cli.render import View
@@ -79,7 +80,7 @@ class BinaryOut:
         return len(data)
 
 
-def check_binary_stdout(inputs: Sequence[Path], reports: Sequence[Path] = ()) -> None:
+def check_binary_stdout(inputs: Sequence[Place], reports: Sequence[Place] = ()) -> None:
     """Refuse a stdout that an adapter must not go to, before any work is done.
 
     Raises:
@@ -97,11 +98,11 @@ def check_binary_stdout(inputs: Sequence[Path], reports: Sequence[Path] = ()) ->
         status = os.fstat(stream.fileno())
     except (OSError, ValueError):  # a stream in memory
         return
-    for given in inputs:
+    for given in (place for place in inputs if isinstance(place, Path)):
         inside = find_inside(given, status)
         if inside is not None:
             raise UsageError(f"-o - : standard output goes to {str(inside)!r}, an input")
-    for report in reports:
+    for report in (place for place in reports if isinstance(place, Path)):
         if find_inside(report, status) is not None:
             raise UsageError(f"-o - : standard output goes to {str(report)!r}, the report's place")
 

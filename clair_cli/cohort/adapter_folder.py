@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from clair_cli.cohort.inside import find_adapter
 from clair_cli.errors import RejectedClient
@@ -19,6 +17,8 @@ from clair_cli.formats.filenames import (
     is_weights,
 )
 from clair_cli.formats.files import kind_of
+from clair_cli.formats.stores import followed, names_in
+from clair_cli.store.address import Place
 from clair_cli.text import first_few, quoted
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -27,27 +27,22 @@ _OTHER_WEIGHTS = (".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".distcp")
 _TRAINER_FILES = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states")
 
 
-def adapter_in(folder: Path) -> Path:
+def adapter_in(folder: Place) -> Place:
     """The weights file of a folder that is one adapter, or holds one in a sub-folder.
 
     Raises:
         RejectedClient: none, or several.
         OSError: the folder can't be listed.
     """
-    found, _, _ = find_adapter(folder, Path(os.path.realpath(folder)))
+    found, _, _ = find_adapter(folder, followed(folder))
     here = folder if found is None else found.path
-    return here / weights_name(entries_of(here))
+    return here / weights_name(names_in(here))
 
 
-def weights_in(folder: Path) -> Path:
+def weights_in(folder: Place) -> Place:
     """The weights file of a folder that clair wrote."""
     names = (WEIGHTS, PIPELINE_WEIGHTS, MLX_WEIGHTS)
     return next((folder / n for n in names if (folder / n).exists()), folder / WEIGHTS)
-
-
-def entries_of(folder: Path) -> list[str]:
-    """Names of a folder's entries, sorted by their bytes; OSError if it can't be listed."""
-    return sorted(os.listdir(folder), key=os.fsencode)
 
 
 def weights_name(names: Sequence[str]) -> str:

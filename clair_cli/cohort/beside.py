@@ -17,6 +17,7 @@ from clair_cli.cohort.trust import TRUST_ADAPTER
 from clair_cli.cohort.weights import read_weights
 from clair_cli.errors import UsageError
 from clair_cli.settings import Settings
+from clair_cli.store.address import RemotePath
 from clair_cli.text import quoted
 
 
@@ -47,7 +48,7 @@ def load_given(settings: Settings, option: str) -> Adapter | None:
     given = getattr(settings, option)
     if given is None:
         return None
-    if isinstance(given, Path):
+    if isinstance(given, (Path, RemotePath)):
         cohort = load_one(given, limits=settings.limit)
     else:
         cohort = adapters_from_memory({option: given}, limits=settings.limit)

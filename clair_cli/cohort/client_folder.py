@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
-from pathlib import Path
 
 from clair_cli.cohort.adapter_folder import check_no_weights, is_pickle, not_a_file, weights_name
 from clair_cli.cohort.inside import Inside, find_adapter
 from clair_cli.cohort.model import Candidate
 from clair_cli.formats.filenames import CONFIG, MLX_WEIGHTS, SUFFIX, WEIGHTS, is_weights
 from clair_cli.formats.files import real_path
+from clair_cli.formats.stores import is_there, status_of
 from clair_cli.remark import Remark, note
+from clair_cli.store.address import Place
 from clair_cli.text import first_few, quoted
 
 
 def client_folder(
-    folder: Path, root: Path, entry: str, checkpoint: str | int | None
+    folder: Place, root: Place, entry: str, checkpoint: str | int | None
 ) -> Candidate | None:
     """The client of a folder in the cohort's folder; None where it holds no weights of any kind.
 
@@ -40,7 +40,7 @@ def client_folder(
     file = weights_name(found.names)
     path = found.path / file
     weights = real_path(path, root)
-    mode = os.lstat(weights).st_mode
+    mode = status_of(weights).st_mode
     if not stat.S_ISREG(mode):
         raise not_a_file(file, mode)
     configs = [found.path / f"{stem(file)}.json", found.path / CONFIG, here / CONFIG]
@@ -71,7 +71,7 @@ def _is_checkpoint(name: str, file: str) -> bool:
 def _beside(found: Inside, file: str) -> list[Remark]:
     """Notes on what stands beside the weights file that is read."""
     notes = []
-    others = [name for name in found.names if os.path.lexists(found.path / name / WEIGHTS)]
+    others = [name for name in found.names if is_there(found.path / name / WEIGHTS)]
     if others:
         listed = first_few(others)
         text = f"ignored, as the folder has an adapter itself: sub-folders {listed}"

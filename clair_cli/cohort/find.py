@@ -8,11 +8,9 @@ import stat
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from clair_cli.cohort.adapter_folder import (
     archive_refused,
-    entries_of,
     is_archive,
     is_pickle,
     not_a_file,
@@ -34,7 +32,10 @@ from clair_cli.formats.filenames import (
 )
 from clair_cli.formats.files import FAILURES, as_rejection, real_path
 from clair_cli.formats.limits import Limits
+from clair_cli.formats.stores import followed, is_there, names_in, status_of
 from clair_cli.remark import Remark, note
+from clair_cli.store.address import Place, RemotePath
+from clair_cli.store.lookup import looked_up
 from clair_cli.text import first_few, quoted
 
 _BESIDE_AN_ADAPTER = frozenset(("value_head.safetensors", "new_embeddings.safetensors"))
@@ -83,7 +84,7 @@ class _Remarks:
 
 
 def find_clients(
-    folder: Path,
+    folder: Place,
     *,
     exclude: Sequence[str] = (),
     limits: Limits | None = None,
@@ -105,6 +106,8 @@ def find_clients(
         UsageError: no such folder, not a folder, or an unknown name in `exclude`.
         InputRefused: no client in the folder at all, or more than the limits allow.
     """
+    check_can_be_listed(folder)
+    folder = looked_up(folder)
     _check_folder(folder)
     try:
         candidates, remarks = _clients_in(folder, checkpoint)
@@ -134,17 +137,32 @@ def find_clients(
     )
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Place) -> None:
     shown = quoted(folder.as_posix())
-    if not os.path.lexists(folder):
+    if not is_there(folder):
         hint = did_you_mean(folder) or not_here_hint(folder)
         raise UsageError(f"folder {shown} does not exist", hint=hint)
     if not folder.is_dir():
         raise UsageError(f"{shown} is not a folder", hint=no_folder_hint(folder))
 
 
-def did_you_mean(folder: Path) -> str:
+def check_can_be_listed(folder: Place) -> None:
+    """Refuse an address of a server that has files and no folders.
+
+    Raises:
+        UsageError: saying what clients are read from.
+    """
+    if isinstance(folder, RemotePath) and not folder.can_be_listed:
+        raise UsageError(
+            f"{quoted(str(folder))} is no folder: a web server does not list its files",
+            hint="download the adapters, and give their folder; or give s3://, gs:// or az://",
+        )
+
+
+def did_you_mean(folder: Place) -> str:
     """A hint at the folder next to it whose name is most alike, or ""."""
+    if isinstance(folder, RemotePath):
+        return ""
     try:
         siblings = [entry.name for entry in os.scandir(folder.parent) if entry.is_dir()]
     except OSError:
@@ -153,7 +171,7 @@ def did_you_mean(folder: Path) -> str:
     return f"did you mean {quoted((folder.parent / close[0]).as_posix())}?" if close else ""
 
 
-def _nothing_found(folder: Path, ignored: Sequence[str]) -> InputRefused:
+def _nothing_found(folder: Place, ignored: Sequence[str]) -> InputRefused:
     count = len(ignored)
     others = f"{count:,} other {'entry' if count == 1 else 'entries'} ignored"
     if not count:
@@ -164,15 +182,15 @@ def _nothing_found(folder: Path, ignored: Sequence[str]) -> InputRefused:
     )
 
 
-def _clients_in(folder: Path, checkpoint: str | int | None) -> tuple[list[Candidate], _Remarks]:
+def _clients_in(folder: Place, checkpoint: str | int | None) -> tuple[list[Candidate], _Remarks]:
     """The clients of an existing folder, in the order of their entries' bytes.
 
     Raises:
         OSError: the folder itself can't be listed.
     """
     candidates, remarks = [], _Remarks()
-    root = Path(os.path.realpath(folder))
-    entries = entries_of(folder)
+    root = followed(folder)
+    entries = names_in(folder)
     stems = {stem(entry) for entry in entries if is_weights(entry)}
     for entry in entries:
         try:
@@ -185,7 +203,7 @@ def _clients_in(folder: Path, checkpoint: str | int | None) -> tuple[list[Candid
     return candidates, remarks
 
 
-def _refused(folder: Path, entry: str, refusal: RejectedClient) -> Candidate:
+def _refused(folder: Place, entry: str, refusal: RejectedClient) -> Candidate:
     path = folder / entry
     refusal.path = path.as_posix()
     name = stem(entry) if is_weights(entry) else entry
@@ -193,8 +211,8 @@ def _refused(folder: Path, entry: str, refusal: RejectedClient) -> Candidate:
 
 
 def _candidate(
-    folder: Path,
-    root: Path,
+    folder: Place,
+    root: Place,
     entry: str,
     stems: set[str],
     remarks: _Remarks,
@@ -206,11 +224,13 @@ def _candidate(
         if entry.startswith(".") and path.is_dir():
             remarks.by_kind[_EMPTY].append(entry)
         return None
+    if isinstance(path, RemotePath) and (why := path.refusal()):
+        raise RejectedClient(why, hint="remove what does not belong there, or --exclude it")
     is_config = entry == CONFIG or (entry.endswith(".json") and _without_suffix(entry) in stems)
     weights, mode = path, 0
     if _may_be_client(path):
         weights = real_path(path, root) if path.is_symlink() else root / entry
-        mode = os.stat(weights).st_mode
+        mode = status_of(weights, follow=True).st_mode
     if is_config and not path.is_file() and not path.is_symlink():
         remarks.by_kind[_NO_CONFIG].append(entry)
     if stat.S_ISDIR(mode):
@@ -242,7 +262,7 @@ def _candidate(
     return None
 
 
-def _may_be_client(path: Path) -> bool:
+def _may_be_client(path: Place) -> bool:
     """Whether a path is a folder, a weights file, or a link that has no other suffix."""
     if is_weights(path.name):
         return True
@@ -255,17 +275,15 @@ def _without_suffix(entry: str) -> str:
     return os.path.splitext(entry)[0]
 
 
-def _the_folder_itself(folder: Path, found: Sequence[Candidate]) -> Candidate | None:
+def _the_folder_itself(folder: Place, found: Sequence[Candidate]) -> Candidate | None:
     """The client of a folder that is one adapter, called as the folder is; None for another folder.
     Beside it may be a trainer's checkpoints, and weights that training adds to an adapter."""
     own = [candidate for candidate in found if candidate.entry == WEIGHTS]
     others = [candidate.entry for candidate in found if candidate.entry != WEIGHTS]
     beside = all(STEP.fullmatch(name) or name in _BESIDE_AN_ADAPTER for name in others)
-    if not own or not beside or not os.path.isfile(folder / CONFIG):
+    if not own or not beside or not (folder / CONFIG).is_file():
         return None
-    name = (
-        folder.name if folder.name not in ("", "..") else os.path.basename(os.path.realpath(folder))
-    )
+    name = folder.name if folder.name not in ("", "..") else followed(folder).name
     notes = own[0].notes
     if others:
         text = f"{first_few(others)} left out: only {quoted(WEIGHTS)} is read"

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.filenames import CONFIG, MAIN_WEIGHTS, is_weights
-from clair_cli.formats.files import read_small, real_path
+from clair_cli.formats.files import real_path
+from clair_cli.formats.stores import followed, is_there, names_in, read_small
 from clair_cli.remark import Remark, note
+from clair_cli.store.address import Place
 from clair_cli.text import first_few, quoted, some_of
 
 DEPTH = 3  # verl's global_step_10/actor/lora_adapter
@@ -39,7 +41,7 @@ class Inside:
     """
 
     parts: tuple[str, ...]
-    path: Path
+    path: Place
     names: tuple[str, ...]
 
     @property
@@ -56,7 +58,7 @@ class Inside:
 
 
 def find_adapter(
-    here: Path, root: Path, checkpoint: str | int | None = None
+    here: Place, root: Place, checkpoint: str | int | None = None
 ) -> tuple[Inside | None, tuple[Remark, ...], list[Inside]]:
     """The folder that holds a client's adapter.
 
@@ -111,18 +113,18 @@ def _without_adapter(folders: Sequence[Inside], steps: Sequence[Inside]) -> list
     return [quoted(empty[step]) for step in sorted(empty)]
 
 
-def _names_in(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(os.listdir(folder), key=os.fsencode))
+def _names_in(folder: Place) -> tuple[str, ...]:
+    return tuple(names_in(folder))
 
 
 def _holds_weights(folder: Inside) -> bool:
     return any(is_weights(name) and not name.startswith(".") for name in folder.names)
 
 
-def _below(own: Inside, root: Path) -> Iterator[Inside]:
+def _below(own: Inside, root: Place) -> Iterator[Inside]:
     """The folders below, level by level, each real one once; links may not leave `root`."""
     level, count = [own], len(own.names)
-    real = Path(os.path.realpath(own.path))
+    real = followed(own.path)
     seen = {real, *real.parents}
     for _ in range(DEPTH):
         above, level = level, []
@@ -138,15 +140,17 @@ def _below(own: Inside, root: Path) -> Iterator[Inside]:
             yield inside
 
 
-def _sub_folders(folder: Inside, root: Path, seen: set[Path]) -> Iterator[Inside]:
+def _sub_folders(folder: Inside, root: Place, seen: set[Place]) -> Iterator[Inside]:
     paths = [folder.path / name for name in folder.names if not name.startswith(".")]
-    for path in sorted(paths, key=os.path.islink):  # a folder goes by its own name, not a link's
+    for path in sorted(
+        paths, key=lambda path: path.is_symlink()
+    ):  # a folder goes by its own name, not a link's
         if not path.is_dir():
             continue
         try:
             real = real_path(path, root)
         except RejectedClient:
-            if any(os.path.lexists(path / name) for name in MAIN_WEIGHTS):
+            if any(is_there(path / name) for name in MAIN_WEIGHTS):
                 raise
             continue  # whatever is there, it is no part of the client
         if real not in seen:
@@ -167,7 +171,7 @@ def _several(holders: Sequence[Inside], *, only_steps: bool) -> RejectedClient:
     )
 
 
-def _checkpoint(own: Inside, steps: list[Inside], wanted: str | int, root: Path) -> Inside:
+def _checkpoint(own: Inside, steps: list[Inside], wanted: str | int, root: Place) -> Inside:
     """The checkpoint that is wanted, of folders that all are in one."""
     by_step: dict[int, list[Inside]] = {}
     runs = set()
@@ -194,11 +198,11 @@ def _checkpoint(own: Inside, steps: list[Inside], wanted: str | int, root: Path)
     return by_step[number][0]
 
 
-def _best(run: Path, last: Inside, root: Path) -> int:
+def _best(run: Place, last: Inside, root: Place) -> int:
     """The number of the best checkpoint, by the trainer's own record: of the run's folder, or of
     its last checkpoint."""
     folders = [run, *(p for p in (last.path, *last.path.parents) if run in p.parents)]
-    path = next((f / _STATE for f in folders if os.path.lexists(f / _STATE)), None)
+    path = next((f / _STATE for f in folders if is_there(f / _STATE)), None)
     hint = "give --checkpoint last, or its number"
     if path is None:
         raise RejectedClient(
@@ -227,7 +231,7 @@ def _best(run: Path, last: Inside, root: Path) -> int:
 
 
 def _in_snapshot(
-    own: Inside, root: Path, checkpoint: str | int | None
+    own: Inside, root: Place, checkpoint: str | int | None
 ) -> tuple[Inside | None, tuple[Remark, ...], list[Inside]]:
     """The adapter in a folder of the hub's cache, whose files are links to its blobs."""
     snapshots = own.path / "snapshots"
@@ -250,19 +254,20 @@ def _in_snapshot(
     return found, (note("sub_folder_read", text), *notes), folders
 
 
-def _main_revision(cache: Path, root: Path) -> str:
+def _main_revision(cache: Place, root: Place) -> str:
     path = cache / "refs" / "main"
-    if not os.path.lexists(path):
+    if not is_there(path):
         return ""
     data = read_small(real_path(path, root), path.as_posix(), _MAX_REF_BYTES, root)
     return data.decode("utf-8", "surrogateescape").strip()
 
 
-def _check_blob(path: Path, cache: Path) -> None:
+def _check_blob(path: Place, cache: Place) -> None:
     """Refuse a file of a snapshot that is a link to anything but the cache's own blobs."""
     if not (is_weights(path.name) or path.name == CONFIG) or not path.is_symlink():
         return
-    if Path(os.path.realpath(cache), "blobs") not in Path(os.path.realpath(path)).parents:
+    assert isinstance(path, Path)  # a link is on a disk
+    if followed(cache) / "blobs" not in followed(path).parents:
         link = f"link {quoted(path.name)} to {quoted(os.readlink(path))}"
         raise RejectedClient(
             f"symbolic {link} leaves the blobs of its download cache",

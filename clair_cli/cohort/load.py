@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.config_source import find_config
@@ -22,6 +20,9 @@ from clair_cli.formats.files import FAILURES, as_rejection
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.safetensors.check import open_safetensors
 from clair_cli.formats.safetensors.reader import KeptBytes, SafetensorsFile
+from clair_cli.formats.stores import followed, is_there
+from clair_cli.store.address import Place
+from clair_cli.store.lookup import looked_up
 from clair_cli.text import quoted
 
 
@@ -105,7 +106,7 @@ def cohort_of(listing: Listing, results: Iterable[Adapter | Rejection]) -> Cohor
 
 
 def load_one(
-    path: Path, *, limits: Limits | None = None, assume_alpha: float | str | None = None
+    path: Place, *, limits: Limits | None = None, assume_alpha: float | str | None = None
 ) -> Cohort:
     """Read one adapter: its folder, or a `.safetensors` file with its config next to it. Its files
     may be links, as in a download cache: the caller chose them, and not a client.
@@ -119,11 +120,11 @@ def load_one(
     Raises:
         UsageError: nothing at the path, or neither of the two.
     """
-    shown = quoted(path.as_posix())
-    if not os.path.lexists(path):
+    path, shown = looked_up(path), quoted(path.as_posix())
+    if not is_there(path):
         raise UsageError(f"adapter {shown} does not exist", hint=did_you_mean(path))
     weights, shared = path, path.parent / CONFIG
-    configs: tuple[Path, ...] = (path.with_suffix(".json"),)
+    configs: tuple[Place, ...] = (path.with_suffix(".json"),)
     if path.name == WEIGHTS:
         configs = (*configs, shared)
     if path.is_dir():
@@ -151,9 +152,10 @@ def load_one(
     )
 
 
-def load_result(path: Path, *, limits: Limits | None = None) -> Adapter | Rejection:
+def load_result(path: Place, *, limits: Limits | None = None) -> Adapter | Rejection:
     """Read an adapter that clair wrote: a folder with its config, or a single file with its config
     in the header; no other config is looked for."""
+    path = looked_up(path)
     folder = path.is_dir()
     candidate = Candidate(
         entry=path.name,
@@ -165,8 +167,8 @@ def load_result(path: Path, *, limits: Limits | None = None) -> Adapter | Reject
     return load_client(candidate, limits=limits)
 
 
-def _followed(path: Path) -> Path:
-    return Path(os.path.realpath(path)) if path.is_symlink() and path.exists() else path
+def _followed(path: Place) -> Place:
+    return followed(path) if path.is_symlink() and path.exists() else path
 
 
 def _keys(candidate: Candidate, file: SafetensorsFile, limits: Limits) -> KeyMap:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.errors import RejectedClient, shortened
 from clair_cli.remark import Remark
+from clair_cli.store.address import Place
 from clair_cli.text import quoted
 
 
@@ -31,12 +31,12 @@ class Candidate:
     entry: str
     name: str
     shown: str
-    weights: Path
-    configs: tuple[Path, ...] = ()
-    shared: Path | None = None
+    weights: Place
+    configs: tuple[Place, ...] = ()
+    shared: Place | None = None
     notes: tuple[Remark, ...] = ()
     refusal: RejectedClient | None = None
-    root: Path | None = None
+    root: Place | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.output_format import OutputFormat
@@ -27,6 +26,7 @@ from clair_cli.cohort.trust import (
 from clair_cli.errors import InputRefused, RejectedClient, UsageError
 from clair_cli.remark import Remark, note
 from clair_cli.settings import Settings
+from clair_cli.store.address import place_of
 from clair_cli.text import first_few, quoted
 
 RESERVED = "report.json"  # no client may be called so: its folder would stand next to the report
@@ -255,8 +255,8 @@ def _ignored(cohort: Cohort, settings: Settings) -> list[Remark]:
         return []
     entries = "entry" if len(cohort.ignored) == 1 else "entries"
     text = (
-        f"{len(cohort.ignored):,} other {entries} of {quoted(Path(settings.clients).as_posix())} "
-        f"ignored: {first_few(cohort.ignored)}"
+        f"{len(cohort.ignored):,} other {entries} of "
+        f"{quoted(place_of(settings.clients).as_posix())} ignored: {first_few(cohort.ignored)}"
     )
     return [note("entries_ignored", text)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median_low
@@ -10,6 +9,7 @@ from statistics import median_low
 from clair_cli.cohort.model import Candidate
 from clair_cli.errors import InputRefused, RejectedClient
 from clair_cli.formats.limits import Limits, remedy
+from clair_cli.formats.stores import status_of
 from clair_cli.text import quoted
 
 # Files this many times as large as the median one go first, so that one client's size alone
@@ -62,7 +62,7 @@ def check_cohort_size(
 
 def _size(candidate: Candidate) -> int:
     try:
-        return os.stat(candidate.weights).st_size
+        return status_of(candidate.weights, follow=True).st_size
     except OSError:
         return 0  # the reader says what is wrong
 

@@ -8,11 +8,12 @@ import io
 import math
 import re
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 
 from clair_cli.errors import RejectedClient, UsageError
-from clair_cli.formats.files import read_small
+from clair_cli.formats.stores import followed, read_small
 from clair_cli.formats.strict_json import parse_strict
+from clair_cli.store.address import Place
+from clair_cli.store.lookup import looked_up
 from clair_cli.text import by_spelling, first_few, quoted
 
 MAX_BYTES = 4_000_000
@@ -21,7 +22,7 @@ _DECIMAL = re.compile(r"^(\d*),(\d+)$")
 
 
 def read_weights(
-    path: Path, names: Sequence[str], optional: Sequence[str] = ()
+    path: Place, names: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, float]:
     r"""Read one positive weight for each client.
 
@@ -43,7 +44,7 @@ def read_weights(
     """
     shown = quoted(path.as_posix())
     try:
-        data = read_small(Path(path.resolve()), path.as_posix(), MAX_BYTES)
+        data = read_small(followed(looked_up(path)), path.as_posix(), MAX_BYTES)
     except RejectedClient as error:
         raise UsageError(f"weights file {shown}: {error.message}") from None
     is_json = data.lstrip()[:1] in (b"{", b"[")

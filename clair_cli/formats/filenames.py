@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+
+from clair_cli.store.address import Place, RemotePath
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -28,7 +29,7 @@ def is_weights(name: str) -> bool:
     return name.lower().endswith(SUFFIX)
 
 
-def is_one_file(output: Path) -> bool:
+def is_one_file(output: Place) -> bool:
     """Whether a merged adapter is to be one file rather than a PEFT folder.
 
     >>> is_one_file(Path("m.safetensors")), is_one_file(Path("M.SAFETENSORS"))
@@ -43,21 +44,21 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar",
 """Suffixes of archives, which are never unpacked."""
 
 
-def no_folder_hint(path: Path) -> str:
+def no_folder_hint(path: Place) -> str:
     """What to do about a file that was given where the folder of clients should be."""
     if path.name.lower().endswith(ARCHIVES):
         return "archives are not unpacked: unpack it, if you trust its senders, and give the folder"
     return "put the clients' adapters into one folder and give that folder"
 
 
-def not_here_hint(path: Path) -> str:
+def not_here_hint(path: Place) -> str:
     """What to do about a path where nothing is and that looks like an address; else "".
 
     >>> bool(not_here_hint(Path("https://example.org/x"))), not_here_hint(Path("clients"))
     (True, '')
     """
     text = path.as_posix()
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) and not isinstance(path, RemotePath):
         return "nothing is fetched from a network: download the adapters, and give their folder"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.parent.exists():
         return "if that is a name on a hub: download the adapters, and give their folder"

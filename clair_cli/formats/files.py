@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clair_cli.errors import RejectedClient, is_out_of_files
+from clair_cli.store.address import Place, RemotePath
+from clair_cli.store.errors import StoreError
 from clair_cli.text import quoted
 
 _FLAGS = (
@@ -136,7 +138,8 @@ def _open_failed(error: OSError, path: Path, name: str, shown: str) -> RejectedC
 
 
 def _unreadable(error: OSError, name: str, shown: str) -> RejectedClient:
-    reason = os.strerror(error.errno) if error.errno else str(error)
+    own = error.errno is None or isinstance(error, StoreError)
+    reason = str(error) if own else os.strerror(error.errno or 0)
     return RejectedClient(f"{quoted(name)} is unreadable: {reason}", path=shown, found=reason)
 
 
@@ -198,27 +201,6 @@ def read_into(fd: int, memory: memoryview) -> int:
     return found
 
 
-def read_small(path: Path, shown: str, max_bytes: int, root: Path | None = None) -> bytes:
-    """The whole of a small regular file; `root` as in `open_regular`.
-
-    Raises:
-        RejectedClient: not a readable regular file, or more than `max_bytes` bytes.
-    """
-    name = os.path.basename(shown)
-    with open_regular(path, shown, root) as (fd, status):
-        if status.st_size > max_bytes:
-            raise RejectedClient(
-                f"{quoted(name)} has {status.st_size:,} bytes, above the limit of {max_bytes:,}",
-                path=shown,
-                found=f"{status.st_size:,} bytes",
-                expected=f"at most {max_bytes:,} bytes",
-            )
-        data = read_exactly(fd, max_bytes + 1)
-    if len(data) != status.st_size:
-        raise RejectedClient(f"{quoted(name)} changed while reading", path=shown)
-    return data
-
-
 def sniff(start: bytes) -> str:
     """The kind of a file that is no safetensors file, for messages; "" if it is not known.
 
@@ -243,8 +225,8 @@ def sniff(start: bytes) -> str:
     return ""
 
 
-def real_path(path: Path, root: Path) -> Path:
-    """The path of a file or folder with every link followed.
+def real_path(path: Place, root: Place) -> Place:
+    """The path of a file or folder with every link followed; that of an object is as it is.
 
     Args:
         path: a file or folder, or a link to one.
@@ -254,6 +236,10 @@ def real_path(path: Path, root: Path) -> Path:
         RejectedClient: a dangling link, a loop, or a link out of `root` (with link and target), or
             a folder on the way that has become such a link.
     """
+    return path if isinstance(path, RemotePath) else _real_path(path, root)
+
+
+def _real_path(path: Path, root: Place) -> Path:
     if not os.path.islink(path):
         real = Path(os.path.realpath(path.parent), path.name)
         if root not in real.parents:

@@ -15,9 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clair_cli.errors import OutputError
+from clair_cli.formats.filenames import is_weights
 from clair_cli.formats.files import read_into
+from clair_cli.formats.safetensors.writer import Parts
 from clair_cli.output.targets import check_room, resolve
 from clair_cli.output.temporary import temp_name
+from clair_cli.store.address import Place
+from clair_cli.store.errors import StoreError
 from clair_cli.text import quoted
 
 CHUNK_BYTES = 4 * 2**20
@@ -26,15 +30,42 @@ Part = bytes | memoryview
 
 
 @contextlib.contextmanager
-def os_errors(output: Path) -> Iterator[None]:
+def os_errors(output: Place) -> Iterator[None]:
     """Turn what the system refuses into an OutputError that names the output."""
     try:
         yield
     except FileExistsError as error:
         raise OutputError(f"output {quoted(output.as_posix())} appeared during the run") from error
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
+        own = error.errno is None or isinstance(error, StoreError)
+        reason = str(error) if own else os.strerror(error.errno or 0)
         raise OutputError(f"output {quoted(output.as_posix())} not written: {reason}") from error
+
+
+def check_readable(made: bytes | Path, name: str, content: Content) -> None:
+    """Let the library that everybody else reads with open an adapter that was written.
+
+    Args:
+        made: the file.
+        name: that it will have.
+        content: what it was made of; plain bytes are no adapter.
+
+    Raises:
+        OutputError: it does not.
+    """
+    if isinstance(content, bytes) or not is_weights(name):
+        return
+    from safetensors import SafetensorError, safe_open
+
+    assert isinstance(made, Path)
+    try:
+        with open(made, "rb") as file:
+            # by its descriptor where there is such a path: its name may not be Unicode
+            given = f"/dev/fd/{file.fileno()}" if os.path.isdir("/dev/fd") else os.fspath(made)
+            with safe_open(given, framework="numpy") as opened:
+                opened.keys()
+    except SafetensorError as error:
+        raise OutputError(f"{quoted(name)} can't be read by safetensors: {error}") from None
 
 
 class NewFile:
@@ -154,6 +185,12 @@ class Draft:
             os.rename(self._begun.path, path)
         self._path = self._file = None
 
+    def finish(self) -> Path:
+        """Finish the file where it is, under its temporary name; `discard` removes it."""
+        with os_errors(self._output):
+            self._begun.finish()
+        return self._begun.path
+
     @property
     def _begun(self) -> NewFile:
         if self._file is None:
@@ -168,3 +205,7 @@ class Draft:
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
         self._path = self._file = None
+
+
+Content = bytes | Parts | Draft
+"""What a new file is made of."""

@@ -6,6 +6,8 @@ by hash last. A kill in between leaves the old adapter, and an adapter that no r
 to be half-done. Temporary names are `.NAME.clair-PID-HEX.tmp`; those of a killed run
 are never removed (one may hold the only copy of what it replaced) but found by `leftovers`.
 
+Objects of a store (output/objects.py) take part in the same way, as far as a store can.
+
 Of several runs that write to one place, each renames all of its outputs while the others wait, so
 that all that stands there in the end is of one run.
 """
@@ -22,14 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from clair_cli.errors import OutputError, UnsyncedWarning
-from clair_cli.formats.filenames import is_weights
 from clair_cli.formats.safetensors.writer import Parts
-from clair_cli.output.draft import Draft, NewFile, os_errors
+from clair_cli.output.draft import Content, Draft, NewFile, check_readable, os_errors
 from clair_cli.output.folder_lock import locked
+from clair_cli.output.objects import ObjectsJob
 from clair_cli.output.rename import put_new, swap
 from clair_cli.output.signals import held_signals
 from clair_cli.output.targets import check_existing, check_room, resolve
 from clair_cli.output.temporary import temp_name
+from clair_cli.store.address import Place, RemotePath
 from clair_cli.text import quoted
 
 _ATTEMPTS = 100
@@ -37,21 +40,19 @@ _ATTEMPTS = 100
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 _NO_SYNC |= {errno.EACCES, errno.EPERM, errno.EISDIR}
 
-Content = bytes | Parts | Draft
-
 
 @dataclass(frozen=True)
 class Output:
     """One file or folder to publish.
 
     Attributes:
-        path: a link is followed, so that its target is replaced and not the link.
+        path: a link is followed, so that its target is replaced and not the link; or an address.
         content: a file's bytes, parts, or draft (of this path), or a folder's files: relative
             POSIX path to one of these.
         force: replace an existing regular file (it keeps its mode), or a folder that clair wrote.
     """
 
-    path: Path
+    path: Place
     content: Content | Mapping[str, Content]
     force: bool = False
 
@@ -77,19 +78,20 @@ def publish(outputs: Sequence[Output], *, between: Callable[[], None] | None = N
             are in: a power cut might still undo the renames. That is no failure of the run.
     """
     placed = False
-    jobs = [_Job(output) for output in outputs]
+    jobs = [_job_of(output) for output in outputs]
+    on_disk = [job for job in jobs if isinstance(job, _Job)]
     try:
         for job in jobs:
-            with os_errors(job.output.path):
+            with os_errors(job.path):
                 job.prepare()
         if between is not None:
             between()
-        with locked({job.target.parent for job in jobs}), held_signals():
+        with locked({job.target.parent for job in on_disk}), held_signals():
             _put_in_place(jobs)
             placed = True
             try:
                 _check_all_ours(jobs)
-                _sync_parents(jobs)
+                _sync_parents(on_disk)
             finally:
                 _clean_up(jobs, done=True)
     except BaseException as stop:  # a signal, perhaps, that came when all was in place
@@ -99,7 +101,13 @@ def publish(outputs: Sequence[Output], *, between: Callable[[], None] | None = N
         raise
 
 
-def _clean_up(jobs: Sequence[_Job], *, done: bool) -> None:
+def _job_of(output: Output) -> _Job | ObjectsJob:
+    if isinstance(output.path, RemotePath):
+        return ObjectsJob(output.path, output.content, force=output.force)
+    return _Job(output, output.path)
+
+
+def _clean_up(jobs: Sequence[_Job | ObjectsJob], *, done: bool) -> None:
     for job in jobs:
         job.clean_up(done=done)
 
@@ -107,15 +115,15 @@ def _clean_up(jobs: Sequence[_Job], *, done: bool) -> None:
 class _Job:
     """One output on its way: written under `temp`, later at `target`, the old one under `old`."""
 
-    def __init__(self, output: Output) -> None:
-        self.output = output
+    def __init__(self, output: Output, path: Path) -> None:
+        self.output, self.path = output, path
         self.folder = isinstance(output.content, Mapping)
         for name in output.content if isinstance(output.content, Mapping) else ():
             parts = set(name.split("/"))
             if not name or PurePosixPath(name).is_absolute() or {"..", "", "."} & parts:
                 raise ValueError(f"not a path inside the output folder: {name!r}")
         self.kind = "folder" if self.folder else "file"
-        self.target = resolve(output.path)
+        self.target = resolve(path)
         self.temp, self.aside = temp_name(self.target), temp_name(self.target)
         self.old: Path | None = None
         self.placed = False
@@ -127,24 +135,24 @@ class _Job:
         files = content if isinstance(content, Mapping) else {"": content}
         missing = [_parts(data) for data in files.values() if not isinstance(data, Draft)]
         size = sum(len(part) for parts in missing for part in parts)
-        check_room(self.target.parent, size, self.output.path)
+        check_room(self.target.parent, size, self.path)
         if not isinstance(content, Mapping):
             _write(self.temp, content, self.target)
-            _check_readable(self.temp, self.target.name, content)
+            check_readable(self.temp, self.target.name, content)
             return
         os.mkdir(self.temp)
         for name, data in content.items():
             file = self.temp / name
             file.parent.mkdir(parents=True, exist_ok=True)
             _write(file, data, None)
-            _check_readable(file, file.name, data)
+            check_readable(file, file.name, data)
         for folder, _, _ in os.walk(self.temp):
             _sync_folder(Path(folder))
 
     def place(self) -> None:
         """Rename. Another run may put something there, or take it away, between look and rename:
         then look again."""
-        path, target = self.output.path, self.target
+        path, target = self.path, self.target
         self._made = os.lstat(self.temp)
         for attempt in range(_ATTEMPTS):
             try:
@@ -188,11 +196,11 @@ class _Job:
                 path.unlink(missing_ok=True)
 
 
-def _put_in_place(jobs: Sequence[_Job]) -> None:
+def _put_in_place(jobs: Sequence[_Job | ObjectsJob]) -> None:
     """Rename all, in order, or none; signals wait."""
     try:
         for job in jobs:
-            with os_errors(job.output.path):
+            with os_errors(job.path):
                 job.place()
     except BaseException:
         for job in reversed(jobs):
@@ -201,12 +209,12 @@ def _put_in_place(jobs: Sequence[_Job]) -> None:
         raise
 
 
-def _check_all_ours(jobs: Sequence[_Job]) -> None:
+def _check_all_ours(jobs: Sequence[_Job | ObjectsJob]) -> None:
     """Raise if another run, which had no lock, replaced some of what was just put in place."""
     lost = [job for job in jobs if not job.is_ours()]
     if lost and len(lost) < len(jobs):
         kept = next(job for job in jobs if job not in lost)
-        other, own = (quoted(job.output.path.as_posix()) for job in (lost[0], kept))
+        other, own = (quoted(job.path.as_posix()) for job in (lost[0], kept))
         raise OutputError(
             f"another run wrote to the same place at the same time: {other} is of that one, {own} "
             "of this",
@@ -249,26 +257,6 @@ def _write(path: Path, content: Content, target: Path | None) -> None:
         file.finish()
     finally:
         file.close()
-
-
-def _check_readable(path: Path, name: str, content: Content) -> None:
-    """Let the library that everybody else reads with open an adapter that was written.
-
-    Raises:
-        OutputError: it does not.
-    """
-    if isinstance(content, bytes) or not is_weights(name):
-        return
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with open(path, "rb") as file:
-            # by its descriptor where there is such a path: its name may not be Unicode
-            given = f"/dev/fd/{file.fileno()}" if os.path.isdir("/dev/fd") else os.fspath(path)
-            with safe_open(given, framework="numpy") as opened:
-                opened.keys()
-    except SafetensorError as error:
-        raise OutputError(f"{quoted(name)} can't be read by safetensors: {error}") from None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 from clair_cli.errors import OutputError, UsageError
 from clair_cli.formats.filenames import FILE_SUFFIXES, OWN_FILES, SUFFIX
 from clair_cli.formats.files import kind_of
+from clair_cli.store.address import Place, RemotePath
 from clair_cli.text import quoted
 
 LEAST_ROOM = 16 * 1024
@@ -23,7 +24,7 @@ _MAX_ENTRIES = 100_000  # looked at for hard links to an input
 
 
 def check_target(
-    path: Path, *, force: bool, kind: Literal["file", "folder"], inputs: Sequence[Path]
+    path: Path, *, force: bool, kind: Literal["file", "folder"], inputs: Sequence[Place]
 ) -> None:
     """Refuse an output path that can't or shouldn't be written, before any work is done.
 
@@ -45,7 +46,7 @@ def check_target(
     target = resolve(path)
     if not target.parent.is_dir():
         raise UsageError(f"folder {quoted(path.parent.as_posix())} of the output does not exist")
-    for given in inputs:
+    for given in (place for place in inputs if isinstance(place, Path)):
         _check_apart(path, target, given, kind)
     if kind == "folder":
         _check_not_here(path, target)
@@ -55,7 +56,7 @@ def check_target(
     check_existing(path, target, force=force, kind=kind)  # last: its hint should be the last one
 
 
-def check_folder_name(path: Path, *, or_file: bool) -> None:
+def check_folder_name(path: Place, *, or_file: bool) -> None:
     """Refuse a folder to be whose name ends like a file's, before any work is done.
 
     Args:
@@ -74,7 +75,7 @@ def check_folder_name(path: Path, *, or_file: bool) -> None:
     )
 
 
-def check_distinct(first: str, one: Path, second: str, other: Path) -> None:
+def check_distinct(first: str, one: Place, second: str, other: Place) -> None:
     """Refuse two outputs of one run that are one place, or of which one lies in the other.
 
     Args:
@@ -83,7 +84,7 @@ def check_distinct(first: str, one: Path, second: str, other: Path) -> None:
     Raises:
         UsageError: naming both.
     """
-    a, b = _folded(resolve(one)), _folded(resolve(other))
+    a, b = _folded(one), _folded(other)
     shown = quoted(other.as_posix())
     if a == b:
         raise UsageError(f"{first} and {second} name the same path {shown}")
@@ -127,8 +128,12 @@ def resolve(path: Path) -> Path:
         raise UsageError(f"output {quoted(path.as_posix())}: {error.strerror}") from None
 
 
-def _folded(path: Path) -> Path:
-    """The path as a disk without case, that normalises Unicode, would see it."""
+def _folded(place: Place) -> Path:
+    """The path as a disk without case, that normalises Unicode, would see it; of an address a path
+    that no file has."""
+    if isinstance(place, RemotePath):
+        return Path("\0", place.scheme, place.host, *place.parts)
+    path = resolve(place)
     return Path(unicodedata.normalize("NFC", str(path)).casefold())
 
 

@@ -15,6 +15,7 @@ from clair_cli.remark import Remark, at_most, note, warning
 from clair_cli.report.file import damaged, read_document, shown_report
 from clair_cli.report.load import report_from
 from clair_cli.report.model import ClientReport, Report
+from clair_cli.store.address import Place, RemotePath
 from clair_cli.text import from_bytes, quoted
 from clair_cli.version import __version__
 
@@ -140,16 +141,21 @@ def _counted(used: Sequence[EarlierRound]) -> list[Remark]:
     return found
 
 
-def read_earlier(folder: Path, clients: object = None) -> EarlierReports:
+def read_earlier(folder: Place, clients: object = None) -> EarlierReports:
     """Read the reports in a folder: its JSON files, and `report.json` in its folders.
 
     Args:
         clients: the folder of this round's clients, if it is one.
 
     Raises:
-        UsageError: it is no folder, can't be read, has more files than anybody keeps reports, or
-            has any that lie among the clients'.
+        UsageError: it is in object storage, is no folder, can't be read, has more files than
+            anybody keeps reports, or has any that lie among the clients'.
     """
+    if isinstance(folder, RemotePath):
+        raise UsageError(
+            f"--earlier {quoted(str(folder))} is in object storage",
+            hint="copy the reports to a folder on this machine",
+        )
     rounds, lost, refused = list[EarlierRound](), list[tuple[EarlierRound, str]](), list[Remark]()
     paths = _files(folder)
     if isinstance(clients, Path):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+from clair_cli.errors import ClairError
+from clair_cli.formats.stores import read_small
 from clair_cli.report.model import SCHEMA, Report
+from clair_cli.store.address import Place
+from clair_cli.store.lookup import looked_up
 
 # A larger file is no report of ours to look into: 1,000 clients of 300 modules take half of it.
 MAX_REPORT = 256 * 2**20
@@ -75,17 +78,18 @@ def is_dense(data: bytes) -> bool:
     return values > _ANY_VALUES + len(data) // _BYTES_PER_VALUE
 
 
-def records_nothing(path: Path) -> bool:
+def records_nothing(path: Place) -> bool:
     """Whether a file is the report of a merge or refinement that wrote no adapter, which a later
     run of the same round may replace without `--force`."""
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_REPORT:
+        path = looked_up(path)
+        if path.is_symlink() or not path.is_file():
             return False
-        data = path.read_bytes()
+        data = read_small(path, path.as_posix(), MAX_REPORT)
         if is_dense(data):
             return False
         found = json.loads(data)
-    except (OSError, ValueError, RecursionError):
+    except (ClairError, OSError, ValueError, RecursionError):
         return False
     return (
         isinstance(found, dict)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from clair_cli.errors import RejectedClient, UsageError
-from clair_cli.formats.files import read_small
+from clair_cli.formats.stores import followed, read_small
 from clair_cli.formats.strict_json import parse_strict
 from clair_cli.report.encode import MAX_REPORT, is_dense
 from clair_cli.report.model import SCHEMA
+from clair_cli.store.address import Place
+from clair_cli.store.lookup import looked_up
 from clair_cli.text import quoted
 
 _MAX_DEPTH = 32
 
 
-def read_document(path: Path, version: str) -> tuple[bytes, Mapping[str, Any]]:
+def read_document(path: Place, version: str) -> tuple[bytes, Mapping[str, Any]]:
     """The bytes of a report of this schema, and the object they say; its fields are not checked.
 
     Args:
@@ -27,7 +28,7 @@ def read_document(path: Path, version: str) -> tuple[bytes, Mapping[str, Any]]:
     """
     shown = shown_report(path)
     try:
-        raw = read_small(path.resolve(), path.as_posix(), MAX_REPORT)
+        raw = read_small(followed(looked_up(path)), path.as_posix(), MAX_REPORT)
         if is_dense(raw):
             raise ValueError("it holds more values than a report of its size")
         data = parse_strict(raw, "it", MAX_REPORT)
@@ -47,12 +48,12 @@ def read_document(path: Path, version: str) -> tuple[bytes, Mapping[str, Any]]:
     return raw, data
 
 
-def shown_report(path: Path) -> str:
+def shown_report(path: Place) -> str:
     """What messages call a report."""
     return f"report {quoted(path.as_posix())}"
 
 
-def damaged(path: Path, error: Exception) -> UsageError:
+def damaged(path: Place, error: Exception) -> UsageError:
     """The error about a report whose fields are not what they should be."""
     reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
     return UsageError(f"{shown_report(path)} is damaged: {reason}")

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import lru_cache
-from os import PathLike, fspath
-from pathlib import Path
+from os import PathLike
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -25,6 +24,7 @@ from clair_cli.report.fields import (
 )
 from clair_cli.report.file import damaged, read_document
 from clair_cli.report.model import Report
+from clair_cli.store.address import RemotePath, place_of
 from clair_cli.text import quoted
 from clair_cli.version import __version__
 
@@ -33,7 +33,7 @@ _KINDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a
 _Read = Callable[[Any], Any]
 
 
-def load_report(path: str | PathLike[str]) -> Report:
+def load_report(path: str | PathLike[str] | RemotePath) -> Report:
     """Read a report from a file.
 
     Args:
@@ -43,7 +43,7 @@ def load_report(path: str | PathLike[str]) -> Report:
         UsageError: unreadable, no report, of another schema, or damaged; the message names the
             field.
     """
-    file = Path(fspath(path))
+    file = place_of(path)
     _, data = read_document(file, __version__)
     try:
         return report_from(data)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from clair_cli.errors import UsageError
 from clair_cli.formats.limits import Limits, capped_limits, parse_limits
 from clair_cli.report.file import damaged, read_document, shown_report
+from clair_cli.store.address import Place
 from clair_cli.text import from_bytes, quoted
 
 _HASH = re.compile("[0-9a-f]{64}")
@@ -69,7 +69,7 @@ class OldReport:
         return options
 
 
-def read_report(path: Path, version: str) -> OldReport:
+def read_report(path: Place, version: str) -> OldReport:
     """Read the report of a merge or refinement.
 
     Args:

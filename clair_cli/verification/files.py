@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.cohort.adapter_folder import weights_in
@@ -15,10 +13,11 @@ from clair_cli.cohort.load import load_result
 from clair_cli.cohort.model import Rejection
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.filenames import BESIDE, CONFIG, PIPELINE_WEIGHTS
-from clair_cli.formats.files import open_regular, read_exactly, read_small
 from clair_cli.formats.limits import LARGEST, Limits
+from clair_cli.formats.stores import followed, names_in, open_stream, read_small
 from clair_cli.formats.strict_json import parse_strict
 from clair_cli.report.read import NamedAdapter, OldReport
+from clair_cli.store.address import Place
 from clair_cli.text import quoted
 from clair_cli.workflow.provenance import HEADER_KEY
 
@@ -31,7 +30,7 @@ _TENSORS = 60_000
 
 
 def check_adapter(
-    path: Path, named: NamedAdapter, shapes: Mapping[str, tuple[int, ...]], limits: Limits
+    path: Place, named: NamedAdapter, shapes: Mapping[str, tuple[int, ...]], limits: Limits
 ) -> Iterator[str]:
     """The differences between an adapter on disk and the report, one sentence each.
 
@@ -48,9 +47,9 @@ def check_adapter(
 
 
 def _check_adapter(
-    path: Path, named: NamedAdapter, shapes: Mapping[str, tuple[int, ...]], limits: Limits
+    path: Place, named: NamedAdapter, shapes: Mapping[str, tuple[int, ...]], limits: Limits
 ) -> Iterator[str]:
-    path = path.resolve() if path.is_symlink() else path
+    path = followed(path) if path.is_symlink() else path
     weights = weights_in(path) if path.is_dir() else path
     shown = quoted(weights.as_posix())
     try:
@@ -70,14 +69,14 @@ def _check_adapter(
     yield from _check_modules(shown, adapter, named, shapes)
 
 
-def check_entries(folder: Path, old: OldReport) -> Iterator[str]:
+def check_entries(folder: Place, old: OldReport) -> Iterator[str]:
     """Files in a folder that its report does not name, or another report, a sentence each."""
     adapters = {adapter.folder: adapter for adapter in old.adapters}
     own = _files_of(adapters[""], folder) if "" in adapters else set()
-    for name in sorted(os.listdir(folder)):
+    for name in names_in(folder):
         path = folder / name
         if name and name in adapters:
-            for inner in sorted(os.listdir(path)) if path.is_dir() else ():
+            for inner in names_in(path) if path.is_dir() else ():
                 files = _files_of(adapters[name], path)
                 if inner not in files and not inner.startswith("."):
                     yield _not_named(path / inner)
@@ -93,22 +92,22 @@ def check_entries(folder: Path, old: OldReport) -> Iterator[str]:
             yield f"{quoted(inside.as_posix())} is not the report that was given"
 
 
-def _files_of(adapter: NamedAdapter, folder: Path) -> set[str]:
+def _files_of(adapter: NamedAdapter, folder: Place) -> set[str]:
     """Names of an adapter folder's files: a loader that finds more may take the wrong one."""
     weights = weights_in(folder).name  # as it was compared with the report
     own = {PIPELINE_WEIGHTS} if adapter.config_sha256 is None else {weights, CONFIG}
     return own | {"README.md"}
 
 
-def made_by(path: Path) -> str | None:
+def made_by(path: Place) -> str | None:
     """The version of clair that a merged file's header names; None for one without, as earlier
     versions wrote it, or one that can't be read."""
     try:
-        with open_regular(path, path.as_posix()) as (fd, _):
-            size = int.from_bytes(read_exactly(fd, 8), "little")
+        with open_stream(path, path.as_posix()) as stream:
+            size = int.from_bytes(stream.read(8), "little")
             if size > _HEADER_BYTES:
                 return None
-            header = parse_strict(read_exactly(fd, size), "header", _HEADER_BYTES)
+            header = parse_strict(stream.read(size), "header", _HEADER_BYTES)
         found = parse_strict(header["__metadata__"][HEADER_KEY].encode(), HEADER_KEY, _HEADER_BYTES)
         version = found["version"]
     except (RejectedClient, OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -116,24 +115,24 @@ def made_by(path: Path) -> str | None:
     return version if isinstance(version, str) else None
 
 
-def file_hash(path: Path) -> str:
+def file_hash(path: Place) -> str:
     """SHA-256 of a regular file, hex.
 
     Raises:
         RejectedClient: absent, unreadable, a link, or not a regular file.
     """
     whole = hashlib.sha256()
-    with open_regular(path, path.as_posix()) as (fd, _):
-        while chunk := os.read(fd, CHUNK_BYTES):
+    with open_stream(path, path.as_posix()) as stream:
+        while chunk := stream.read(CHUNK_BYTES):
             whole.update(chunk)
     return whole.hexdigest()
 
 
-def _not_named(path: Path) -> str:
+def _not_named(path: Place) -> str:
     return f"{quoted(path.as_posix())} is there, and the report does not name it"
 
 
-def _check_config(path: Path, named: NamedAdapter) -> Iterator[str]:
+def _check_config(path: Place, named: NamedAdapter) -> Iterator[str]:
     shown = quoted(path.as_posix())
     try:
         data = read_small(path, path.as_posix(), Limits().max_config_bytes)

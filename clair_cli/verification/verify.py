@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +18,13 @@ from clair_cli.formats.filenames import (
     WEIGHTS,
 )
 from clair_cli.formats.files import kind_of
+from clair_cli.formats.stores import is_there, names_in, status_of
 from clair_cli.report.earlier import read_earlier
 from clair_cli.report.encode import report_json
 from clair_cli.report.read import OldReport, read_report
 from clair_cli.settings import DECIDED_BY_REPORT, Progress, make_settings, options_of
+from clair_cli.store.address import Place, RemotePath, place_of
+from clair_cli.store.lookup import looked_up
 from clair_cli.text import quoted
 from clair_cli.verification.files import check_adapter, check_entries, made_by
 from clair_cli.verification.reports import compare_reports
@@ -63,15 +65,15 @@ class VerifyResult:
 
 
 def verify(
-    output: str | Path,
+    output: str | Place,
     clients: api.Clients | None = None,
     *,
-    report: str | Path | None = None,
-    weights: str | Path | Mapping[str, float] | None = None,
-    previous: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
-    initial: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
-    trust_adapter: str | Path | tuple[Mapping[str, Tensor], Any] | None = None,
-    verdicts: str | Path | None = None,
+    report: str | Place | None = None,
+    weights: str | Place | Mapping[str, float] | None = None,
+    previous: str | Place | tuple[Mapping[str, Tensor], Any] | None = None,
+    initial: str | Place | tuple[Mapping[str, Tensor], Any] | None = None,
+    trust_adapter: str | Place | tuple[Mapping[str, Tensor], Any] | None = None,
+    verdicts: str | Place | None = None,
     earlier: str | Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -95,10 +97,10 @@ def verify(
     for name, value in texts.items():
         if isinstance(value, str) and not value:
             raise UsageError(f"{name} is an empty path")
-    given = Path(output)
+    given = looked_up(place_of(output))
     _check_readable(given)
     target = _folder_of(given) or given
-    path = report_of(target) if report is None else Path(report)
+    path = report_of(target) if report is None else looked_up(place_of(report))
     if not path.exists():
         raise UsageError(
             f"no report {quoted(path.as_posix())}, so nothing says what the adapter should be",
@@ -114,7 +116,7 @@ def verify(
         raise UsageError(f"{quoted(target.as_posix())} is a file, and refine writes a folder")
     options = {} if clients is None else _options(old, inputs)
     if options.get("earlier") is not None:
-        _check_earlier(Path(options["earlier"]), old)
+        _check_earlier(place_of(options["earlier"]), old)
     differences = list(_compare_files(target, old))
     checked = [_what_was_compared(old)]
     notes: tuple[str, ...] = ()
@@ -133,7 +135,7 @@ def verify(
     )
 
 
-def report_of(output: Path) -> Path:
+def report_of(output: Place) -> Place:
     """The place of an output's report, where `--report` names no other."""
     if output.is_dir():
         return output / "report.json"
@@ -142,27 +144,32 @@ def report_of(output: Path) -> Path:
     return output.with_name(stem + ".report.json")
 
 
-def _folder_of(output: Path) -> Path | None:
+def _folder_of(output: Place) -> Place | None:
     """The folder that clair wrote, if `output` is its weights file."""
     known = {WEIGHTS: CONFIG, MLX_WEIGHTS: CONFIG, PIPELINE_WEIGHTS: "report.json"}
     beside = known.get(output.name)
     if beside is None or report_of(output).exists():
         return None
-    return output.parent if (output.parent / beside).exists() else None
+    if not (output.parent / beside).exists():
+        return None
+    if isinstance(output, RemotePath):  # whose other files were not looked for
+        return looked_up(replace(output.parent, tree=None))
+    return output.parent
 
 
-def _check_readable(output: Path) -> None:
+def _check_readable(output: Place) -> None:
     shown = quoted(output.as_posix())
-    if not os.path.lexists(output):
+    if not is_there(output):
         raise UsageError(f"output {shown} does not exist")
     try:
         if output.is_dir():
-            os.listdir(output)
+            names_in(output)
             return
         if not output.is_file():
-            raise UsageError(f"output {shown} is {kind_of(os.stat(output).st_mode)}")
-        with open(output, "rb"):
-            pass
+            raise UsageError(f"output {shown} is {kind_of(status_of(output, follow=True).st_mode)}")
+        if isinstance(output, Path):
+            with open(output, "rb"):
+                pass
     except OSError as error:
         raise InputRefused(f"output {shown} can't be read: {error.strerror}") from None
 
@@ -173,7 +180,7 @@ def _what_was_compared(old: OldReport) -> str:
     return f"{count} {what}: hash, {len(old.shapes)} modules, their shapes, rank and scale"
 
 
-def _compare_files(target: Path, old: OldReport) -> Iterator[str]:
+def _compare_files(target: Place, old: OldReport) -> Iterator[str]:
     if not old.adapters:
         why = old.data["cohort"].get("outcome_text") or "the run made none"
         yield f"the report names no adapter, so nothing vouches for this one ({why})"
@@ -209,7 +216,7 @@ def _options(old: OldReport, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _check_earlier(folder: Path, old: OldReport) -> None:
+def _check_earlier(folder: Place, old: OldReport) -> None:
     """Refuse a folder that lacks an earlier report which the old one was made with.
 
     Raises:
@@ -248,7 +255,7 @@ def _use_a_device_here(options: dict[str, Any]) -> list[str]:
 
 
 def _again(
-    clients: api.Clients, old: OldReport, options: Mapping[str, Any], *, file: Path | None
+    clients: api.Clients, old: OldReport, options: Mapping[str, Any], *, file: Place | None
 ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     """Run the recorded command once more and write nothing.
 

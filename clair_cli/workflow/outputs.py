@@ -5,6 +5,7 @@ Each is written whole or not at all.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,19 +15,15 @@ from clair_cli.errors import OutputError, UsageError
 from clair_cli.formats.filenames import SUFFIX
 from clair_cli.formats.safetensors.writer import Parts
 from clair_cli.output.adapter_files import AdapterFiles
-from clair_cli.output.draft import Draft
-from clair_cli.output.publish import Content, Output, publish
-from clair_cli.output.targets import (
-    check_distinct,
-    check_folder_name,
-    check_room,
-    check_target,
-    resolve,
-)
+from clair_cli.output.draft import Content, Draft
+from clair_cli.output.objects import check_output, remove_place
+from clair_cli.output.publish import Output, publish
+from clair_cli.output.targets import check_distinct, check_folder_name, check_room, resolve
 from clair_cli.rendered.formats import FORMATS
 from clair_cli.report.encode import records_nothing, report_json
 from clair_cli.report.model import Report
 from clair_cli.settings import Settings
+from clair_cli.store.address import Place, RemotePath
 from clair_cli.version import __version__
 from clair_cli.workflow.provenance import CARD, model_card, refined_card
 from clair_cli.workflow.result_limits import check_report
@@ -34,7 +31,7 @@ from clair_cli.workflow.result_limits import check_report
 REPORT = "report.json"
 
 
-def default_report(settings: Settings, *, adapter: bool) -> Path | None:
+def default_report(settings: Settings, *, adapter: bool) -> Place | None:
     """Where the report goes when `--report` does not say.
 
     Beside a single file (`merged.report.json`), inside a folder; when no adapter is written,
@@ -61,7 +58,7 @@ def check_outputs(settings: Settings) -> None:
         settings.verdicts,
     )  # fmt: skip
     inputs = [p for p in (settings.clients, *beside)
-              if isinstance(p, Path)]  # fmt: skip
+              if isinstance(p, (Path, RemotePath))]  # fmt: skip
     output, report = settings.output, settings.json_report
     is_file = settings.one_file or settings.command == "inspect"
     if output is not None and not is_file:
@@ -104,11 +101,11 @@ def _check_reports(settings: Settings) -> None:
 
 
 def _refusal(
-    path: Path, kind: Literal["file", "folder"], force: bool, inputs: Sequence[Path]
+    path: Place, kind: Literal["file", "folder"], force: bool, inputs: Sequence[Place]
 ) -> OutputError | None:
     """Why an output can't be written, or None. Raises UsageError as `check_target`."""
     try:
-        check_target(path, force=force, kind=kind, inputs=inputs)
+        check_output(path, force=force, kind=kind, inputs=inputs)
     except OutputError as error:
         return error
     return None
@@ -123,7 +120,7 @@ def check_least_room(settings: Settings, shapes: Iterable[tuple[int, int]]) -> N
     Raises:
         OutputError: see `check_room`.
     """
-    if settings.output is None:
+    if settings.output is None or isinstance(settings.output, RemotePath):
         return
     from clair_cli.maths.merge.mean import SERVING_RANKS  # it imports torch
 
@@ -134,7 +131,7 @@ def check_least_room(settings: Settings, shapes: Iterable[tuple[int, int]]) -> N
     check_room(resolve(settings.output).parent, least, settings.output)
 
 
-def write_report_only(report: Report, settings: Settings) -> Path | None:
+def write_report_only(report: Report, settings: Settings) -> Place | None:
     """Publish the report of a run without an adapter; returns where its JSON is, or None for
     nowhere."""
     usual = default_report(settings, adapter=False)
@@ -147,7 +144,7 @@ def write_report_only(report: Report, settings: Settings) -> Path | None:
 
 def write_merged(
     report: Report, files: AdapterFiles, settings: Settings, base_model: object = None
-) -> Path | None:
+) -> Place | None:
     """Publish a merged adapter and its report; returns the report's path.
 
     Args:
@@ -179,7 +176,7 @@ def write_refined(
     clients: Mapping[str, AdapterFiles],
     settings: Settings,
     base_models: Mapping[str, object],
-) -> Path | None:
+) -> Place | None:
     """Publish one folder per client and the report, as one folder.
 
     Args:
@@ -207,23 +204,23 @@ def _write_folder(report: Report, files: Mapping[str, Content], settings: Settin
     publish([*_asked(report, settings, usual), Output(settings.output, files, settings.force)])
     beside = default_report(settings, adapter=False)
     if beside is not None and beside != settings.json_report and records_nothing(beside):
-        beside.unlink(missing_ok=True)
+        remove_place(beside)
 
 
-def _report_output(path: Path, report: Report, settings: Settings) -> Output:
+def _report_output(path: Place, report: Report, settings: Settings) -> Output:
     return Output(path, _text(report), _may_replace(path, settings))
 
 
-def _may_replace(path: Path, settings: Settings) -> bool:
+def _may_replace(path: Place, settings: Settings) -> bool:
     return settings.force or records_nothing(path)
 
 
-def _write_asked(report: Report, settings: Settings) -> Path | None:
+def _write_asked(report: Report, settings: Settings) -> Place | None:
     publish(_asked(report, settings, None))
     return settings.json_report
 
 
-def _asked(report: Report, settings: Settings, usual: Path | None) -> list[Output]:
+def _asked(report: Report, settings: Settings, usual: Place | None) -> list[Output]:
     """The reports that `--report` asked for, JSON first.
 
     Args:
@@ -282,7 +279,7 @@ class Destination:
 
     def __init__(
         self,
-        output: Path | None = None,
+        output: Place | None = None,
         *,
         one_file: bool = False,
         in_folder: bool | None = None,
@@ -293,19 +290,34 @@ class Destination:
         self.in_folder = output is not None and not one_file if in_folder is None else in_folder
         self._output = output
         self._drafts: list[Draft] = []
+        self._own_folder: tempfile.TemporaryDirectory[str] | None = None
 
     def draft(self) -> Draft | None:
         """Of one more adapter's file; None where it is not written, or too many are."""
         if self._output is None or len(self._drafts) == _MOST:
             return None
-        self._drafts.append(Draft(self._output))
+        self._drafts.append(Draft(self._beside()))
         return self._drafts[-1]
+
+    def _beside(self) -> Path:
+        """What the next draft is written beside: the output, or a file of this machine until all of
+        it can be uploaded."""
+        if isinstance(self._output, Path):
+            return self._output
+        if self._own_folder is None:
+            self._own_folder = tempfile.TemporaryDirectory(
+                prefix="clair-", ignore_cleanup_errors=True
+            )
+        return Path(self._own_folder.name, "adapter")
 
     def close(self) -> None:
         """Remove what was not published of all drafts; others may follow."""
         for draft in self._drafts:
             draft.discard()
         self._drafts.clear()
+        if self._own_folder is not None:
+            self._own_folder.cleanup()
+            self._own_folder = None
 
 
 def destination_of(settings: Settings) -> Destination:

@@ -16,10 +16,14 @@ from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.safetensors.reader import KeptBytes
 from clair_cli.report.earlier import read_earlier
 from clair_cli.settings import Settings
+from clair_cli.store.address import RemotePath
 from clair_cli.text import quoted
 
 # Bytes of the clients' files that are kept from the check on; those of the others are read again.
 KEPT_BYTES = 160 * 2**20
+
+# Clients of a store that are read at one time, each two chunks ahead (`store.objects.CHUNK_BYTES`).
+REMOTE_READERS = 8
 
 
 def with_earlier_reports(settings: Settings) -> Settings:
@@ -65,7 +69,10 @@ def _from_files(settings: Settings, meanwhile: Callable[[], object] | None) -> C
         limits=settings.limit,
         memory=KeptBytes(KEPT_BYTES),
     )
-    workers = Workers(settings.threads or available_threads())
+    threads = settings.threads or available_threads()
+    if isinstance(settings.clients, RemotePath):  # they wait for the network most of the time
+        threads = max(threads, REMOTE_READERS)
+    workers = Workers(threads)
     with contextlib.closing(workers):
         begun = workers.start(load, listing.candidates)
         if meanwhile is not None:

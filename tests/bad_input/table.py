@@ -125,6 +125,12 @@ ROWS = {
     98: Row("no network", 0, "any connection"),
     99: Row("read-only input, other umask", 0, "mode 0600, input written to"),
     100: Row("old report given to a later command", 2, "KeyError"),
+    101: Row("object key with '..', '//', a control character", 0, "read, the round lost", 4),
+    102: Row("client with more objects than are listed", 0, "memory, the round lost", 4),
+    103: Row("more objects below the address than are listed", 4, "memory"),
+    104: Row("such a key beside the clients' folders", 4, "a client left out unsaid"),
+    105: Row("object that is a folder of others too", 0, "one of them read", 4),
+    106: Row("object replaced, gone, refused or failing", 0, "mixed bytes, the round lost", 4),
 }
 # fmt: on
 

@@ -110,11 +110,11 @@ def test_between_two_passes(
 def test_what_a_disk_gives_once_only_is_one_clients_loss(
     tmp_path: Path, row: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clair_cli.formats.safetensors import reader as safetensors_file
+    from clair_cli.formats import stores
     from clair_cli.workflow import read as reading
 
     clients = cohorts.save(tmp_path / "clients", {**GOOD, "bad": cohorts.honest(4)["c3"]})
-    read = safetensors_file.read_into
+    read = stores.read_into
 
     def failing(fd: int, memory: memoryview) -> int:
         if f"{os.sep}bad{os.sep}" in os.readlink(f"/proc/self/fd/{fd}"):
@@ -122,7 +122,7 @@ def test_what_a_disk_gives_once_only_is_one_clients_loss(
         return read(fd, memory)
 
     monkeypatch.setattr(reading, "KEPT_BYTES", 1)
-    monkeypatch.setattr(safetensors_file, "read_into", failing)
+    monkeypatch.setattr(stores, "read_into", failing)
     report = clair_cli.merge(clients, tmp_path / "m.safetensors").report
     assert report.exit_code == ROWS[row].code
     (bad,) = report.with_verdict("rejected")

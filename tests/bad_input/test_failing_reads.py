@@ -150,12 +150,12 @@ def test_a_round_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.skipif(sys.platform != "linux", reason="looks a descriptor's path up in /proc")
 def test_a_disk_that_fails_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tensors are read again: what fails then is a change of that client."""
-    from clair_cli.formats.safetensors import reader as safetensors_file
+    from clair_cli.formats import stores
     from clair_cli.workflow import read as reading
 
     monkeypatch.setattr(reading, "KEPT_BYTES", 1)
     clients = cohorts.save(tmp_path / "clients", {**cohorts.honest(3), "bad": cohorts.unrelated()})
-    fail(monkeypatch, safetensors_file, "read_into", OSError(errno.ESTALE, "Stale file handle"))
+    fail(monkeypatch, stores, "read_into", OSError(errno.ESTALE, "Stale file handle"))
     report = clair_cli.merge(clients, tmp_path / "m.safetensors").report
     assert report.exit_code == 0
     (bad,) = report.with_verdict("rejected")

@@ -85,7 +85,7 @@ def test_groups_are_spoken_of_where_there_are_some(
     [
         ("clients.zip", "archives are not unpacked"),
         ("one.safetensors", "put the clients' adapters into one folder"),
-        ("https://huggingface.co/org/name", "nothing is fetched from a network"),
+        ("https://huggingface.co/org/name", "a web server does not list its files"),
         ("org/name", "if that is a name on a hub: download"),
         ("nothing", ""),
         ("client/c0", ""),

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from clair_cli.errors import RejectedClient
-from clair_cli.formats.files import open_regular, read_exactly, read_into, sniff
+from clair_cli.formats.files import sniff
 from clair_cli.formats.limits import Limits, remedy
 from clair_cli.formats.safetensors.header import DTYPE_BITS, HeaderEntry, parse_header
-from clair_cli.formats.safetensors.reader import KeptBytes, SafetensorsFile, stamp_of
+from clair_cli.formats.safetensors.reader import KeptBytes, SafetensorsFile
 from clair_cli.formats.safetensors.source import DIGEST_BYTES, TensorEntry, runs
+from clair_cli.formats.stores import open_stream
+from clair_cli.store.address import Place
+from clair_cli.store.protocol import Stream
 
 CHUNK_BYTES = 2 * 1024 * 1024
 
 
 def open_safetensors(
-    path: Path,
+    path: Place,
     limits: Limits,
     *,
     shown: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     memory: KeptBytes | None = None,
 ) -> SafetensorsFile:
     """Check a file from a stranger, in one sequential pass over its bytes.
@@ -47,31 +48,24 @@ def open_safetensors(
         raise RejectedClient("safetensors files are read on little-endian machines only")
     shown = path.as_posix() if shown is None else shown
     try:
-        with open_regular(path, shown, root) as (fd, status):
-            if status.st_size > limits.max_file_bytes:
+        with open_stream(path, shown, root) as stream:
+            if stream.size > limits.max_file_bytes:
                 raise RejectedClient(
-                    f"file has {status.st_size:,} bytes, above the limit of "
-                    f"{limits.max_file_bytes:,}",
-                    found=f"{status.st_size:,} bytes",
+                    f"file has {stream.size:,} bytes, above the limit of {limits.max_file_bytes:,}",
+                    found=f"{stream.size:,} bytes",
                     expected=f"at most {limits.max_file_bytes:,} bytes",
                     hint=remedy("file"),
                 )
-            return replace(_scan(fd, status, path, shown, limits, memory), root=root)
+            found = _scan(stream, limits, memory)
+            return replace(found, path=path, shown=shown, root=root)
     except RejectedClient as error:
         error.path = error.path or shown
         raise
 
 
-def _scan(
-    fd: int,
-    status: os.stat_result,
-    path: Path,
-    shown: str,
-    limits: Limits,
-    memory: KeptBytes | None,
-) -> SafetensorsFile:
-    whole, size = hashlib.sha256(), status.st_size
-    header = _read_header(fd, size, limits)
+def _scan(stream: Stream, limits: Limits, memory: KeptBytes | None) -> SafetensorsFile:
+    whole, size = hashlib.sha256(), stream.size
+    header = _read_header(stream, limits)
     whole.update(len(header).to_bytes(8, "little"))
     whole.update(header)
     metadata, entries = parse_header(header, size - 8 - len(header), limits)
@@ -80,25 +74,26 @@ def _scan(
     tensors = {}
     for run in runs(entries, CHUNK_BYTES):
         begin, end = run[0].begin, run[-1].end
-        chunks = _chunks(fd, end - begin, None if kept is None else kept[begin:end])
+        chunks = _chunks(stream, end - begin, None if kept is None else kept[begin:end])
         for entry, pieces in _pieces(run, _hashed(chunks, whole)):
             tensors[entry.name] = _looked_at(entry, pieces)
-    if read_exactly(fd, 1) or os.fstat(fd).st_size != size:
+    if stream.has_changed():
         raise RejectedClient("file changed while reading")
     return SafetensorsFile(
-        path, whole.hexdigest(), metadata, tensors, start, size, stamp_of(status), shown, kept
+        whole.hexdigest(), metadata, tensors, start, size, stream.stamp, kept=kept
     )
 
 
-def _read_header(fd: int, size: int, limits: Limits) -> bytes:
+def _read_header(stream: Stream, limits: Limits) -> bytes:
     """The header's JSON bytes; a wrong length is explained by what the file really is."""
+    size = stream.size
     if size == 0:
         raise RejectedClient("file is empty (0 bytes)", found="0 bytes")
-    start = read_exactly(fd, min(size, 512))
+    start = stream.read(min(size, 512))
     length = int.from_bytes(start[:8], "little")
     if size >= 8 and length <= min(size - 8, limits.max_header_bytes) and start[8:9] == b"{":
-        os.lseek(fd, 8, os.SEEK_SET)
-        header = read_exactly(fd, length)
+        stream.seek(8)
+        header = stream.read(length)
         if len(header) != length:
             raise RejectedClient("file changed while reading")
         return header
@@ -123,15 +118,15 @@ def _read_header(fd: int, size: int, limits: Limits) -> bytes:
     raise RejectedClient("header does not start with '{'", expected="a JSON object")
 
 
-def _chunks(fd: int, count: int, into: memoryview | None) -> Iterator[bytes | memoryview]:
+def _chunks(stream: Stream, count: int, into: memoryview | None) -> Iterator[bytes | memoryview]:
     """Read `count` bytes in chunks, into the given memory or into new memory."""
     while count:
         size = min(count, CHUNK_BYTES)
         if into is None:
-            chunk: bytes | memoryview = read_exactly(fd, size)
+            chunk: bytes | memoryview = stream.read(size)
         else:
             chunk, into = into[:size], into[size:]
-            chunk = chunk[: read_into(fd, chunk)]
+            chunk = chunk[: stream.read_into(chunk)]
         if len(chunk) != size:
             raise RejectedClient("file changed while reading")
         count -= size

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from clair_cli.errors import RejectedClient
-from clair_cli.formats.files import open_regular, read_into
 from clair_cli.formats.safetensors.source import TensorEntry, digest_of
+from clair_cli.formats.stores import store_of
+from clair_cli.store.address import Place
 from clair_cli.text import quoted
 
 
@@ -44,28 +43,28 @@ class SafetensorsFile:
     """A file that passed the check, as a `TensorSource`. Keeps no descriptor open.
 
     Attributes:
-        path: what `raw` opens.
         sha256: of all bytes of the file, hex.
         metadata: the header's `__metadata__`, or {}.
         tensors: by name, in the order of their bytes.
         data_start: where the header ends, in bytes.
         size: of the file, in bytes.
-        stamp: of the file when it was checked; see `stamp_of`.
-        shown: the path as error objects carry it.
+        stamp: of the file when it was checked; see `Stream.stamp`.
         kept: the tensors' bytes as they were checked, if there was room for them.
+        path: what `raw` opens.
+        shown: the path as error objects carry it.
         root: as in `open_regular`.
     """
 
-    path: Path
     sha256: str
     metadata: dict[str, str]
     tensors: dict[str, TensorEntry]
     data_start: int
     size: int
-    stamp: tuple[int, ...]
-    shown: str = ""
+    stamp: object
     kept: memoryview | None = None
-    root: Path | None = None
+    path: Place = Path()
+    shown: str = ""
+    root: Place | None = None
 
     def raw(self, *keys: str) -> memoryview:
         """See `TensorSource.raw`: from memory where the file looks unchanged, else read again and
@@ -75,10 +74,7 @@ class SafetensorsFile:
         assert sum(e.end - e.begin for e in entries) == end - begin, "tensors that are apart"
         if self.kept is not None and self._looks_unchanged():
             return self.kept[begin:end]
-        data = memoryview(bytearray(end - begin))
-        with self._opened(keys[0]) as fd:
-            os.lseek(fd, self.data_start + begin, os.SEEK_SET)
-            read_into(fd, data)
+        data = self._range(begin, end, keys[0])
         for entry in entries:
             if digest_of(data[entry.begin - begin : entry.end - begin]) != entry.digest:
                 raise self._changed(entry.name)
@@ -89,11 +85,7 @@ class SafetensorsFile:
         entry = self.tensors[key]
         if self.kept is not None and self._looks_unchanged():
             return self.kept[entry.begin + begin : entry.begin + end]
-        data = memoryview(bytearray(end - begin))
-        with self._opened(key) as fd:
-            os.lseek(fd, self.data_start + entry.begin + begin, os.SEEK_SET)
-            read_into(fd, data)
-        return data
+        return self._range(entry.begin + begin, entry.begin + end, key)
 
     def check_unchanged(self) -> None:
         """For bytes that were copied from `raw` and are used since.
@@ -105,9 +97,8 @@ class SafetensorsFile:
         if not self._looks_unchanged():
             raise self._changed()
 
-    @contextmanager
-    def _opened(self, key: str) -> Iterator[int]:
-        """A descriptor of the file, if it has the size that was checked.
+    def _range(self, begin: int, end: int, key: str) -> memoryview:
+        """Bytes of the tensors, read from the file if it has the size that was checked.
 
         Args:
             key: the tensor to read, for the error.
@@ -115,24 +106,17 @@ class SafetensorsFile:
         Raises:
             RejectedClient: the file is gone, has another size, or can't be read.
         """
-        with open_regular(self.path, self.shown, self.root) as (fd, status):
-            if status.st_size != self.size:
-                raise self._changed(key)
-            yield fd
+        data = memoryview(bytearray(end - begin))
+        store = store_of(self.path, self.root)
+        place = self.data_start + begin
+        if not store.range(self.path, self.shown, self.stamp, place, data):
+            raise self._changed(key)
+        return data
 
     def _looks_unchanged(self) -> bool:
-        try:
-            return stamp_of(os.stat(self.path, follow_symlinks=False)) == self.stamp
-        except OSError:
-            return False
+        return store_of(self.path, self.root).is_unchanged(self.path, self.stamp)
 
     def _changed(self, key: str | None = None) -> RejectedClient:
         name = quoted(os.path.basename(self.shown))
         where = "" if key is None else f" tensor {quoted(key)}"
         return RejectedClient(f"{name} changed while reading{where}", path=self.shown)
-
-
-def stamp_of(status: os.stat_result) -> tuple[int, ...]:
-    """Device, inode, size and time of change: a file that was written to, or another one at the
-    same path, has another stamp."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,151 @@
+"""An S3 endpoint of this machine (moto) that notes every request, and fails when it is told to."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_NUMBERS = itertools.count()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request. `key` has no bucket; `range` and `condition` are headers, or ""."""
+
+    method: str
+    key: str
+    query: str
+    range: str
+    condition: str
+
+
+Answer = tuple[str, bytes]
+"""Status, as "503 Slow Down", and body."""
+
+
+class Endpoint:
+    """Attributes: bucket, to which `client` (boto3's) has access; `requests` since it was made.
+
+    `before` is called with each request, and may change the bucket or give an answer of its own.
+    """
+
+    def __init__(self, url: str, client: Any, bucket: str) -> None:
+        self.url, self.client, self.bucket = url, client, bucket
+        self.requests: list[Request] = []
+        self.before: Callable[[Request], Answer | None] | None = None
+
+    def at(self, *parts: str) -> str:
+        return "/".join((f"s3://{self.bucket}", *parts))
+
+    def put(self, key: str, data: bytes) -> None:
+        self._quietly(self.client.put_object, Bucket=self.bucket, Key=key, Body=data)
+
+    def upload(self, folder: Path, prefix: str = "") -> str:
+        """All files of a folder, under keys that begin with its name; returns their address."""
+        prefix = prefix or folder.name
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        return self.at(prefix)
+
+    def get(self, key: str) -> bytes:
+        found = self._quietly(self.client.get_object, Bucket=self.bucket, Key=key)
+        data: bytes = found["Body"].read()
+        return data
+
+    def keys(self, prefix: str = "") -> list[str]:
+        found = self._quietly(self.client.list_objects_v2, Bucket=self.bucket, Prefix=prefix)
+        return [one["Key"] for one in found.get("Contents", ())]
+
+    def read(self, key: str) -> list[Request]:
+        """The requests that read an object."""
+        return [r for r in self.requests if r.method == "GET" and r.key == key]
+
+    def _quietly(self, call: Callable[..., Any], **given: Any) -> Any:
+        """Call, and note none of its requests."""
+        requests, before = self.requests, self.before
+        self.requests, self.before = [], None
+        try:
+            return call(**given)
+        finally:
+            self.requests, self.before = requests, before
+
+
+class _Server:
+    """The server of all endpoints in this process."""
+
+    def __init__(self) -> None:
+        from moto.moto_server.werkzeug_app import (
+            DomainDispatcherApplication,
+            create_backend_app,
+        )
+        from werkzeug.serving import WSGIRequestHandler, make_server
+
+        class Silent(WSGIRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log(self, *_: object) -> None:
+                pass
+
+        self.endpoints: dict[str, Endpoint] = {}
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=Silent)
+        self.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ["PATH_INFO"].encode("latin-1").decode()
+        bucket, _, key = path.lstrip("/").partition("/")
+        endpoint = self.endpoints.get(bucket)
+        if endpoint is not None:
+            condition = environ.get("HTTP_IF_MATCH") or environ.get("HTTP_IF_NONE_MATCH") or ""
+            request = Request(
+                environ["REQUEST_METHOD"], key, environ["QUERY_STRING"],
+                environ.get("HTTP_RANGE", ""), condition,
+            )  # fmt: skip
+            endpoint.requests.append(request)
+            answer = endpoint.before(request) if endpoint.before else None
+            if answer is not None:
+                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                start(answer[0], [("Content-Length", str(len(answer[1])))])
+                return [answer[1]]
+        found: Iterable[bytes] = self._moto(environ, start)
+        return found
+
+
+_server = functools.cache(_Server)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    """An empty bucket, and an environment in which AWS's tools find it."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "an-id",
+        "AWS_SECRET_ACCESS_KEY": "a-very-secret-key",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    import boto3
+
+    server = _server()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    client = boto3.client("s3", endpoint_url=server.url)
+    bucket = f"bucket-{next(_NUMBERS)}"
+    client.create_bucket(Bucket=bucket)
+    endpoint = server.endpoints[bucket] = Endpoint(server.url, client, bucket)
+    yield endpoint
+    del server.endpoints[bucket]
+
+
+def slow(seconds: float, answer: Answer) -> Answer:
+    """An answer that takes its time."""
+    time.sleep(seconds)
+    return answer
