@@ -56,7 +56,11 @@ def commands_of(page: str) -> list[tuple[list[str], int]]:
     return found
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)])
+# What stands in these is run with what it is for: in tests/federated and tests/store.
+ELSEWHERE = ("docs/federated.md", "docs/storage.md")
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p not in ELSEWHERE and commands_of(p)])
 def test_the_commands_of_a_page(page: str, round_folder: Path) -> None:
     for text in fenced(PAGES[page], "toml"):  # its first line names the file
         birch = Path("clients/birch/adapter_model.safetensors").read_bytes()
@@ -68,11 +72,10 @@ def test_the_commands_of_a_page(page: str, round_folder: Path) -> None:
         assert result.exit_code == code, (command, result.stderr)
 
 
-# What stands in docs/federated.md is run in tests/federated, with the frameworks that it is for.
 CODE = [
     (page, n)
     for page, text in PAGES.items()
-    if page != "docs/federated.md"
+    if page not in ELSEWHERE
     for n in range(len(fenced(text, "python")))
 ]
 

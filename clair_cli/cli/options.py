@@ -133,7 +133,8 @@ Clients = Annotated[
     Any,
     _argument(
         "CLIENTS",
-        "Folder with one adapter per client: PEFT folders, NAME.safetensors files, or both.",
+        "Folder with one adapter per client: PEFT folders, NAME.safetensors files, or both; or the"
+        " address of such a folder, as s3://BUCKET/KEY.",
     ),
 ]
 Output = Annotated[

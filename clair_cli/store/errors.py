@@ -40,7 +40,13 @@ _KINDS = {
     "AlreadyExistsError": (FileExistsError, errno.EEXIST),
 }
 _CHANGED = ("PreconditionError", "NotModifiedError")
-_STATUS = re.compile(r"[Ss]tatus(?: code)?:? \D{0,3}(\d{3})\b")
+_STATUS = re.compile(r"[A-Za-z0-9 -]* status code: (\d{3})\b")
+_SIGNS = {
+    "RangeNotSupported": "the server gives no ranges of a file",
+    "InvalidCertificate": "the server's certificate is not one that this machine trusts",
+    "kind: Timeout": "the store does not answer in time",
+    "TimedOut": "the store does not answer in time",
+}
 
 
 def as_os_error(error: Exception, shown: str) -> OSError:
@@ -63,18 +69,24 @@ def as_os_error(error: Exception, shown: str) -> OSError:
     if name in _CHANGED:
         return ChangedError("changed while reading", shown)
     text = str(error)
-    if status := _STATUS.search(text):
-        number = int(status[1])
-        if number in (401, 403):
-            return PermissionError(errno.EACCES, os.strerror(errno.EACCES), shown)
-        if number == 412:
-            return ChangedError("changed while reading", shown)
-        return StoreError(f"the store answers with status {number}", shown)
-    if re.search("tim(ed? ?)out", text, re.IGNORECASE):
-        return StoreError("the store does not answer in time", shown)
-    if re.search("credential|metadata|token", text, re.IGNORECASE):
-        return StoreError("no credentials are found", shown)
+    asked, _, answered = text.partition(" - ")  # what was asked of whom, and what came of it
+    if re.search(r"169\.254\.|metadata|token|credential", asked.partition("\n")[0], re.IGNORECASE):
+        return StoreError("no credentials for it are found", shown)
+    if status := _STATUS.match(answered):
+        return _of_status(int(status[1]), shown)
+    for sign, said in _SIGNS.items():
+        if sign in text:
+            return StoreError(said, shown)
     return StoreError("the store can't be reached, or does not answer as one", shown)
+
+
+def _of_status(number: int, shown: str) -> OSError:
+    """An answer by the number of its status."""
+    if number in (401, 403):
+        return PermissionError(errno.EACCES, os.strerror(errno.EACCES), shown)
+    if number == 412:
+        return ChangedError("changed while reading", shown)
+    return StoreError(f"the store answers with status {number}", shown)
 
 
 def _of_wrong_key(text: str) -> str:

@@ -17,7 +17,7 @@ MAX_KEYS_OF_ONE, MAX_KEYS = 5_000, 500_000
 """Objects below one client's folder, beyond which it is refused, and below the address."""
 
 _CHUNK = 1_000  # keys of one request
-_LAST = "\U0010ffff"  # behind every key of a folder
+_BEHIND = chr(ord("/") + 1)  # after a folder's name: behind all of its keys, before other names
 _FILES = (".safetensors", ".json", ".csv", ".txt")
 
 
@@ -130,7 +130,7 @@ class _Found:
                 self.refuse(name, f"the key {quoted(key)} has {why}")
             elif len(own) == MAX_KEYS_OF_ONE:
                 self.refuse(name, f"folder holds more than {MAX_KEYS_OF_ONE:,} objects")
-                return key_of((*self.folder, name, _LAST))
+                return key_of((*self.folder, name + _BEHIND))
             else:
                 own[parts] = self.store.entry(meta, parts)
         return None

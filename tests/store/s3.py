@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,15 +32,21 @@ Answer = tuple[str, bytes]
 """Status, as "503 Slow Down", and body."""
 
 
-class Endpoint:
-    """Attributes: bucket, to which `client` (boto3's) has access; `requests` since it was made.
+def _quiet(_: Request) -> None:
+    """While a test itself reads and writes."""
 
-    `before` is called with each request, and may change the bucket or give an answer of its own.
+
+class Endpoint:
+    """A bucket. Attributes: its name, and a `client` (boto3's) of it; `requests` since it was made.
+
+    `users` are the ids of the keys that signed them. `before` is called with each request, and may
+    change the bucket or give an answer of its own.
     """
 
     def __init__(self, url: str, client: Any, bucket: str) -> None:
         self.url, self.client, self.bucket = url, client, bucket
         self.requests: list[Request] = []
+        self.users: set[str] = set()
         self.before: Callable[[Request], Answer | None] | None = None
 
     def at(self, *parts: str) -> str:
@@ -72,7 +79,7 @@ class Endpoint:
     def _quietly(self, call: Callable[..., Any], **given: Any) -> Any:
         """Call, and note none of its requests."""
         requests, before = self.requests, self.before
-        self.requests, self.before = [], None
+        self.requests, self.before = [], _quiet
         try:
             return call(**given)
         finally:
@@ -112,6 +119,9 @@ class _Server:
                 environ.get("HTTP_RANGE", ""), condition,
             )  # fmt: skip
             endpoint.requests.append(request)
+            signed = re.search("Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
+            if signed and endpoint.before is not _quiet:
+                endpoint.users.add(signed[1])
             answer = endpoint.before(request) if endpoint.before else None
             if answer is not None:
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))

@@ -119,6 +119,15 @@ def test_layouts_are_found_as_on_a_disk(s3: Endpoint, tmp_path: Path, folders: l
     assert merged(s3.upload(clients), tmp_path / "remote", *options) == local
 
 
+def test_names_are_those_of_a_disk(s3: Endpoint, tmp_path: Path) -> None:
+    names = ("café ü", "a%20b", "x+y&z=1", "q?#[]", "\N{SNOWMAN}'\"\\", "~tilde*:|", "-x")
+    honest = cohorts.honest(len(names)).values()
+    clients = cohorts.save(tmp_path / "clients", dict(zip(names, honest, strict=True)))
+    local = merged(clients, tmp_path / "local")
+    assert {c["name"] for c in local[1]["clients"]} == set(names)
+    assert merged(s3.upload(clients), tmp_path / "remote") == local
+
+
 def test_markers_of_empty_folders_are_no_clients(
     s3: Endpoint, clients: Path, tmp_path: Path
 ) -> None:
@@ -129,18 +138,18 @@ def test_markers_of_empty_folders_are_no_clients(
     assert merged(address, tmp_path / "remote") == local
 
 
-def test_previous_weights_and_trust_adapter_may_be_objects(
-    s3: Endpoint, clients: Path, tmp_path: Path
-) -> None:
-    weights = {p.name.split(".")[0]: 1 + n for n, p in enumerate(sorted(clients.iterdir()))}
+def test_what_is_given_beside_the_clients_may_be_objects(s3: Endpoint, tmp_path: Path) -> None:
+    first = cohorts.honest(1, seed=9)["c0"]
+    clients = cohorts.save(tmp_path / "second", cohorts.on_top(cohorts.honest(4), first.deltas()))
+    weights = {f"c{k}": k + 1 for k in range(4)}
     (tmp_path / "weights.json").write_text(json.dumps(weights))
-    before = cohorts.save_peft(tmp_path / "before", cohorts.honest(1, seed=9)["c0"])
+    before = cohorts.save_peft(tmp_path / "before", first)
     s3.put("weights.json", (tmp_path / "weights.json").read_bytes())
     here = ("--weights", tmp_path / "weights.json", "--previous", before)
     there = ("--weights", s3.at("weights.json"), "--previous", s3.upload(before))
     local, report = merged(clients, tmp_path / "local", *here)
     remote, remote_report = merged(clients, tmp_path / "remote", *there)
-    assert remote == local
+    assert remote == local != {}
     assert remote_report["inputs"] == report["inputs"] != {}
     one = ("--weights", s3.at("weights.json"), "--previous", s3.at("before", WEIGHTS))
     assert merged(clients, tmp_path / "again", *one)[0] == local
