@@ -84,6 +84,8 @@ def _of_status(number: int, shown: str) -> OSError:
     """An answer by the number of its status."""
     if number in (401, 403):
         return PermissionError(errno.EACCES, os.strerror(errno.EACCES), shown)
+    if number == 404:
+        return StoreError("there is no such bucket", shown)
     if number == 412:
         return ChangedError("changed while reading", shown)
     return StoreError(f"the store answers with status {number}", shown)

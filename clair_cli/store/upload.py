@@ -85,8 +85,8 @@ class Upload:
         return entry is not None and entry.tag == self.tag
 
     def undo(self) -> None:
-        """Remove the object, unless it replaced another one, which is gone."""
-        if self.tag is not None and not self._replace:
+        """Remove the object, unless it replaced another one, which is gone, or was replaced."""
+        if self.tag is not None and not self._replace and self.is_ours():
             remove(self._store, self._parts)
 
     def clean_up(self) -> None:

@@ -11,7 +11,7 @@ from concurrent.futures import Executor, Future
 from clair_cli.store.address import Parts
 from clair_cli.store.tree import Entry
 
-WINDOW_BYTES, LEAST_WINDOW_BYTES = 2 * 2**20, 64 * 2**10
+WINDOW_BYTES, LEAST_WINDOW_BYTES = 2 * 2**20, 128 * 2**10
 ROOM_BYTES = 256 * 2**20
 """Bytes of all windows in memory."""
 

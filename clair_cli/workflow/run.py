@@ -18,6 +18,7 @@ from clair_cli.errors import InputRefused, UsageError
 from clair_cli.output.adapter_files import AdapterFiles
 from clair_cli.report.model import Report
 from clair_cli.settings import Settings
+from clair_cli.store.address import RemotePath
 from clair_cli.workflow.by_report import by_review, reviewed_cohort, reviewed_round
 from clair_cli.workflow.judge import JudgedRound, judge_round, refused, refused_if_empty
 from clair_cli.workflow.memory_estimate import check_memory, read_memory, work_memory
@@ -117,7 +118,8 @@ def run_round(
                     if lost.adapter is own:
                         raise UsageError(f"{option}: {lost.error.message}") from None
                 dropped.append(rejection_of(lost.error, lost.adapter))
-                cohort = read_cohort(settings)
+                if not isinstance(settings.clients, RemotePath):  # whose reads are all pinned
+                    cohort = read_cohort(settings)
 
 
 def _try_round(

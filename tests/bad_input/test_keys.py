@@ -130,7 +130,7 @@ def _replaced(s3: Endpoint, request: Request) -> None:
 
 
 def _gone(s3: Endpoint, request: Request) -> None:
-    s3._quietly(s3.client.delete_object, Bucket=s3.bucket, Key=request.key)
+    s3.delete(request.key)
 
 
 def _refused(s3: Endpoint, request: Request) -> tuple[str, bytes]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 _NUMBERS = itertools.count()
+_TESTS = "the-tests-themselves"  # whose requests are not noted
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,6 @@ class Request:
 
 Answer = tuple[str, bytes]
 """Status, as "503 Slow Down", and body."""
-
-
-def _quiet(_: Request) -> None:
-    """While a test itself reads and writes."""
 
 
 class Endpoint:
@@ -53,7 +50,7 @@ class Endpoint:
         return "/".join((f"s3://{self.bucket}", *parts))
 
     def put(self, key: str, data: bytes) -> None:
-        self._quietly(self.client.put_object, Bucket=self.bucket, Key=key, Body=data)
+        self.client.put_object(Bucket=self.bucket, Key=key, Body=data)
 
     def upload(self, folder: Path, prefix: str = "") -> str:
         """All files of a folder, under keys that begin with its name; returns their address."""
@@ -64,26 +61,20 @@ class Endpoint:
         return self.at(prefix)
 
     def get(self, key: str) -> bytes:
-        found = self._quietly(self.client.get_object, Bucket=self.bucket, Key=key)
+        found = self.client.get_object(Bucket=self.bucket, Key=key)
         data: bytes = found["Body"].read()
         return data
 
     def keys(self, prefix: str = "") -> list[str]:
-        found = self._quietly(self.client.list_objects_v2, Bucket=self.bucket, Prefix=prefix)
+        found = self.client.list_objects_v2(Bucket=self.bucket, Prefix=prefix)
         return [one["Key"] for one in found.get("Contents", ())]
 
     def read(self, key: str) -> list[Request]:
         """The requests that read an object."""
         return [r for r in self.requests if r.method == "GET" and r.key == key]
 
-    def _quietly(self, call: Callable[..., Any], **given: Any) -> Any:
-        """Call, and note none of its requests."""
-        requests, before = self.requests, self.before
-        self.requests, self.before = [], _quiet
-        try:
-            return call(**given)
-        finally:
-            self.requests, self.before = requests, before
+    def delete(self, key: str) -> None:
+        self.client.delete_object(Bucket=self.bucket, Key=key)
 
 
 class _Server:
@@ -103,6 +94,7 @@ class _Server:
                 pass
 
         self.endpoints: dict[str, Endpoint] = {}
+        self._writing = threading.Lock()
         self._moto = DomainDispatcherApplication(create_backend_app)
         server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=Silent)
         self.url = f"http://127.0.0.1:{server.server_port}"
@@ -112,21 +104,24 @@ class _Server:
         path = environ["PATH_INFO"].encode("latin-1").decode()
         bucket, _, key = path.lstrip("/").partition("/")
         endpoint = self.endpoints.get(bucket)
-        if endpoint is not None:
+        signed = re.search("Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
+        user = signed[1] if signed else ""
+        if endpoint is not None and user != _TESTS:
             condition = environ.get("HTTP_IF_MATCH") or environ.get("HTTP_IF_NONE_MATCH") or ""
             request = Request(
                 environ["REQUEST_METHOD"], key, environ["QUERY_STRING"],
                 environ.get("HTTP_RANGE", ""), condition,
             )  # fmt: skip
             endpoint.requests.append(request)
-            signed = re.search("Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
-            if signed and endpoint.before is not _quiet:
-                endpoint.users.add(signed[1])
+            endpoint.users.add(user)
             answer = endpoint.before(request) if endpoint.before else None
             if answer is not None:
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
                 start(answer[0], [("Content-Length", str(len(answer[1])))])
                 return [answer[1]]
+        if environ["REQUEST_METHOD"] in ("PUT", "POST"):  # a condition and its write are one step
+            with self._writing:
+                return list(self._moto(environ, start))
         found: Iterable[bytes] = self._moto(environ, start)
         return found
 
@@ -147,7 +142,9 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 
     server = _server()
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    client = boto3.client("s3", endpoint_url=server.url)
+    client = boto3.client(
+        "s3", endpoint_url=server.url, aws_access_key_id=_TESTS, aws_secret_access_key="x"
+    )
     bucket = f"bucket-{next(_NUMBERS)}"
     client.create_bucket(Bucket=bucket)
     endpoint = server.endpoints[bucket] = Endpoint(server.url, client, bucket)

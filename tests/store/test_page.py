@@ -11,6 +11,7 @@ import boto3
 import pytest
 
 from clair_cli.store import connect, listing, objects, upload, windows
+from clair_cli.store.address import RemotePath, place_of
 from clair_cli.workflow import read
 from tests import cohorts
 from tests.pages import PAGES, SAMPLES, fenced, run_clair
@@ -86,6 +87,37 @@ def test_the_numbers_of_the_page() -> None:
 
 
 # Credentials
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "variables"),
+    [
+        ("gs://bucket/x", "GCSStore", {"GOOGLE_SKIP_SIGNATURE": "true"}),
+        (
+            "az://container/x",
+            "AzureStore",
+            {"AZURE_STORAGE_ACCOUNT_NAME": "a", "AZURE_STORAGE_ACCOUNT_KEY": "YQ=="},
+        ),
+        ("s3://bucket/x", "S3Store", {"AWS_SKIP_SIGNATURE": "true"}),
+        ("https://host.org/x", "HTTPStore", {}),
+    ],
+)
+def test_a_store_of_each_kind_is_connected_to(
+    address: str, kind: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as that can be done without the cloud."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    path = place_of(address)
+    assert isinstance(path, RemotePath)
+    assert type(connect.connect(path)).__name__ == kind
+
+
+def test_a_store_that_the_environment_says_too_little_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    ran = run_clair("inspect", "az://container/x")
+    assert ran.exit_code == 2
+    assert "no connection to az://container can be made" in ran.stderr
 
 
 def test_the_tools_own_files_are_read_where_boto3_is(

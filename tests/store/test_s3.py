@@ -241,6 +241,8 @@ def test_a_client_replaced_midway_is_rejected(
     assert verdicts(result) == {f"c{k}": "rejected" if k == 2 else "benign" for k in range(5)}
     assert "changed while reading" in reasons(result)["c2"]
     assert result.tensors is not None
+    others = [len(s3.read(f"many/c{k}/{WEIGHTS}")) for k in (0, 1, 3, 4)]
+    assert others == [2] * 4  # the check and one window each: the loss of one costs no other a read
 
 
 def test_one_that_vanishes_is_rejected(s3: Endpoint, tmp_path: Path) -> None:
@@ -249,7 +251,7 @@ def test_one_that_vanishes_is_rejected(s3: Endpoint, tmp_path: Path) -> None:
 
     def before(request: Request) -> None:
         if request.method == "GET" and request.key == key:
-            s3._quietly(s3.client.delete_object, Bucket=s3.bucket, Key=key)
+            s3.delete(key)
 
     s3.before = before
     result = clair_cli.merge(address, None)
@@ -329,6 +331,9 @@ def test_a_folder_that_is_not_there(s3: Endpoint) -> None:
     ran = cohorts.clair("inspect", s3.at("clients"))
     assert ran.exit_code == 2
     assert "does not exist" in ran.stderr
+    ran = cohorts.clair("inspect", "s3://no-such-bucket/clients")
+    assert ran.exit_code == 2
+    assert "there is no such bucket" in ran.stderr
     s3.put("file.json", b"{}")
     assert "is not a folder" in cohorts.clair("inspect", s3.at("file.json")).stderr
 
