@@ -27,6 +27,7 @@ from clair_cli.errors import OutputError, UnsyncedWarning
 from clair_cli.formats.safetensors.writer import Parts
 from clair_cli.output.draft import Content, Draft, NewFile, check_readable, os_errors
 from clair_cli.output.folder_lock import locked
+from clair_cli.output.job import Job
 from clair_cli.output.objects import ObjectsJob
 from clair_cli.output.rename import put_new, swap
 from clair_cli.output.signals import held_signals
@@ -79,7 +80,7 @@ def publish(outputs: Sequence[Output], *, between: Callable[[], None] | None = N
     """
     placed = False
     jobs = [_job_of(output) for output in outputs]
-    on_disk = [job for job in jobs if isinstance(job, _Job)]
+    on_disk = [job for job in jobs if isinstance(job, _DiskJob)]
     try:
         for job in jobs:
             with os_errors(job.path):
@@ -101,18 +102,18 @@ def publish(outputs: Sequence[Output], *, between: Callable[[], None] | None = N
         raise
 
 
-def _job_of(output: Output) -> _Job | ObjectsJob:
+def _job_of(output: Output) -> Job:
     if isinstance(output.path, RemotePath):
         return ObjectsJob(output.path, output.content, force=output.force)
-    return _Job(output, output.path)
+    return _DiskJob(output, output.path)
 
 
-def _clean_up(jobs: Sequence[_Job | ObjectsJob], *, done: bool) -> None:
+def _clean_up(jobs: Sequence[Job], *, done: bool) -> None:
     for job in jobs:
         job.clean_up(done=done)
 
 
-class _Job:
+class _DiskJob:
     """One output on its way: written under `temp`, later at `target`, the old one under `old`."""
 
     def __init__(self, output: Output, path: Path) -> None:
@@ -196,7 +197,7 @@ class _Job:
                 path.unlink(missing_ok=True)
 
 
-def _put_in_place(jobs: Sequence[_Job | ObjectsJob]) -> None:
+def _put_in_place(jobs: Sequence[Job]) -> None:
     """Rename all, in order, or none; signals wait."""
     try:
         for job in jobs:
@@ -209,7 +210,7 @@ def _put_in_place(jobs: Sequence[_Job | ObjectsJob]) -> None:
         raise
 
 
-def _check_all_ours(jobs: Sequence[_Job | ObjectsJob]) -> None:
+def _check_all_ours(jobs: Sequence[Job]) -> None:
     """Raise if another run, which had no lock, replaced some of what was just put in place."""
     lost = [job for job in jobs if not job.is_ours()]
     if lost and len(lost) < len(jobs):
@@ -222,7 +223,7 @@ def _check_all_ours(jobs: Sequence[_Job | ObjectsJob]) -> None:
         )
 
 
-def _sync_parents(jobs: Sequence[_Job]) -> None:
+def _sync_parents(jobs: Sequence[_DiskJob]) -> None:
     """Make the renames last, or warn that they may not."""
     for folder in sorted({job.target.parent for job in jobs}):
         try:

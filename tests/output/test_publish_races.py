@@ -30,7 +30,7 @@ from pathlib import Path
 from clair_cli.output import publish
 from tests.output.pairs import pair
 first, kind = sys.argv[1] == "first", sys.argv[2]
-place, flock = publish._Job.place, fcntl.flock
+place, flock = publish._DiskJob.place, fcntl.flock
 def tell(what): os.write(1, what.encode() + b"\\n")
 def placed(job):
     place(job)
@@ -43,7 +43,7 @@ def waiting(fd, how):
         fcntl.flock = flock
         tell("waits")
         raise
-publish._Job.place, fcntl.flock = placed, waiting
+publish._DiskJob.place, fcntl.flock = placed, waiting
 publish.publish(pair(Path("."), sys.argv[1].encode(), kind))
 tell("done")
 """
@@ -81,17 +81,17 @@ def no_locks(*_: Any) -> None:
 
 def during(
     monkeypatch: pytest.MonkeyPatch, nth: int, then: Callable[[], None]
-) -> list[publish._Job]:
+) -> list[publish._DiskJob]:
     """Do something once, after the `nth` output was put in place."""
-    place, calls = publish._Job.place, []
+    place, calls = publish._DiskJob.place, []
 
-    def step(job: publish._Job) -> None:
+    def step(job: publish._DiskJob) -> None:
         calls.append(job)
         place(job)
         if len(calls) == nth:
             then()
 
-    monkeypatch.setattr(publish._Job, "place", step)
+    monkeypatch.setattr(publish._DiskJob, "place", step)
     return calls
 
 
@@ -177,9 +177,9 @@ def test_each_folder_is_synced_after_the_last_rename(
 ) -> None:
     """A power cut could undo the renames until then."""
     events: list[object] = []
-    place, fsync = publish._Job.place, os.fsync
+    place, fsync = publish._DiskJob.place, os.fsync
 
-    def placed(job: publish._Job) -> None:
+    def placed(job: publish._DiskJob) -> None:
         place(job)
         events.append("rename")
 
@@ -187,7 +187,7 @@ def test_each_folder_is_synced_after_the_last_rename(
         fsync(fd)
         events.append(os.fstat(fd).st_ino)
 
-    monkeypatch.setattr(publish._Job, "place", placed)
+    monkeypatch.setattr(publish._DiskJob, "place", placed)
     monkeypatch.setattr(os, "fsync", synced)
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:

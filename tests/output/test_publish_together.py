@@ -47,7 +47,7 @@ def test_all_or_none(
     if old:
         publish.publish(pair(tmp_path, b"old"))
     before, calls = snapshot(tmp_path), []
-    real = getattr(publish._Job, stage)
+    real = getattr(publish._DiskJob, stage)
 
     def fail(*args: Any) -> None:
         calls.append(args)
@@ -55,7 +55,7 @@ def test_all_or_none(
             raise OSError(5, "Input/output error")
         real(*args)
 
-    monkeypatch.setattr(publish._Job, stage, fail)
+    monkeypatch.setattr(publish._DiskJob, stage, fail)
     with pytest.raises(OutputError, match="Input/output error"):
         publish.publish(pair(tmp_path, b"new"))
     assert snapshot(tmp_path) == before
@@ -92,11 +92,11 @@ def test_an_old_one_that_cant_be_put_back_is_kept_aside(
     def fail(*_: Any) -> None:
         raise OSError(5, "Input/output error")
 
-    real = publish._Job.place
+    real = publish._DiskJob.place
     monkeypatch.setattr(
-        publish._Job, "place", lambda job: real(job) if job.kind == "file" else fail()
+        publish._DiskJob, "place", lambda job: real(job) if job.kind == "file" else fail()
     )
-    monkeypatch.setattr(publish._Job, "undo", fail)
+    monkeypatch.setattr(publish._DiskJob, "undo", fail)
     with pytest.raises(OSError, match="Input/output error"):
         publish.publish(pair(tmp_path, b"new"))
     files = snapshot(tmp_path)

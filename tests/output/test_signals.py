@@ -41,7 +41,7 @@ def outputs(folder: Path, text: bytes) -> list[Output]:
 
 STEPS = [
     (os, "write"), (os, "fsync"), (os, "mkdir"), (draft, "read_into"), (publish, "swap"),
-    (publish._Job, "clean_up"), (publish.shutil, "rmtree"), (publish, "_sync_folder"),
+    (publish._DiskJob, "clean_up"), (publish.shutil, "rmtree"), (publish, "_sync_folder"),
 ]  # fmt: skip
 
 

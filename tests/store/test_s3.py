@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -356,7 +357,14 @@ def test_a_file_above_the_limit_is_not_read(s3: Endpoint, tmp_path: Path) -> Non
 def test_of_a_bad_header_one_chunk_is_read(
     s3: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class AtOnce:
+        def submit(self, function: Any, *args: Any, **options: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_result(function(*args, **options))
+            return future
+
     monkeypatch.setattr(objects, "CHUNK_BYTES", 1024)
+    monkeypatch.setattr(objects, "_pool", AtOnce)
     address = s3.upload(small_clients(tmp_path, 4))
     s3.put(f"many/c2/{WEIGHTS}", (2**40).to_bytes(8, "little") + b"{" + bytes(10_000))
     result = clair_cli.inspect(address)

@@ -164,6 +164,23 @@ def test_a_write_that_fails_leaves_nothing(
     assert s3.keys() == []
 
 
+def test_what_another_run_put_there_meanwhile_stays(
+    s3: Endpoint, clients: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "MAX_RETRIES", 0)
+
+    def before(request: Request) -> Answer | None:
+        if request.method != "PUT" or request.key != f"merged/{WEIGHTS}":
+            return None
+        s3.put(f"merged/{REPORT}", b"of another run")
+        return "403 Forbidden", b""
+
+    s3.before = before
+    assert cohorts.clair("merge", clients, "-o", s3.at("merged")).exit_code == 6
+    assert s3.keys() == [f"merged/{REPORT}"]
+    assert s3.get(f"merged/{REPORT}") == b"of another run"
+
+
 def test_a_folder_replaced_in_part_is_told_and_found(
     s3: Endpoint, clients: Path, others: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:

@@ -24,14 +24,14 @@ def saved(tmp_path: Path, n_clients: int) -> Path:
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, stage: str, name: str) -> None:
     """Let the disk be full when the output of that name is written, or put in place."""
-    real = getattr(publish._Job, stage)
+    real = getattr(publish._DiskJob, stage)
 
     def full(job: Any, *args: Any) -> None:
         if job.target.name == name:
             raise OSError(28, "No space left on device")
         real(job, *args)
 
-    monkeypatch.setattr(publish._Job, stage, full)
+    monkeypatch.setattr(publish._DiskJob, stage, full)
 
 
 @pytest.mark.parametrize("stage", ["prepare", "place"])
