@@ -9,7 +9,7 @@ from typing import Any
 from clair_cli.errors import InputRefused
 from clair_cli.store.address import Parts, RemotePath, wrong_key
 from clair_cli.store.errors import WrongKeyError, as_os_error
-from clair_cli.store.objects import ObjectStore, key_of
+from clair_cli.store.objects import ObjectStore, entry_of, key_of
 from clair_cli.store.tree import Entry, Tree
 from clair_cli.text import quoted
 
@@ -132,7 +132,7 @@ class _Found:
                 self.refuse(name, f"folder holds more than {MAX_KEYS_OF_ONE:,} objects")
                 return key_of((*self.folder, name + _BEHIND))
             else:
-                own[parts] = self.store.entry(meta, parts)
+                own[parts] = entry_of(meta, self.store.shown(parts))
         return None
 
     def refuse(self, name: str, why: str) -> None:

@@ -70,21 +70,7 @@ class ObjectStore:
             if isinstance(found, FileNotFoundError):
                 return None
             raise found from None
-        return self.entry(meta, parts)
-
-    def entry(self, meta: Any, parts: Parts) -> Entry:
-        """What the store says of an object.
-
-        Raises:
-            StoreError: it gives no ETag, or a weak one, to which no read can be pinned.
-        """
-        tag = meta["e_tag"]
-        if not tag or tag.startswith("W/"):
-            raise StoreError(
-                "the store gives no strong ETag, so a change while reading would not be seen",
-                self.shown(parts),
-            )
-        return Entry(meta["size"], tag)
+        return entry_of(meta, self.shown(parts))
 
     def read(self, parts: Parts, entry: Entry, begin: int, end: int) -> memoryview:
         """A range of an object as it was when it was listed.
@@ -219,3 +205,21 @@ class ObjectStream:
 
 def key_of(parts: Parts) -> str:
     return "/".join(parts)
+
+
+def entry_of(meta: Any, shown: str) -> Entry:
+    """What a store says of an object.
+
+    Args:
+        meta: obstore's.
+        shown: the object's address.
+
+    Raises:
+        StoreError: it gives no ETag, or a weak one, to which no read can be pinned.
+    """
+    tag = meta["e_tag"]
+    if not tag or tag.startswith("W/"):
+        raise StoreError(
+            "the store gives no strong ETag, so a change while reading would not be seen", shown
+        )
+    return Entry(meta["size"], tag if tag.startswith('"') else f'"{tag}"')  # as Azure lists them

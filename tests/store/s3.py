@@ -36,7 +36,8 @@ Answer = tuple[str, bytes]
 class Endpoint:
     """A bucket. Attributes: its name, and a `client` (boto3's) of it; `requests` since it was made.
 
-    `users` are the ids of the keys that signed them. `before` is called with each request, and may
+    `users` are the ids of the keys that signed them, `most_at_once` how many were answered at one
+    time. `before` is called with each request, and may
     change the bucket or give an answer of its own.
     """
 
@@ -44,6 +45,8 @@ class Endpoint:
         self.url, self.client, self.bucket = url, client, bucket
         self.requests: list[Request] = []
         self.users: set[str] = set()
+        self.at_once = self.most_at_once = 0
+        self.counting = threading.Lock()
         self.before: Callable[[Request], Answer | None] | None = None
 
     def at(self, *parts: str) -> str:
@@ -101,6 +104,20 @@ class _Server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        bucket = environ["PATH_INFO"].lstrip("/").partition("/")[0]
+        endpoint = self.endpoints.get(bucket)
+        if endpoint is None:
+            return self._answered(environ, start)
+        with endpoint.counting:
+            endpoint.at_once += 1
+            endpoint.most_at_once = max(endpoint.most_at_once, endpoint.at_once)
+        try:
+            return self._answered(environ, start)
+        finally:
+            with endpoint.counting:
+                endpoint.at_once -= 1
+
+    def _answered(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"].encode("latin-1").decode()
         bucket, _, key = path.lstrip("/").partition("/")
         endpoint = self.endpoints.get(bucket)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,20 @@ def test_a_large_client_is_read_once_in_chunks(
     wanted = [f"bytes={a}-{min(size, a + 2048) - 1}" for a in range(0, size, 2048)]
     assert sorted(ranges) == sorted(wanted)
     assert len(wanted) > 3
+
+
+def test_requests_at_one_time_are_few(
+    s3: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_kept: None
+) -> None:
+    monkeypatch.setattr(objects, "CHUNK_BYTES", 1024)
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 1024)
+    monkeypatch.setattr(windows, "LEAST_WINDOW_BYTES", 1024)
+    address = s3.upload(small_clients(tmp_path, 30))
+    s3.before = lambda r: time.sleep(0.005)
+    clair_cli.inspect(address, threads=2)
+    print(f"{len(s3.requests)} requests, at most {s3.most_at_once} at one time")
+    assert len(s3.requests) > 300
+    assert 2 < s3.most_at_once <= read.REMOTE_READERS + objects.REQUESTS
 
 
 def test_every_read_is_pinned(s3: Endpoint, clients: Path, nothing_kept: None) -> None:

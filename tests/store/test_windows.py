@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from clair_cli.store.objects import entry_of
 from clair_cli.store.tree import Entry
 from clair_cli.store.windows import LEAST_WINDOW_BYTES, WINDOW_BYTES, Windows
 
@@ -112,6 +113,14 @@ def test_an_error_is_not_kept(store: Store) -> None:
     assert get(windows, "a", 100, 0, 10) == content("a", 0, 10)
     pool.shutdown()
     assert len(store.fetched) == 3
+
+
+def test_a_tag_is_quoted_as_if_match_wants_it() -> None:
+    for given in ('"0x8DC"', "0x8DC"):
+        assert entry_of({"size": 3, "e_tag": given}, "az://c/x") == Entry(3, '"0x8DC"')
+    for none in (None, "", 'W/"weak"'):
+        with pytest.raises(OSError, match="no strong ETag"):
+            entry_of({"size": 3, "e_tag": none}, "az://c/x")
 
 
 def test_threads_that_want_one_window_fetch_it_once(store: Store) -> None:
