@@ -215,12 +215,13 @@ def merge(
     """Judge the clients and merge the benign ones into one adapter.
 
     Args:
-        clients: a folder, or name to (state dict, config) with a PEFT LoraConfig or its fields,
+        clients: a folder or its address (s3://BUCKET/KEY, also gs:// and az://: docs/storage.md),
+            or name to (state dict, config) with a PEFT LoraConfig or its fields,
             or None where the tensors say the scale (kohya, diffusers). Tensors are torch's or
             numpy's.
-        output: `NAME.safetensors`, a folder to be, an open binary file that gets the adapter
-            as one safetensors file (the report then goes only where `report` says), or None to
-            write nothing.
+        output: `NAME.safetensors`, a folder to be, the address of either, an open binary file that
+            gets the adapter as one safetensors file (the report then goes only where `report`
+            says), or None to write nothing.
         report: where the report goes besides its usual place: a path for JSON, or a mapping such as
             {"json": path, "markdown": path} with "html", "sarif", "junit" or "codequality", or a
             list of texts such as "markdown=PATH".

@@ -62,8 +62,8 @@ MAY_IMPORT: dict[str, str] = {
     " rendered",
     "api": "errors settings store cohort report.model engine rendered workflow",
     "conversion": "errors remark settings store formats cohort output engine workflow",
-    "federated": "errors text settings formats formats.safetensors adapters cohort report.model"
-    " report output workflow",
+    "federated": "errors text settings store formats formats.safetensors adapters cohort"
+    " report.model report output workflow",
     "verification": "errors version text settings store formats adapters cohort report.fields"
     " report.model report output engine workflow api",
     "__init__": "errors version remark report.results report.cohort report.model report api"

@@ -27,6 +27,7 @@ from clair_cli.federated.state import Record, State, read_state, write_state
 from clair_cli.report.earlier import Chain
 from clair_cli.report.model import Report
 from clair_cli.settings import Settings, make_settings
+from clair_cli.store.address import local_path
 from clair_cli.workflow.outputs import Destination
 from clair_cli.workflow.run import merge_cohort
 from clair_cli.workflow.weight_cap import CapTooSmall
@@ -187,7 +188,7 @@ class Server:
             "config": self._by_name or self._config,
             "trust": self._trust, "fresh": self._fresh, **self._options,
         }  # fmt: skip
-        write_state(Path(path), own, self._state)
+        write_state(local_path(path, "the file"), own, self._state)
 
     @classmethod
     def load(cls, path: str | Path, **changed: Any) -> Server:
@@ -199,7 +200,7 @@ class Server:
         Raises:
             UsageError: it is no such file.
         """
-        own, state = read_state(Path(path))
+        own, state = read_state(local_path(path, "the file"))
         server = cls(**{**own, **changed})
         server._state = state
         return server

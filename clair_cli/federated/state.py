@@ -20,6 +20,7 @@ from clair_cli.formats.strict_json import parse_strict
 from clair_cli.output.publish import Output, publish
 from clair_cli.report.earlier import EARLIER_ROUNDS, EarlierRound, Sight, round_of
 from clair_cli.report.model import Report
+from clair_cli.store.address import RemotePath
 from clair_cli.text import quoted
 
 KEPT_BANKS = 4  # adapters that a late reply may have started from
@@ -152,7 +153,7 @@ def _earlier_round(plain: Mapping[str, Any]) -> EarlierRound:
 
 
 def _plain(name: str, value: Any) -> Any:
-    if isinstance(value, Path):
+    if isinstance(value, (Path, RemotePath)):
         return value.as_posix()
     try:
         json.dumps(value, allow_nan=False)

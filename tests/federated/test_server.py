@@ -12,6 +12,7 @@ import pytest
 import clair_cli
 from clair_cli.errors import OutputError, UsageError
 from clair_cli.federated import Server
+from clair_cli.store.address import place_of
 from tests.federated.clients import config, trained
 from tests.federated.rounds import (
     FLIPPED,
@@ -121,6 +122,18 @@ def test_a_file_that_is_no_server(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "s.safetensors").write_bytes(content)
     with pytest.raises(UsageError, match=r"s\.safetensors"):
         Server.load(tmp_path / "s.safetensors")
+
+
+def test_a_server_is_kept_on_this_machine() -> None:
+    for call in (Server(config()).save, Server.load):
+        with pytest.raises(UsageError, match="expected a path on this machine"):
+            call("s3://bucket/s.safetensors")
+
+
+def test_an_adapter_of_ones_own_may_have_an_address(tmp_path: Path) -> None:
+    own = place_of("s3://bucket/own")
+    Server(config(), trust_adapter=own).save(tmp_path / "s.safetensors")
+    assert Server.load(tmp_path / "s.safetensors")._options["trust_adapter"] == str(own)
 
 
 def test_what_no_file_can_hold_is_named(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_hostile_numbers_in_a_report_are_no_evidence(work: Path) -> None:
         (("--earlier", "rounds/2/report.json", "--previous", "rounds/2"), "is a file"),
         (("--earlier", "nowhere", "--previous", "rounds/2"), "--earlier 'nowhere' does not exist"),
         (("--earlier", "", "--previous", "rounds/2"), "empty"),
-        (("--earlier", "s3://b/reports", "--previous", "rounds/2"), "is in object storage"),
+        (("--earlier", "s3://bucket/reports", "--previous", "rounds/2"), "is in object storage"),
         (("--earlier", "rounds", "--initial", "rounds/2"), "previous is not given"),
     ],
 )
