@@ -34,9 +34,9 @@ from clair_cli.settings import (
     options_of,
 )
 from clair_cli.store.address import Place
+from clair_cli.workflow.destination import destination_of
 from clair_cli.workflow.outputs import (
     check_outputs,
-    destination_of,
     write_merged,
     write_refined,
     write_report_only,

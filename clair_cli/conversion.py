@@ -19,7 +19,7 @@ from clair_cli.remark import Remark
 from clair_cli.settings import CONVERTIBLE, OPTIONS
 from clair_cli.store.address import Place, place_of
 from clair_cli.store.lookup import looked_up
-from clair_cli.workflow.outputs import Destination
+from clair_cli.workflow.destination import Destination
 
 Target = Literal["peft", "kohya", "diffusers", "mlx"]
 

@@ -40,8 +40,8 @@ from clair_cli.cohort.round import load_round
 from clair_cli.engine.engine import make_engine
 from clair_cli.engine.threads import one_thread_each
 from clair_cli.settings import make_settings
+from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.judge import JudgedRound, judge_round
-from clair_cli.workflow.outputs import Destination
 from clair_cli.workflow.read import read_cohort
 from clair_cli.workflow.refine import Refined, RefinedAdapter, refine_round
 

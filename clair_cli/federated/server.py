@@ -28,7 +28,7 @@ from clair_cli.report.earlier import Chain
 from clair_cli.report.model import Report
 from clair_cli.settings import Settings, make_settings
 from clair_cli.store.address import local_path
-from clair_cli.workflow.outputs import Destination
+from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.run import merge_cohort
 from clair_cli.workflow.weight_cap import CapTooSmall
 from clair_cli.workflow.write import WrittenAdapter

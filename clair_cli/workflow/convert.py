@@ -33,7 +33,7 @@ from clair_cli.workflow.result_limits import check_adapter
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clair_cli.workflow.outputs import Destination
+    from clair_cli.workflow.destination import Destination
 
 # Fields that a result says in its own way, or that change neither the delta weight nor its use.
 _SAID = frozenset((

@@ -34,9 +34,9 @@ from clair_cli.maths.merge.rounding import WrittenModule
 from clair_cli.settings import Settings
 from clair_cli.workflow.batches import KEPT_BETWEEN_PASSES
 from clair_cli.workflow.bounds import check_sum, largest_sums
+from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.judge import JudgedRound
 from clair_cli.workflow.merge_heads import merge_head, plan_heads
-from clair_cli.workflow.outputs import Destination
 from clair_cli.workflow.plan import Cut, plan_adapter
 from clair_cli.workflow.write import AdapterWriter, WrittenAdapter, cut_modules
 

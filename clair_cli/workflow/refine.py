@@ -23,10 +23,10 @@ from clair_cli.output.adapter_files import AdapterFiles
 from clair_cli.remark import Remark
 from clair_cli.settings import Settings
 from clair_cli.workflow.bounds import check_sum, largest_refined
+from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.heads import MergedHead
 from clair_cli.workflow.judge import JudgedRound
 from clair_cli.workflow.merge_heads import merge_head, plan_heads
-from clair_cli.workflow.outputs import Destination
 from clair_cli.workflow.plan import plan_adapter
 from clair_cli.workflow.refine_module import (
     Change,

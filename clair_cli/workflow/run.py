@@ -20,10 +20,11 @@ from clair_cli.report.model import Report
 from clair_cli.settings import Settings
 from clair_cli.store.address import RemotePath
 from clair_cli.workflow.by_report import by_review, reviewed_cohort, reviewed_round
+from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.judge import JudgedRound, judge_round, refused, refused_if_empty
 from clair_cli.workflow.memory_estimate import check_memory, read_memory, work_memory
 from clair_cli.workflow.merge import merge_round
-from clair_cli.workflow.outputs import Destination, check_least_room
+from clair_cli.workflow.outputs import check_least_room
 from clair_cli.workflow.read import read_cohort, with_earlier_reports
 from clair_cli.workflow.refine import Refined, refine_round
 from clair_cli.workflow.report import exit_code, make_report

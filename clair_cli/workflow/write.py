@@ -21,8 +21,8 @@ from clair_cli.maths.factors.factored_svd import FactoredSVD
 from clair_cli.maths.merge.rounding import WrittenModule, write_modules
 from clair_cli.output.adapter_files import AdapterFiles, adapter_files
 from clair_cli.settings import Settings
+from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.heads import MergedHead
-from clair_cli.workflow.outputs import Destination
 from clair_cli.workflow.plan import Cut, Plan, relative
 from clair_cli.workflow.provenance import HEADER_KEY, header_text
 from clair_cli.workflow.result_limits import check_adapter

@@ -11,7 +11,7 @@ import pytest
 import clair_cli
 from clair_cli.errors import ClairError, OutputError
 from clair_cli.output import publish
-from clair_cli.workflow import outputs as destination
+from clair_cli.workflow import destination
 from tests import cohorts
 from tests.cohorts import texts
 
