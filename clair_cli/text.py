@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 _AT_START = re.compile(r"(?<!\S)::")
+_BEFORE_HOST = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]+:/{1,2})\S*@")
+_BEHIND_KEY = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]+:/{1,2}[^\s'\"?#]*[?#])[^\s'\"]+")
 _LOG_COMMAND = re.compile(r"#(#(?:vso)?\[)", re.IGNORECASE)
 
 
@@ -33,6 +35,17 @@ def printable(text: str) -> str:
     if not text.isprintable():
         text = "".join(char if char.isprintable() else _escaped(ord(char)) for char in text)
     return _AT_START.sub(r"\\x3a:", text) if "::" in text else text
+
+
+def without_secrets(text: str) -> str:
+    """`text` without what stands before the host of an address, and behind its key: an argument in
+    the wrong place is shown in a message as it was typed.
+
+    >>> without_secrets("no 's3://me:pass@bucket/x', https://host/x?sig=1 or 's3://bucket/x'?")
+    "no 's3://...@bucket/x', https://host/x?... or 's3://bucket/x'?"
+    """
+    text = _BEFORE_HOST.sub(r"\1...@", text)
+    return _BEHIND_KEY.sub(r"\1...", text)
 
 
 def whole_characters(text: str) -> str:

@@ -29,7 +29,7 @@ from clair_cli.errors import (
     is_out_of_memory,
 )
 from clair_cli.settings import Progress
-from clair_cli.text import printable
+from clair_cli.text import printable, without_secrets
 
 EXIT_CODES = (
     ("0", "ok", "done, and --fail-on did not trip"),
@@ -168,8 +168,8 @@ def error_text(error: ClairError) -> str:
     if isinstance(error, RejectedClient):
         details += [("found", error.found), ("expected", error.expected), ("file", error.path)]
     details.append(("fix", error.hint))
-    lines = [f"clair: {printable(error.message)}"]
-    lines += [f"  {label:<9} {printable(text)}" for label, text in details if text]
+    lines = [f"clair: {printable(without_secrets(error.message))}"]
+    lines += [f"  {label:<9} {printable(without_secrets(text))}" for label, text in details if text]
     return "\n".join(lines) + "\n"
 
 

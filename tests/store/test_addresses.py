@@ -76,6 +76,20 @@ def test_a_credential_is_refused_and_never_shown(
     assert SECRET not in str(error.value) + error.value.hint
 
 
+@pytest.mark.parametrize("given", [f"s3://user:{SECRET}@bucket/x", f"https://h.org/x?{SECRET}"])
+@pytest.mark.parametrize(
+    "before", [(), ("--exclude",), ("--minority",), ("--limit",), ("--nonsense",), ("--rank",)]
+)
+def test_nor_is_one_in_a_wrong_place(
+    given: str, before: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cohorts.save(Path("clients"), cohorts.honest(3))
+    ran = cohorts.clair("merge", "clients", "-o", "out", *before, given)
+    assert ran.exit_code == 2
+    assert SECRET not in ran.stderr + ran.stdout
+
+
 def test_a_credential_in_a_file_of_options_is_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
