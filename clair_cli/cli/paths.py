@@ -10,7 +10,7 @@ from typing import Any
 
 from clair_cli.errors import UsageError
 from clair_cli.formats.filenames import no_folder_hint, not_here_hint
-from clair_cli.store.address import Place, RemotePath
+from clair_cli.store.address import Place, RemotePath, check_is_folder
 from clair_cli.text import printable
 
 # Options that are paths of what is read beside the clients.
@@ -42,6 +42,7 @@ def check_inputs(clients: Place, options: Mapping[str, Any]) -> None:
     Raises:
         UsageError: with the path, and a sibling of a similar name where there is one.
     """
+    check_is_folder(clients)
     check_exists(clients, "CLIENTS")
     if isinstance(clients, Path) and not clients.is_dir():
         raise UsageError(

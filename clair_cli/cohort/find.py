@@ -34,7 +34,7 @@ from clair_cli.formats.files import FAILURES, as_rejection, real_path
 from clair_cli.formats.limits import Limits
 from clair_cli.formats.stores import followed, is_there, names_in, status_of
 from clair_cli.remark import Remark, note
-from clair_cli.store.address import Place, RemotePath
+from clair_cli.store.address import Place, RemotePath, check_is_folder
 from clair_cli.store.lookup import looked_up
 from clair_cli.text import first_few, quoted
 
@@ -106,7 +106,7 @@ def find_clients(
         UsageError: no such folder, not a folder, or an unknown name in `exclude`.
         InputRefused: no client in the folder at all, or more than the limits allow.
     """
-    check_can_be_listed(folder)
+    check_is_folder(folder)
     folder = looked_up(folder)
     _check_folder(folder)
     try:
@@ -146,23 +146,11 @@ def _check_folder(folder: Place) -> None:
         raise UsageError(f"{shown} is not a folder", hint=no_folder_hint(folder))
 
 
-def check_can_be_listed(folder: Place) -> None:
-    """Refuse an address of a server that has files and no folders.
-
-    Raises:
-        UsageError: saying what clients are read from.
-    """
-    if isinstance(folder, RemotePath) and not folder.can_be_listed:
-        raise UsageError(
-            f"{quoted(str(folder))} is no folder: a web server does not list its files",
-            hint="download the adapters, and give their folder; or give s3://, gs:// or az://",
-        )
-
-
 def did_you_mean(folder: Place) -> str:
     """A hint at the folder next to it whose name is most alike, or ""."""
     if isinstance(folder, RemotePath):
-        return ""
+        files_only = not folder.can_be_listed and not is_weights(folder.name)
+        return f"give the address of the {SUFFIX} file itself" if files_only else ""
     try:
         siblings = [entry.name for entry in os.scandir(folder.parent) if entry.is_dir()]
     except OSError:

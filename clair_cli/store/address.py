@@ -217,6 +217,19 @@ def local_path(given: Any, what: str) -> Path:
     return place
 
 
+def check_is_folder(place: Place) -> None:
+    """Refuse an address of a server that has files and no folders.
+
+    Raises:
+        UsageError: saying what clients are read from.
+    """
+    if isinstance(place, RemotePath) and not place.can_be_listed:
+        raise UsageError(
+            f"{quoted(str(place))} is no folder: a web server does not list its files",
+            hint="download the adapters, and give their folder; or give s3://, gs:// or az://",
+        )
+
+
 def _address(scheme: str, rest: str) -> RemotePath | None:
     """The address behind `SCHEME://`; None where the scheme is none of ours."""
     _check_no_secret(scheme, rest)

@@ -138,6 +138,13 @@ def test_a_file_that_is_not_there(clients: Path, folder: Path, tmp_path: Path) -
         assert "does not exist" in refused(clients, site, tmp_path)
 
 
+def test_a_folder_is_not_looked_into(clients: Path, folder: Path, tmp_path: Path) -> None:
+    with serving(Site(folder)) as site:
+        ran = cohorts.clair("inspect", clients, "--previous", f"{site.url}/before")
+    assert ran.exit_code == 2
+    assert "give the address of the .safetensors file itself" in ran.stderr
+
+
 def test_a_server_that_is_not_there(
     clients: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
