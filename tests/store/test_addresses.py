@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from clair_cli.cli.defaults import defaults_of
 from clair_cli.errors import UsageError
 from clair_cli.settings import make_settings
 from clair_cli.store import connect
@@ -100,6 +101,21 @@ def test_a_credential_in_a_file_of_options_is_not_shown(
     assert ran.exit_code == 2
     assert "a user before the host" in ran.stderr
     assert SECRET not in ran.stderr
+
+
+def test_an_address_in_a_file_of_options_is_one_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path there is as seen from the file's folder."""
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "ci" / "clair.toml").write_text(
+        'previous = "s3://bucket/x"\nweights = "w.json"\nreport = ["markdown=gs://bucket/r.md"]\n'
+    )
+    found = defaults_of("merge", tmp_path / "clients", tmp_path / "ci" / "clair.toml", {}).values
+    assert place_of(found["previous"]) == RemotePath("s3", "bucket", ("x",))
+    assert found["weights"] == str(tmp_path / "ci" / "w.json")
+    settings = make_settings("merge", "clients", None, {"report": found["report"]})
+    assert settings.report[0].path == RemotePath("gs", "bucket", ("r.md",))
 
 
 @pytest.mark.parametrize(
