@@ -83,12 +83,14 @@ REASONS: Mapping[str, Template] = {
         "may be unrelated to the others: {interval}",
     ),
     "odd_signature": Template(
-        "its sizes over the modules, its number of directions and its share of what is common are"
-        " unlike the others', all three together",
+        "taken together, its sizes over the modules, its number of directions and what it shares"
+        " with the others, in all and beside the direction that all training takes, are unlike"
+        " theirs",
         ("{odds}",),
-        "Often: another recipe (learning rate, rank, steps), or other data. Ask for its training"
-        " settings, and what is special about its data.",
-        "sizes and directions unlike the others'",
+        "Often: other data, wrong labels or a backdoor, another recipe (learning rate, rank,"
+        " steps). Ask what is special about its data, and for its label file and training"
+        " settings.",
+        "what it shares, its sizes and directions unlike the others'",
     ),
     "norm": Template(
         "its update is far larger than the others', and would outweigh theirs",

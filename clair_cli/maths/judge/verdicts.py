@@ -105,7 +105,7 @@ def likeness(scores: Scores, apart: str) -> tuple[str, list[Finding]]:
         text = f"{_shared(scores)}, too uncertain to tell it from an unrelated client"
         return "suspicious", [Finding("weakly_alike", text)]
     if scores.p_odd < ERROR_RATE:
-        text = "sizes over the modules, number of directions and share unlike the others' together"
+        text = "sizes over the modules, number of directions and what it shares unlike the others'"
         return "suspicious", [Finding("odd_signature", text)]
     return "benign", []
 
