@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict, TypeVar
 
 from clair_cli.cohort.model import Cohort
+from clair_cli.engine.cluster import cluster_for
 from clair_cli.engine.own_process import importing
 from clair_cli.errors import InputRefused, RoundStopped
 from clair_cli.rendered.findings import headline
@@ -151,6 +152,7 @@ class InspectOptions(TypedDict, total=False):
     trust_adapter: PathLike | tuple[Mapping[str, Tensor], Any] | None
     earlier: PathLike | None
     device: Device
+    engine: str
     threads: int | None
     fail_on: FailOn | Sequence[FailOn]
     minority: Minority
@@ -263,6 +265,9 @@ def merge(
             not the one that was reviewed refuses the round (exit code 4).
         allow_undetermined: merge everybody not rejected when no verdict is possible.
         device: "auto", "cpu" or "cuda".
+        engine: "local", or "ray" and "ray=ADDRESS" for the tasks of a Ray cluster: the one at the
+            address, in the variable RAY_ADDRESS, or started on this machine. It needs clients in
+            files that all machines see, and the extra `ray`. The results are the same.
         threads: how many modules are worked on at once, the same bytes for any number; one per
             core if None.
         fail_on: exit code 3, and no adapter, from this finding on: "never", "warning" (also on any
@@ -320,6 +325,11 @@ def refine(
 def run_merge(settings: Settings) -> MergeResult:
     """See `merge`."""
     check_outputs(settings)
+    with cluster_for(settings):
+        return _merged(settings)
+
+
+def _merged(settings: Settings) -> MergeResult:
     settings = with_report(with_earlier_reports(settings))
     cohort = _read(settings)
     from clair_cli.workflow.run import merge_cohort  # it imports torch
@@ -346,6 +356,11 @@ def with_report(settings: Settings) -> Settings:
 def run_inspect(settings: Settings) -> InspectResult:
     """See `inspect`."""
     check_outputs(settings)
+    with cluster_for(settings):
+        return _inspected(settings)
+
+
+def _inspected(settings: Settings) -> InspectResult:
     settings = with_earlier_reports(settings)
     cohort = _read(settings)
     from clair_cli.workflow.run import inspect_cohort  # it imports torch
@@ -357,6 +372,11 @@ def run_inspect(settings: Settings) -> InspectResult:
 def run_refine(settings: Settings) -> RefineResult:
     """See `refine`."""
     check_outputs(settings)
+    with cluster_for(settings):
+        return _refined(settings)
+
+
+def _refined(settings: Settings) -> RefineResult:
     settings = with_earlier_reports(settings)
     cohort = _read(settings)
     from clair_cli.workflow.run import refine_cohort  # it imports torch

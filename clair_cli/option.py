@@ -162,6 +162,18 @@ def _checkpoint(given: Any) -> str | int:
     return str(given) if given in ("last", "best") else _whole(given, 0)
 
 
+def _engine(given: Any) -> str:
+    name, mark, address = given.partition("=") if isinstance(given, str) else ("", "", "")
+    if given == "local" or (name == "ray" and bool(mark) == bool(address.strip())):
+        if "://" in address:
+            raise UsageError(
+                f"engine is {quoted(given)}, expected HOST:PORT behind ray=, no URL",
+                hint="start the run on a machine of the cluster",
+            )
+        return str(given)
+    raise ValueError
+
+
 def _text(given: Any) -> str:
     if not isinstance(given, str) or not given.strip():
         raise ValueError
@@ -259,6 +271,7 @@ CHECKPOINT = Kind("last, best or a checkpoint's number", _checkpoint, "last|best
 SHARE = Kind("a number between 0 and 1", _share, "X")
 FRACTION = Kind("a number above 0, at most 1", _fraction, "X")
 POSITIVE = Kind("a positive number", _positive, "SIGMA")
+ENGINE = Kind("local, ray or ray=ADDRESS", _engine, "local|ray[=ADDRESS]")
 ALPHA = Kind(
     "rank or a positive number",
     lambda given: given if given == "rank" else _positive(given),

@@ -272,6 +272,12 @@ class Settings:
         one_of(get_args(Device)), "Where to compute.",
         RUNNING, _JUDGING, default="auto",
     )
+    engine: str = option(
+        kinds.ENGINE,
+        "Where the work runs: threads of this machine, or the tasks of a Ray cluster, at ADDRESS or"
+        " started here. The results are the same.",
+        RUNNING, _JUDGING, default="local", recorded=False, in_environment=False,
+    )
     threads: int | None = option(
         whole(1), "Modules worked on at once; default: one per core. The results are the same.",
         RUNNING, _ALL, recorded=False,
@@ -359,6 +365,11 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
         raise UsageError(f"clients is a {type(clients).__name__}, expected a path or a mapping")
     if isinstance(clients, Mapping):
         _check_in_memory(clients)
+        if given.get("engine", "local") != "local":
+            raise UsageError(
+                "engine ray reads the clients from files, and these are in memory",
+                hint="save them, or leave out engine",
+            )
     values = {}
     for name, declared in known.items():
         default, _ = declared.default_and_help(command)

@@ -42,6 +42,7 @@ SEPARATE = {
     "flower": "run rounds in Flower (extra flower)",
     "nvflare": "run rounds in NVFlare (extra nvflare)",
     "remote": "read and write objects of stores on this machine (extra remote)",
+    "ray": "work on a Ray cluster of this machine (extra ray)",
     "programs": "are about the programs of benchmarks/ and fuzz/",
 }
 MARKERS = [kind for kind in SEPARATE if kind != "programs"]
@@ -136,7 +137,7 @@ _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Any attempt to reach another machine fails the test. Local pipes (AF_UNIX) may be used, and
-    by tests of the browser and of stores what listens on this machine.
+    by tests of the browser, of stores and of Ray what listens on this machine.
 
     Processes that a test starts get a `sitecustomize` that forbids them the same.
     """
@@ -147,7 +148,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
     marks = {mark.name for mark in request.node.iter_markers()}
 
     def allowed(host: object) -> bool:
-        return bool(marks & {"browser", "remote"}) and host in _THIS_MACHINE
+        return bool(marks & {"browser", "remote", "ray"}) and host in _THIS_MACHINE
 
     def guarded(original: Any) -> Any:
         def call(self: socket.socket, address: Any) -> Any:

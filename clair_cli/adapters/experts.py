@@ -72,6 +72,10 @@ class ExpertTensors:
         parts = {name: _entry(source.tensors[s.key], name, s) for name, s in slices.items()}
         self.tensors: Mapping[str, TensorEntry] = {**source.tensors, **parts}
 
+    def __reduce__(self) -> tuple[type[ExpertTensors], tuple[object, ...]]:
+        """Pickled without the tensors that are kept."""
+        return ExpertTensors, (self._source, self._slices)
+
     @property
     def kept_bytes(self) -> int:
         """The most bytes that are in memory for the next experts."""

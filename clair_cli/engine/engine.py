@@ -1,5 +1,5 @@
-"""The interface through which work on a round's modules runs, and its implementations: threads, and
-a GPU.
+"""The interface through which work on a round's modules runs, and its implementations: threads, a
+GPU, and several machines (ray_engine.py).
 
 A piece of work is a top-level function whose settings are bound by `functools.partial`: small
 values that can be pickled. It is called with the round's factors on the machine that runs it and
@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from clair_cli.cohort.round import Round
+from clair_cli.engine.cluster import on_ray
 from clair_cli.engine.device import Device, choose_device, warm_up
 from clair_cli.engine.device_cache import cache_on_device
 from clair_cli.engine.factors import RoundFactors
@@ -56,6 +57,7 @@ class Engine(Protocol):
         factors: RoundFactors,
         *,
         on_device: bool = True,
+        keeping: bool = False,
     ) -> Iterator[R]:
         """`work(factors, item)` for every item, in order; the bytes do not depend on `threads`.
 
@@ -63,6 +65,8 @@ class Engine(Protocol):
             stage: name of the stage, for `progress`.
             work: called with `factors` and one item, on any thread.
             on_device: whether the work runs on the device alone if the factors are in its memory.
+            keeping: whether the work takes from or puts into `factors.grams` and `.cores`, of the
+                item's modules only.
         """
 
     def close(self) -> None:
@@ -88,6 +92,7 @@ class CpuEngine:
         factors: RoundFactors,
         *,
         on_device: bool = True,
+        keeping: bool = False,
     ) -> Iterator[R]:
         every = list(items)
         results = self._workers.in_order(partial(work, factors), every)
@@ -120,6 +125,7 @@ class GpuEngine:
         factors: RoundFactors,
         *,
         on_device: bool = True,
+        keeping: bool = False,
     ) -> Iterator[R]:
         cached = on_device and factors.cache is not None
         workers = self._streams if cached else self._workers
@@ -143,11 +149,16 @@ class GpuEngine:
 
 
 def make_engine(settings: Settings) -> Engine:
-    """The engine with the device and the number of threads that the settings ask for.
+    """The engine, with the device and the number of threads that the settings ask for; that of a
+    Ray cluster needs the context of `cluster_for`.
 
     Raises:
-        UsageError: the machine has no such device.
+        UsageError: the machine, or the cluster, has no such device.
     """
+    if on_ray(settings):
+        from clair_cli.engine.ray_engine import RayEngine  # it imports ray
+
+        return RayEngine(settings)
     device = choose_device(settings.device)
     threads = settings.threads or available_threads()
     if device.name == "cpu":

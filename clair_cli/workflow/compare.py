@@ -39,7 +39,7 @@ def compare(factors: RoundFactors, engine: Engine) -> Comparison:
     round_ = factors.round.compared
     keep = frozenset(kept_grams(round_)) if factors.cache is None else frozenset()
     work = partial(compare_batch, keep)
-    parts = list(engine.map("comparing", work, batches(round_, engine.device), factors))
+    parts = engine.map("comparing", work, batches(round_, engine.device), factors, keeping=True)
     found = _concatenated(parts)
     for i, module in enumerate(found.modules):
         if not any(module in adapter.modules for adapter in round_.adapters):

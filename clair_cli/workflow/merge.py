@@ -136,7 +136,7 @@ def merge_round(
     spectra: dict[str, Spectrum] = {}
     items = _batches(mean, factors, modules)
     for found in engine.map(
-        "merging", partial(decompose, mean), items, factors, on_device=on_device
+        "merging", partial(decompose, mean), items, factors, on_device=on_device, keeping=True
     ):
         spectra.update(found)
     values = {module: spectra[module].values for module in modules}
@@ -159,7 +159,7 @@ def merge_round(
         for some in _batches(mean, factors, modules, spectra)
     ]
     for written in engine.map(
-        "writing", partial(cut, mean, plan.cut), second, factors, on_device=on_device
+        "writing", partial(cut, mean, plan.cut), second, factors, on_device=on_device, keeping=True
     ):
         for module, pair in written.items():
             writer.put(module, pair)

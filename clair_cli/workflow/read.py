@@ -1,4 +1,4 @@
-"""The clients' files, read on threads while this one imports torch."""
+"""The clients' files, read on threads while this one imports torch, or by a cluster."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from clair_cli.cohort.find import find_clients
 from clair_cli.cohort.load import cohort_of, load_client
 from clair_cli.cohort.model import Cohort
 from clair_cli.cohort.trust import trusted_clients
+from clair_cli.engine.cluster import on_ray
 from clair_cli.engine.threads import Workers, available_threads, reported
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.safetensors.reader import KeptBytes
@@ -18,6 +20,9 @@ from clair_cli.report.earlier import read_earlier
 from clair_cli.settings import Settings
 from clair_cli.store.address import RemotePath
 from clair_cli.text import quoted
+
+if TYPE_CHECKING:
+    from clair_cli.engine.ray_results import RayReaders
 
 # Bytes of the clients' files that are kept from the check on; those of the others are read again.
 KEPT_BYTES = 160 * 2**20
@@ -63,16 +68,18 @@ def _from_files(settings: Settings, meanwhile: Callable[[], object] | None) -> C
     )
     found = [candidate.name for candidate in listing.candidates]
     trusted_clients(settings.trusted, found, listing.excluded)
-    load = partial(
-        load_client,
-        assume_alpha=settings.assume_alpha,
-        limits=settings.limit,
-        memory=KeptBytes(KEPT_BYTES),
-    )
-    threads = settings.threads or available_threads()
-    if isinstance(settings.clients, RemotePath):  # they wait for the network most of the time
-        threads = max(threads, REMOTE_READERS)
-    workers = Workers(threads)
+    load = partial(load_client, assume_alpha=settings.assume_alpha, limits=settings.limit)
+    workers: Workers | RayReaders
+    if on_ray(settings):
+        from clair_cli.engine.ray_results import RayReaders  # it imports ray
+
+        workers = RayReaders()
+    else:
+        threads = settings.threads or available_threads()
+        if isinstance(settings.clients, RemotePath):  # they wait for the network most of the time
+            threads = max(threads, REMOTE_READERS)
+        workers = Workers(threads)
+        load = partial(load, memory=KeptBytes(KEPT_BYTES))
     with contextlib.closing(workers):
         begun = workers.start(load, listing.candidates)
         if meanwhile is not None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from clair_cli.cohort.model import Cohort, Rejection
 from clair_cli.cohort.round import ClientLost, ClientsUnfit, Round, load_round, rejection_of
+from clair_cli.engine.cluster import on_ray
 from clair_cli.engine.device import choose_device, warm_up
 from clair_cli.engine.engine import Engine, make_engine
 from clair_cli.engine.factors import RoundFactors
@@ -39,7 +40,8 @@ def prepare(settings: Settings) -> None:
     Raises:
         UsageError: it is not there.
     """
-    warm_up(choose_device(settings.device))
+    if not on_ray(settings):
+        warm_up(choose_device(settings.device))
 
 
 def inspect_cohort(settings: Settings, cohort: Cohort | InputRefused) -> Report:

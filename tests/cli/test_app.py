@@ -126,6 +126,7 @@ def test_merge_with_defaults(clients: Path, calls: list[Settings]) -> None:
         "limit": Limits(),
         "noise": None,
         "strict": False,
+        "engine": "local",
         "threads": None,
     }
     last = result.stderr.splitlines()[-1]
@@ -147,7 +148,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "--previous before.safetensors --earlier rounds --exclude a --exclude b --min-clients 5 "
         "--checkpoint 300 --same-base --base-model org/base "
         "--allow-undetermined --device cpu --fail-on suspicious --force -q "
-        "--threads 2 --timings --modules same --assume-alpha 32 "
+        "--threads 2 --engine ray=10.0.0.1:6379 --timings --modules same --assume-alpha 32 "
         "--limit clients=20 --limit file=1G --strict --minority merge --heads drop"
     )
     result = run("merge", clients, "-o", "out", *given.split())
@@ -188,6 +189,7 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
         "limit": Limits(max_clients=20, max_file_bytes=2**30),
         "noise": None,
         "strict": True,
+        "engine": "ray=10.0.0.1:6379",
         "threads": 2,
     }
 
