@@ -387,6 +387,8 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
         progress,
         **values,
     )
+    if settings.engine != "local":
+        _check_on_disks(settings)
     if settings.verdicts is not None:
         _check_decided(settings)
     if settings.fresh and settings.previous is not None:
@@ -444,6 +446,18 @@ def _by_current_names(options: Mapping[str, Any], known: Mapping[str, Option]) -
                              f"{older!r}")  # fmt: skip
         given[name] = older
     return given
+
+
+def _check_on_disks(settings: Settings) -> None:
+    """Refuse what the machines of a cluster can't open by its path."""
+    given = (settings.clients, settings.previous, settings.initial, settings.trust_adapter)
+    for place in given:
+        if isinstance(place, RemotePath):
+            raise UsageError(
+                f"engine ray reads files that all machines see, and {quoted(str(place))} is in "
+                "object storage",
+                hint="mount the bucket, or leave out engine",
+            )
 
 
 def _check_in_memory(clients: Mapping[Any, Any]) -> None:

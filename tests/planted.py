@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.maths.evidence.gather import concatenate, gather
+from clair_cli.maths.evidence.gather import collected, gather
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import Factors, stack_factors
 from clair_cli.maths.judge.judge import Judgement, judge
@@ -166,10 +166,11 @@ def judge_factors(
     by_shape: dict[tuple[int, int], list[int]] = {}
     for m, shape in enumerate(shapes):
         by_shape.setdefault(shape, []).append(m)
-    stacks = [stack_factors([modules[m] for m in ms], s) for s, ms in by_shape.items()]
-    given = [m for ms in by_shape.values() for m in ms]
-    order = sorted(range(len(given)), key=given.__getitem__)
-    evidence = concatenate([gather(grams(stack)) for stack in stacks], order)
+    parts = [
+        (ms, gather(grams(stack_factors([modules[m] for m in ms], shape))))
+        for shape, ms in by_shape.items()
+    ]
+    evidence = collected(parts, len(modules))
     return judge(evidence, names, [f"m{m}" for m in range(len(modules))])
 
 

@@ -21,7 +21,7 @@ from benchmarks.pools.settings import Setting as Recipe
 from benchmarks.pretrained.clients import SETTINGS
 from benchmarks.width import cohorts, simulate
 from clair_cli.engine.factors import difference
-from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
+from clair_cli.maths.evidence.gather import Evidence, collected, gather
 from clair_cli.maths.evidence.similarity import PairTable
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import Factors, stack_factors
@@ -85,7 +85,7 @@ def evidence_of(clients: Sequence[Mapping[str, Factors]]) -> Evidence:
         each = [one.get(name) for one in clients]
         shape = next((one[1].shape[0], one[0].shape[1]) for one in each if one is not None)
         parts.append(gather(grams(stack_factors([each], shape))))
-    return concatenate(parts, range(len(parts)))
+    return collected((([m], part) for m, part in enumerate(parts)), len(parts))
 
 
 def width_pool(setting: simulate.Setting, cache: Path = simulate.CACHE) -> Pool | None:

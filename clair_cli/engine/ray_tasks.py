@@ -90,6 +90,7 @@ def _absolute(adapter: Adapter) -> Adapter:
     source = adapter.source
     if not isinstance(source, SafetensorsFile):
         return adapter
+    assert isinstance(source.path, Path)  # settings refuse object storage here
     path = Path(os.path.abspath(source.path))
     return replace(adapter, source=replace(source, path=path, kept=None))
 

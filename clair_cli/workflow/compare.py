@@ -6,13 +6,14 @@ never in memory at once. The work on a batch is a pure function of its tensors, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from clair_cli.engine.engine import Engine
 from clair_cli.engine.factors import RoundFactors, naming_module, previous_of
-from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
+from clair_cli.engine.scratch import scratch
+from clair_cli.maths.evidence.gather import Evidence, collected, gather
 from clair_cli.maths.evidence.overcomplete import overcomplete_evidence
 from clair_cli.maths.evidence.own_sizes import OwnSizes, concatenate_sizes, own_sizes, size_alone
 from clair_cli.maths.factors.grams import grams, packed
@@ -40,7 +41,7 @@ def compare(factors: RoundFactors, engine: Engine) -> Comparison:
     keep = frozenset(kept_grams(round_)) if factors.cache is None else frozenset()
     work = partial(compare_batch, keep)
     parts = engine.map("comparing", work, batches(round_, engine.device), factors, keeping=True)
-    found = _concatenated(parts)
+    found = _collected(parts, tuple(sorted(round_.module_shapes)))
     for i, module in enumerate(found.modules):
         if not any(module in adapter.modules for adapter in round_.adapters):
             alone = previous_of(round_, module)
@@ -71,13 +72,20 @@ def compare_batch(keep: frozenset[str], factors: RoundFactors, modules: list[str
         return Comparison(tuple(modules), gather(pair), sizes)
 
 
-def _concatenated(parts: Iterable[Comparison]) -> Comparison:
-    """All batches as one, with the modules in order of name."""
-    every = list(parts)
-    names = [module for part in every for module in part.modules]
-    order = sorted(range(len(names)), key=names.__getitem__)
-    return Comparison(
-        tuple(sorted(names)),
-        concatenate([part.evidence for part in every], order),
-        concatenate_sizes([part.sizes for part in every], order),
-    )
+def _collected(parts: Iterable[Comparison], modules: tuple[str, ...]) -> Comparison:
+    """All batches as one, with the modules in the given order; each is dropped when its numbers are
+    in their place."""
+    row = {module: n for n, module in enumerate(modules)}
+    sizes: list[OwnSizes] = []
+    order: list[int] = []
+
+    def placed() -> Iterator[tuple[list[int], Evidence]]:
+        for part in parts:
+            rows = [row[module] for module in part.modules]
+            order.extend(rows)
+            sizes.append(part.sizes)
+            yield rows, part.evidence
+
+    evidence = collected(placed(), len(modules), scratch)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return Comparison(modules, evidence, concatenate_sizes(sizes, back))

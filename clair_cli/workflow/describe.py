@@ -250,7 +250,7 @@ def describe_cohort(judged: JudgedRound) -> CohortReport:
     structure = judgement.structure
     names, order = _sorted_names(round_)
     stacking = structure.stacking or "matrix"
-    similarity = mean_similarity(stacking, [judged.evidence.table(stacking)])
+    similarity = mean_similarity(stacking, judged.evidence.table(stacking))
     judged_now = judgement.outcome == "judged"
     votes = [judgement.verdicts[k].verdict for k in structure.distinct] if judged_now else []
     level, is_sure = None, False

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from clair_cli.adapters.experts import ExpertTensors
 from clair_cli.cohort.round import Round
 from clair_cli.engine.engine import Engine
+from clair_cli.engine.scratch import LARGE
 from clair_cli.maths.evidence.overcomplete import COMPARED_DIM
+from clair_cli.maths.evidence.tables import BLOCK_BYTES
 from clair_cli.workflow.available_memory import available_memory
 from clair_cli.workflow.batches import batches, kept_grams, largest_ranks, overcomplete
 from clair_cli.workflow.read import KEPT_BYTES
@@ -19,10 +21,11 @@ _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _SQUARES = 8
 # Numbers per client that the work on a module with an over-complete stack holds.
 _OVERCOMPLETE_NUMBERS = 4 * COMPARED_DIM**2
-# Tables of pairs of every module: three similarities, and their values for unrelated clients. While
-# judging, so many exist, with copies and intermediate results; measured with 8 clients of 5,000
-# modules, 20 of 1,500 and 60 of 1,000.
-_PAIR_TABLES, _JUDGING_TABLES = 6, 34
+# Tables of pairs of every module: three similarities, and their values for unrelated clients; while
+# judging, up to three of levels too, and what of them is known. Large ones are files: `scratch`.
+# Beside them, intermediate results of so many blocks; measured with 8 clients of 3,000 modules, 20
+# of 1,000, 60 of 600 and 400 of 100.
+_PAIR_TABLES, _KEPT_TABLES, _BLOCKS = 6, 10, 14
 # Bytes of one client's row for one module in the report, as objects and as text.
 _ROW_BYTES = 1100
 
@@ -52,8 +55,10 @@ def work_memory(round_: Round, engine: Engine) -> int:
     kept += sum(s.kept_bytes for s in sources if isinstance(s, ExpertTensors))
     clients = len(round_.adapters)
     rows = len(round_.module_shapes) * clients
-    comparing = rows * _FLOAT * _PAIR_TABLES * clients
-    judging = rows * (_FLOAT * _JUDGING_TABLES * clients + _ROW_BYTES)
+    table = rows * _FLOAT * clients
+    kept_table = table if table < LARGE else 0
+    comparing = _PAIR_TABLES * kept_table
+    judging = _KEPT_TABLES * kept_table + _BLOCKS * min(table, BLOCK_BYTES) + rows * _ROW_BYTES
     return kept + max(working + comparing, judging)
 
 

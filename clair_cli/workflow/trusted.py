@@ -71,8 +71,7 @@ def _evidence(evidence: Evidence, n: int) -> Evidence:
     return Evidence(
         evidence.norms[:, :n],
         pairs(evidence.matrix), pairs(evidence.output), pairs(evidence.input),
-        evidence.effective_ranks[:, :n],
-        beside and beside.of(torch.arange(n)),
+        evidence.effective_ranks[:, :n], beside and beside.of(torch.arange(n)), evidence.allocate,
     )  # fmt: skip
 
 

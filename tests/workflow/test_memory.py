@@ -71,8 +71,25 @@ def test_the_estimate_has_the_tables_and_the_report() -> None:
         return memory_estimate.work_memory(load_round(settings, read_cohort(settings)), engine)
 
     few, more = kept(4, 10), kept(4, 110)
-    assert more - few >= 100 * 4 * (8 * 34 * 4 + 1100)
-    assert kept(40, 10) - 10 * few >= 10 * 40 * 8 * 34 * 36
+    assert more - few >= 100 * 4 * (8 * 24 * 4 + 1100)
+    assert kept(40, 10) - 10 * few >= 10 * 40 * 8 * 24 * 36
+
+
+@pytest.mark.parametrize(("over", "counted"), [(0, 0), (1, 10)])
+def test_large_tables_are_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: int, counted: int
+) -> None:
+    cohorts.save(tmp_path / "clients", cohorts.honest(5))
+    settings = make_settings("merge", tmp_path / "clients", None, {"threads": 1})
+    engine = make_engine(settings)
+    engine.close()
+    round_ = load_round(settings, read_cohort(settings))
+    table = 8 * 5 * 5 * 6
+    monkeypatch.setattr(memory_estimate, "_ROW_BYTES", 10**6)  # so that judging takes the most
+    monkeypatch.setattr(memory_estimate, "LARGE", 0)
+    without = memory_estimate.work_memory(round_, engine)
+    monkeypatch.setattr(memory_estimate, "LARGE", table + over)
+    assert memory_estimate.work_memory(round_, engine) == without + counted * table
 
 
 def tensors(client: cohorts.Client) -> dict[str, Any]:

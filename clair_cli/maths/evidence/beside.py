@@ -16,7 +16,6 @@ The statistic: ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,20 +50,17 @@ class BesideSums:
             *(t[clients][:, clients] for t in (self.value, self.variance, self.count))
         )
 
+    def plus(self, other: BesideSums | None) -> BesideSums:
+        """The sums over the modules of both; None counts as no modules."""
+        if other is None:
+            return self
+        return BesideSums(
+            self.value + other.value, self.variance + other.variance, self.count + other.count
+        )
+
     def cpu(self) -> BesideSums:
         """A copy on the CPU."""
         return BesideSums(self.value.cpu(), self.variance.cpu(), self.count.cpu())
-
-
-def total(parts: Sequence[BesideSums]) -> BesideSums:
-    """The sums over the modules of all batches."""
-    first, *others = parts
-    value, variance, count = (t.clone() for t in (first.value, first.variance, first.count))
-    for part in others:
-        value += part.value
-        variance += part.variance
-        count += part.count
-    return BesideSums(value, variance, count)
 
 
 def beside_sums(pair: Grams) -> BesideSums:

@@ -7,20 +7,22 @@ another machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from clair_cli.maths.evidence.beside import BesideSums, beside_sums, total
-from clair_cli.maths.evidence.pair_levels import PairLevels, excess_table
+from clair_cli.maths.evidence.beside import BesideSums, beside_sums
+from clair_cli.maths.evidence.pair_levels import PairLevels
 from clair_cli.maths.evidence.similarity import (
+    STACKINGS,
     PairTable,
     matrix_similarity,
     subspace_similarity,
     unit_side,
 )
+from clair_cli.maths.evidence.tables import Allocate, in_memory
 from clair_cli.maths.factors.grams import Grams, block_sums
 
 
@@ -36,6 +38,7 @@ class Evidence:
             hold the same energy; NaN for a zero delta weight, (n_modules, n_clients).
         beside: what pairs share beside the direction that all take, summed over these modules;
             None where it is not known.
+        allocate: makes the memory for more tables of all pairs.
     """
 
     norms: Tensor
@@ -44,6 +47,7 @@ class Evidence:
     input: PairTable
     effective_ranks: Tensor
     beside: BesideSums | None = None
+    allocate: Allocate = field(default=in_memory, repr=False, compare=False)
     _levels: dict[str, PairLevels] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -55,7 +59,7 @@ class Evidence:
             stacking: "matrix", "output" or "input".
         """
         if stacking not in self._levels:
-            self._levels[stacking] = PairLevels(excess_table(self.table(stacking)))
+            self._levels[stacking] = PairLevels(self.table(stacking), self.allocate)
         return self._levels[stacking]
 
     def inner_products(self) -> Iterator[Tensor]:
@@ -100,19 +104,29 @@ def gather(pair: Grams) -> Evidence:
     ).cpu()
 
 
-def concatenate(parts: Sequence[Evidence], order: Sequence[int]) -> Evidence:
-    """Join batches, then put the modules into the given order (by name: same sums, same bytes)."""
-    index = torch.tensor(list(order))
+def collected(
+    parts: Iterable[tuple[Sequence[int], Evidence]], n_modules: int, allocate: Allocate = in_memory
+) -> Evidence:
+    """Join batches as they come; each is dropped when its numbers are in their place.
 
-    def tables(name: str) -> PairTable:
-        chosen = [part.table(name) for part in parts]
-        return PairTable(
-            torch.cat([t.value for t in chosen])[index], torch.cat([t.null for t in chosen])[index]
-        )
+    Args:
+        parts: the rows that a batch's modules have in the result, and its evidence.
+        n_modules: of all batches together, at least 1.
+    """
+    found: list[Tensor] = []
+    beside: BesideSums | None = None
+    for rows, part in parts:
+        beside = part.beside if beside is None else beside.plus(part.beside)
+        tensors = _tensors(part)
+        if not found:
+            found = [allocate((n_modules, *t.shape[1:]), t.dtype) for t in tensors]
+        for whole, tensor in zip(found, tensors, strict=True):
+            whole[list(rows)] = tensor
+    norms, ranks, *tables = found
+    matrix, output, input_ = (PairTable(*tables[i : i + 2]) for i in (0, 2, 4))
+    return Evidence(norms, matrix, output, input_, ranks, beside, allocate)
 
-    return Evidence(
-        torch.cat([p.norms for p in parts])[index],
-        tables("matrix"), tables("output"), tables("input"),
-        torch.cat([p.effective_ranks for p in parts])[index],
-        total([p.beside for p in parts if p.beside is not None]),
-    )  # fmt: skip
+
+def _tensors(part: Evidence) -> list[Tensor]:
+    pairs = [t for s in STACKINGS for t in (part.table(s).value, part.table(s).null)]
+    return [part.norms, part.effective_ranks, *pairs]

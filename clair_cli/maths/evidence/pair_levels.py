@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clair_cli.maths.evidence.similarity import PairTable
+from clair_cli.maths.evidence.tables import Allocate, blocks, in_memory
 
 # Up to this many pairs are copied to be summed.
 _FEW_PAIRS = 10_000
@@ -41,24 +42,30 @@ class PairLevels:
     """Mean similarities of blocks of pairs in every module.
 
     Args:
-        excess: similarity above the value for unrelated clients in every module, float64, shape
-            (n_modules, n_clients, n_clients), NaN where a delta weight is zero; it is overwritten.
+        similarity: of all pairs; counted is what is above the value for unrelated clients.
+        allocate: makes the memory for as many numbers as the similarities are.
 
     Attributes:
         mean: over modules, (n_clients, n_clients); NaN for a pair without a common module.
     """
 
-    def __init__(self, excess: Tensor) -> None:
-        table = excess.numpy()
-        n = table.shape[1]
-        table[:, np.arange(n), np.arange(n)] = np.nan
-        known = ~np.isnan(table)
-        table[~known] = 0.0
-        self._complete = int(known.sum()) == len(table) * n * (n - 1)
-        self.mean = _ratio(table.sum(0), known.sum(0))
+    def __init__(self, similarity: PairTable, allocate: Allocate = in_memory) -> None:
+        n_modules, n, _ = shape = similarity.value.shape
         # sums over pairs then run along the modules
-        self._by_pair = np.ascontiguousarray(table.transpose(1, 2, 0))
-        self._known_by_pair = known.transpose(1, 2, 0)
+        self._by_pair = allocate((n, n, n_modules), torch.float64).numpy()
+        self._known_by_pair = allocate((n, n, n_modules), torch.bool).numpy()
+        self.mean, count = np.empty((n, n)), 0
+        for rows in blocks(shape):
+            table = excess_table(similarity.rows(rows)).numpy()
+            own = np.arange(rows.start, rows.stop)
+            table[:, own - rows.start, own] = np.nan
+            known = ~np.isnan(table)
+            table[~known] = 0.0
+            count += int(known.sum())
+            self.mean[rows] = _ratio(table.sum(0), known.sum(0))
+            self._by_pair[rows] = table.transpose(1, 2, 0)
+            self._known_by_pair[rows] = known.transpose(1, 2, 0)
+        self._complete = count == n_modules * n * (n - 1)
 
     def between(self, first: Sequence[int], second: Sequence[int]) -> NDArray[np.float64]:
         """Mean over all pairs of a client in `first` and another in `second`, (n_modules,); NaN

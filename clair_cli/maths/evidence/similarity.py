@@ -12,12 +12,12 @@ pair, which gives each mean a standard error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from clair_cli.maths.evidence.tables import blocks
 from clair_cli.maths.factors.grams import Grams, block_sums
 from clair_cli.maths.factors.roots import half_factors
 
@@ -35,6 +35,10 @@ class PairTable:
 
     value: Tensor
     null: Tensor
+
+    def rows(self, rows: slice) -> PairTable:
+        """The pairs of some clients with all others, (n_modules, n_rows, n_clients)."""
+        return PairTable(self.value[:, rows], self.null[:, rows])
 
     def cpu(self) -> PairTable:
         """A copy on the CPU."""
@@ -103,13 +107,22 @@ class Similarity:
     n: Tensor
 
 
-def mean_similarity(stacking: str, tables: Sequence[PairTable]) -> Similarity:
+def mean_similarity(stacking: str, table: PairTable) -> Similarity:
     """Average one stacking's similarity over all modules, with standard errors.
 
     Modules are taken in the order given (fixed by the caller: same sums, same bytes).
     """
-    value = torch.cat([t.value for t in tables])
-    null = torch.cat([t.null for t in tables])
+    parts = [_means(table.rows(rows)) for rows in blocks(table.value.shape)]
+    mean, se, n = (torch.cat(each) for each in zip(*parts, strict=True))
+    identity = torch.eye(mean.shape[0], dtype=torch.bool)
+    mean = torch.where(identity & (n > 0), 1.0, mean)
+    se = torch.where(identity & (n > 0), 0.0, se)
+    return Similarity(stacking, mean, se, n)
+
+
+def _means(table: PairTable) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard error and number of known modules of some pairs, (n_rows, n_clients) each."""
+    value, null = table.value, table.null
     excess = (value - null) / (1.0 - null).clamp_min(torch.finfo(null.dtype).tiny)
     known = ~torch.isnan(excess)
     n = known.sum(0)
@@ -117,7 +130,4 @@ def mean_similarity(stacking: str, tables: Sequence[PairTable]) -> Similarity:
     mean = torch.where(n > 0, filled.sum(0) / n.clamp_min(1), torch.nan)
     spread = torch.where(known, (excess - mean) ** 2, 0.0).sum(0) / (n - 1).clamp_min(1)
     se = torch.where(n > 1, (spread / n.clamp_min(1)).sqrt(), torch.nan)
-    identity = torch.eye(mean.shape[0], dtype=torch.bool)
-    mean = torch.where(identity & (n > 0), 1.0, mean)
-    se = torch.where(identity & (n > 0), 0.0, se)
-    return Similarity(stacking, mean, se, n)
+    return mean, se, n

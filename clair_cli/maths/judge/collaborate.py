@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clair_cli.maths.evidence.tables import in_blocks
 from clair_cli.maths.factors.roots import core_from_gram
 from clair_cli.maths.judge.decompose import Decomposition, solve_stable
 from clair_cli.maths.judge.prox import left_singular
@@ -133,7 +134,7 @@ def collaborate(
 def joint_columns(cosines: Tensor) -> Tensor:
     """One column per client whose inner products are the cosines summed over modules, of norm one;
     zero for a client whose delta weights are all zero, (n_clients, n_clients)."""
-    gram = torch.nan_to_num(cosines, nan=0.0).sum(0)
+    gram = in_blocks(lambda rows: torch.nan_to_num(cosines[:, rows], nan=0.0).sum(0), cosines.shape)
     present = gram.diagonal()
     inverse = torch.where(present > 0, present.clamp_min(1e-300).rsqrt(), 0.0)
     return core_from_gram((gram * inverse[:, None] * inverse[None, :])[None])[0]

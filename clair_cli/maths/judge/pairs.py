@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence.gather import Evidence
+from clair_cli.maths.evidence.tables import in_blocks
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,10 @@ def variances_by_chance(evidence: Evidence, stacking: str = "matrix") -> Iterato
         for null, rank in zip(evidence.table(stacking).null, ranks, strict=True):
             yield 2.0 * null.square() / torch.outer(rank, rank)
         return
-    mean, sides = evidence.matrix.value.nanmean(0), (evidence.output, evidence.input)
+    cosines, sides = evidence.matrix.value, (evidence.output, evidence.input)
+    mean = in_blocks(lambda rows: cosines[:, rows].nanmean(0), cosines.shape)
     for m, rank in enumerate(ranks):
-        explained = (evidence.matrix.value[m] * mean).clamp_min(0.0)
+        explained = (cosines[m] * mean).clamp_min(0.0)
         output, input_ = (torch.maximum(t.value[m] - explained, t.null[m]) for t in sides)
         yield output * input_ / torch.outer(rank, rank)
 

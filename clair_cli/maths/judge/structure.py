@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clair_cli.maths.evidence.gather import Evidence
+from clair_cli.maths.evidence.tables import in_blocks
 from clair_cli.maths.judge.client_scores import norm_ratio
 from clair_cli.maths.judge.copies import copy_sets, near_copies
 from clair_cli.maths.judge.factor import Loadings
@@ -104,8 +105,12 @@ def joint_cosine(evidence: Evidence) -> Tensor:
         all zero.
     """
     share = _unit_columns(evidence.norms)
-    cosines = torch.nan_to_num(evidence.matrix.value, nan=0.0)
-    return (cosines * share[:, :, None] * share[:, None, :]).sum(0)
+
+    def of(rows: slice) -> Tensor:
+        cosines = torch.nan_to_num(evidence.matrix.value[:, rows], nan=0.0)
+        return (cosines * share[:, rows, None] * share[:, None, :]).sum(0)
+
+    return in_blocks(of, evidence.matrix.value.shape)
 
 
 def _unit_columns(norms: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clair_cli.maths.evidence.beside import BesideSums, beside_cores, beside_sums, total
+from clair_cli.maths.evidence.beside import BesideSums, beside_cores, beside_sums
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import Factors, stack_factors
 
@@ -88,7 +88,7 @@ def test_a_client_without_a_delta_weight_counts_in_no_pair(lacks: Factors) -> No
 def test_batches_add_up() -> None:
     one, two = sums(clients(0)), sums(clients(1))
     both = beside_sums(grams(stack_factors([clients(0), clients(1)], (OUT, IN))))
-    added = total([one, two])
+    added = one.plus(two).plus(None)
     torch.testing.assert_close(both.value, added.value, rtol=1e-9, atol=1e-9)
     assert float(added.count[0, 1]) == 2.0
     assert torch.equal(one.value, sums(clients(0)).value)  # the parts are as they were

@@ -52,7 +52,9 @@ def test_copies_are_nearer_than_a_share_of_what_is_expected(
 ) -> None:
     others = 0.2  # of all, and so expected of the two
     pair = 1.0 - share * COPY_DISTANCE * (1.0 - others)
-    assert near_copies(PairLevels(cosines(pair, others)), range(6)) == copies
+    value = cosines(pair, others)
+    levels = PairLevels(PairTable(value, torch.zeros_like(value)))
+    assert near_copies(levels, range(6)) == copies
 
 
 @pytest.mark.parametrize(("over", "same"), [(1e-5, {1: 0}), (-1e-5, {})])

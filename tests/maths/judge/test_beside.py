@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
+from clair_cli.maths.evidence.gather import Evidence, collected, gather
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import stack_factors
 from clair_cli.maths.judge import beside
@@ -54,7 +54,7 @@ def evidence(bad: tuple[int, ...], n: int = 10, seed: int = 0, victim: int = -1)
             clients[bad[0]] = torch.cat([A, more_A]), torch.cat([B, -2.0 * more_B], dim=1)
         stacked = [(A, B, 1.0) for A, B in clients]
         parts.append(gather(grams(stack_factors([stacked], (WIDTH, WIDTH)))))
-    return concatenate(parts, range(MODULES))
+    return collected((([m], part) for m, part in enumerate(parts)), MODULES)
 
 
 def judged(bad: tuple[int, ...], **how: int) -> Judgement:

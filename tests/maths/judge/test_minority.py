@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
+from clair_cli.maths.evidence.gather import Evidence, collected, gather
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import stack_factors
 from clair_cli.maths.judge import minority
@@ -50,7 +50,7 @@ def evidence(
             B = torch.cat([generic[0][:, None], size * extra[0][:, None], mixed], dim=1)
             clients.append((A, B, 1.0))
         parts.append(gather(grams(stack_factors([clients], (WIDTH, WIDTH)))))
-    return concatenate(parts, range(MODULES))
+    return collected((([m], part) for m, part in enumerate(parts)), MODULES)
 
 
 def find_minorities(found: Evidence, clients: Sequence[int]) -> tuple[Minority, ...]:
@@ -171,7 +171,7 @@ def test_a_generic_direction_makes_nobody_alike_beyond_it(n_modules: int, seed: 
             size = (0.02 / 0.98) ** 0.5 * float(torch.linalg.matrix_norm(B @ A)) / 64
             clients.append((torch.cat([A, right.T]), torch.cat([B, size * left], dim=1), 1.0))
         parts.append(gather(grams(stack_factors([clients], (64, 64)))))
-    found = concatenate(parts, range(n_modules))
+    found = collected((([m], part) for m, part in enumerate(parts)), n_modules)
     pairs = pairs_of(found)
     others = ~torch.eye(8, dtype=torch.bool)
     stands = pairs.value[others].mean() / pairs.chance[others].mean().sqrt()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clair_cli.maths.evidence.gather import Evidence, concatenate, gather
+from clair_cli.maths.evidence.gather import Evidence, collected, gather
 from clair_cli.maths.factors.grams import grams
 from clair_cli.maths.factors.stack import Factors, stack_factors
 from clair_cli.maths.judge.pairs import pairs_of, variances_by_chance
@@ -15,7 +15,7 @@ from clair_cli.maths.judge.pairs import pairs_of, variances_by_chance
 def evidence(clients: list[list[Factors]], shape: tuple[int, int]) -> Evidence:
     """Of modules of one shape, a list of clients each."""
     parts = [gather(grams(stack_factors([module], shape))) for module in clients]
-    return concatenate(parts, range(len(parts)))
+    return collected((([m], part) for m, part in enumerate(parts)), len(parts))
 
 
 def by_chance(found: Evidence) -> Tensor:
