@@ -30,6 +30,7 @@ def options() -> set[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_a_page_names_exists(page: str) -> None:
     text = BLOCK.sub("", PAGES[page]).replace("pytest -n 2 --dist worksteal", "")
+    text = re.sub(r"^ray .*$", "", text, flags=re.MULTILINE)
     text = re.sub(r"^\$ docker run .*?(?=clair merge )", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub("`hf download [^`]*`", "", text)
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))

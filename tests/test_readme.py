@@ -56,8 +56,8 @@ def commands_of(page: str) -> list[tuple[list[str], int]]:
     return found
 
 
-# What stands in these is run with what it is for: in tests/federated and tests/store.
-ELSEWHERE = ("docs/federated.md", "docs/storage.md")
+# What stands in these is run with what it is for: in tests/engine/cluster, tests/federated, tests/store.
+ELSEWHERE = ("docs/cluster.md", "docs/federated.md", "docs/storage.md")
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p not in ELSEWHERE and commands_of(p)])

@@ -87,7 +87,7 @@ def _connected(settings: Settings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    folder = None if address is not None else tempfile.mkdtemp(prefix="clair-ray-")
+    folder = None if address is not None else _short_folder()
     try:
         with _silent():
             _begin(settings, address, folder)
@@ -111,6 +111,14 @@ def _silent() -> Iterator[None]:
     finally:
         if before is not None:
             vars(worker)["print_to_stdstream"] = before
+
+
+def _short_folder() -> str:
+    """A new folder for the files of a cluster, whose sockets may have a path of 107 bytes: 90 of
+    them are of Ray's names and of this folder's."""
+    usual = tempfile.gettempdir()
+    short = usual if len(os.fsencode(usual)) <= 17 or os.name != "posix" else "/tmp"
+    return tempfile.mkdtemp(prefix="clair-ray-", dir=short)
 
 
 def _prepare_environment(address: str | None) -> None:

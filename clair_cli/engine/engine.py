@@ -36,11 +36,14 @@ class Engine(Protocol):
         device: where products are computed.
         threads: how many items are worked on at once on the CPU.
         progress: called as `progress(stage, done, total)`.
+        stores: bytes that results which are kept from pass to pass may take in the memory of other
+            machines.
     """
 
     device: Device
     threads: int
     progress: Progress
+    stores: int
 
     def load(self, round_: Round) -> RoundFactors:
         """The factors of a round, for `map`.
@@ -76,6 +79,8 @@ class Engine(Protocol):
 class CpuEngine:
     """CPU threads, each of which works on one item at a time."""
 
+    stores = 0
+
     def __init__(self, threads: int, progress: Progress) -> None:
         self.device = Device("cpu", torch.float64)
         self.threads, self.progress = threads, progress
@@ -105,6 +110,8 @@ class CpuEngine:
 class GpuEngine:
     """A GPU. A few threads with a stream each launch the work; all threads do where factors have to
     be read and copied to the GPU first."""
+
+    stores = 0
 
     def __init__(self, device: Device, threads: int, progress: Progress) -> None:
         self.device, self.threads, self.progress = device, threads, progress

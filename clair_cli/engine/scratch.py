@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clair_cli.maths.evidence.tables import in_memory
+from clair_cli.maths.evidence.tables import BLOCK_BYTES, in_memory
 
 # From this many bytes on, a table is a file.
-LARGE = 256 * 2**20
+LARGE = BLOCK_BYTES
 
 
 def scratch(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

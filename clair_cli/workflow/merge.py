@@ -129,7 +129,7 @@ def merge_round(
     destination.close()
     modules, factors = judged.written, factors.of(judged.summed)
     weights = tuple(judged.weights[k] for k in judged.merged)
-    room = _room_for_vectors(engine.device) // max(1, len(modules))
+    room = max(engine.stores, _room_for_vectors(engine.device)) // max(1, len(modules))
     mean = WeightedMean(judged.merged, weights, room)
     on_device = not any(mean.overcomplete(factors.round, m) for m in modules)
 

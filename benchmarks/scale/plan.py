@@ -1,0 +1,196 @@
+"""What a merge by a Ray cluster will take: bytes read, products, memory of driver and task.
+
+    python -m benchmarks.scale.plan                         16 to 1000 clients of 1B, 8B and 70B
+    python -m benchmarks.scale.plan --clients 500 --models 8b --ranks 32
+
+Nothing is read or multiplied but to measure this machine's rates: batches, kept Grams and memory
+are what the package itself plans for such clients. Hours are those of one CPU as this one, for all
+tasks together; divide them by the cluster's CPUs. The driver judges alone, on one CPU. `check.py`
+compares this with runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from benchmarks.scale.judging import judging_seconds
+from benchmarks.speed.cohorts import MODELS, Model
+from clair_cli.adapters.adapter import Adapter, LoraModule
+from clair_cli.adapters.config import parse_config
+from clair_cli.adapters.layout import Layout
+from clair_cli.adapters.shared_tables import SharedTables
+from clair_cli.cohort.round import Round
+from clair_cli.engine.device import Device
+from clair_cli.engine.ray_tasks import described
+from clair_cli.formats.safetensors.reader import SafetensorsFile
+from clair_cli.formats.safetensors.source import TensorEntry
+from clair_cli.maths.evidence.overcomplete import COMPARED_DIM
+from clair_cli.workflow import memory_estimate
+from clair_cli.workflow.batches import batches, kept_grams, overcomplete
+
+SHAPES = {**MODELS, "70b": Model(layers=80, hidden=8192, inner=28672, keys=1024)}
+RANKS = {"small": 4, "1b": 16, "8b": 16, "70b": 64}
+CLIENTS = (16, 64, 256, 1000)
+OUTPUT_RANK = 64  # that the merge is taken to be cut to
+# Products with all components that the evidence of an over-complete stack takes, by each side's
+# width: three of the subspace iteration, back and forth, and random projections.
+_SUBSPACE = 2 * 3 * COMPARED_DIM + 2 * 48
+_EIGENVALUES = 9  # products of n x n matrices that an eigendecomposition costs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one round.
+
+    Attributes:
+        stored: bytes of all clients' tensors.
+        read: bytes that tasks read, the check included.
+        products: multiplications and additions of all tasks.
+        sent: bytes of the described round.
+        driver: bytes of memory beside torch, an upper estimate.
+        scratch: bytes of tables that are files.
+        task: bytes of memory of the largest task beside torch, the round included.
+        tasks: number of them.
+    """
+
+    clients: int
+    modules: int
+    stored: int
+    read: int
+    products: float
+    sent: int
+    driver: int
+    scratch: int
+    task: int
+    tasks: int
+
+
+def a_round(model: str, clients: int, rank: int) -> Round:
+    """Of clients with all of a model's layers in bf16; no file is there."""
+    shapes = {name: (out, in_) for name, out, in_ in SHAPES[model].modules()}
+    modules, places, at = {}, list[tuple[str, tuple[int, int], int]](), 0
+    for name, (out, in_) in sorted(shapes.items()):
+        keys = [f"base_model.model.{name}.lora_{side}.weight" for side in "AB"]
+        for key, shape in zip(keys, ((rank, in_), (out, rank)), strict=True):
+            places.append((key, shape, at))
+            at += 2 * shape[0] * shape[1]
+        layout = Layout("linear", (out, in_))
+        modules[name] = LoraModule(name, name, *keys, layout, rank, 2.0 * rank, 2.0, "bfloat16")
+    config = parse_config({"r": rank, "lora_alpha": 2 * rank, "peft_type": "LORA"})
+    tables, adapters = SharedTables(), list[Adapter]()
+    for k in range(clients):
+        entries = {
+            key: TensorEntry(key, "BF16", shape, begin, begin + 2 * shape[0] * shape[1],
+                             hashlib.sha256(f"{k} {key}".encode()).digest()[:16], exponent=1)
+            for key, shape, begin in places
+        }  # fmt: skip
+        path = Path(f"/shared/clients/client-{k:04}/adapter_model.safetensors")
+        source = SafetensorsFile(path, f"{k:064x}", {}, entries, 8, at + 8, (0, k, 0, 0))
+        name = f"client-{k:04}"
+        adapters.append(
+            tables.shared(Adapter(name, str(path), source.sha256, config, "", modules, source))
+        )
+    return Round(tuple(adapters), (), dict(sorted(shapes.items())), None, None, None, None, ())
+
+
+def plan(model: str, clients: int, rank: int) -> Plan:
+    """What the package will do for such a round."""
+    round_, device = a_round(model, clients, rank), Device("cpu", torch.float64)
+    n, kept = rank * clients, kept_grams(round_)
+    stored = read = 0
+    products = 0.0
+    for module, (out, in_) in round_.module_shapes.items():
+        size, widths, width = 2 * n * (out + in_), out + in_, min(out, in_)
+        passes = 3 if module in kept else 4  # the check, comparing, (merging), cutting
+        if overcomplete(round_, module):
+            work = n * widths * _SUBSPACE + n * out * in_ + max(out, in_) * width**2
+            work += _EIGENVALUES * width**3
+        else:
+            grams = n * n * widths / 2
+            work = grams * (1 if module in kept else 2) + (4 + _EIGENVALUES) * n**3
+        work += n * widths * min(OUTPUT_RANK, width)
+        stored, read, products = stored + size, read + passes * size, products + 2.0 * work
+    parts, sent = batches(round_, device), len(pickle.dumps(described(round_)))
+    here = SimpleNamespace(device=device, threads=0)
+    driver = memory_estimate.work_memory(round_, here)  # type: ignore[arg-type]
+    table = 8 * clients**2 * len(round_.module_shapes)
+    largest = max(memory_estimate._in_work(round_, batch) for batch in parts)
+    return Plan(
+        clients, len(round_.module_shapes), stored, read, products, sent,
+        driver - 2 * sum(kept.values()) + 3 * sent,
+        9 * table if table >= memory_estimate.LARGE else 0,
+        largest + 3 * sent, clients + 3 * len(parts),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one core of this machine: bytes read and hashed a second, operations in float64."""
+
+    reading: float
+    products: float
+
+
+def measured_rates() -> Rates:
+    """Medians of a few seconds' work on one thread, in CPU time: others may use this machine."""
+    torch.set_num_threads(1)
+    data = bytes(2**25)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        reading = []
+        for _ in range(5):
+            start = time.process_time()
+            hashlib.sha256(Path(file.name).read_bytes()).digest()
+            reading.append(time.process_time() - start)
+    tall = torch.randn(4096, 512, dtype=torch.float64)
+    products = []
+    for _ in range(5):
+        start = time.process_time()
+        tall.mT @ tall
+        products.append(time.process_time() - start)
+    return Rates(
+        len(data) / statistics.median(reading), 2 * 4096 * 512**2 / statistics.median(products)
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
+    parser.add_argument("--models", choices=SHAPES, nargs="+", default=["1b", "8b", "70b"])
+    parser.add_argument("--rank", type=int, help="of all clients; default 16, and 64 of the 70B")
+    given = parser.parse_args(arguments)
+    rates = measured_rates()
+    print(f"one core reads and hashes {rates.reading / 1e6:,.0f} MB/s, and makes products in "
+          f"float64 at {rates.products / 1e9:,.1f} GFLOP/s")  # fmt: skip
+    columns = ("clients", "modules", "stored", "read", "TFLOP", "CPU h", "judge h", "tasks", "sent",
+               "driver", "files", "a task")  # fmt: skip
+    print(f"{'':8}" + "".join(f"{name:>9}" for name in columns))
+    for model in given.models:
+        for clients in given.clients:
+            rank = given.rank or RANKS[model]
+            found = plan(model, clients, rank)
+            hours = (found.read / rates.reading + found.products / rates.products) / 3600
+            judge = judging_seconds(clients, found.modules) / 3600
+            print(f"{model + ' r' + str(rank):8}{clients:9,}{found.modules:9,}"
+                  f"{found.stored / 1e9:9,.1f}{found.read / 1e9:9,.1f}{found.products / 1e12:9,.1f}"
+                  f"{hours:9,.2f}{judge:9,.3f}{found.tasks:9,}{found.sent / 1e6:9,.1f}"
+                  f"{found.driver / 1e6:9,.0f}{found.scratch / 1e9:9,.1f}{found.task / 1e6:9,.0f}",
+                  flush=True)  # fmt: skip
+    print("stored, read and files in GB; sent, and memory of driver and task beside torch, in MB")
+
+
+if __name__ == "__main__":
+    main()
