@@ -6,18 +6,17 @@ python -m benchmarks.scale.judging
 from __future__ import annotations
 
 import functools
-import math
-import statistics
 import time
 
+import numpy as np
 import torch
 
 from clair_cli.maths.evidence.gather import Evidence
 from clair_cli.maths.evidence.similarity import PairTable
 from clair_cli.maths.judge.judge import judge
 
-# (clients, modules) that are measured: the exponents come from these.
-POINTS = ((48, 32), (96, 32), (192, 32), (96, 64), (96, 128))
+# (clients, modules) that are measured.
+POINTS = ((100, 60), (200, 60), (400, 60), (100, 240), (100, 480))
 _COORDINATES = 200
 
 
@@ -44,28 +43,30 @@ def measured(clients: int, modules: int) -> float:
     return time.process_time() - start
 
 
+def terms(clients: int, modules: int) -> list[float]:
+    """What the seconds are made of: something fixed, all pairs in all modules, and decompositions
+    of tables of all pairs."""
+    return [1.0, clients**2 * modules, clients**3]
+
+
 @functools.cache
-def fit() -> tuple[float, float, float]:
-    """Seconds for one client and one module, and the exponents in clients and in modules."""
+def fit() -> tuple[float, ...]:
+    """Seconds for each of the terms, at least 0, by least squares of relative errors."""
+    from scipy.optimize import nnls
+
     measured(*POINTS[0])  # to warm up
-    found = {point: measured(*point) for point in POINTS}
-
-    def exponent(points: list[tuple[int, int]], axis: int) -> float:
-        logs = [(math.log(point[axis]), math.log(found[point])) for point in points]
-        return statistics.linear_regression(*zip(*logs, strict=True)).slope
-
-    of_clients = exponent([p for p in POINTS if p[1] == 32], 0)
-    of_modules = exponent([p for p in POINTS if p[0] == 96], 1)
-    ones = [s / (k**of_clients * m**of_modules) for (k, m), s in found.items()]
-    return statistics.median(ones), of_clients, of_modules
+    seconds = np.array([measured(*point) for point in POINTS])
+    found, _ = nnls(np.array([terms(*point) for point in POINTS]) / seconds[:, None],
+                    np.ones(len(POINTS)))  # fmt: skip
+    return tuple(found.tolist())
 
 
 def judging_seconds(clients: int, modules: int) -> float:
     """As the measured points predict it."""
-    one, of_clients, of_modules = fit()
-    return one * clients**of_clients * modules**of_modules
+    return sum(c * t for c, t in zip(fit(), terms(clients, modules), strict=True))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print("judging grows with clients^{1:.2f} and modules^{2:.2f}".format(*fit()))
+    print("judging takes {:.2g} s + {:.2g} s x modules x clients^2 + {:.2g} s x clients^3"
+          .format(*fit()))  # fmt: skip

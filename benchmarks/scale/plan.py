@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.scale.judging import judging_seconds
 from benchmarks.speed.cohorts import MODELS, Model
+from benchmarks.speed.speed import exponent
 from clair_cli.adapters.adapter import Adapter, LoraModule
 from clair_cli.adapters.config import parse_config
 from clair_cli.adapters.layout import Layout
@@ -175,21 +176,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rates = measured_rates()
     print(f"one core reads and hashes {rates.reading / 1e6:,.0f} MB/s, and makes products in "
           f"float64 at {rates.products / 1e9:,.1f} GFLOP/s")  # fmt: skip
-    columns = ("clients", "modules", "stored", "read", "TFLOP", "CPU h", "judge h", "tasks", "sent",
+    columns = ("clients", "modules", "stored", "read", "TFLOP", "CPU h", "judge s", "tasks", "sent",
                "driver", "files", "a task")  # fmt: skip
     print(f"{'':8}" + "".join(f"{name:>9}" for name in columns))
+    plans: dict[str, list[Plan]] = {model: [] for model in given.models}
     for model in given.models:
         for clients in given.clients:
             rank = given.rank or RANKS[model]
             found = plan(model, clients, rank)
+            plans[model].append(found)
             hours = (found.read / rates.reading + found.products / rates.products) / 3600
-            judge = judging_seconds(clients, found.modules) / 3600
+            judge = judging_seconds(clients, found.modules)
             print(f"{model + ' r' + str(rank):8}{clients:9,}{found.modules:9,}"
                   f"{found.stored / 1e9:9,.1f}{found.read / 1e9:9,.1f}{found.products / 1e12:9,.1f}"
-                  f"{hours:9,.2f}{judge:9,.3f}{found.tasks:9,}{found.sent / 1e6:9,.1f}"
+                  f"{hours:9,.2f}{judge:9,.1f}{found.tasks:9,}{found.sent / 1e6:9,.1f}"
                   f"{found.driver / 1e6:9,.0f}{found.scratch / 1e9:9,.1f}{found.task / 1e6:9,.0f}",
                   flush=True)  # fmt: skip
     print("stored, read and files in GB; sent, and memory of driver and task beside torch, in MB")
+    for model, each in plans.items():
+        if len(each) > 1:
+            read, products = (
+                exponent([p.clients for p in each], [getattr(p, name) for p in each])
+                for name in ("read", "products")
+            )
+            print(f"{model}: read clients^{read:.2f}, products clients^{products:.2f}")
 
 
 if __name__ == "__main__":
