@@ -63,13 +63,16 @@ def test_on_one_machine(tmp_path: Path, environment: dict[str, str], expected: b
     assert not list((tmp_path / "home").iterdir()), "no token is left"
 
 
-def addresses() -> tuple[str, int]:
-    """This machine's address, as Ray sees it, and a free port."""
-    from ray._private import services
-
+def addresses(environment: dict[str, str]) -> tuple[str, int]:
+    """This machine's address, as Ray sees it, and a free port. Asked of another process: Ray reads
+    how it is to check tokens when it is imported, and other tests import it later."""
+    code = "from ray._private import services as s; print(s.node_ip_address_from_perspective())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     with socket.socket() as free:
         free.bind(("", 0))
-        return services.node_ip_address_from_perspective(), free.getsockname()[1]
+        return done.stdout.strip(), free.getsockname()[1]
 
 
 @contextmanager
@@ -94,7 +97,7 @@ def started(line: str, folder: Path, environment: dict[str, str]) -> Iterator[No
 
 
 def test_on_several(tmp_path: Path, environment: dict[str, str], expected: bytes) -> None:
-    head, port = addresses()
+    head, port = addresses(environment)
 
     def here(block: str) -> str:
         block = block.replace("HEAD", head).replace("6379", str(port))

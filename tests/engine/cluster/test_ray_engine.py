@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -26,19 +26,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.ray
 
 
-@pytest.mark.parametrize(
-    ("function", "options"),
-    [
-        (clair_cli.merge, {}),
-        (clair_cli.merge, {"rank": "full", "dtype": "float32"}),
-        (clair_cli.refine, {}),
-    ],
-)
-def test_the_files_are_those_of_a_local_run(
-    cluster: Cluster, folder: Path, tmp_path: Path, function: Any, options: dict[str, Any]
-) -> None:
-    local = made(function, folder, tmp_path / "local", **options)
-    found = made(function, folder, tmp_path / "ray", engine=engine_of(cluster), **options)
+def test_the_files_are_those_of_a_local_run(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
+    """And nothing is connected afterwards. More in test_same_bytes.py."""
+    local = made(clair_cli.merge, folder, tmp_path / "local")
+    found = made(clair_cli.merge, folder, tmp_path / "ray", engine=engine_of(cluster))
     assert found == local
     import ray
 
@@ -122,7 +113,8 @@ def test_a_file_that_one_machine_cannot_read_rejects_its_client(
     assert rejected.name == "c3"
     (reason,) = rejected.reasons
     assert "'c3.safetensors' is unreadable: Input/output error" in reason.text
-    assert ("changed while reading" in reason.text) == (stage == "comparing")
+    if stage == "comparing":  # before, it may be checked on the machine that can read it
+        assert "changed while reading" in reason.text
     name = "adapter_model.safetensors"
     expected = (tmp_path / "expected" / name).read_bytes()
     assert (tmp_path / "found" / name).read_bytes() == expected
