@@ -5,6 +5,7 @@ A failure of the work travels as a value, so that the caller raises what a local
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
 from collections import OrderedDict
@@ -161,7 +162,8 @@ def read_item(load: Callable[[T], Adapter | Rejection], folder: str, item: T) ->
         The adapter, whose tables can be sent, or the rejection; or `Raised`.
     """
     try:
-        os.chdir(folder)
+        with contextlib.suppress(OSError):  # where it is not there, paths are absolute
+            os.chdir(folder)
         found = load(item)
         return SharedTables().shared(found) if isinstance(found, Adapter) else found
     except Exception as error:

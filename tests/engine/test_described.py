@@ -11,7 +11,7 @@ from clair_cli.adapters.config import parse_config
 from clair_cli.adapters.layout import Layout
 from clair_cli.adapters.shared_tables import SharedTables
 from clair_cli.cohort.round import Round
-from clair_cli.engine.ray_tasks import described
+from clair_cli.engine.ray_tasks import described, read_item
 from clair_cli.formats.safetensors.reader import SafetensorsFile
 from clair_cli.formats.safetensors.source import TensorEntry
 
@@ -76,3 +76,10 @@ def test_adapters_of_one_layout_have_their_tables_once() -> None:
     one, other = (tables.shared(an_adapter(k, 5)) for k in range(2))
     assert one.modules is other.modules and one.config is other.config
     assert one.source.tensors != other.source.tensors
+
+
+def test_a_machine_without_the_working_folder_reads_absolute_paths(tmp_path: Path) -> None:
+    """Relative ones do not come to it: `check_nodes` asks for the folder."""
+    before = Path.cwd()
+    assert read_item(lambda item: item, str(tmp_path / "gone"), "x") == "x"
+    assert Path.cwd() == before
