@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 from clair_cli.adapters.adapter import Adapter, LoraModule
@@ -83,3 +84,12 @@ def test_a_machine_without_the_working_folder_reads_absolute_paths(tmp_path: Pat
     before = Path.cwd()
     assert read_item(lambda item: item, str(tmp_path / "gone"), "x") == "x"
     assert Path.cwd() == before
+
+
+def test_paths_are_absolute_for_machines_that_stand_elsewhere() -> None:
+    """As that of a previous adapter may not be."""
+    one = an_adapter(0, 1)
+    before = replace(one, source=replace(one.source, path=Path("before/adapter.safetensors")))
+    sent = described(replace(a_round(2, 1), previous=before))
+    assert sent.previous.source.path == Path.cwd() / "before/adapter.safetensors"
+    assert sent.adapters[0].source.path.is_absolute()
