@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -27,6 +28,8 @@ _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_Z
 # Variables by which a user says how Ray is to check who connects.
 _AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _LOOPBACK = "127.0.0.1"
+# Seconds in which the head of a cluster has to take a connection.
+_PATIENCE = 10.0
 # Signals whose handlers Ray replaces.
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -81,6 +84,8 @@ def cluster_for(settings: Settings) -> Iterator[None]:
 @contextlib.contextmanager
 def _connected(settings: Settings) -> Iterator[None]:
     address = address_of(settings)
+    if address is not None:
+        _check_reachable(address)
     _prepare_environment(address)
     import ray
 
@@ -96,6 +101,27 @@ def _connected(settings: Settings) -> Iterator[None]:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_reachable(address: str) -> None:
+    """Raise at once where nobody listens: Ray would try for minutes.
+
+    Args:
+        address: HOST:PORT; or "auto", Ray's word for a cluster that runs on this machine.
+
+    Raises:
+        UsageError: the host is not known, or there is no connection within a few seconds.
+    """
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--engine ray: no Ray cluster at {quoted(address)} ({_first_line(error)})",
+            hint="give HOST:PORT of a machine where ray start --head runs: docs/cluster.md",
+        ) from None
 
 
 @contextlib.contextmanager

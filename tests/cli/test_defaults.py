@@ -181,7 +181,8 @@ def test_variables(clients: Path) -> None:
 
 def test_no_variable_says_where_results_go_or_who_is_believed() -> None:
     for name, option in OPTIONS.items():
-        decides = name.startswith(("trust", "allow", "force", "report", "verdicts", "earlier"))
+        deciding = ("trust", "allow", "force", "report", "verdicts", "earlier", "engine")
+        decides = name.startswith(deciding)
         where = option.panel == "Output" and option.kind in (PATH, ADAPTER)
         assert option.in_environment != (decides or where), name
 

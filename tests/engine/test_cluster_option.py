@@ -88,6 +88,31 @@ def test_without_the_library_it_is_a_usage_error_before_any_work(
     assert [path.name for path in Path().iterdir()] == ["clients"]
 
 
+@pytest.mark.parametrize(
+    ("address", "error", "why"),
+    [
+        ("head:6379", OSError(111, "Connection refused"), "Connection refused"),
+        ("head:6379", TimeoutError("timed out"), "timed out"),
+        ("head", None, "invalid literal"),
+    ],
+)
+def test_where_nobody_listens_it_is_a_usage_error_at_once(
+    clients: Path, monkeypatch: pytest.MonkeyPatch, address: str, error: Any, why: str
+) -> None:
+    """Ray itself would try for two minutes and more."""
+
+    def connect(where: tuple[str, int], timeout: float) -> None:
+        assert where == ("head", 6379) and timeout <= 10
+        raise error
+
+    monkeypatch.setattr(cluster, "find_spec", lambda name: object())
+    monkeypatch.setattr(cluster.socket, "create_connection", connect)
+    result = clair("merge", clients, "-o", "out", "--engine", f"ray={address}")
+    assert result.exit_code == 2
+    assert f"no Ray cluster at '{address}'" in result.stderr and why in result.stderr
+    assert [path.name for path in Path().iterdir()] == ["clients"]
+
+
 def test_a_local_merge_does_without_ray(clients: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # importing it raises
     assert clair_cli.merge(clients, allow_undetermined=True).report.exit_code == 0
