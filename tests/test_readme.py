@@ -56,7 +56,7 @@ def commands_of(page: str) -> list[tuple[list[str], int]]:
     return found
 
 
-# What stands in these is run with what it is for: in tests/engine/cluster, tests/federated, tests/store.
+# What stands in these is run with what it is for, in tests/engine/cluster, federated and store.
 ELSEWHERE = ("docs/cluster.md", "docs/federated.md", "docs/storage.md")
 
 
