@@ -32,6 +32,7 @@ def is_weights(name: str) -> bool:
 def is_one_file(output: Place) -> bool:
     """Whether a merged adapter is to be one file rather than a PEFT folder.
 
+    >>> from pathlib import Path
     >>> is_one_file(Path("m.safetensors")), is_one_file(Path("M.SAFETENSORS"))
     (True, True)
     >>> is_one_file(Path("merged"))
@@ -54,6 +55,7 @@ def no_folder_hint(path: Place) -> str:
 def not_here_hint(path: Place) -> str:
     """What to do about a path where nothing is and that looks like an address; else "".
 
+    >>> from pathlib import Path
     >>> bool(not_here_hint(Path("https://example.org/x"))), not_here_hint(Path("clients"))
     (True, '')
     """

@@ -37,7 +37,9 @@ def an_adapter(client: int, n_modules: int) -> Adapter:
         modules[name] = LoraModule(name, name, *keys, layout, RANK, 16.0, 2.0, "bfloat16")
     config = parse_config({"r": RANK, "lora_alpha": 16, "peft_type": "LORA", "target_modules": []})
     path = Path(f"/shared/round/client-{client:04}/adapter_model.safetensors")
-    source = SafetensorsFile(path, f"{client:064x}", {}, tensors, 8, at + 8, (1, 2, 3, 4))
+    source = SafetensorsFile(
+        f"{client:064x}", {}, tensors, 8, at + 8, (1, 2, 3, 4), path=path, shown=path.as_posix()
+    )
     return Adapter(
         f"client-{client:04}", path.as_posix(), source.sha256, config, "", modules, source
     )

@@ -13,6 +13,8 @@ import pytest
 
 import clair_cli
 from clair_cli.errors import UsageError
+from clair_cli.report.earlier import read_earlier
+from clair_cli.store.address import place_of
 from tests import cohorts
 from tests.cohorts import clair
 from tests.pages import PAGES
@@ -228,7 +230,6 @@ def test_hostile_numbers_in_a_report_are_no_evidence(work: Path) -> None:
         (("--earlier", "rounds/2/report.json", "--previous", "rounds/2"), "is a file"),
         (("--earlier", "nowhere", "--previous", "rounds/2"), "--earlier 'nowhere' does not exist"),
         (("--earlier", "", "--previous", "rounds/2"), "empty"),
-        (("--earlier", "s3://bucket/reports", "--previous", "rounds/2"), "is in object storage"),
         (("--earlier", "rounds", "--initial", "rounds/2"), "previous is not given"),
     ],
 )
@@ -305,3 +306,8 @@ def test_from_python(work: Path) -> None:
     assert "earlier_none" in {remark.code for remark in report.warnings}
     with pytest.raises(UsageError, match="empty path"):
         clair_cli.inspect("round3", earlier="", **options)
+
+
+def test_reports_are_read_from_a_disk() -> None:
+    with pytest.raises(UsageError, match="is in object storage"):
+        read_earlier(place_of("s3://bucket/reports"))

@@ -15,7 +15,7 @@ import yaml
 
 import clair_cli
 from clair_cli.verification.files import made_by
-from clair_cli.workflow import outputs
+from clair_cli.workflow import destination
 from clair_cli.workflow.provenance import command_line, model_card, refined_card
 from tests import cohorts
 from tests.cohorts import clair
@@ -92,7 +92,7 @@ def test_a_folder_has_it_in_no_header(work: Path) -> None:
 def test_what_another_version_wrote_is_verified(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    init = outputs.Destination.__init__
+    init = destination.Destination.__init__
     assert init.__kwdefaults__ is not None
     for version in ("9.9.9", None):
         monkeypatch.setitem(init.__kwdefaults__, "version", version)

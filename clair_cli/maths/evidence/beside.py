@@ -69,6 +69,9 @@ def beside_sums(pair: Grams) -> BesideSums:
     Args:
         pair: the Grams of all clients, on any device.
     """
+    if not pair.B.shape[1]:  # nobody has these modules
+        none = pair.norms.new_zeros(len(pair.ranks), len(pair.ranks)).cpu()
+        return BesideSums(none, none, none)
     seen = _leading_output(pair)
     rest = replace(pair, B=pair.B - seen[:, :, None] * seen[:, None, :])
     inner = block_sums(rest.B * rest.A, pair.ranks)

@@ -85,6 +85,11 @@ def test_a_client_without_a_delta_weight_counts_in_no_pair(lacks: Factors) -> No
     torch.testing.assert_close(found.of(there).value, sums(four).value, rtol=1e-9, atol=1e-9)
 
 
+def test_a_module_that_nobody_has_counts_in_no_pair() -> None:
+    found = sums([None, None, None])
+    assert found.value.shape == (3, 3) and not found.count.any() and not found.value.any()
+
+
 def test_batches_add_up() -> None:
     one, two = sums(clients(0)), sums(clients(1))
     both = beside_sums(grams(stack_factors([clients(0), clients(1)], (OUT, IN))))
