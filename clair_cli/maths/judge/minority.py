@@ -282,8 +282,7 @@ class Search:
         own: where what is left without it shows nothing, or, of two, where not the signature of
         each is unlike the others'."""
         if len(members) == 2:
-            each = ERROR_RATE**0.5
-            return any(self._alone(k, outside) >= each for k in members)
+            return any(self._alone(k, outside) >= ERROR_RATE for k in members)
         sets = [[k for k in members if k != one] for one in members]
         return any(self._chance(excess, outside, left) >= LEFT_P for left in sets)
 

@@ -158,19 +158,23 @@ class Signatures:
 
     def alone(self, client: int, others: Tensor) -> float:
         """Tail probability of a client that is at once more concentrated and less like the median
-        profile than some others of its own rank; 1 where it cannot be told.
+        profile than some others of its own rank, and shares less beside the common direction; 1
+        where it cannot be told.
 
         Args:
             others: mask of those, (n,).
         """
         group = torch.arange(len(self.concentration)) == client
-        others = others & ~group & self.alike[client]
-        if len(self.profile) < MIN_MODULES or int(others.sum()) < _FEWEST:
+        own = others & ~group & self.alike[client]
+        if len(self.profile) < MIN_MODULES or int(own.sum()) < _FEWEST:
             return 1.0
-        return fisher([
-            above(self.distances, group, others, 4 * _LEAST),
-            above(self.concentration, group, others, _LEAST),
-        ])  # fmt: skip
+        each = [
+            above(self.distances, group, own, 4 * _LEAST),
+            above(self.concentration, group, own, _LEAST),
+        ]
+        more = fisher([*each, *self.lacks_beside(client, others)])
+        # with or without: where nobody shares anything beside, that tells nothing
+        return min(1.0, 2.0 * min(fisher(each), more))
 
     def lacks_beside(self, client: int, others: Tensor) -> tuple[float, ...]:
         """Tail probability of a client that shares as little with some others beside the common

@@ -11,8 +11,9 @@ from __future__ import annotations
 LINE = 0.45
 # Chance of each of these errors: that a client with just that fraction is said to have less; that
 # any honest norm of a round exceeds the round's own spread; that the signature of any client of one
-# kind is said to be odd, or those of both of two clients to be unlike the others' (each with its
-# root); and, beside a trusted client, that a set of clients of one kind shows something of its own.
+# kind is said to be odd, or that of each of two clients to be unlike the others'; that what each of
+# some clients shares with the others beside the common direction is said to be less (its root);
+# and, beside a trusted client, that a set of clients of one kind shows something of its own.
 ERROR_RATE = 0.01
 # A round is judged if a client that shares nothing would have been noticed with this probability.
 POWER = 0.9
