@@ -116,7 +116,7 @@ def remembered(function: Callable[..., Any], *names: str) -> Callable[..., Any]:
             return value.contiguous().numpy().tobytes()
         if is_dataclass(value):
             return tuple(key(getattr(value, one.name)) for one in fields(value) if one.compare)
-        return value if value is None else tuple(value)
+        return value if value is None or isinstance(value, float) else tuple(value)
 
     def call(*arguments: Any) -> Any:
         asked = hash((*map(key, arguments), *(getattr(thresholds, name) for name in names)))

@@ -97,7 +97,7 @@ def a_round(model: str, clients: int, rank: int) -> Round:
             for key, shape, begin in places
         }  # fmt: skip
         path = Path(f"/shared/clients/client-{k:04}/adapter_model.safetensors")
-        source = SafetensorsFile(path, f"{k:064x}", {}, entries, 8, at + 8, (0, k, 0, 0))
+        source = SafetensorsFile(f"{k:064x}", {}, entries, 8, at + 8, (0, k, 0, 0), path=path)
         name = f"client-{k:04}"
         adapters.append(
             tables.shared(Adapter(name, str(path), source.sha256, config, "", modules, source))

@@ -2,10 +2,10 @@
 
 Clients of few steps have little but that direction in common, so that a set with something of its
 own hardly shows in whole delta weights. What pairs share beside it (`Signatures.beside`) may be
-next to nothing, or below it, as u is taken from the clients themselves. So the clients outside the
-set are all given their mean, in place of the loadings of a common factor. Each member must also
-share clearly less with those outside than they do among themselves, so that honest clients whose
-data overlap, and who are like the others in all else, are no minority.
+next to nothing, or below it, as that direction is taken from the clients themselves. So the clients
+outside the set are all given their mean, in place of the loadings of a common factor. Each member
+must also share clearly less with those outside than they do among themselves, so that honest
+clients whose data overlap, and who are like the others in all else, are no minority.
 """
 
 from __future__ import annotations

@@ -21,7 +21,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clair_cli.maths.judge.thresholds import LINE, ROUNDS_ALIKE, TURNED_P
+from clair_cli.maths.judge.thresholds import LINE
+
+# Correlation of what two rounds show of one client: the same data and the same faults are in all of
+# them. Any number of rounds then counts as fewer than 1 / ROUNDS_ALIKE independent ones.
+ROUNDS_ALIKE = 1 / 3
+# Chance that a client's loading of this round is said to be too low, or too high, for what earlier
+# rounds saw of it, if it is the same in all of them: these then count for nothing.
+TURNED_P = 0.05
 
 # Loadings and errors beyond these are no evidence: a report may hold any number.
 _LARGEST, _LEAST = 1e6, 1e-6

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -45,7 +45,8 @@ _FEWEST = 3
 _BANK = 6
 # Loadings below this are as unlike as can be.
 _LEAST_LOADING = 0.05
-# Up to this many clients each is held against a median that it had no part in.
+# Up to this many clients each is held against a median that it had no part in, and against what
+# the others share without who is left out.
 _LEAVE_ONE_OUT = 64
 
 
@@ -102,6 +103,9 @@ class Signatures:
     alike: Tensor
     beside: Tensor | None = None
     noise: float = 0.0
+    _kept: dict[bytes, tuple[tuple[Tensor, Tensor], ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def of(self, clients: Tensor) -> Signatures:
         """The signatures of some clients, by index, in the order given; beside those of their own
@@ -178,7 +182,7 @@ class Signatures:
 
     def lacks_beside(self, client: int, others: Tensor) -> tuple[float, ...]:
         """Tail probability of a client that shares as little with some others beside the common
-        direction; () where it cannot be told.
+        direction; () where it cannot be told. Of many clients, what each shares with all counts.
 
         Args:
             others: mask of those, (n,).
@@ -186,17 +190,33 @@ class Signatures:
         if self.beside is None:
             return ()
         group = torch.arange(len(self.beside)) == client
-        table = torch.where(others | group, self.beside, torch.nan)
-        others = others & ~group
+        few = len(group) <= _LEAVE_ONE_OUT
+        compared, others = (others | group) if few else self.told, others & ~group
         chances = []
-        for drop in (0.0, 0.25):
-            shared, count = _trimmed(table, drop)
+        for shared, count in self._shared_beside(compared):
             known = others & torch.isfinite(shared)
             if not bool(torch.isfinite(shared[client])) or int(known.sum()) < _FEWEST:
                 return ()
             least = (self.noise / int(count[client])) ** 0.5
             chances.append(above(-shared, group, known, least))
         return (max(chances),)
+
+    def _shared_beside(self, compared: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """What each client shares with some others beside the common direction: `_trimmed` of all
+        values, and of the middle half. Kept for all who can be compared: every client asks for it.
+
+        Args:
+            compared: mask of those others, (n,).
+        """
+        key = compared.numpy().tobytes()
+        if key not in self._kept:
+            assert self.beside is not None
+            table = torch.where(compared, self.beside, torch.nan)
+            found = tuple(_trimmed(table, drop) for drop in (0.0, 0.25))
+            if not torch.equal(compared, self.told):
+                return found
+            self._kept[key] = found
+        return self._kept[key]
 
 
 def signatures_of(evidence: Evidence, ranks: Sequence[int] | None = None) -> Signatures:

@@ -43,12 +43,3 @@ NORM_CAP, MODULE_NORM_CAP = 1.5, 2.0
 # Directions the energy is spread over, over the members' median; noise has more. Honest clients
 # measured 0.83 to 1.35.
 SPREAD_RATIO = 2.0
-
-# --- rounds
-
-# Correlation of what two rounds show of one client: the same data and the same faults are in all of
-# them. Any number of rounds then counts as fewer than 1 / ROUNDS_ALIKE independent ones.
-ROUNDS_ALIKE = 1 / 3
-# Chance that a client's loading of this round is said to be too low, or too high, for what earlier
-# rounds saw of it, if it is the same in all of them: these then count for nothing.
-TURNED_P = 0.05

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from clair_cli.maths.judge.rounds import Seen, mean_over_rounds, over_rounds
-from clair_cli.maths.judge.thresholds import LINE, ROUNDS_ALIKE
+from clair_cli.maths.judge.rounds import ROUNDS_ALIKE, Seen, mean_over_rounds, over_rounds
+from clair_cli.maths.judge.thresholds import LINE
 
 BAR = 2.5
 
