@@ -38,7 +38,7 @@ def test_the_verdicts_on_the_samples_are_the_truth(merged: Path) -> None:
 
 
 def test_the_sample_merge_is_near_the_mean_of_the_honest(tmp_path: Path) -> None:
-    """But for maple, whose words are half its own: it is suspicious, and counts for less than half."""
+    """But for maple, whose words are half its own: suspicious, it counts for less than half."""
     truth = json.loads((SAMPLES / "truth.json").read_text())
     clair("merge", SAMPLES / "clients", "-o", tmp_path / "m", "--rank", "full")
     report = cohorts.read_report(tmp_path / "m" / "report.json")
