@@ -308,7 +308,7 @@ def test_verify_of_nothing(s3: Endpoint) -> None:
 def test_refined_clients_are_folders(s3: Endpoint, clients: Path, tmp_path: Path) -> None:
     clair_cli.refine(clients, tmp_path / "refined")
     clair_cli.refine(clients, s3.at("refined"))
-    names = [f"c{k}/{name}" for k in range(4) for name in (CONFIG, WEIGHTS)]
+    names = [f"c{k}/{name}" for k in range(4) for name in ("README.md", CONFIG, WEIGHTS)]
     assert s3.keys() == [f"refined/{name}" for name in [*names, REPORT]]
     for name in names:
         assert s3.get(f"refined/{name}") == (tmp_path / "refined" / name).read_bytes()
