@@ -57,14 +57,25 @@ def test_a_machine_that_is_gone_changes_no_byte(
     assert capfd.readouterr().out == ""
 
 
-def slow(folder: str, factors: RoundFactors, item: str) -> tuple[str, int]:
-    """Leave word of who begins an item; takes a second."""
+PATIENCE = 60.0  # seconds
+
+
+def waiting(folder: str, factors: RoundFactors, item: str) -> tuple[str, int]:
+    """Leave word of who begins an item; all but the first go on when there is a file "go"."""
     import ray
 
     name = f"{item}-{ray.get_runtime_context().get_node_id()}-{time.monotonic_ns()}"
     Path(folder, name).touch()
-    time.sleep(1.0)
+    until = time.monotonic() + PATIENCE
+    while item != "a" and not Path(folder, "go").exists() and time.monotonic() < until:
+        time.sleep(0.05)
     return item, len(factors.round.adapters)
+
+
+def begun(folder: Path) -> list[tuple[str, str]]:
+    """Item and node of everything that was begun."""
+    words = [path.name.split("-") for path in folder.iterdir() if "-" in path.name]
+    return [(item, node) for item, node, _ in words]
 
 
 def test_the_work_of_a_machine_that_is_gone_is_done_again(
@@ -78,17 +89,19 @@ def test_the_work_of_a_machine_that_is_gone_is_done_again(
         factors = engine.load(load_round(settings, read_cohort(settings)))
         found = []
         for n, result in enumerate(
-            engine.map("working", partial(slow, str(tmp_path)), list("abcdef"), factors)
+            engine.map("working", partial(waiting, str(tmp_path)), list("abcdef"), factors)
         ):
             found.append(result)
             if n == 0:
-                begun = {path.name.split("-")[1] for path in tmp_path.iterdir() if "-" in path.name}
-                assert node.node_id in begun
+                until = time.monotonic() + PATIENCE
+                while not any(i != "a" and on == node.node_id for i, on in begun(tmp_path)):
+                    assert time.monotonic() < until, "the second node begins nothing"
+                    time.sleep(0.05)
                 cluster.remove_node(node, allow_graceful=False)
+                (tmp_path / "go").touch()
     add_second(cluster)
     assert found == [(item, 8) for item in "abcdef"]
-    begun = [path.name[0] for path in tmp_path.iterdir() if "-" in path.name]
-    assert len(begun) > 6, "an item was begun twice"
+    assert len(begun(tmp_path)) > 6, "an item was begun twice"
 
 
 @pytest.mark.parametrize("stage", ["connecting", "comparing"])
