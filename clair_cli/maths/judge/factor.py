@@ -100,12 +100,15 @@ class Loadings:
     Attributes:
         ratio: over the members' typical loading, each from pairs with other members, (n,).
         se: standard error of `ratio`, (n,).
+        se_unrelated: the same of a client that shares nothing: its pairs do not differ by what
+            members have more or less in common, (n,).
         degrees: of freedom of the errors, for Student's t.
         level: similarity of two typical members in deviations by chance, 0 or more.
     """
 
     ratio: Tensor
     se: Tensor
+    se_unrelated: Tensor
     degrees: float
     level: float
 
@@ -147,7 +150,8 @@ class Loadings:
         below LINE, 0 to 1, (n,)."""
         from scipy.special import ndtr
 
-        return torch.from_numpy(ndtr((LINE / self.se - self.bar).numpy()))
+        room = LINE - self.bar * self.se
+        return torch.from_numpy(ndtr((room / self.se_unrelated).numpy()))
 
 
 def loadings(pairs: Pairs, members: Sequence[int], unlike: Sequence[int] = ()) -> Loadings:
@@ -169,19 +173,22 @@ def loadings(pairs: Pairs, members: Sequence[int], unlike: Sequence[int] = ()) -
         weights[chosen] = each * pairs.known[chosen]
     squares = weights.square().sum(1).clamp_min(1e-300)
     raw = (pairs.value * weights).sum(1) / squares
-    errors, degrees = 0.0, PRIOR
+    noise = pairs.of(torch.tensor(sorted(members))).noise
+    errors, degrees = PRIOR * noise, PRIOR
     for k in unlike:
         apart = (pairs.value[k] - raw[k] * factor) * pairs.known[k] * core
         errors += float(apart.square().sum())
         degrees += max(0.0, float(pairs.known[k] @ core) - 1.0)
+    unrelated = errors / degrees
     rest = (pairs.value - factor[:, None] * factor) * pairs.known * core * core[:, None]
     errors += float(rest.square().sum()) / 2
     degrees += max(0.0, float((pairs.known * core * core[:, None]).sum()) / 2 - len(members))
-    noise = pairs.of(torch.tensor(sorted(members))).noise
-    variance = (errors + PRIOR * noise) / degrees
-    typical = max(_middle(raw[list(members)]), 1e-9)
-    floor = torch.maximum(torch.tensor(variance, dtype=raw.dtype), _noise(pairs, core))
-    return Loadings(raw / typical, (floor / squares).sqrt() / typical, degrees, typical**2)
+    typical, chance = max(_middle(raw[list(members)]), 1e-9), _noise(pairs, core)
+    se, se_unrelated = (
+        (chance.clamp_min(variance) / squares).sqrt() / typical
+        for variance in (errors / degrees, unrelated)
+    )
+    return Loadings(raw / typical, se, se_unrelated, degrees, typical**2)
 
 
 def _noise(pairs: Pairs, core: Tensor) -> Tensor:

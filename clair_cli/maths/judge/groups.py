@@ -3,7 +3,9 @@
 A group is found by taking out, in turns, the minorities among the clients that are left (of two
 that are tied, only their pair), and who has clearly less than LINE of what they have in common.
 What is left of those taken out for that reason may hold a further group. The cohort is the largest
-group, or that of the trusted clients.
+group, or that of the trusted clients. Of those that are then in no group, who are more alike than
+chance allows beside what they have of the cohort's are sets apart, too small or too loose to judge
+anybody by.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from clair_cli.maths.judge.beside import find_beside
 from clair_cli.maths.judge.factor import Loadings, loadings
 from clair_cli.maths.judge.minority import Minority, find_minority
 from clair_cli.maths.judge.pairs import Pairs
 from clair_cli.maths.judge.signature import Signatures
-from clair_cli.maths.judge.thresholds import POWER
+from clair_cli.maths.judge.thresholds import ERROR_RATE, POWER
 from clair_cli.maths.judge.ties import Tie, find_tie, without
 
 
@@ -63,7 +67,7 @@ def find_groups(
         trusted: clients whose group comes first, of two or more; it needs no majority.
 
     Returns:
-        All but the first have power: `Group.is_sure`.
+        Behind them, if the first has power (`Group.is_sure`), the sets apart, of two or more.
     """
     groups: list[Group] = []
     left = list(clients)
@@ -80,7 +84,29 @@ def find_groups(
     def order(group: Group) -> tuple[int, bool, int]:
         return -len(_among(trusted, group.members)), not group.is_sure, -len(group.members)
 
-    return sorted(groups, key=order)
+    groups.sort(key=order)
+    if groups and groups[0].is_sure:
+        groups += [Group(m, (), loadings(pairs, m)) for m in _apart(pairs, groups[0], left)]
+    return groups
+
+
+def _apart(pairs: Pairs, cohort: Group, clients: Sequence[int]) -> list[tuple[int, ...]]:
+    """Sets of some clients that are linked by similarities beyond what both have of the cohort's
+    factor, which chance explains with ERROR_RATE for any pair of them; the largest first."""
+    from scipy.sparse.csgraph import connected_components
+    from scipy.special import ndtri
+
+    chosen = torch.tensor(sorted(clients), dtype=torch.long)
+    n = len(chosen)
+    if n < 2:
+        return []
+    of = pairs.of(chosen)
+    held = cohort.loadings.ratio[chosen]
+    beyond = of.value - cohort.loadings.level * held[:, None] * held
+    bar = -float(ndtri(ERROR_RATE / (n * (n - 1) / 2)))
+    _, labels = connected_components(((beyond > bar * of.chance.sqrt()) & (of.known > 0)).numpy())
+    sets = [tuple(chosen[torch.from_numpy(labels == i)].tolist()) for i in range(max(labels) + 1)]
+    return sorted((one for one in sets if len(one) > 1), key=lambda one: (-len(one), one))
 
 
 def _sure_part(pairs: Pairs, group: Group | None) -> Group | None:

@@ -141,7 +141,7 @@ class Signatures:
 
     def odd(self, client: int, loading: Tensor) -> float:
         """Tail probability of a client that is at once less like the others' profile, more
-        concentrated, of another loading than the others, and shares less beside the common
+        concentrated, and of another loading than the others or sharing less beside the common
         direction: 1 where it cannot be told.
 
         Args:
@@ -153,11 +153,12 @@ class Signatures:
             return 1.0
         logs = loading.clamp_min(_LEAST_LOADING).log()
         further = above(logs, group, others, 2 * _LEAST)
+        shares = [max(_LOADING_P, 2 * min(further, 1.0 - further))]
+        shares += self.lacks_beside(client, others)
         return fisher([
             above(self.distances, group, others, 4 * _LEAST),
             above(self.concentration, group, others, _LEAST),
-            max(_LOADING_P, 2 * min(further, 1.0 - further)),
-            *self.lacks_beside(client, others),
+            min(1.0, len(shares) * min(shares)),  # both say what it shares: the clearer counts once
         ])  # fmt: skip
 
     def alone(self, client: int, others: Tensor) -> float:

@@ -16,11 +16,13 @@ from clair_cli.maths.evidence.similarity import PairTable
 from clair_cli.maths.judge import minority
 from clair_cli.maths.judge.copies import near_copies
 from clair_cli.maths.judge.factor import Loadings
-from clair_cli.maths.judge.groups import Group
+from clair_cli.maths.judge.groups import Group, find_groups
+from clair_cli.maths.judge.pairs import Pairs
 from clair_cli.maths.judge.structure import find_duplicates
 from clair_cli.maths.judge.thresholds import (
     COPY_DISTANCE,
     DUPLICATE_COSINE,
+    ERROR_RATE,
     LINE,
     OWN_SHARE,
     POWER,
@@ -39,11 +41,25 @@ def cosines(pair: float, others: float, n: int = 6, modules: int = 5) -> Tensor:
 @pytest.mark.parametrize(("power", "sure"), [(1.001 * POWER, True), (0.999 * POWER, False)])
 def test_a_round_is_judged_by_its_power(power: float, sure: bool) -> None:
     one = torch.ones(5, dtype=torch.float64)
-    bar = Loadings(one, one, 20.0, 1.0).bar
-    held = Loadings(one, one * LINE / (float(ndtri(power)) + bar), 20.0, 1.0)
+    bar = Loadings(one, one, one, 20.0, 1.0).bar
+    se = one * LINE / (float(ndtri(power)) + bar)
+    held = Loadings(one, se, se, 20.0, 1.0)
     group = Group((0, 1, 2, 3, 4), (), held)
     assert group.power == pytest.approx(power)
     assert group.is_sure is sure
+
+
+@pytest.mark.parametrize(("over", "apart"), [(1.01, True), (0.99, False)])
+def test_who_is_in_no_group_is_linked_by_what_chance_does_not_explain(
+    over: float, apart: bool
+) -> None:
+    value = torch.zeros(9, 9, dtype=torch.float64)
+    value[:6, :6] = 1.0
+    bar = -float(ndtri(ERROR_RATE / 3)) * 0.1  # three clients are left: three pairs
+    value[6, 7] = value[7, 6] = over * bar
+    known = 1.0 - torch.eye(9, dtype=torch.float64)
+    found = find_groups(Pairs(value * known, 0.01 * known, known), None, range(9))
+    assert [g.members for g in found] == [tuple(range(6))] + [(6, 7)] * apart
 
 
 @pytest.mark.parametrize(("share", "copies"), [(0.98, {1: 0}), (1.02, {})])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -49,6 +51,23 @@ def test_an_odd_client_is_odd_in_all_of_its_signature() -> None:
     assert odd.odd(0, loading) > 0.1
     less = signatures(shift=0.4, more=-0.4).odd(N - 1, loading)  # less concentrated is no sign
     assert less > 1e3 * odd.odd(N - 1, loading)
+
+
+def test_what_a_client_shares_counts_once() -> None:
+    """A loading that is low makes what is shared beside the common direction no odder: an honest
+    client with words of its own has less of both."""
+    g = torch.Generator().manual_seed(4)
+    value = 1.0 + 0.2 * torch.randn(N, N, generator=g, dtype=torch.float64).triu(1)
+    beside = value + value.mT - 1.0
+    beside[-1], beside[:, -1] = 0.2, 0.2
+    beside.fill_diagonal_(float("nan"))
+    found = replace(signatures(), beside=beside, noise=0.01)
+    loading = 1.0 + 0.05 * torch.linspace(-1, 1, N, dtype=torch.float64)
+    loading[-1] = 1.0
+    usual = found.odd(N - 1, loading)
+    loading[-1] = 0.5
+    assert found.odd(N - 1, loading) == pytest.approx(usual)
+    assert usual < replace(found, beside=None).odd(N - 1, loading)  # and the clearer one counts
 
 
 def of_ranks(found: Signatures, ranks: list[int]) -> Signatures:

@@ -256,7 +256,19 @@ def test_strangers_do_not_take_a_victim_along() -> None:
     """They share nothing with the others, and are tied to one of them."""
     result = judged(cohort("strangers like a victim"))
     assert codes(result, 0) == set()
-    assert all("unlike_the_others" in codes(result, k) for k in (9, 10))
+    assert all(codes(result, k) & {"unlike_the_others", "in_a_group"} for k in (9, 10))
+
+
+def test_who_is_left_and_alike_is_named_together() -> None:
+    """Two honest populations that have nothing in common: the smaller is a set apart."""
+    alike = judged(aligned([0.3] * 9 + [0.3] * 3, [0] * 9 + [1] * 3, shapes=WIDE, seed=2))
+    assert alike.structure.others == ((9, 10, 11),)
+    two = judged(aligned([0.3] * 9 + [0.3] * 2, [0] * 9 + [1] * 2, shapes=WIDE, seed=2))
+    assert two.structure.others == ((9, 10),)
+    assert all(codes(two, k) == {"in_a_group"} for k in (9, 10))
+    none = judged(aligned([0.3] * 9 + [0.0] * 3, shapes=WIDE, seed=2))
+    assert none.structure.others == ()
+    assert all(codes(none, k) == {"unlike_the_others"} for k in (9, 10, 11))
 
 
 def test_a_backdoor_shows_in_no_single_pair() -> None:
