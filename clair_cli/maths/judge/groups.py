@@ -136,19 +136,22 @@ def _group(
     minorities = list[Minority]()
     while True:
         while signatures is not None:
-            known = _among(trusted, members)
-            found = find_minority(pairs, signatures, members, known)
-            found = found or find_beside(signatures, members, known)
+            found = _standing_out(pairs, signatures, members, trusted)
             if found is None:
-                tie = find_tie(pairs, members, 1) or find_tie(pairs, members, -1)
-                if tie is None:
-                    break
-                ties.append(tie)
-                pairs = without(pairs, [tie])
-                continue
-            left = [k for k in members if k not in found.members]
+                break
+            odd = found.members if isinstance(found, Minority) else found
+            left = [k for k in members if k not in odd]
             held = loadings(pairs, left)
-            alike = [k for k in found.members if not held.is_below(k)]
+            below = {k for k in left if held.is_below(k)}
+            if below and len(left) - len(below) >= 2 and not _among(trusted, tuple(below)):
+                # beside those who share nothing, who shares more than others seems to stand out
+                members = [k for k in members if k not in below]
+                continue
+            if not isinstance(found, Minority):
+                ties.append(found)
+                pairs = without(pairs, [found])
+                continue
+            alike = [k for k in odd if not held.is_below(k)]
             if len(alike) == 1 and held.is_above(alike[0]):
                 members = sorted((*left, *alike))  # tied only to clients that share nothing
                 continue
@@ -161,6 +164,16 @@ def _group(
             told = tuple(tie for tie in ties if not _among(trusted, tie))  # these are no framers
             return Group(tuple(members), tuple(minorities), held, told)
         members = fewer
+
+
+def _standing_out(
+    pairs: Pairs, signatures: Signatures, members: Sequence[int], trusted: Sequence[int]
+) -> Minority | Tie | None:
+    """The clearest minority among some clients, or else tie, or None."""
+    known = _among(trusted, members)
+    found = find_minority(pairs, signatures, members, known)
+    found = found or find_beside(signatures, members, known)
+    return found or find_tie(pairs, members, 1) or find_tie(pairs, members, -1)
 
 
 def _without(

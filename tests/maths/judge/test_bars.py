@@ -16,13 +16,11 @@ from clair_cli.maths.evidence.similarity import PairTable
 from clair_cli.maths.judge import minority
 from clair_cli.maths.judge.copies import near_copies
 from clair_cli.maths.judge.factor import Loadings
-from clair_cli.maths.judge.groups import Group, find_groups
-from clair_cli.maths.judge.pairs import Pairs
+from clair_cli.maths.judge.groups import Group
 from clair_cli.maths.judge.structure import find_duplicates
 from clair_cli.maths.judge.thresholds import (
     COPY_DISTANCE,
     DUPLICATE_COSINE,
-    ERROR_RATE,
     LINE,
     OWN_SHARE,
     POWER,
@@ -47,19 +45,6 @@ def test_a_round_is_judged_by_its_power(power: float, sure: bool) -> None:
     group = Group((0, 1, 2, 3, 4), (), held)
     assert group.power == pytest.approx(power)
     assert group.is_sure is sure
-
-
-@pytest.mark.parametrize(("over", "apart"), [(1.01, True), (0.99, False)])
-def test_who_is_in_no_group_is_linked_by_what_chance_does_not_explain(
-    over: float, apart: bool
-) -> None:
-    value = torch.zeros(9, 9, dtype=torch.float64)
-    value[:6, :6] = 1.0
-    bar = -float(ndtri(ERROR_RATE / 3)) * 0.1  # three clients are left: three pairs
-    value[6, 7] = value[7, 6] = over * bar
-    known = 1.0 - torch.eye(9, dtype=torch.float64)
-    found = find_groups(Pairs(value * known, 0.01 * known, known), None, range(9))
-    assert [g.members for g in found] == [tuple(range(6))] + [(6, 7)] * apart
 
 
 @pytest.mark.parametrize(("share", "copies"), [(0.98, {1: 0}), (1.02, {})])

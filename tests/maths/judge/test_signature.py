@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clair_cli.maths.judge.signature import Signatures, above, fisher
+from clair_cli.maths.judge.signature import Signatures, above, fisher, stouffer
 
 MODULES, N = 16, 10
 
@@ -26,6 +26,21 @@ def test_fisher_of_one_is_itself() -> None:
     assert fisher([0.03]) == pytest.approx(0.03)
     assert fisher([0.03, 1.0]) > 0.03
     assert fisher([0.03, 0.03]) < 0.03
+
+
+def test_stouffer_of_one_is_itself_and_signs_that_contradict_cancel_out() -> None:
+    assert stouffer([0.03]) == pytest.approx(0.03)
+    assert stouffer([0.01, 0.99]) == pytest.approx(0.5)
+    assert stouffer([0.03, 0.03]) < 0.03
+
+
+def test_an_honest_client_with_data_of_its_own_is_not_odd() -> None:
+    """It shares less, and uses more directions; one with wrong labels uses fewer."""
+    loading = 1.0 + 0.05 * torch.linspace(-1, 1, N, dtype=torch.float64)
+    loading[-1] = 0.55
+    own, wrong = (signatures(more=more).odd(N - 1, loading) for more in (-0.3, 0.3))
+    assert own > 0.1
+    assert wrong < 1e-4
 
 
 @pytest.mark.parametrize("least", [0.0, 0.05])
