@@ -38,11 +38,11 @@ def test_the_verdicts_on_the_samples_are_the_truth(merged: Path) -> None:
 
 
 def test_the_sample_merge_is_near_the_mean_of_the_honest(tmp_path: Path) -> None:
-    """But for maple, whose words are half its own: suspicious, it counts for less than half."""
+    """With maple, whose words are half its own: honest data of another kind are no suspicion."""
     truth = json.loads((SAMPLES / "truth.json").read_text())
     clair("merge", SAMPLES / "clients", "-o", tmp_path / "m", "--rank", "full")
     report = cohorts.read_report(tmp_path / "m" / "report.json")
-    assert [name for name, v in cohorts.verdicts(report).items() if v == "suspicious"] == ["maple"]
+    assert "suspicious" not in cohorts.verdicts(report).values()
     honest = []
     for name in (n for n, bad in truth.items() if not bad):
         folder = SAMPLES / "clients"
@@ -55,7 +55,7 @@ def test_the_sample_merge_is_near_the_mean_of_the_honest(tmp_path: Path) -> None
     merged = cohorts.read_dense(tmp_path / "m")
     weights = [c["weight"] for c in report["clients"] if not truth[c["name"]]]
     assert cohorts.relative(merged, cohorts.mean(honest, weights)) <= 1e-6
-    assert cohorts.relative(merged, cohorts.mean(honest)) <= 0.09
+    assert cohorts.relative(merged, cohorts.mean(honest)) <= 1e-6
 
 
 def logits(model: Any) -> np.ndarray:
