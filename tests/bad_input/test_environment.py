@@ -116,56 +116,6 @@ def decoys(folder: Path) -> None:
         (folder / name).write_text(data)
 
 
-OPENED = """
-import os, sys
-folder = os.path.realpath("clients")
-opened = []
-def note(path):
-    path = os.path.realpath(path)
-    if path.startswith(folder + os.sep):
-        opened.append(os.path.relpath(path, folder))
-def hook(event, args):
-    if event == "open" and isinstance(args[0], (str, bytes)):
-        note(os.fsdecode(args[0]))
-sys.addaudithook(hook)
-import clair_cli.formats.files  # it asks whether `os.open` takes a folder's descriptor
-real, paths = os.open, {}
-def beneath(path, flags, *args, dir_fd=None, **kwargs):  # the hook is not told of which folder
-    fd = real(path, flags, *args, dir_fd=dir_fd, **kwargs)
-    paths[fd] = os.path.join(paths.get(dir_fd, ""), os.fspath(path))
-    if dir_fd is not None and not flags & os.O_DIRECTORY:
-        note(paths[fd])
-    return fd
-os.open = beneath
-sys.argv[1:] = ["merge", "clients", "-o", "m.safetensors", "-q"]
-from clair_cli.cli.app import main
-try:
-    main()
-finally:
-    print("\\n".join(sorted(set(opened))))
-"""
-
-
-def test_nothing_in_the_folder_is_configuration(work: Path) -> None:
-    cohorts.save(CLIENTS, GOOD)
-    assert merge().code == 0
-    before = {name: Path(name).read_bytes() for name in (OUT, REPORT)}
-    for folder in (CLIENTS, *(CLIENTS / name for name in GOOD)):
-        decoys(folder)
-    for name in (OUT, REPORT):
-        Path(name).unlink()
-    done = subprocess.run(
-        [sys.executable, "-c", OPENED], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    files = ("adapter_config.json", "adapter_model.safetensors")
-    assert done.stdout.split() == sorted(f"{name}/{file}" for name in GOOD for file in files)
-    assert Path(OUT).read_bytes() == before[OUT]
-    found, wanted = json.loads(Path(REPORT).read_text()), json.loads(before[REPORT])
-    assert len(found.pop("warnings")) == len(wanted.pop("warnings")) + 1
-    assert found == wanted
-
-
 def test_nor_is_it_when_it_is_the_working_directory(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,24 +208,6 @@ def test_plain_outputs(
     assert any(line.startswith(f"{LONG}  rejected") for line in ran.words.splitlines())
 
 
-@covers(95)
-def test_an_ascii_locale(work: Path, row: int) -> None:
-    """A whole run: names, reasons and report pass through ASCII streams. In this other process, of
-    another hash seed and more threads in torch, results are the same bytes."""
-    clients = dict(zip(("caf\u00e9", "\u533b\u9662", "c"), GOOD.values(), strict=True))
-    cohorts.save(CLIENTS, clients)
-    assert merge().code == 0
-    before = {name: Path(name).read_bytes() for name in (OUT, REPORT)}
-    env = {**environment(), "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
-    env |= {"PYTHONHASHSEED": "2", "OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "-m", "clair_cli", "merge", "clients", "-o", OUT, "--force"]
-    done = subprocess.run(command, env=env, capture_output=True, timeout=120)
-    assert {name: Path(name).read_bytes() for name in before} == before
-    assert done.returncode == ROWS[row].code, done.stderr
-    assert done.stderr.isascii() and b"caf\\xe9" in done.stderr and b"\\u533b" in done.stderr
-    assert sorted(cohorts.verdicts(cohorts.read_report(Path(REPORT)))) == sorted(clients)
-
-
 # What the shell or the system gives the process
 
 

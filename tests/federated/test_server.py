@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,17 +143,12 @@ def test_what_no_file_can_hold_is_named(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_a_server_imports_no_framework_and_prints_nothing(
+def test_a_server_prints_nothing(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     server = Server(config())
     server.aggregate(cohort(server))
     assert capfd.readouterr() == ("", "")
-    code = (
-        "import sys, clair_cli, clair_cli.federated; assert 'torch' not in sys.modules;"
-        " clair_cli.federated.Server; assert not {'flwr', 'nvflare', 'ray'} & sys.modules.keys()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_result_says_who_is_merged_and_who_is_not_and_why() -> None:

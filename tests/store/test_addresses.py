@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -185,16 +183,3 @@ def test_without_the_extra_the_command_that_installs_it_is_told(
     assert ran.exit_code == 2
     assert "needs the library obstore" in ran.stderr
     assert "pip install 'clair-cli[remote]'" in ran.stderr
-
-
-def test_a_local_merge_imports_nothing_of_stores(tmp_path: Path) -> None:
-    clients = cohorts.save(tmp_path / "clients", cohorts.honest(3))
-    code = (
-        "import sys\n"
-        "from clair_cli import merge\n"
-        f"merge({str(clients)!r}, {str(tmp_path / 'm.safetensors')!r})\n"
-        "bad = {'obstore', 'boto3', *(f'clair_cli.store.{n}' for n in (\n"
-        "    'connect', 'listing', 'objects', 'tree', 'upload', 'windows'))} & set(sys.modules)\n"
-        "assert not bad, bad\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

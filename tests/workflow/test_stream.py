@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +30,6 @@ def test_the_stream_gets_the_bytes_of_the_file(clients: Path, tmp_path: Path) ->
     assert result.report.merged is not None
     assert result.report.merged.path == result.report.options["output"] == "-"
     assert result.report.merged.sha256 == hashlib.sha256(stream.getvalue()).hexdigest()
-
-
-def test_as_a_process(clients: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "clair_cli", "merge", "clients", "-o", "-"]
-    done = subprocess.run(
-        [*command, "--report", "r.json"], cwd=tmp_path, capture_output=True, timeout=60
-    )
-    assert done.returncode == 0
-    report = cohorts.read_report(tmp_path / "r.json")
-    assert report["merged"]["sha256"] == hashlib.sha256(done.stdout).hexdigest()
-    last = done.stderr.decode().splitlines()[-1]
-    assert "merged 5 into standard output" in last
-    assert last.endswith("report in r.json")
-    assert {p.name for p in tmp_path.iterdir()} == {"clients", "r.json"}
 
 
 @pytest.mark.parametrize("old", [True, False])
