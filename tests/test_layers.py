@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,15 @@ MAY_NOT_IMPORT_TORCH |= {"extras", "report.notebook", "report.fields", "report.c
 MAY_NOT_IMPORT_TORCH |= {"store"}
 
 
+@functools.cache
+def parsed(source: str) -> tuple[list[ast.stmt], list[ast.AST]]:
+    """The statements of a source, once a source; and those nodes, at any depth, that import or are
+    an `if`."""
+    tree = ast.parse(source)
+    kinds = (ast.Import, ast.ImportFrom, ast.If)
+    return tree.body, [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
 def imports(source: str, module: str, *, types: bool = True) -> set[str]:
     """Dotted names of the modules that `source`, being `module`, imports, at any depth.
 
@@ -94,14 +104,14 @@ def imports(source: str, module: str, *, types: bool = True) -> set[str]:
         types: whether imports under `if TYPE_CHECKING` count.
     """
     found: set[str] = set()
-    tree = ast.parse(source)
+    _, nodes = parsed(source)
     for_types = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
-    for node in ast.walk(tree):
+    for node in nodes:
         if not types and id(node) in for_types:
             continue
         if isinstance(node, ast.Import):
@@ -171,8 +181,8 @@ def test_imports_point_one_way(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_scipy_is_imported_only_inside_functions(path: Path) -> None:
     """It takes a third of a second: `import clair_cli.maths` and `--help` do without it."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    at_once = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    body, _ = parsed(path.read_text(encoding="utf-8"))
+    at_once = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert not any("scipy" in ast.unparse(node) for node in at_once)
 
 
