@@ -20,7 +20,7 @@ from tests.bad_input.table import ROWS, covers
 from tests.conftest import NO_NETWORK
 
 CLIENTS = Path("clients")
-MIXED = {**cohorts.honest(5), "odd": cohorts.unrelated()}
+MIXED = {**cohorts.honest(4), "odd": cohorts.unrelated()}
 
 
 @covers(96)

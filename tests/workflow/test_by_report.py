@@ -17,7 +17,7 @@ from tests.cohorts import clair
 from tests.workflow.test_minority import clients as with_minority
 
 CLIENTS = Path("clients")
-MIXED = {**cohorts.honest(5), "odd": cohorts.unrelated(), "odder": cohorts.unrelated(5)}
+MIXED = {**cohorts.honest(4), "odd": cohorts.unrelated(), "odder": cohorts.unrelated(5)}
 
 
 @pytest.fixture
@@ -180,13 +180,13 @@ def test_a_round_without_a_verdict_can_be_decided_by_a_person(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    cohorts.save(CLIENTS, dict(list(MIXED.items())[3:]))
+    cohorts.save(CLIENTS, dict(list(MIXED.items())[2:]))
     assert clair("inspect", CLIENTS, "-o", "r.json").exit_code == 5
     assert "no client that is to be merged" in merge(code=4)["cohort"]["outcome_text"]
-    edit(lambda clients: [clients[name].update(verdict="benign") for name in ("c3", "c4")])
+    edit(lambda clients: [clients[name].update(verdict="benign") for name in ("c2", "c3")])
     report = merge()
-    assert {c["name"] for c in report["clients"] if c["weight"] > 0} == {"c3", "c4"}
-    assert row(report, "c3")["judged"] == "undetermined"
+    assert {c["name"] for c in report["clients"] if c["weight"] > 0} == {"c2", "c3"}
+    assert row(report, "c2")["judged"] == "undetermined"
     assert report["cohort"]["outcome"] == "judged"
 
 
@@ -247,7 +247,7 @@ def test_other_options_and_inputs_than_when_it_was_reviewed(reviewed: Path) -> N
     clair("inspect", CLIENTS, "-o", "r.json", "-f", "--weights", "w.json")
     assert "made with --weights of sha256" in error()
     report = merge("--weights", "w.json")
-    assert row(report, "c0")["weight"] == pytest.approx(0.2)
+    assert row(report, "c0")["weight"] == pytest.approx(0.25)
     assert clair("merge", CLIENTS, "-o", "m", "--verdicts", "s.json").exit_code == 2
     Path("r.json").write_text("{}")
     assert "no report of clair" in error()

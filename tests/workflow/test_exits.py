@@ -32,7 +32,7 @@ def written(report: str = REPORT) -> dict[str, Any]:
 
 
 CLEAN = cohorts.honest(5)
-MIXED = {**cohorts.honest(7), "odd": cohorts.unrelated()}
+MIXED = {**cohorts.honest(4), "odd": cohorts.unrelated()}
 SUSPECT = {**cohorts.honest(6), "c6": cohorts.scaled(cohorts.honest(7)["c6"], 4.0)}
 NAN = {**cohorts.honest(5), "broken": cohorts.with_nan(cohorts.unrelated())}
 
@@ -47,7 +47,7 @@ def test_0_writes_adapter_and_report(work: Path) -> None:
     assert outputs(work) == {OUT, REPORT}
     report = written()
     assert (report["exit_code"], report["merged"]["path"]) == (0, OUT)
-    assert result.stderr.strip().splitlines()[-1].startswith("1 of 8 clients contaminated: odd")
+    assert result.stderr.strip().splitlines()[-1].startswith("1 of 5 clients contaminated: odd")
 
 
 def test_0_writes_a_folder_with_the_report_inside(work: Path) -> None:
