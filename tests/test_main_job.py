@@ -74,18 +74,18 @@ ODD: dict[str, tuple[Client, str, str]] = {
 @pytest.mark.parametrize("kind", ODD)
 def test_one_odd_client(work: Path, kind: str) -> None:
     client, verdict, code = ODD[kind]
-    found, report = merged({**cohorts.honest(6), "odd": client})
+    found, report = merged({**cohorts.honest(4), "odd": client})
     assert cohorts.verdicts(report) == {
-        **dict.fromkeys(cohorts.honest(6), "benign"), "odd": verdict,
+        **dict.fromkeys(cohorts.honest(4), "benign"), "odd": verdict,
     }  # fmt: skip
     assert code in cohorts.codes(report, "odd"), cohorts.reasons(report, "odd")
     found = {m: d for m, d in found.items() if m in cohorts.MODULES}
     if verdict == "suspicious":  # at its own, tiny weight in the mean
         shares = {c["name"]: c["weight"] for c in report["clients"]}
-        wanted = {m: (1 - shares["odd"]) * d for m, d in honest_mean().items()}
+        wanted = {m: (1 - shares["odd"]) * d for m, d in honest_mean(4).items()}
         assert cohorts.relative(found, wanted) <= 1e-5
     else:
-        assert cohorts.relative(found, honest_mean()) <= 1e-5
+        assert cohorts.relative(found, honest_mean(4)) <= 1e-5
 
 
 @pytest.mark.parametrize(

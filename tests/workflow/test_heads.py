@@ -323,7 +323,7 @@ def test_pefts_second_copy_of_a_heads_bias_is_not_another(layer: str) -> None:
 
 
 def test_whole_numbers_are_no_head() -> None:
-    clients = with_heads(cohorts.honest(6), honest_heads(6))
+    clients = with_heads(cohorts.honest(5), honest_heads(5))
     for state, _ in clients.values():
         state[f"{PREFIX}score.modules_to_save.default.num_batches_tracked"] = torch.tensor(7)
     result = clair_cli.merge(clients)

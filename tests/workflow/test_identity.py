@@ -250,7 +250,7 @@ def test_unrelated_clients_are_left_out_however_many_they_are(tmp_path: Path, n_
 
 
 def test_plain_mean_distance_is_the_distance_to_the_mean_of_all(tmp_path: Path) -> None:
-    clients = {**cohorts.honest(5), "odd": cohorts.unrelated()}
+    clients = {**cohorts.honest(4), "odd": cohorts.unrelated()}
     folder = cohorts.save(tmp_path / "clients", clients, dtype="F64")
     clair("merge", folder, "-o", tmp_path / "m.safetensors", *EXACT)
     report = cohorts.read_report(tmp_path / "m.report.json")

@@ -181,7 +181,7 @@ def test_a_previous_adapter_of_zeros_is_in_everybody() -> None:
 
 def test_a_client_that_changes_before_the_remarks_is_left_out(tmp_path: Path) -> None:
     """They look into the clients' factors once more."""
-    honest = cohorts.honest(6)
+    honest = cohorts.honest(5)
     folder = cohorts.save(tmp_path / "clients", honest)
     previous = cohorts.save_peft(tmp_path / "previous", cohorts.unrelated(7))
     file = folder / "c2" / "adapter_model.safetensors"

@@ -21,7 +21,7 @@ NOBODY = {"a": cohorts.with_nan(cohorts.unrelated()), "b": cohorts.with_nan(coho
 @pytest.mark.parametrize("name", ["merge", "inspect", "refine"])
 @pytest.mark.parametrize(
     ("clients", "code", "words"),
-    [(CLEAN, 0, ""), (MIXED, 3, "1 of 8 clients contaminated"), (NOBODY, 4, "refused: "),
+    [(CLEAN, 0, ""), (MIXED, 3, "1 of 5 clients contaminated"), (NOBODY, 4, "refused: "),
      (TWO, 5, "undetermined: ")],
 )  # fmt: skip
 def test_a_round_that_went_wrong_is_raised(

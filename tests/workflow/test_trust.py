@@ -149,7 +149,7 @@ def test_trusted_clients_that_contradict_each_other(work: Path, command: str) ->
 
 
 def test_a_trusted_client_that_nobody_is_like(work: Path) -> None:
-    save({**cohorts.honest(6), "odd": cohorts.unrelated()})
+    save({**cohorts.honest(4), "odd": cohorts.unrelated()})
     code, report = inspected("--trust", "odd")
     assert code == 5 and codes(report, "odd") == {"trusted_alone"}
     assert "nobody is like odd" in report["cohort"]["outcome_text"]
@@ -198,7 +198,7 @@ def test_two_hashes_for_one_name(work: Path) -> None:
 
 
 def test_a_rejected_trusted_client_refuses_the_round(work: Path) -> None:
-    save({**cohorts.honest(6), "c2": cohorts.with_nan(cohorts.honest(6)["c2"])})
+    save({**cohorts.honest(5), "c2": cohorts.with_nan(cohorts.honest(5)["c2"])})
     assert inspected()[0] in (0, 3)
     code, report = inspected("--trust", "c2", "--trust", "c1")
     assert (code, report["cohort"]["outcome"]) == (4, "refused")
