@@ -48,6 +48,20 @@ class FusedPair:
         both = joined(self.fusion, [zero if pair is None else pair for pair in each])
         return dict(zip(self.keys, both, strict=True))
 
+    def empty(self, lora_A: Tensor, lora_B: Tensor) -> dict[str, Tensor]:
+        """The two tensors without values, by name. To join tensors on the device "meta" gives the
+        same, but has torch import its compiler first, which takes a second.
+
+        Args:
+            lora_A, lora_B: one member's, (rank, in) and (out, rank).
+        """
+        (rank, columns), rows, count = lora_A.shape, len(lora_B), self.count
+        shapes: tuple[tuple[int, ...], ...] = (count * rank, columns), (rows, rank * count)
+        if self.fusion == "stacked":
+            shapes = (count, rank, columns), (count, rows, rank)
+        both = zip((lora_A, lora_B), shapes, strict=True)
+        return dict(zip(self.keys, (like.new_empty(s) for like, s in both), strict=True))
+
 
 def fused_pairs(
     adapters: Sequence[Adapter], modules: Sequence[str], output: OutputFormat

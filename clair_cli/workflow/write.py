@@ -142,7 +142,7 @@ class AdapterWriter:
         empty = {m: self._empty(m) for m in modules}
         tensors = output.tensors({m: e for m, e in empty.items() if m not in self._fused}, scaling)
         for pair in {pair.path: pair for pair in self._fused.values()}.values():
-            tensors |= pair.tensors({m: empty[m] for m in pair.members})
+            tensors |= pair.empty(*empty[next(iter(pair.members))])
         tensors |= {self._head_name(head): _empty_head(head) for head in self._heads}
         file = SafetensorsParts(tensors, header, self._destination.draft())
         inside = header.get(HEADER_FIELD, "") if self._config_inside else config_json(self._config)

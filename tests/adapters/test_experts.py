@@ -11,6 +11,7 @@ import torch
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.experts import KEPT_TENSORS, ExpertTensors, joined
+from clair_cli.adapters.fused_output import FusedPair
 from clair_cli.cohort.memory import TensorsInMemory, adapters_from_memory
 from clair_cli.formats.safetensors.source import tensor_of
 
@@ -61,6 +62,19 @@ def test_joined_is_the_inverse(fusion: Any) -> None:
     for e, (one, other) in enumerate(each):
         found = adapter.factors(f"0.experts[{e}]")
         assert torch.equal(found[0], one) and torch.equal(found[1], other)
+
+
+@pytest.mark.parametrize("fusion", ["parameter", "stacked"])
+def test_the_empty_tensors_are_like_those_written(fusion: Any) -> None:
+    members = {"m[0]": 0, "m[2]": 2}
+    pair = FusedPair("m", ("A", "B"), fusion, EXPERTS, members)
+    factors = {m: (torch.zeros(RANK, 8), torch.zeros(6, RANK)) for m in members}
+    written = pair.tensors(factors)
+    for device in ("cpu", "meta"):
+        like = [tensor.half().to(device) for tensor in factors["m[0]"]]
+        empty = pair.empty(*like)
+        assert {k: t.shape for k, t in empty.items()} == {k: t.shape for k, t in written.items()}
+        assert {(t.dtype, t.device.type) for t in empty.values()} == {(torch.float16, device)}
 
 
 def test_a_whole_tensor_is_read_once_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
