@@ -111,8 +111,8 @@ COHORTS: dict[str, tuple[Callable[[], Deltas], str]] = {
         "b" * 7 + "sss",
     ),
     "alike, and 60 % unrelated": (
-        lambda: aligned([0.7] * 8 + [0.0] * 12, shapes=WIDE),
-        "b" * 8 + "c" * 12,
+        lambda: aligned([0.7] * 4 + [0.0] * 6, shapes=WIDE),
+        "b" * 4 + "c" * 6,
     ),
     "strangers like a victim": (
         lambda: strangers(aligned([0.2] * 9, shapes=WIDE), 2),
