@@ -118,7 +118,7 @@ def test_clients_are_judged_by_what_they_added(
 def test_a_client_that_is_as_before_has_no_delta_weight(rank: int, shape: tuple[int, int]) -> None:
     """At ranks at which a client's components and the subtracted ones are rounded differently, and
     in an over-complete stack."""
-    ranks = dict.fromkeys(MODULES, rank)
+    ranks = dict.fromkeys(MODULES[:2], rank)
     clients, previous = cohort(ranks, ranks, shape)
     clients = on_top(clients, previous) | {"c3": dict(previous)}
     given = {name: adapter(modules) for name, modules in clients.items()}

@@ -100,10 +100,10 @@ def test_a_single_module_of_the_papers_model_is_exact_in_the_output_stacking(
 def test_no_cohort_of_the_papers_model_is_judged_wrongly() -> None:
     """Abstaining is allowed; naming benign clients for chance cosines is not."""
     wrong = 0
-    for n_bad in (0, 4, 8):
+    for n_bad in (0, 2, 5):
         for n_modules in (1, 2):
             for seed in range(3):
-                problems = [planted(20, n_bad, seed=100 * seed + m) for m in range(n_modules)]
+                problems = [planted(12, n_bad, seed=100 * seed + m) for m in range(n_modules)]
                 result = judge_deltas([p.deltas for p in problems], 4, seed)
                 accused = {k for k, word in enumerate(words(result)) if word == "contaminated"}
                 wrong += result.outcome == "judged" and accused != problems[0].contaminated
