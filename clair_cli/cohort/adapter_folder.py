@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from clair_cli.cohort.inside import find_adapter
@@ -21,6 +22,8 @@ from clair_cli.formats.stores import followed, names_in
 from clair_cli.store.address import Place
 from clair_cli.text import first_few, quoted
 
+# A part of what was saved as several files, and how many they are: "model-00001-of-00002".
+_SHARD = re.compile(rf".*-\d+-of-0*(\d+){re.escape(SUFFIX)}", re.IGNORECASE)
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _OTHER_WEIGHTS = (".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".distcp")
 # What trainers leave beside an adapter; never a client.
@@ -65,6 +68,13 @@ def weights_name(names: Sequence[str]) -> str:
     elif index:
         what = f"a sharded whole model (index {quoted(index)}, not followed)"
         hint = "a whole model is no adapter: ask for what save_pretrained of the PEFT model writes"
+    elif shards := [name for name in files if _SHARD.fullmatch(name)]:
+        count = max(int(_SHARD.sub(r"\1", name)) for name in shards)
+        what = f"{len(shards)} of {count:,} shards and no index ({SUFFIX}.index.json)"
+        hint = (
+            "shards are not followed: ask for the adapter as one file, as save_pretrained of the "
+            "PEFT model writes it"
+        )
     raise RejectedClient(
         f"folder holds {what}, none called {WEIGHTS}",
         found=first_few(files),

@@ -85,6 +85,11 @@ def test_the_one_weights_file_of_another_name(folder: Path) -> None:
         ([f"a/{CONFIG}"], f"sub-folder 'a' holds {CONFIG}, but no {WEIGHTS}"),
         (["model-1.safetensors", "model.safetensors.index.json"], "a sharded whole model"),
         (["a-1.safetensors", "adapter_model.safetensors.index.json"], "a sharded adapter"),
+        (
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+            "2 of 2 shards and no index (.safetensors.index.json), none called",
+        ),
+        (["a-1-of-00012.safetensors", "a-3-of-00012.safetensors"], "holds 2 of 12 shards and no"),
         (["checkpoint-1/x.pt"], "'checkpoint-1/x.pt' is a pickle-based file"),
     ],
 )
@@ -94,6 +99,14 @@ def test_what_cannot_be_read_is_rejected_by_name(folder: Path, make: list[str], 
         (folder / "bob" / name).touch()
     rejection = only_rejection(folder)
     assert rejection.name == "bob" and words in rejection.message
+
+
+def test_shards_are_asked_for_as_one_file(folder: Path) -> None:
+    (folder / "bob").mkdir()
+    for name in ("a-1-of-2.safetensors", "a-2-of-2.safetensors"):
+        (folder / "bob" / name).touch()
+    hint = only_rejection(folder).hint
+    assert hint and "ask for the adapter as one file, as save_pretrained" in hint
 
 
 def test_strict_holds_for_an_adapter_further_down(tmp_path: Path) -> None:
