@@ -75,6 +75,11 @@ class _Remarks:
         default_factory=lambda: defaultdict(list)
     )
 
+    def noted(self) -> list[str]:
+        """The ignored entries that one of the notes is on."""
+        told = {entry for entries in self.by_kind.values() for entry in entries}
+        return [entry for entry in self.ignored if entry.removesuffix("/") in told]
+
     def notes(self) -> list[Remark]:
         """One note for each kind."""
         return [
@@ -134,6 +139,7 @@ def find_clients(
         excluded=excluded,
         ignored=tuple(remarks.ignored),
         notes=(*notes, *similar_names(names)),
+        noted=tuple(remarks.noted()),
     )
 
 

@@ -101,8 +101,9 @@ def cohort_of(listing: Listing, results: Iterable[Adapter | Rejection]) -> Cohor
         else:
             rejected.append(result)
     return Cohort(
-        tuple(adapters), tuple(rejected), listing.excluded, listing.ignored, listing.notes
-    )
+        tuple(adapters), tuple(rejected), listing.excluded, listing.ignored, listing.notes,
+        listing.noted,
+    )  # fmt: skip
 
 
 def load_one(

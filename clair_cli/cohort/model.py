@@ -48,12 +48,14 @@ class Listing:
         excluded: names of clients left out on request, sorted likewise.
         ignored: entries of the folder that are no clients ("README.md", "logs/").
         notes: remarks on the folder as a whole.
+        noted: those of `ignored` that one of the notes is on.
     """
 
     candidates: tuple[Candidate, ...]
     excluded: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     notes: tuple[Remark, ...] = ()
+    noted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Cohort:
         excluded: clients left out on request, not opened.
         ignored: entries of the folder that are no clients ("README.md", "logs/").
         notes: remarks on the folder as a whole.
+        noted: those of `ignored` that one of the notes is on.
     """
 
     adapters: tuple[Adapter, ...]
@@ -98,6 +101,7 @@ class Cohort:
     excluded: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     notes: tuple[Remark, ...] = ()
+    noted: tuple[str, ...] = ()
 
 
 def rejection(error: RejectedClient, name: str, path: str, sha256: str | None = None) -> Rejection:

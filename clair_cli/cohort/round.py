@@ -250,13 +250,15 @@ def _foldable(cohort: Cohort, *, in_memory: bool) -> Cohort:
 
 
 def _ignored(cohort: Cohort, settings: Settings) -> list[Remark]:
-    """A note on entries of the folder that were not read as clients."""
-    if not cohort.ignored:
+    """A note on entries of the folder that were not read as clients, and have no other note."""
+    noted = set(cohort.noted)
+    ignored = [entry for entry in cohort.ignored if entry not in noted]
+    if not ignored:
         return []
-    entries = "entry" if len(cohort.ignored) == 1 else "entries"
+    entries = "entry" if len(ignored) == 1 else "entries"
     text = (
-        f"{len(cohort.ignored):,} other {entries} of "
-        f"{quoted(place_of(settings.clients).as_posix())} ignored: {first_few(cohort.ignored)}"
+        f"{len(ignored):,} other {entries} of "
+        f"{quoted(place_of(settings.clients).as_posix())} ignored: {first_few(ignored)}"
     )
     return [note("entries_ignored", text)]
 
