@@ -98,12 +98,14 @@ def test_one_that_fails_late_leaves_all_unwritten(
     assert outputs(work) == ({"s.md"} if failing == "publish" else set())
 
 
-@pytest.mark.parametrize("form", FILES)
 @pytest.mark.parametrize(
-    ("command", "code"),
-    [(("merge", "clients", "-o", OUT), 0), (("refine", "clients", "-o", "r"), 0),
-     (("inspect", "clients"), 3)],
-)  # fmt: skip
+    ("command", "code", "form"),
+    [
+        *((("inspect", "clients"), 3, form) for form in FILES),
+        *((("merge", "clients", "-o", OUT), 0, form) for form in ("json", "markdown")),
+        *((("refine", "clients", "-o", "r"), 0, form) for form in ("json", "sarif")),
+    ],
+)
 def test_a_report_on_stdout(work: Path, command: tuple[str, ...], code: int, form: str) -> None:
     result = clair(*command, "--report", f"{form}=-", "--report", "json=r.json" if form != "json"
                    else "junit=j.xml")  # fmt: skip
