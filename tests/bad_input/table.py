@@ -94,7 +94,7 @@ ROWS = {
     67: Row("names that differ in case or Unicode form only", 0, "one hides the other"),
     68: Row("name that begins with - or a space", 0, "taken as an option"),
     69: Row("hidden files, editors' backups", 0, "read as clients"),
-    70: Row("thousands of clients", 4, "n^2 memory"),
+    70: Row("10,000 clients", 4, "n^2 memory"),
     71: Row("output exists", 6, "overwritten"),
     72: Row("output's folder does not exist", 2, "created silently"),
     73: Row("output's folder is read-only", 6, "minutes of work lost"),

@@ -157,8 +157,8 @@ class Search:
     def _masks(self, sets: Sequence[Sequence[int]]) -> Tensor:
         """1 for the members of each set, (n_sets, n)."""
         masks = self.pairs.value.new_zeros(len(sets), len(self.pairs.value))
-        for row, members in zip(masks, sets, strict=True):
-            row[list(members)] = 1.0
+        rows = [row for row, members in enumerate(sets) for _ in members]
+        masks[rows, [k for members in sets for k in members]] = 1.0
         return masks
 
     def _loadings(self, masks: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ class Signatures:
     alike: Tensor
     beside: Tensor | None = None
     noise: float = 0.0
-    _kept: dict[bytes, tuple[tuple[Tensor, Tensor], ...]] = field(
+    _kept: dict[float, tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -201,6 +201,7 @@ class Signatures:
     def lacks_beside(self, client: int, others: Tensor) -> tuple[float, ...]:
         """Tail probability of a client that shares as little with some others beside the common
         direction; () where it cannot be told. Of many clients, what each shares with all counts.
+        From 0.5 on, no sign, it may be more.
 
         Args:
             others: mask of those, (n,).
@@ -211,30 +212,30 @@ class Signatures:
         few = len(group) <= _LEAVE_ONE_OUT
         compared, others = (others | group) if few else self.told, others & ~group
         chances = []
-        for shared, count in self._shared_beside(compared):
+        for drop in (0.0, 0.25):
+            shared, count = self._shared_beside(compared, drop)
             known = others & torch.isfinite(shared)
             if not bool(torch.isfinite(shared[client])) or int(known.sum()) < _FEWEST:
                 return ()
             least = (self.noise / int(count[client])) ** 0.5
             chances.append(above(-shared, group, known, least))
+            if chances[-1] >= 0.5:  # no sign; the other is no smaller
+                break
         return (max(chances),)
 
-    def _shared_beside(self, compared: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-        """What each client shares with some others beside the common direction: `_trimmed` of all
-        values, and of the middle half. Kept for all who can be compared: every client asks for it.
+    def _shared_beside(self, compared: Tensor, drop: float) -> tuple[Tensor, Tensor]:
+        """What each client shares with some others beside the common direction, see `_trimmed`.
+        Kept for all who can be compared: every client asks for it.
 
         Args:
             compared: mask of those others, (n,).
         """
-        key = compared.numpy().tobytes()
-        if key not in self._kept:
-            assert self.beside is not None
-            table = torch.where(compared, self.beside, torch.nan)
-            found = tuple(_trimmed(table, drop) for drop in (0.0, 0.25))
-            if not torch.equal(compared, self.told):
-                return found
-            self._kept[key] = found
-        return self._kept[key]
+        assert self.beside is not None
+        if not torch.equal(compared, self.told):
+            return _trimmed(torch.where(compared, self.beside, torch.nan), drop)
+        if drop not in self._kept:
+            self._kept[drop] = _trimmed(torch.where(compared, self.beside, torch.nan), drop)
+        return self._kept[drop]
 
 
 def signatures_of(evidence: Evidence, ranks: Sequence[int] | None = None) -> Signatures:

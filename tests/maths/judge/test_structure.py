@@ -82,6 +82,12 @@ def backdoored(topic: float = 0.4, common: float = 0.4, own: float = 0.9) -> Del
 
 
 def rank_of(deltas: Sequence[Tensor]) -> int:
+    g, ranks = torch.Generator().manual_seed(0), list[int]()
+    for module in deltas:  # of what is left on some random vectors, for less than of the whole
+        seen = module @ torch.randn(module.shape[2], 24, generator=g, dtype=module.dtype)
+        ranks.append(int(torch.linalg.matrix_rank(seen, rtol=1e-6).max()))
+    if max(ranks) < 24:
+        return max(ranks)
     return max(int(torch.linalg.matrix_rank(module, rtol=1e-6).max()) for module in deltas)
 
 
