@@ -104,6 +104,8 @@ class Loadings:
             members have more or less in common, (n,).
         degrees: of freedom of the errors, for Student's t.
         level: similarity of two typical members in deviations by chance, 0 or more.
+        p_one: probability by chance of errors as large as those of the members' pairs, 0 to 1:
+            small where one thing in common does not explain all of them.
     """
 
     ratio: Tensor
@@ -111,6 +113,7 @@ class Loadings:
     se_unrelated: Tensor
     degrees: float
     level: float
+    p_one: float = 1.0
 
     @cached_property
     def bar(self) -> float:
@@ -131,6 +134,10 @@ class Loadings:
     def is_above(self, client: int) -> bool:
         """Whether a client has clearly more than LINE of the typical loading."""
         return float(self.depth[client]) < -self.bar
+
+    def is_shown(self, client: int) -> bool:
+        """Whether a client clearly shares anything of it."""
+        return float(self.ratio[client]) > self.bar * float(self.se[client])
 
     def is_opposite(self, client: int) -> bool:
         """Whether a client's loading is clearly below zero."""
@@ -188,7 +195,17 @@ def loadings(pairs: Pairs, members: Sequence[int], unlike: Sequence[int] = ()) -
         (chance.clamp_min(variance) / squares).sqrt() / typical
         for variance in (errors / degrees, unrelated)
     )
-    return Loadings(raw / typical, se, se_unrelated, degrees, typical**2)
+    inside = rest * core * core[:, None] != 0
+    units = torch.where(inside & (pairs.chance > 0), rest.square() / pairs.chance, 0.0)
+    p_one = _chi_square(float(units.sum()) / 2, int(inside.sum()) // 2 - len(members))
+    return Loadings(raw / typical, se, se_unrelated, degrees, typical**2, p_one)
+
+
+def _chi_square(value: float, degrees: int) -> float:
+    """Tail probability; 1 without degrees of freedom."""
+    from scipy.special import chdtrc  # a fifth of a second
+
+    return float(chdtrc(degrees, value)) if degrees > 0 else 1.0
 
 
 def _noise(pairs: Pairs, core: Tensor) -> Tensor:

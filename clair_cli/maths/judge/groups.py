@@ -33,12 +33,14 @@ class Group:
         minorities: sets of further clients that have it too, and something of their own.
         loadings: of all clients on what the members have in common.
         ties: pairs that are not counted in it, those with a trusted client left out.
+        has_trusted: whether a trusted client is among the members.
     """
 
     members: tuple[int, ...]
     minorities: tuple[Minority, ...]
     loadings: Loadings
     ties: tuple[Tie, ...] = ()
+    has_trusted: bool = False
 
     @property
     def power(self) -> float:
@@ -48,8 +50,13 @@ class Group:
 
     @property
     def is_sure(self) -> bool:
-        """Whether an unrelated client would be noticed with probability POWER or more."""
-        return self.power >= POWER
+        """Whether others can be judged by it: an unrelated client would be noticed with
+        probability POWER or more; or a trusted client is in it, each member clearly shares
+        something with the others, and one thing in common explains all similarities."""
+        if self.power >= POWER:
+            return True
+        shown = self.has_trusted and all(self.loadings.is_shown(k) for k in self.members)
+        return shown and self.loadings.p_one >= ERROR_RATE
 
 
 def find_groups(
@@ -162,7 +169,8 @@ def _group(
             return None
         if fewer == members:
             told = tuple(tie for tie in ties if not _among(trusted, tie))  # these are no framers
-            return Group(tuple(members), tuple(minorities), held, told)
+            anchored = bool(_among(trusted, members))
+            return Group(tuple(members), tuple(minorities), held, told, anchored)
         members = fewer
 
 

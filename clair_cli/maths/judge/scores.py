@@ -144,7 +144,7 @@ def score_clients(
         Scores(
             float(held.ratio[k]), float(held.se[k]), held.is_below(k),
             stacking == "matrix" and held.is_opposite(k),
-            float(held.ratio[k]) > held.bar * float(held.se[k]),
+            held.is_shown(k),
             float(held.ratio[k]) < 1.0 - held.bar * float(held.se[k]), float(p_line[k]),
             odd.get(k, 1.0), float(power[k]), sizes.over(k),
             {name: float(value[k]) for name, value in values.items()},

@@ -75,10 +75,13 @@ class Structure:
 
     @property
     def others(self) -> tuple[tuple[int, ...], ...]:
-        """Further groups, and sets that share something of their own and not what the cohort's
-        group shares, of two that are tied too; the largest first."""
+        """Further groups and their minorities, and sets that share something of their own and not
+        what the cohort's group shares, of two that are tied too; the largest first."""
+        if not self.groups:
+            return ()
         sets = [group.members for group in self.groups[1:]]
-        sets += [m.members for g in self.groups for m in g.minorities if self._lacks(m.members)]
+        sets += [m.members for group in self.groups[1:] for m in group.minorities]
+        sets += [m.members for m in self.groups[0].minorities if self._lacks(m.members)]
         for tie in (tie for group in self.groups for tie in group.ties if self._lacks(tie)):
             if not any(k in found for k in tie for found in sets):
                 sets.append(tie)

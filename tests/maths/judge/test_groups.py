@@ -7,10 +7,13 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
-from clair_cli.maths.judge.groups import find_groups
+from clair_cli.maths.judge.factor import Loadings, loadings
+from clair_cli.maths.judge.groups import Group, find_groups
+from clair_cli.maths.judge.minority import Minority
 from clair_cli.maths.judge.pairs import Pairs
 from clair_cli.maths.judge.signature import Signatures
-from clair_cli.maths.judge.thresholds import ERROR_RATE
+from clair_cli.maths.judge.structure import Structure
+from clair_cli.maths.judge.thresholds import ERROR_RATE, LINE
 
 HONEST, STRANGERS, CHANCE = 8, 4, 0.05
 
@@ -58,3 +61,48 @@ def test_who_is_in_no_group_is_linked_by_what_chance_does_not_explain(
     value[6, 7] = value[7, 6] = over * bar
     found = find_groups(Pairs(value * known(9), 0.01 * known(9), known(9)), None, range(9))
     assert [g.members for g in found] == [tuple(range(6))] + [(6, 7)] * apart
+
+
+def anchored(ratio: float, p_one: float, *, trusted: bool = True) -> Group:
+    """A group without power, of whose members one has this loading over its standard error."""
+    one = torch.ones(4, dtype=torch.float64)
+    bar = Loadings(one, one, one, 20.0, 1.0).bar
+    se = one * LINE / bar  # an unrelated client would be noticed with probability 0.5
+    ratios = torch.tensor([1.0, 1.0, 1.0, ratio * bar * float(se[0])], dtype=torch.float64)
+    held = Loadings(ratios, se, se, 20.0, 1.0, p_one)
+    return Group((0, 1, 2, 3), (), held, has_trusted=trusted)
+
+
+def test_a_trusted_client_judges_where_every_member_clearly_shares() -> None:
+    assert anchored(1.01, 1.01 * ERROR_RATE).is_sure
+    assert not anchored(0.99, 1.01 * ERROR_RATE).is_sure
+    assert not anchored(1.01, 0.99 * ERROR_RATE).is_sure
+    assert not anchored(1.01, 1.01 * ERROR_RATE, trusted=False).is_sure
+    assert anchored(1.01, 0.5).power == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("more", [0.0, 1.0])
+def test_more_than_one_thing_in_common_is_told_by_chance(more: float) -> None:
+    """Errors by chance alone are no sign; two halves with something of their own are one."""
+    tails = []
+    for seed in range(40):
+        g = torch.Generator().manual_seed(seed)
+        error = torch.randn(6, 6, generator=g, dtype=torch.float64).triu(1)
+        value = 1.0 + 0.2 * (error + error.mT)
+        value[:3, :3] += more
+        value[3:, 3:] += more
+        held = loadings(Pairs(value * known(6), 0.04 * known(6), known(6)), range(6))
+        tails.append(held.p_one)
+    low = sum(p < 0.1 for p in tails)
+    assert low == 40 if more else low <= 10
+
+
+def test_the_minority_of_another_group_is_apart_too() -> None:
+    """In a round with a trusted client the largest group may be another one."""
+    one = torch.ones(9, dtype=torch.float64)
+    held = Loadings(one, 0.01 * one, 0.01 * one, 20.0, 1.0)  # nobody lacks what the cohort shares
+    cohort = Group((0, 1, 2), (), held, has_trusted=True)
+    other = Group((3, 4, 5, 6), (Minority((7, 8), 1e-5),), held)
+    found = Structure({}, (), {}, tuple(range(9)), "matrix", None, (cohort, other))
+    assert found.others == ((3, 4, 5, 6), (7, 8))
+    assert found.singletons == ()
