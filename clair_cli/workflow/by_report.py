@@ -209,6 +209,8 @@ def judgement_of(
             influence = _influence(own, "minority")
         elif _is_kept(client) or client.verdict not in MERGED:
             influence = kept[k] / largest
+        elif client.verdict == "benign" and own is not None and own.verdict == "suspicious":
+            influence = own.if_benign  # what made it suspicious was looked at
         else:
             influence = _influence(own, *MERGED)
         verdicts.append(_verdict(client, influence))

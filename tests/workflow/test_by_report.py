@@ -126,6 +126,23 @@ def test_an_edited_client_counts_as_no_larger_than_the_round_allows(
 # Not what was reviewed: exit code 4, naming the client
 
 
+def test_a_suspicious_client_that_a_person_cleared_counts_as_a_benign_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four times as large as the others: 1.5 times what is counted of a suspicious one."""
+    monkeypatch.chdir(tmp_path)
+    large = cohorts.scaled(cohorts.honest(6)["c5"], 4.0)
+    cohorts.save(CLIENTS, {**cohorts.honest(6), "c5": large})
+    assert clair("inspect", CLIENTS, "-o", "r.json").exit_code == 0
+    as_found = merge()
+    assert row(as_found, "c5")["verdict"] == "suspicious"
+    edit(lambda clients: clients["c5"].update(verdict="benign"))
+    cleared = merge()
+    of, others = (row(cleared, name)["weight"] for name in ("c5", "c0"))
+    before, then = (row(as_found, name)["weight"] for name in ("c5", "c0"))
+    assert of / others == pytest.approx(1.5 * before / then)
+
+
 def test_another_file(reviewed: Path) -> None:
     cohorts.save_peft(CLIENTS / "c3", cohorts.unrelated(9))
     report = merge(code=4)

@@ -192,6 +192,7 @@ def _shared_vote(old: Verdict, finding: Finding, clients: int) -> Verdict:
         findings=(*old.findings, finding),
         influence=old.influence / clients,
         if_merged=old.if_merged / clients,
+        if_benign=old.if_benign / clients,
     )
 
 

@@ -57,6 +57,7 @@ class Verdict:
             others, LEAST_P to 1; NaN where the verdict is not about that.
         confidence: "clear", "likely" or "open".
         if_merged: what `influence` would be if the client were merged as a suspicious one.
+        if_benign: the same as a benign one.
         over_rounds: what earlier rounds add, or None.
     """
 
@@ -66,6 +67,7 @@ class Verdict:
     p_honest: float = math.nan
     confidence: str = "clear"
     if_merged: float = 0.0
+    if_benign: float = 0.0
     over_rounds: OverRounds | None = None
 
 
@@ -164,7 +166,8 @@ def decide(
     if verdict == "benign" and influence < 1.0:
         findings.append(Finding("large", f"large: counts {influence:.2f} of its weight"))
     if_merged = _influence("suspicious", scores, sizes, client, findings)
-    found = Verdict(verdict, tuple(findings), influence, if_merged=if_merged)
+    if_benign = _influence("benign", scores, sizes, client, findings)
+    found = Verdict(verdict, tuple(findings), influence, if_merged=if_merged, if_benign=if_benign)
     return sure(found, scores)
 
 
