@@ -269,14 +269,14 @@ class Settings:
         READING, _READING, default=(),
     )
     device: str = option(
-        one_of(get_args(Device)), "Where to compute.",
-        RUNNING, _JUDGING, default="auto",
+        one_of(get_args(Device)), "Where to compute. Only last bits depend on it.",
+        RUNNING, _ALL, default="auto", recorded=False,
     )
     engine: str = option(
         kinds.ENGINE,
         "Where the work runs: threads of this machine, or the tasks of a Ray cluster, at ADDRESS or"
         " started here. The results are the same.",
-        RUNNING, _JUDGING, default="local", recorded=False, in_environment=False,
+        RUNNING, _ALL, default="local", recorded=False, in_environment=False,
     )
     threads: int | None = option(
         whole(1), "Modules worked on at once; default: one per core. The results are the same.",
@@ -365,11 +365,6 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
         raise UsageError(f"clients is a {type(clients).__name__}, expected a path or a mapping")
     if isinstance(clients, Mapping):
         _check_in_memory(clients)
-        if given.get("engine", "local") != "local":
-            raise UsageError(
-                "engine ray reads the clients from files, and these are in memory",
-                hint="save them, or leave out engine",
-            )
     values = {}
     for name, declared in known.items():
         default, _ = declared.default_and_help(command)
@@ -387,8 +382,7 @@ def make_settings(command: str, clients: Any, output: Any, options: Mapping[str,
         progress,
         **values,
     )
-    if settings.engine != "local":
-        _check_on_disks(settings)
+    check_engine(settings)
     if settings.verdicts is not None:
         _check_decided(settings)
     if settings.fresh and settings.previous is not None:
@@ -448,8 +442,19 @@ def _by_current_names(options: Mapping[str, Any], known: Mapping[str, Option]) -
     return given
 
 
-def _check_on_disks(settings: Settings) -> None:
-    """Refuse what the machines of a cluster can't open by its path."""
+def check_engine(settings: Settings) -> None:
+    """Refuse what the machines of a cluster can't open by its path.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if settings.engine == "local":
+        return
+    if settings.in_memory:
+        raise UsageError(
+            "engine ray reads the clients from files, and these are in memory",
+            hint="save them, or leave out engine",
+        )
     given = (settings.clients, settings.previous, settings.initial, settings.trust_adapter)
     for place in given:
         if isinstance(place, RemotePath):

@@ -10,6 +10,8 @@ import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
@@ -117,7 +119,9 @@ def merge(
         if _is_stdout(output):
             check_binary_stdout(paths_read(clients, options), paths_of(options["report"]))
             target = BinaryOut(run.begin_stream)
-        with watched(quiet=quiet, timings=timings) as progress:
+        with watched(
+            quiet=quiet, timings=partial(_where, options) if timings else None
+        ) as progress:
             from clair_cli.api import run_merge
 
             given = {**options, "progress": stoppable(progress)}
@@ -154,7 +158,9 @@ def inspect(
         flag = "-o -" if to_stdout else "--json"
         shown = take_reports(options, {flag: as_json or to_stdout, "--github": github})
         summary = summary_file() if github else None
-        with watched(quiet=quiet, timings=timings) as progress:
+        with watched(
+            quiet=quiet, timings=partial(_where, options) if timings else None
+        ) as progress:
             from clair_cli.api import run_inspect
 
             given = {**options, "progress": stoppable(progress)}
@@ -199,7 +205,9 @@ def refine(
         check_not_stdout("-o", output)
         shown = take_reports(options, {"--github": github})
         summary = summary_file() if github else None
-        with watched(quiet=quiet, timings=timings) as progress:
+        with watched(
+            quiet=quiet, timings=partial(_where, options) if timings else None
+        ) as progress:
             from clair_cli.api import run_refine
 
             given = {**options, "progress": stoppable(progress)}
@@ -281,6 +289,19 @@ app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(schema)
 pictures.add_to(app, epilog=_COMMAND_EPILOG)
 app.command(cls=GroupedCommand, epilog=_COMMAND_EPILOG)(diff)
 app.command(epilog=_COMMAND_EPILOG)(completion)
+
+
+def _told(wanted: bool, options: Mapping[str, Any]) -> Callable[[], str] | None:
+    return partial(_where, options) if wanted else None
+
+
+def _where(options: Mapping[str, Any]) -> str:
+    """Where the work of a finished run was done, in words: no report says it."""
+    if options["engine"] != "local":
+        return f"a Ray cluster, its {'GPUs' if options['device'] == 'cuda' else 'CPUs'}"
+    from clair_cli.engine.device import choose_device
+
+    return "the CPU" if choose_device(options["device"]).name == "cpu" else "a GPU"
 
 
 def _show_result(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +82,8 @@ class Watch:
             found[stage] = found.get(stage, 0.0) + end - start
         return found
 
-    def timings(self) -> str:
-        """A line per stage, and the memory: what `--timings` prints."""
+    def timings(self, where: str) -> str:
+        """A line per stage, the memory, and where the work ran: what `--timings` prints."""
         seconds = self.seconds()
         total = sum(seconds.values())
         lines = [
@@ -94,7 +94,8 @@ class Watch:
         peak = _peak_memory()
         used = f", {size(peak)} used at its highest, torch included" if peak else ""
         guess = f"about {size(self.memory)} to work with (an estimate)" if self.memory else "small"
-        return "\n".join(["where the time went:", *lines, f"  memory: {guess}{used}"]) + "\n"
+        lines += [f"  memory: {guess}{used}", f"  computed on {where}"]
+        return "\n".join(["where the time went:", *lines]) + "\n"
 
 
 def size(count: int) -> str:
@@ -107,11 +108,11 @@ def size(count: int) -> str:
 
 
 @contextmanager
-def watched(*, quiet: bool, timings: bool = False) -> Iterator[Watch]:
+def watched(*, quiet: bool, timings: Callable[[], str] | None = None) -> Iterator[Watch]:
     """Yield a callback that draws a transient bar on a terminal, and writes lines elsewhere.
 
     Args:
-        timings: print where the time went when all is done.
+        timings: print where the time went when all is done, and where the work ran, as this says.
     """
     if quiet or not is_terminal(sys.stderr) or not takes_ansi():
         watch = Watch(lines=not quiet)
@@ -127,8 +128,8 @@ def watched(*, quiet: bool, timings: bool = False) -> Iterator[Watch]:
         with bar:
             watch = Watch(bar)
             yield watch
-    if timings:
-        write_err(watch.timings())
+    if timings is not None:
+        write_err(watch.timings(timings()))
 
 
 def _columns() -> list[str | ProgressColumn]:

@@ -13,7 +13,8 @@ from clair_cli.report.model import VERDICTS, ClientReport, Report
 SCHEMA = "clair.diff/1"
 # A loading has changed if the difference is more than this many of its standard errors.
 _CLEARLY = 3.0
-_OUTPUTS = ("output", "report", "force")  # a second round has others
+# A second round has other outputs; and older reports say on which device they were made.
+_NO_CHANGES = ("output", "report", "force", "device")
 
 Kind = Literal["worse", "new", "gone", "better", "changed", "same"]
 # In the order a reader wants them.
@@ -72,7 +73,7 @@ class Changes:
     Attributes:
         clients: all clients of both, in the order of KINDS, then by name.
         options: options with other values in the second, by name: (before, after); None where a
-            report has none. Outputs do not count.
+            report has none. Outputs and the device do not count.
     """
 
     before: RoundSide
@@ -86,7 +87,7 @@ def compare(first: Report, second: Report) -> Changes:
     """What changed from the first report to the second; clients are told by their names."""
     old, new = _by_name(first), _by_name(second)
     clients = [_change(name, old.get(name), new.get(name)) for name in sorted(old | new)]
-    names = sorted({*first.options, *second.options} - set(_OUTPUTS))
+    names = sorted({*first.options, *second.options} - set(_NO_CHANGES))
     pairs = {name: (first.options.get(name), second.options.get(name)) for name in names}
     return Changes(
         _round(first),

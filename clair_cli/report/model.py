@@ -229,8 +229,8 @@ class Report:
     Attributes:
         version: version of clair that wrote the report.
         command: the command that was run.
-        options: every option of the command by name, as given or by default; paths as they were
-            given.
+        options: every option of the command by name, as given or by default, but those that say
+            where it is computed (older reports have device); paths as they were given.
         cohort: the round as a whole.
         clients: every client that was found, sorted by name.
         modules: every module that any comparable client has, sorted by name.

@@ -46,6 +46,12 @@ def compare_reports(
     return tuple(differences), tuple(notes)
 
 
+def same_files(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether the clients, and what was given beside them, are the same files under any name."""
+    both = [sorted(str(client["sha256"]) for client in data["clients"]) for data in (old, new)]
+    return both[0] == both[1] and old.get("inputs", {}) == new["inputs"]
+
+
 def _inputs(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     """Inputs beside the clients that are other files now, by option."""
     for name in sorted(before.keys() | after.keys()):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clair_cli.engine.own_process import importing
 from clair_cli.errors import InputRefused, UsageError
 from clair_cli.formats.filenames import (
     CONFIG,
@@ -20,14 +18,19 @@ from clair_cli.formats.filenames import (
 from clair_cli.formats.files import kind_of
 from clair_cli.formats.stores import is_there, names_in, status_of
 from clair_cli.report.earlier import read_earlier
-from clair_cli.report.encode import report_json
 from clair_cli.report.read import OldReport, read_report
-from clair_cli.settings import DECIDED_BY_REPORT, Progress, make_settings, options_of
+from clair_cli.settings import DECIDED_BY_REPORT, OPTIONS, Device, Progress, options_of
 from clair_cli.store.address import Place, RemotePath, place_of
 from clair_cli.store.lookup import looked_up
 from clair_cli.text import quoted
-from clair_cli.verification.files import check_adapter, check_entries, made_by
-from clair_cli.verification.reports import compare_reports
+from clair_cli.verification.again import (
+    compare_hashes,
+    do_it_again,
+    of_last_bits,
+    use_a_device_here,
+)
+from clair_cli.verification.files import check_adapter, check_entries
+from clair_cli.verification.reports import compare_reports, same_files
 from clair_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -75,6 +78,8 @@ def verify(
     trust_adapter: str | Place | tuple[Mapping[str, Tensor], Any] | None = None,
     verdicts: str | Place | None = None,
     earlier: str | Path | None = None,
+    device: Device = "auto",
+    engine: str = "local",
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> VerifyResult:
@@ -86,7 +91,7 @@ def verify(
         report: default: the report beside a file, or in a folder.
         weights, previous, initial, trust_adapter, verdicts, earlier: given again if the report
             records them; no path is taken from it.
-        threads: as for `merge`.
+        device, engine, threads: as for `merge`; no report says them.
         progress: called as `progress(stage, done, total)`.
 
     Raises:
@@ -97,6 +102,8 @@ def verify(
     for name, value in texts.items():
         if isinstance(value, str) and not value:
             raise UsageError(f"{name} is an empty path")
+    for name, run_by in (("device", device), ("engine", engine), ("threads", threads)):
+        OPTIONS[name].value(name, run_by)
     given = looked_up(place_of(output))
     _check_readable(given)
     target = _folder_of(given) or given
@@ -121,14 +128,18 @@ def verify(
     checked = [_what_was_compared(old)]
     notes: tuple[str, ...] = ()
     if clients is not None and old.adapters:
-        remarks = _use_a_device_here(options)
+        remarks = use_a_device_here(options, device)
         options |= {"threads": threads, "progress": progress}
-        again = _again(clients, old, options, file=target if target.is_file() else None)
-        found, notes = compare_reports(old, again[0])
+        file = target if target.is_file() else None
+        again, hashes = do_it_again(clients, old, options, engine, file)
+        found, notes = compare_reports(old, again)
         if not old.limits_kept:
             remarks.append("the report was made with a --limit higher than is taken from a report")
+        others = list(compare_hashes(old, hashes))
+        if others and same_files(old.data, again):
+            remarks.append(of_last_bits(options["device"]))
         notes = (*remarks, *notes)
-        differences += [*_compare_hashes(old, again[1]), *found]
+        differences += [*others, *found]
         checked.append(f"{old.command} of {len(old.data['clients'])} clients again")
     return VerifyResult(
         given.as_posix(), path.as_posix(), tuple(checked), tuple(differences), notes
@@ -236,61 +247,3 @@ def _check_earlier(folder: Place, old: OldReport) -> None:
 
 def _ago(number: int) -> str:
     return "the round before" if number == 1 else f"{number} rounds before"
-
-
-def _use_a_device_here(options: dict[str, Any]) -> list[str]:
-    """Replace a recorded device that this machine lacks by "auto"; returns remarks about it."""
-    with importing():
-        from clair_cli.engine.device import choose_device
-
-    device = options.get("device")
-    if device in ("cuda", "mps"):  # the latter in reports of earlier versions
-        try:
-            choose_device(device)
-        except UsageError:
-            options["device"] = "auto"
-            return [f"the report was made with --device {device}, which is not here: last bits "
-                    "may differ"]  # fmt: skip
-    return []
-
-
-def _again(
-    clients: api.Clients, old: OldReport, options: Mapping[str, Any], *, file: Place | None
-) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """Run the recorded command once more and write nothing.
-
-    Args:
-        file: the single file that is compared, whose header names a version; None for a folder.
-
-    Returns:
-        The new report as plain data, and the weights' SHA-256 by client's folder ("" for a merge).
-    """
-    with importing():
-        from clair_cli.workflow.run import do_again
-
-    try:
-        settings = make_settings(old.command, clients, None, options)
-        # another file than the one that a client was bound to is a difference of the reports
-        settings = replace(settings, trust=tuple(settings.trusted))
-    except (TypeError, UsageError) as error:
-        raise UsageError(f"the report's options are damaged: {error}") from None
-    report, files = do_again(
-        settings, one_file=file is not None, version=None if file is None else made_by(file)
-    )
-    hashes = {folder: adapter.sha256 for folder, adapter in files.items()}
-    return json.loads(report_json(report)), hashes
-
-
-def _compare_hashes(old: OldReport, again: Mapping[str, str]) -> Iterator[str]:
-    for adapter in old.adapters:
-        found = again.get(adapter.folder)
-        what = f"client {quoted(adapter.folder)}: " if adapter.folder else ""
-        if found is None:
-            yield f"{what}doing it again gives no adapter"
-        elif found != adapter.sha256:
-            yield (
-                f"{what}doing it again gives an adapter of sha256 {found}, the report says "
-                f"{adapter.sha256}"
-            )
-    for folder in sorted(set(again) - {a.folder for a in old.adapters}):
-        yield f"client {quoted(folder)}: refined now, and not in the report"

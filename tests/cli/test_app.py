@@ -155,7 +155,8 @@ def test_merge_with_every_option(clients: Path, calls: list[Settings]) -> None:
     assert (result.exit_code, result.stdout) == (0, "")
     where, *stages, last = result.stderr.splitlines()  # -q
     assert where == "where the time went:"
-    assert stages[-1].startswith("  memory: ") and "clients contaminated" in last
+    assert stages[-2].startswith("  memory: ") and "clients contaminated" in last
+    assert stages[-1] == "  computed on a Ray cluster, its CPUs"
     assert options(calls[0]) == {
         "report": (ReportFile("json", Path("r.json")),),
         "rank": 16,
@@ -346,7 +347,7 @@ def test_an_option_that_a_command_lacks_is_no_argument_of_its_function(tmp_path:
 
 
 JUDGED_BY = (
-    "clients output weights previous initial exclude min_clients device fail_on modules"
+    "clients output weights previous initial exclude min_clients fail_on modules"
     " assume_alpha limit strict minority fresh max_weight trust trust_adapter checkpoint same_base"
     " heads allow earlier"
 )
@@ -362,7 +363,7 @@ WRITTEN_BY = "base_model rank error_target keep_alpha dtype tensor_names allow_u
     ],
 )
 def test_the_report_holds_what_decides_the_result(command: str, names: str) -> None:
-    """And not where the report goes, whether it replaces another, or how many threads made it."""
+    """And not where the report goes, whether it replaces another, or what computed it."""
     given = {"limit": ["rank=9"], "exclude": ["b", "a"], "weights": {"c": 1.0}, "previous": "p/q"}
     shown = make_settings(command, "clients/", "out", given).shown()
     assert shown.keys() == set(names.split())

@@ -47,13 +47,14 @@ def test_timings_say_the_memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -
     seen("memory", 650_000_000, 0)
     seen("reading", 0, 1)
     clock.now += 1.0
-    assert seen.timings().splitlines() == [
+    assert seen.timings("a GPU").splitlines() == [
         "where the time went:",
         "  starting           3.00 s    75 %",
         "  reading            1.00 s    25 %",
         "  all                4.00 s",
         "  memory: about 650 MB to work with (an estimate), 1.2 GB used at its highest, torch "
         "included",
+        "  computed on a GPU",
     ]
 
 

@@ -41,7 +41,8 @@ def test_values(monkeypatch: pytest.MonkeyPatch, given: str, address: str | None
     assert cluster.address_of(settings) == address
     monkeypatch.setenv("RAY_ADDRESS", "other:1")
     assert cluster.address_of(settings) == (address or "other:1")
-    assert "engine" not in settings.shown(), "it changes no byte, so it is not in the report"
+    found = settings.shown()
+    assert not {"engine", "threads", "device"} & found.keys(), "no report says what computed it"
 
 
 @pytest.mark.parametrize("given", ["", "ray=", "ray= ", "dask", "local=1", "Ray", 3])
@@ -59,9 +60,18 @@ def test_the_environment_does_not_say_which_machines_are_believed() -> None:
     assert not OPTIONS["engine"].in_environment
 
 
-def test_clients_in_memory_stay_here() -> None:
+def test_clients_in_memory_stay_here(clients: Path) -> None:
     with pytest.raises(UsageError, match="in memory"):
         clair_cli.merge({"a": ({}, {"r": 1})}, engine="ray")
+    clair_cli.merge(clients, "m.safetensors", allow_undetermined=True)
+    with pytest.raises(UsageError, match="in memory"):
+        clair_cli.verify("m.safetensors", {"a": ({}, {"r": 1})}, engine="ray")
+
+
+def test_verify_too_has_no_other_engine(clients: Path) -> None:
+    clair_cli.merge(clients, "m.safetensors", allow_undetermined=True)
+    with pytest.raises(UsageError, match="expected local, ray or ray=ADDRESS"):
+        clair_cli.verify("m.safetensors", clients, engine="dask")
 
 
 @pytest.mark.parametrize("option", ["clients", "previous", "initial", "trust_adapter"])

@@ -25,6 +25,7 @@ def test_cuda_and_cpu_agree() -> None:
     cpu = clair_cli.merge(CLIENTS, device="cpu", rank="full", dtype="float32")
     cuda = clair_cli.merge(CLIENTS, device="cuda", rank="full", dtype="float32")
     assert [c.verdict for c in cpu.report.clients] == [c.verdict for c in cuda.report.clients]
+    assert cpu.report.options == cuda.report.options
     assert cpu.tensors is not None
     assert cuda.tensors is not None
     for name, tensor in cpu.tensors.items():
@@ -74,6 +75,7 @@ def test_batches_of_larger_layers_agree(tmp_path: Path, clients: int, ranks: str
         for device in ("cpu", "cuda")
     )
     assert [c.verdict for c in cpu.report.clients] == [c.verdict for c in cuda.report.clients]
+    assert cpu.report.options == cuda.report.options
     for one, other in zip(cpu.report.clients, cuda.report.clients, strict=True):
         assert one.scores.loading == pytest.approx(other.scores.loading, rel=1e-6)
     assert cpu.report.merged is not None and cuda.report.merged is not None

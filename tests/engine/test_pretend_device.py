@@ -109,6 +109,7 @@ def test_a_device_without_float64(far: Any, tmp_path: Path) -> None:
     other = far(clair_cli.inspect, folder, products=torch.float32, fresh=True)
     assert one.report.cohort.outcome == "judged"
     assert [c.verdict for c in one.report.clients] == [c.verdict for c in other.report.clients]
+    assert one.report.options == other.report.options, "nothing says what computed it"
 
 
 def test_a_cuda_device_has_a_stream_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def test_who_came_and_who_went() -> None:
     second = replace(
         second,
         clients=tuple(replace(c, name="kim") if c.name == "zoe" else c for c in second.clients),
-        options={**second.options, "rank": 8, "output": "elsewhere"},
+        options={**second.options, "rank": 8, "device": "cpu", "output": "elsewhere"},
     )
     found = compare(first, second)
     assert [(c.name, c.kind) for c in found.clients[:2]] == [("kim", "new"), ("zoe", "gone")]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -103,6 +105,28 @@ def test_a_device_that_is_not_here(work: Path, monkeypatch: pytest.MonkeyPatch) 
     result = clair("verify", "m", "clients", "--report", "r.json")
     assert result.exit_code == 0
     assert "note: the report was made with --device cuda, which is not here" in result.stdout
+    result = clair("verify", "m", "clients", "--report", "r.json", "--device", "cpu")
+    assert (result.exit_code, "note:" in result.stdout) == (0, False)
+    result = clair("verify", "m", "clients", "--report", "r.json", "--device", "cuda")
+    assert result.exit_code == 2 and "no CUDA device here" in result.stderr
+
+
+def test_last_bits_of_another_device_are_pointed_at(work: Path) -> None:
+    """The report does not say which: only where the clients' files are the same, it may be that."""
+    clair_cli.merge("clients", "m")
+    path = Path("m/adapter_model.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    report = json.loads(Path("m/report.json").read_text())
+    report["merged"]["sha256"] = hashlib.sha256(data).hexdigest()
+    Path("m/report.json").write_text(json.dumps(report))
+    found = clair("verify", "m", "clients", "--device", "cpu")
+    assert found.exit_code == 3
+    assert "this was a CPU, so try --device cuda if the adapter was made there" in found.stdout
+    shutil.copytree("clients/c0", "clients/new")
+    found = clair("verify", "m", "clients", "--device", "cpu")
+    assert found.exit_code == 3 and "note: CPU and GPU differ" not in found.stdout
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_renamed_folder_of_clients_and_other_places(work: Path) -> None:
     [
         ("file", {"rank": 4, "dtype": "float16", "keep_alpha": True}),
         ("folder", {"rank": "full", "exclude": ["c3"], "min_clients": 4, "modules": "same"}),
-        ("folder", {"error_target": 0.3, "fail_on": "never", "device": "cpu"}),
+        ("folder", {"error_target": 0.3, "fail_on": "never"}),
         ("refined", {"noise": 0.01, "rank": "same"}),
     ],
     ids=str,
