@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from clair_cli.maths.factors.common_components import differences_to_last
 from clair_cli.maths.factors.grams import PackedGrams
 from clair_cli.maths.factors.stack import Factors, FactorStack, stack_factors
 from clair_cli.maths.merge.from_grams import CoreSVD
+from clair_cli.maths.merge.rounding import WrittenModule
 
 
 @contextlib.contextmanager
@@ -142,12 +144,14 @@ class RoundFactors:
         cache: the clients' files in the device's memory; None if they are read for each stack.
         grams: Grams of some modules' compared delta weights, by module.
         cores: decompositions of some modules' weighted sums, by module.
+        cuts: some modules' weighted sums as they may be written, by module and by the way to cut.
     """
 
     def __init__(self, round_: Round, device: Device, cache: DeviceCache | None = None) -> None:
         self.round, self.device, self.cache = round_, device, cache
         self.grams: dict[str, PackedGrams] = {}
         self.cores: dict[str, CoreSVD] = {}
+        self.cuts: dict[str, Mapping[Any, WrittenModule]] = {}
         sources = [*round_.compared.adapters, *([round_.previous] if round_.previous else [])]
         # if one client has float64 factors, all stacks of the round are balanced, whichever clients
         # are in them: Grams of one stack are used with another

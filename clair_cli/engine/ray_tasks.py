@@ -9,7 +9,7 @@ import contextlib
 import os
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from clair_cli.errors import RejectedClient
 from clair_cli.formats.safetensors.reader import SafetensorsFile
 from clair_cli.maths.factors.grams import PackedGrams
 from clair_cli.maths.merge.from_grams import CoreSVD
+from clair_cli.maths.merge.rounding import WrittenModule
 
 T = TypeVar("T")
 
@@ -58,6 +59,7 @@ class Kept:
 
     grams: PackedGrams | None
     core: CoreSVD | None
+    cuts: Mapping[Any, WrittenModule] | None
 
 
 def sources_of(round_: Round) -> tuple[Adapter, ...]:
@@ -139,6 +141,7 @@ def run_item(
     factors, outcome = _factors(sent[0], device), None
     factors.grams = {m: k.grams for m, k in zip(modules, kept, strict=True) if k and k.grams}
     factors.cores = {m: k.core for m, k in zip(modules, kept, strict=True) if k and k.core}
+    factors.cuts = {m: k.cuts for m, k in zip(modules, kept, strict=True) if k and k.cuts}
     try:
         with device.stream():
             outcome = work(factors, item)
@@ -151,8 +154,9 @@ def run_item(
     if not modules:
         return outcome
     if device.name != "cpu":
-        return (outcome, *(None for _ in modules))
-    return (outcome, *(Kept(factors.grams.get(m), factors.cores.get(m)) for m in modules))
+        factors.grams, factors.cores = {}, {}
+    made = factors.grams, factors.cores, factors.cuts
+    return (outcome, *(Kept(made[0].get(m), made[1].get(m), made[2].get(m)) for m in modules))
 
 
 def read_item(load: Callable[[T], Adapter | Rejection], folder: str, item: T) -> Any:

@@ -1,7 +1,8 @@
 """What clients trained as a whole beside the LoRA: judged, and merged as a weighted mean.
 
 Both looks read the tensors in slices of all clients at once, so that no whole tensor of all clients
-is in memory. A tensor that is the same in all clients is not read before it is written.
+is in memory; an engine works on some tensors at once. A tensor that is the same in all clients is
+not read before it is written.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from clair_cli.adapters.adapter import Adapter
 from clair_cli.adapters.dense import DenseTensor
 from clair_cli.cohort.heads import HeadTensor, head_tensors
 from clair_cli.cohort.round import Round, losing
+from clair_cli.engine.engine import Engine
+from clair_cli.engine.factors import RoundFactors
 from clair_cli.formats.safetensors.source import pieces_of
 from clair_cli.maths.judge.heads import DenseEvidence, JudgedHeads, judge_heads
 from clair_cli.maths.merge.dense import middle
-from clair_cli.settings import Progress
 
 # Numbers in float64 of all clients together in one slice: 16 MiB, a few times over.
 _NUMBERS = 2**21
@@ -52,7 +54,22 @@ class RoundHeads:
 NO_HEADS = RoundHeads((), None, (), (), {})
 
 
-def look_at_heads(round_: Round, members: Sequence[int], progress: Progress) -> RoundHeads:
+@dataclass(frozen=True)
+class SlicedHead:
+    """A dense tensor that is to be read slice by slice.
+
+    Attributes:
+        tensor: over the round's clients.
+        before: the previous adapter's, or None.
+        members: clients whose median is the reference where there is no previous tensor.
+    """
+
+    tensor: HeadTensor
+    before: DenseTensor | None
+    members: tuple[int, ...]
+
+
+def look_at_heads(factors: RoundFactors, members: Sequence[int], engine: Engine) -> RoundHeads:
     """Read and judge the dense tensors of all comparable clients that at least half of the members
     have. Others are not merged (see `plan_heads`), and a few clients may have any number of them.
 
@@ -62,6 +79,7 @@ def look_at_heads(round_: Round, members: Sequence[int], progress: Progress) -> 
     Raises:
         ClientLost: a tensor changed since it was checked.
     """
+    round_ = factors.round
     tensors = head_tensors(round_.adapters)
     if not tensors:
         return NO_HEADS
@@ -72,23 +90,18 @@ def look_at_heads(round_: Round, members: Sequence[int], progress: Progress) -> 
         for tensor in tensors
         if not tensor.equal and 2 * len(tensor.own.keys() & voters) >= len(members)
     ]
-    found = RoundHeads(tensors, None, (), tuple(members), previous)
     if not differing:
-        return found
+        return RoundHeads(tensors, None, (), tuple(members), previous)
     n = len(round_.adapters)
     holders = torch.zeros(len(differing), n, dtype=torch.bool)
     whole = torch.zeros(len(differing), n, n, dtype=torch.float64)
     difference = torch.zeros_like(whole)
-    for t, tensor in enumerate(differing):
-        progress("heads", t, len(differing))
-        own = list(tensor.own)
+    items = [SlicedHead(t, previous.get(t.name), tuple(members)) for t in differing]
+    found = engine.map("heads", compare_head, items, factors, on_device=False)
+    for t, both in enumerate(found):
+        own = torch.tensor(list(differing[t].own))
         holders[t, own] = True
-        index = torch.tensor(own)
-        for values, reference in slices(round_, found, tensor, own):
-            off = values - reference
-            whole[t][index[:, None], index] += values @ values.mT
-            difference[t][index[:, None], index] += off @ off.mT
-    progress("heads", len(differing), len(differing))
+        whole[t][own[:, None], own], difference[t][own[:, None], own] = both
     evidence = DenseEvidence(
         tuple(t.name for t in differing),
         tuple(math.prod(t.shape) for t in differing),
@@ -112,13 +125,25 @@ def _previous(round_: Round, tensors: Sequence[HeadTensor]) -> dict[str, DenseTe
     }
 
 
+def compare_head(factors: RoundFactors, head: SlicedHead) -> tuple[Tensor, Tensor]:
+    """Inner products of the clients' own tensors, and of their differences to the reference,
+    (n_own, n_own) both, float64.
+
+    Raises:
+        ClientLost: a tensor changed since it was checked.
+    """
+    own = list(head.tensor.own)
+    whole = torch.zeros(len(own), len(own), dtype=torch.float64)
+    difference = torch.zeros_like(whole)
+    for values, reference in slices(factors.round, head, own):
+        off = values - reference
+        whole += values @ values.mT
+        difference += off @ off.mT
+    return whole, difference
+
+
 def slices(
-    round_: Round,
-    heads: RoundHeads,
-    tensor: HeadTensor,
-    clients: Sequence[int],
-    *,
-    bounded: bool = True,
+    round_: Round, head: SlicedHead, clients: Sequence[int], *, bounded: bool = True
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Slices of one tensor: of some clients (n_clients, n_numbers), and of the reference
     (n_numbers,), scalings applied, float64.
@@ -126,8 +151,9 @@ def slices(
     Args:
         bounded: whether the reference counts; else there is none, and zeros stand for it.
     """
-    members = [k for k in heads.members if k in tensor.own] or list(tensor.own)
-    before = heads.previous.get(tensor.name) if bounded else None
+    tensor = head.tensor
+    members = [k for k in head.members if k in tensor.own] or list(tensor.own)
+    before = head.before if bounded else None
     by_median = bounded and before is None
     needed = sorted({*clients, *(members if by_median else ())})
     elements = max(1, min(math.prod(tensor.shape), _NUMBERS // (len(needed) + 1)))
@@ -161,11 +187,16 @@ class MergedHead:
         tensor: over the round's clients.
         clients: indices of those that are averaged, ascending. weights: theirs, summing to 1.
         dtype: that is written.
-        bounded: whether any of them counts for less than its whole difference.
+        factors: by which the clients' differences count at most, 0 to 1.
     """
 
     tensor: HeadTensor
     clients: tuple[int, ...]
     weights: tuple[float, ...]
     dtype: str
-    bounded: bool
+    factors: tuple[float, ...]
+
+    @property
+    def bounded(self) -> bool:
+        """Whether any client counts for less than its whole difference."""
+        return any(factor < 1.0 for factor in self.factors)

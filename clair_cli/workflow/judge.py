@@ -211,7 +211,7 @@ def _judged(factors: RoundFactors, engine: Engine, found: Comparison, how: Setti
     if round_.trust_adapter is not None:
         found, judgement = first_clients(found, n), first_judged(judgement, n)
         evidence = found.evidence
-    heads = look_at_heads(round_, _voters(judgement), engine.progress)
+    heads = look_at_heads(factors, _voters(judgement), engine)
     if heads.judged is not None:
         judgement = with_heads(judgement, heads.judged, [k for k in trusted if k < n])
     remarks: list[Remark] = []

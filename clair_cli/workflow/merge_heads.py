@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Iterator, Sequence, Set
 
 import torch
 from torch import Tensor
 
 from clair_cli.cohort.heads import HeadTensor
 from clair_cli.cohort.selection import modules_to_merge
+from clair_cli.engine.engine import Engine
+from clair_cli.engine.factors import RoundFactors
 from clair_cli.errors import OutputError
 from clair_cli.maths.judge.heads import LEAST_MEMBERS
 from clair_cli.maths.merge.dense import bounded_mean
 from clair_cli.remark import Remark, note, warning
 from clair_cli.settings import Settings
 from clair_cli.text import first_few
-from clair_cli.workflow.heads import MergedHead, slices
+from clair_cli.workflow.heads import MergedHead, SlicedHead, slices
 from clair_cli.workflow.judge import JudgedRound
+
+# Most bytes of tensors that are merged at once, if no tensor is larger; of one number, at most.
+_AT_ONCE, _BYTES = 256 * 2**20, 4
 
 
 def plan_heads(
@@ -62,7 +67,7 @@ def plan_heads(
         found.append(
             MergedHead(
                 tensor, clients, tuple(weights[k] / total for k in clients), dtype,
-                any(heads.factor(k) < 1.0 for k in clients),
+                tuple(heads.factor(k) for k in clients),
             )
         )  # fmt: skip
     if few := sorted(name for name, count in counts.items() if count and name not in enough):
@@ -108,25 +113,49 @@ def _written_dtype(dtypes: Set[str]) -> str:
     return own if len(dtypes) == 1 and own != "float64" else "float32"
 
 
-def merge_head(judged: JudgedRound, merged: MergedHead, scaling: float) -> Tensor:
-    """One dense tensor as it is written, on the CPU.
+def merged_heads(
+    judged: JudgedRound,
+    heads: Sequence[tuple[MergedHead, float]],
+    factors: RoundFactors,
+    engine: Engine,
+) -> Iterator[Tensor]:
+    """Dense tensors as they are written, on the CPU, one by one. Large ones are made one after the
+    other, small ones some at once.
 
     Args:
-        scaling: what a loader will multiply the bias of a `lora_B` with.
+        heads: each with what a loader will multiply the bias of a `lora_B` with.
+        factors: of the judged round.
 
     Raises:
         ClientLost: a tensor changed since it was judged.
         OutputError: it does not fit the dtype.
     """
-    round_, heads = judged.round, judged.heads
+    found, members = judged.heads, judged.heads.members
+    items = [
+        (head, SlicedHead(head.tensor, found.previous.get(head.tensor.name), members), scaling)
+        for head, scaling in heads
+    ]
+    while items:
+        size, count = 0, 0
+        for head, _, _ in items:
+            size += _BYTES * math.prod(head.tensor.shape)
+            if count and size > _AT_ONCE:
+                break
+            count += 1
+        yield from engine.map("heads", merge_head, items[:count], factors, on_device=False)
+        items = items[count:]
+
+
+def merge_head(factors: RoundFactors, item: tuple[MergedHead, SlicedHead, float]) -> Tensor:
+    """One dense tensor; see `merged_heads`."""
+    merged, sliced, scaling = item
     tensor, dtype = merged.tensor, getattr(torch, merged.dtype)
     result = torch.empty(math.prod(tensor.shape), dtype=dtype)
     clients = merged.clients[:1] if tensor.equal and not tensor.module else merged.clients
     weights = (1.0,) if clients != merged.clients else merged.weights
-    factors = [heads.factor(k) for k in clients] if merged.bounded else [1.0 for _ in clients]
     by, done = scaling if tensor.module else 1.0, 0
-    for values, reference in slices(round_, heads, tensor, clients, bounded=merged.bounded):
-        piece = bounded_mean(values, weights, factors, reference) / by
+    for values, reference in slices(factors.round, sliced, clients, bounded=merged.bounded):
+        piece = bounded_mean(values, weights, merged.factors[: len(clients)], reference) / by
         result[done : done + len(piece)] = piece.to(dtype)
         done += len(piece)
     if not bool(torch.isfinite(result).all()):

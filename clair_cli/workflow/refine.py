@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from torch import Tensor
-
 from clair_cli.engine.engine import Engine
 from clair_cli.engine.factors import RoundFactors
 from clair_cli.maths.refine.gain import (
@@ -26,7 +24,7 @@ from clair_cli.workflow.bounds import check_sum, largest_refined
 from clair_cli.workflow.destination import Destination
 from clair_cli.workflow.heads import MergedHead
 from clair_cli.workflow.judge import JudgedRound
-from clair_cli.workflow.merge_heads import merge_head, plan_heads
+from clair_cli.workflow.merge_heads import merged_heads, plan_heads
 from clair_cli.workflow.plan import plan_adapter
 from clair_cli.workflow.refine_module import (
     Change,
@@ -145,11 +143,11 @@ def refine_round(
         for writer, pair in zip(writers, written, strict=True):
             writer.put(module, pair)
     for head in heads:
-        made: dict[float, Tensor] = {}
-        for writer in writers:
-            scaling = writer.plan.scale.scaling if head.tensor.module else 1.0
-            if scaling not in made:
-                made[scaling] = merge_head(judged, head, scaling)
+        each = [w.plan.scale.scaling if head.tensor.module else 1.0 for w in writers]
+        scalings = sorted(set(each))
+        tensors = merged_heads(judged, [(head, s) for s in scalings], factors, engine)
+        made = dict(zip(scalings, tensors, strict=True))
+        for writer, scaling in zip(writers, each, strict=True):
             writer.put_head(head, made[scaling])
     results = []
     for i, k in enumerate(judged.merged):

@@ -86,7 +86,7 @@ def test_signals(work: Path, row: int) -> None:
 @pytest.mark.parametrize("stage", ["comparing", "merging"])
 def test_out_of_memory(work: Path, row: int, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     from clair_cli.engine import factors as tensors
-    from clair_cli.workflow import merge as merger
+    from clair_cli.workflow import merge_modules, weighted_mean
 
     cohorts.save(CLIENTS, GOOD)
 
@@ -96,8 +96,8 @@ def test_out_of_memory(work: Path, row: int, monkeypatch: pytest.MonkeyPatch, st
     if stage == "comparing":
         monkeypatch.setattr(tensors, "stack_factors", fail)
     else:
-        for name in ("leading_svd", "weighted_sum"):
-            monkeypatch.setattr(merger, name, fail)
+        monkeypatch.setattr(merge_modules, "leading_svd", fail)
+        monkeypatch.setattr(weighted_mean, "weighted_sum", fail)
     ran = merge()
     assert (ran.code, ran.report) == (ROWS[row].code, None)
     assert "out of memory" in ran.words and "module 'model.layers.0." in ran.words

@@ -17,6 +17,7 @@ from clair_cli.formats import files as regular_file
 from clair_cli.formats import stores
 from clair_cli.workflow import batches
 from clair_cli.workflow import merge as merger
+from clair_cli.workflow import merge_modules as looks
 from clair_cli.workflow import read as reading
 
 CASES = {  # (clients, rank, out, in): components against the smaller side
@@ -46,7 +47,7 @@ def test_what_is_kept_between_two_looks_changes_no_byte(monkeypatch: pytest.Monk
         found = []
         for room in (2**28, 10_000, 1):
             monkeypatch.setattr(merger, "KEPT_BETWEEN_PASSES", room)
-            monkeypatch.setattr(merger, "_KEPT_VECTORS", 2)
+            monkeypatch.setattr(looks, "_KEPT_VECTORS", 2)
             result = clair_cli.merge(clients(case), rank=16, allow_undetermined=True)
             found.append({k: t.numpy().tobytes() for k, t in result.tensors.items()})
         assert found == [found[0]] * 3
@@ -69,7 +70,7 @@ def test_a_module_that_can_no_longer_be_merged_from_its_grams(
         for k in range(3)
     }  # fmt: skip
     expected = clair_cli.merge(given, rank=16, allow_undetermined=True)
-    real, calls = merger.core_svds, []
+    real, calls = looks.core_svds, []
 
     def once(pair: Any, weights: Any, n: int | None) -> Any:
         calls.append(len(pair.B))
@@ -77,8 +78,8 @@ def test_a_module_that_can_no_longer_be_merged_from_its_grams(
         return cores if len(calls) == 1 else [None, *cores[1:]]
 
     monkeypatch.setattr(merger, "KEPT_BETWEEN_PASSES", 10_000)
-    monkeypatch.setattr(merger, "_KEPT_VECTORS", 8)
-    monkeypatch.setattr(merger, "core_svds", once)
+    monkeypatch.setattr(looks, "_KEPT_VECTORS", 8)
+    monkeypatch.setattr(looks, "core_svds", once)
     result = clair_cli.merge(given, rank=16, allow_undetermined=True)
     assert calls == [2, 2]
     for name, tensor in expected.tensors.items():
@@ -172,13 +173,13 @@ def test_exact_at_full_rank_and_the_best_below(
 ) -> None:
     given, seen = clients(case), []
     for name in ("core_svds", "overcomplete_svd"):
-        real = getattr(merger, name)
+        real = getattr(looks, name)
 
         def counted(*args: Any, _real: Any = real, _name: str = name) -> Any:
             seen.append(_name)
             return _real(*args)
 
-        monkeypatch.setattr(merger, name, counted)
+        monkeypatch.setattr(looks, name, counted)
     result = clair_cli.merge(given, rank=rank, dtype="float32", allow_undetermined=True)
     assert set(seen) == {"core_svds" if case == "few terms" else "overcomplete_svd"}
     mean = sum(

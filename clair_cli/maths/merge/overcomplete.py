@@ -20,6 +20,8 @@ from clair_cli.maths.merge.from_grams import CoreSVD
 
 # Rows of D that are computed at once.
 _ROWS = 256
+# Vectors that are computed at once.
+_VECTORS = 128
 # Products in float32 have an error of 1e-6 of D where the norm of D is above this share of the root
 # of its components' summed squares.
 _KEPT = 0.1
@@ -86,11 +88,22 @@ def _svd_from_squares(
         square = _square(tall, by_tall, flat)
     squares, vectors = torch.linalg.eigh(square)
     values = squares.flip(0).clamp_min(0.0).sqrt()
-    vectors = vectors.flip(1)[:, :n].clone()
-    size = values[: vectors.shape[1]].clamp_min(1e-12 * float(values[0]) or 1.0)
-    others = by_tall[:, None] * (flat @ vectors) / size
+    vectors = vectors.flip(1)
+    n = vectors.shape[1] if n is None else min(n, vectors.shape[1])
+    size = values[:n].clamp_min(1e-12 * float(values[0]) or 1.0)
+    others = by_tall[:, None] * _leading_products(flat, vectors, n) / size
+    vectors = vectors[:, :n].clone()
     errors = torch.linalg.vector_norm(norm_tall[:, None] * others, dim=0).clamp_min(1.0)
     return vectors, values, others, errors
+
+
+def _leading_products(flat: Tensor, vectors: Tensor, n: int) -> Tensor:
+    """`flat @ vectors[:, :n]`, a few vectors at a time: the same bits whatever n is."""
+    found = flat.new_empty(len(flat), n, dtype=vectors.dtype)
+    for start in range(0, n, _VECTORS):
+        block = flat @ vectors[:, start : start + _VECTORS]
+        found[:, start : start + _VECTORS] = block[:, : n - start]
+    return found
 
 
 def _square(tall: Tensor, by_tall: Tensor, flat: Tensor) -> Tensor:
