@@ -23,7 +23,11 @@ MAX_RETRIES, RETRY_SECONDS = 4, 60
 _OWN_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SKIP_SIGNATURE",
              "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
              "AWS_CONTAINER_CREDENTIALS_FULL_URI")  # fmt: skip
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
 
 
 def check_available() -> None:
@@ -55,10 +59,10 @@ def connect(path: RemotePath, *, to_write: bool = False) -> Any:
     try:
         if path.scheme == "s3":
             return store.S3Store(path.host, **given, **_of_s3(client))
-        if path.scheme == "gs":
-            return store.GCSStore(path.host, **given)
-        if path.scheme == "az":
-            return store.AzureStore(path.host, **given)
+        if path.scheme in ("gs", "az"):
+            client["allow_http"] = _without_encryption(_ENDPOINTS[path.scheme])
+            kind = store.GCSStore if path.scheme == "gs" else store.AzureStore
+            return kind(path.host, **given)
         client["allow_http"] = path.scheme == "http"
         return store.HTTPStore(f"{path.scheme}://{path.host}", **given)
     except Exception:  # its words may hold what the environment says
@@ -69,12 +73,16 @@ def connect(path: RemotePath, *, to_write: bool = False) -> Any:
         ) from None
 
 
+def _without_encryption(names: tuple[str, ...]) -> bool:
+    """Whether the first variable that names another store says http://: who set it wants that."""
+    named = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    return named.startswith("http://")
+
+
 def _of_s3(client: dict[str, Any]) -> dict[str, Any]:
     """What S3 needs besides the environment, which the library reads: the AWS tools' own files,
     where boto3 is installed."""
-    endpoint = next((os.environ[n] for n in _ENDPOINTS if os.environ.get(n)), "")
-    if endpoint.startswith("http://"):  # whoever set it wants that
-        client["allow_http"] = True
+    client["allow_http"] = _without_encryption(_ENDPOINTS["s3"])
     found: dict[str, Any] = {}
     if not os.environ.get("AWS_COPY_IF_NOT_EXISTS"):
         found["copy_if_not_exists"] = "multipart"

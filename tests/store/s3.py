@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
 
 _NUMBERS = itertools.count()
+_SIGNED = "AWS4-HMAC-SHA256 Credential=nobody/20261201/us-east-1/s3/aws4_request, Signature=x"
 _TESTS = "the-tests-themselves"  # whose requests are not noted
 
 
@@ -41,6 +43,8 @@ class Endpoint:
     change the bucket or give an answer of its own.
     """
 
+    scheme = "s3"
+
     def __init__(self, url: str, client: Any, bucket: str) -> None:
         self.url, self.client, self.bucket = url, client, bucket
         self.requests: list[Request] = []
@@ -50,7 +54,7 @@ class Endpoint:
         self.before: Callable[[Request], Answer | None] | None = None
 
     def at(self, *parts: str) -> str:
-        return "/".join((f"s3://{self.bucket}", *parts))
+        return "/".join((f"{self.scheme}://{self.bucket}", *parts))
 
     def put(self, key: str, data: bytes) -> None:
         self.client.put_object(Bucket=self.bucket, Key=key, Body=data)
@@ -119,6 +123,10 @@ class _Server:
 
     def _answered(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"].encode("latin-1").decode()
+        if not environ.get("HTTP_AUTHORIZATION", "").startswith("AWS"):  # Google's client
+            environ["HTTP_AUTHORIZATION"] = _SIGNED
+            where, mark, query = environ["REQUEST_URI"].partition("?")  # moto wants no %2D and %2F
+            environ["REQUEST_URI"] = environ["RAW_URI"] = quote(unquote(where)) + mark + query
         bucket, _, key = path.lstrip("/").partition("/")
         endpoint = self.endpoints.get(bucket)
         signed = re.search("Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
@@ -138,9 +146,22 @@ class _Server:
                 return [answer[1]]
         if environ["REQUEST_METHOD"] in ("PUT", "POST"):  # a condition and its write are one step
             with self._writing:
+                if endpoint is not None and not _of_google(environ, endpoint, key):
+                    start("412 Precondition Failed", [("Content-Length", "0")])
+                    return []
                 return list(self._moto(environ, start))
         found: Iterable[bytes] = self._moto(environ, start)
         return found
+
+
+def _of_google(environ: dict[str, Any], endpoint: Endpoint, key: str) -> bool:
+    """Google's own headers in S3's words; returns whether its condition, that there is no such
+    object, is met."""
+    source = environ.pop("HTTP_X_GOOG_COPY_SOURCE", "")
+    if source:
+        environ["HTTP_X_AMZ_COPY_SOURCE"] = source
+    absent = environ.pop("HTTP_X_GOOG_IF_GENERATION_MATCH", "") == "0"
+    return not absent or key not in endpoint.keys(key)
 
 
 _server = functools.cache(_Server)

@@ -69,29 +69,47 @@ def test_files_by_ranges(
     assert all(wanted for _, wanted in gets)
 
 
-@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
-def test_files_behind_nginx(clients: Path, folder: Path, local: Any, tmp_path: Path) -> None:
-    (tmp_path / "nginx").mkdir()
-    with nginx(folder, tmp_path / "nginx") as url:
-        assert merged(clients, tmp_path / "remote", *options(url))[0] == local[0]
-    log = (tmp_path / "nginx" / "log").read_text()
-    assert f"GET /before/{WEIGHTS} bytes=0-" in log
-    assert {line.rpartition(" ")[2] for line in log.splitlines() if "GET" in line} == {"206"}
+SERVERS = ["python", *(["nginx"] if shutil.which("nginx") else [])]
+"""Python's own everywhere, and the one that others use where it is installed."""
 
 
-def test_files_by_https(
-    clients: Path, folder: Path, local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("server", SERVERS)
+def test_ranges_by_https(
+    clients: Path, folder: Path, local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    server: str,
+) -> None:  # fmt: skip
+    authority, own = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    monkeypatch.setattr(objects, "CHUNK_BYTES", 4096)
+    if server == "nginx":
+        (tmp_path / "nginx").mkdir()
+        with nginx(folder, tmp_path / "nginx", own) as url:
+            assert merged(clients, tmp_path / "remote", *options(url))[0] == local[0]
+        lines = (tmp_path / "nginx" / "log").read_text().splitlines()
+        answers = [line.split(" ")[1:] for line in lines if line.startswith("GET")]
+    else:
+        with serving(Site(folder), own) as site:
+            assert merged(clients, tmp_path / "remote", *options(site.url))[0] == local[0]
+        answers = site.answers
+    names = (f"before/{WEIGHTS}", f"before/{CONFIG}", "weights.json")
+    assert {path for path, _, _ in answers} == {f"/{name}" for name in names}
+    assert {status for _, _, status in answers} == {"206"}
+    size = (folder / "before" / WEIGHTS).stat().st_size
+    begins = {wanted.partition("-")[0] for path, wanted, _ in answers if path.endswith(WEIGHTS)}
+    assert begins >= {f"bytes={begin}" for begin in range(0, size, 4096)}
+    assert len(begins) > 2
+
+
+def test_an_authority_that_is_not_known(
+    clients: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    authority, server = certificate(tmp_path)
+    _, own = certificate(tmp_path)
     monkeypatch.setattr(connect, "MAX_RETRIES", 0)
-    with serving(Site(folder), server) as site:
+    with serving(Site(folder), own) as site:
         assert site.url.startswith("https://")
-        args = ("merge", clients, "-o", tmp_path / "m.safetensors", *options(site.url))
-        unknown = cohorts.clair(*args)
-        assert unknown.exit_code == 2
-        assert "certificate is not one that this machine trusts" in unknown.stderr
-        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
-        assert merged(clients, tmp_path / "remote", *options(site.url))[0] == local[0]
+        ran = cohorts.clair("merge", clients, "-o", tmp_path / "m.safetensors", *options(site.url))
+    assert ran.exit_code == 2
+    assert "certificate is not one that this machine trusts" in ran.stderr
 
 
 def test_a_report_is_read_and_verified(folder: Path, clients: Path, tmp_path: Path) -> None:

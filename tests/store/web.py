@@ -20,12 +20,13 @@ from pathlib import Path
 
 @dataclass
 class Site:
-    """Files behind a server. `etag` makes a file's tag, or "" for none; `before` is called with the
-    method and the path of each request."""
+    """Files behind a server. `answers` to GET are path, range and status; `etag` makes a file's tag,
+    or "" for none; `before` is called with the method and the path of each request."""
 
     folder: Path
     url: str = ""
     requests: list[tuple[str, str, str]] = field(default_factory=list)
+    answers: list[tuple[str, str, str]] = field(default_factory=list)
     etag: Callable[[bytes], str] = lambda data: f'"{hashlib.md5(data).hexdigest()}"'
     ranges: bool = True
     before: Callable[[str, str], None] | None = None
@@ -71,6 +72,8 @@ def _handler(site: Site) -> type[http.server.BaseHTTPRequestHandler]:
         def _send(
             self, status: int, data: bytes, headers: dict[str, str] | None = None, *, body: bool
         ) -> None:
+            if body:
+                site.answers.append((self.path, self.headers.get("Range", ""), str(status)))
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.send_header("Last-Modified", "Tue, 01 Dec 2026 09:00:00 GMT")
@@ -103,8 +106,12 @@ def serving(site: Site, certificate: Path | None = None) -> Iterator[Site]:
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, work: Path) -> Iterator[str]:
-    """The address of a folder behind nginx; its log of requests is `work`/log."""
+def nginx(folder: Path, work: Path, certificate: Path) -> Iterator[str]:
+    """The address of a folder behind nginx, by https; its log of requests is `work`/log.
+
+    Args:
+        certificate: with its key in the same file.
+    """
     program = shutil.which("nginx")
     assert program is not None
     with socket.socket() as free:
@@ -119,7 +126,8 @@ def nginx(folder: Path, work: Path) -> Iterator[str]:
         f"http {{ client_body_temp_path {work}/t1; proxy_temp_path {work}/t2;\n"
         f"fastcgi_temp_path {work}/t3; uwsgi_temp_path {work}/t4; scgi_temp_path {work}/t5;\n"
         "log_format all '$request_method $uri $http_range $status';\n"
-        f"server {{ listen 127.0.0.1:{port}; root {folder}; access_log {work}/log all; }} }}\n"
+        f"ssl_certificate {certificate}; ssl_certificate_key {certificate};\n"
+        f"server {{ listen 127.0.0.1:{port} ssl; root {folder}; access_log {work}/log all; }} }}\n"
     )
     process = subprocess.Popen([program, "-p", str(work), "-c", str(work / "nginx.conf"), "-e",
                                 str(work / "errors")])  # fmt: skip
@@ -128,7 +136,7 @@ def nginx(folder: Path, work: Path) -> Iterator[str]:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
+        yield f"https://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(20)
