@@ -443,26 +443,16 @@ def _by_current_names(options: Mapping[str, Any], known: Mapping[str, Option]) -
 
 
 def check_engine(settings: Settings) -> None:
-    """Refuse what the machines of a cluster can't open by its path.
+    """Refuse clients that the machines of a cluster can't read.
 
     Raises:
-        UsageError: naming it.
+        UsageError: they are in memory.
     """
-    if settings.engine == "local":
-        return
-    if settings.in_memory:
+    if settings.engine != "local" and settings.in_memory:
         raise UsageError(
             "engine ray reads the clients from files, and these are in memory",
             hint="save them, or leave out engine",
         )
-    given = (settings.clients, settings.previous, settings.initial, settings.trust_adapter)
-    for place in given:
-        if isinstance(place, RemotePath):
-            raise UsageError(
-                f"engine ray reads files that all machines see, and {quoted(str(place))} is in "
-                "object storage",
-                hint="mount the bucket, or leave out engine",
-            )
 
 
 def _check_in_memory(clients: Mapping[Any, Any]) -> None:

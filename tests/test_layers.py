@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, str] = {
     "rendered": "version extras text remark settings report.results report.model report words html",
     "output": "errors text store formats formats.safetensors",
     # where work runs
-    "engine": "errors text settings formats formats.safetensors adapters cohort output"
+    "engine": "errors text settings store formats formats.safetensors adapters cohort output"
     " maths.factors maths.evidence maths.merge",
     # from clients to a result
     "workflow": "errors version text remark allowed option settings store formats"

@@ -25,6 +25,7 @@ from clair_cli.formats.safetensors.reader import SafetensorsFile
 from clair_cli.maths.factors.grams import PackedGrams
 from clair_cli.maths.merge.from_grams import CoreSVD
 from clair_cli.maths.merge.rounding import WrittenModule
+from clair_cli.store.address import RemotePath
 
 T = TypeVar("T")
 
@@ -93,8 +94,9 @@ def _absolute(adapter: Adapter) -> Adapter:
     source = adapter.source
     if not isinstance(source, SafetensorsFile):
         return adapter
-    assert isinstance(source.path, Path)  # settings refuse object storage here
-    path = Path(os.path.abspath(source.path))
+    path = source.path
+    if isinstance(path, Path):
+        path = Path(os.path.abspath(path))
     return replace(adapter, source=replace(source, path=path, kept=None))
 
 
@@ -110,8 +112,18 @@ def _factors(reference: Any, device: Device) -> RoundFactors:
         while len(_rounds) >= _ROUNDS:
             _rounds.popitem(last=False)
         _rounds[key] = RoundFactors(ray.get(reference), device)
+        _expect(_rounds[key].round)
     _rounds.move_to_end(key)
     return _rounds[key]
+
+
+def _expect(round_: Round) -> None:
+    """Tell stores how many files are read from them: the more, the less is fetched of each at
+    once."""
+    for adapter in sources_of(round_):
+        place = getattr(adapter.source, "path", None)
+        if isinstance(place, RemotePath):
+            place.store.windows.expect(place.parts)
 
 
 def run_item(

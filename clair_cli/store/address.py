@@ -108,6 +108,12 @@ class RemotePath:
         """Whether its store has folders, and takes new objects."""
         return self.scheme in FOLDERS
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Of a place that is sent to another process only what stands there itself is sent along,
+        and what reads it: with credentials of that process's own environment."""
+        tree = None if self.tree is None else self.tree.only(self.parts)
+        return type(self), (self.scheme, self.host, self.parts, tree)
+
     # What stood there
 
     @property

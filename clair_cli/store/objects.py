@@ -48,8 +48,13 @@ class ObjectStore:
 
     def __init__(self, path: RemotePath, *, to_write: bool = False) -> None:
         self._root = replace(path, parts=(), tree=None)
+        self._to_write = to_write
         self.connection = connect(path, to_write=to_write)
         self.windows = Windows(self.read, _pool())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Another process connects itself, once to each bucket."""
+        return _connected, (self._root, self._to_write)
 
     def shown(self, parts: Parts) -> str:
         """The address of a key, for errors."""
@@ -130,6 +135,11 @@ class ObjectStore:
     def is_unchanged(self, file: RemotePath, stamp: Entry) -> bool:
         """Kept bytes are those of the object that all later reads are pinned to."""
         return True
+
+
+@cache
+def _connected(root: RemotePath, to_write: bool) -> ObjectStore:
+    return ObjectStore(root, to_write=to_write)
 
 
 @contextmanager

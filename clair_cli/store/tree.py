@@ -53,6 +53,15 @@ class Tree:
             for depth in range(len(parts)):
                 self._names.setdefault(parts[:depth], {})[parts[depth]] = None
 
+    def only(self, parts: Parts) -> Tree:
+        """What is known of one file; of a folder no more than that it is one."""
+        found = self._files.get(parts)
+        if found is None and self.is_folder(parts):
+            inside = (key for key in self._files if key[: len(parts)] == parts)
+            key = next(inside, None)
+            found, parts = (None, parts) if key is None else (self._files[key], key)
+        return Tree(self.store, {} if found is None else {parts: found})
+
     def entry(self, parts: Parts) -> Entry | None:
         """The object of that key; None where there is none."""
         if parts not in self._files and self._ask is not None:

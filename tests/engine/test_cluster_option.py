@@ -74,14 +74,6 @@ def test_verify_too_has_no_other_engine(clients: Path) -> None:
         clair_cli.verify("m.safetensors", clients, engine="dask")
 
 
-@pytest.mark.parametrize("option", ["clients", "previous", "initial", "trust_adapter"])
-def test_object_storage_is_read_from_here(option: str) -> None:
-    given = {"clients": "clients", "engine": "ray", option: "s3://bucket/round7"}
-    clients = given.pop("clients")
-    with pytest.raises(UsageError, match="'s3://bucket/round7' is in object storage"):
-        make_settings("merge", clients, None, given)
-
-
 @pytest.mark.parametrize("command", ["merge", "inspect", "refine"])
 def test_without_the_library_it_is_a_usage_error_before_any_work(
     clients: Path, monkeypatch: pytest.MonkeyPatch, command: str

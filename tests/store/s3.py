@@ -167,19 +167,24 @@ def _of_google(environ: dict[str, Any], endpoint: Endpoint, key: str) -> bool:
 _server = functools.cache(_Server)
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    """An empty bucket, and an environment in which AWS's tools find it."""
-    for name, value in {
+def environment_of_s3() -> dict[str, str]:
+    """Variables by which AWS's tools find the endpoint of this process."""
+    return {
         "AWS_ACCESS_KEY_ID": "an-id",
         "AWS_SECRET_ACCESS_KEY": "a-very-secret-key",
         "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
+        "AWS_ENDPOINT_URL": _server().url,
+    }
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    """An empty bucket, and an environment in which AWS's tools find it."""
+    for name, value in environment_of_s3().items():
         monkeypatch.setenv(name, value)
     import boto3
 
     server = _server()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     client = boto3.client(
         "s3", endpoint_url=server.url, aws_access_key_id=_TESTS, aws_secret_access_key="x"
     )

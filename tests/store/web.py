@@ -20,8 +20,8 @@ from pathlib import Path
 
 @dataclass
 class Site:
-    """Files behind a server. `answers` to GET are path, range and status; `etag` makes a file's tag,
-    or "" for none; `before` is called with the method and the path of each request."""
+    """Files behind a server. `answers` to GET are path, range and status; `etag` makes a file's
+    tag, or "" for none; `before` is called with the method and the path of each request."""
 
     folder: Path
     url: str = ""

@@ -10,6 +10,7 @@ import pytest
 
 from tests.cohorts import factored, honest_deltas, save, scaled, with_nan
 from tests.engine.cluster.nodes import HERE, ROOT, add_second, head
+from tests.store.s3 import environment_of_s3
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -31,7 +32,9 @@ def environment(unreadable: Path) -> Iterator[pytest.MonkeyPatch]:
         patch.setenv("RAY_health_check_period_ms", "500")  # a lost node is noticed in two seconds
         patch.setenv("RAY_health_check_failure_threshold", "3")
         patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("CLAIR_TEST_UNREADABLE", str(unreadable))
+        patch.setenv("TESTS_UNREADABLE", str(unreadable))
+        for name, value in environment_of_s3().items():
+            patch.setenv(name, value)
         from ray._private import services
 
         # who connects would look for this machine's address on the network, and use that

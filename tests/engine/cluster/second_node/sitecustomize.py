@@ -1,11 +1,11 @@
-"""For the processes of one node of a Ray cluster: files that $CLAIR_TEST_UNREADABLE names can't be
+"""For the processes of one node of a Ray cluster: files that $TESTS_UNREADABLE names can't be
 opened there, as soon as it is written."""
 
 import errno
 import os
 import sys
 
-_LIST = os.environ["CLAIR_TEST_UNREADABLE"]
+_LIST = os.environ["TESTS_UNREADABLE"]
 
 
 def _refuse(event: str, args: tuple[object, ...]) -> None:
