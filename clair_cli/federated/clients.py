@@ -14,6 +14,9 @@ from clair_cli.text import quoted
 
 Kind = Literal["torch", "numpy"]
 
+OWN_FIELDS = ("r", "lora_alpha", "use_rslora")
+"""Fields of a config that a client may have of its own, where the rest is all clients'."""
+
 
 def text_of(client: Hashable) -> str:
     """A client's name as text. A text is itself, but for what no file can hold.

@@ -8,21 +8,20 @@ Flower's arrays are numpy's, which have no bfloat16: clients send float32 (`t.fl
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from logging import getLogger
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
+from clair_cli.federated.clients import OWN_FIELDS
+from clair_cli.federated.metrics import alike
 from clair_cli.federated.result import Result
 from clair_cli.federated.server import Server
 from clair_cli.text import printable
 
 _LOG = getLogger("flwr")
-_OWN = ("r", "lora_alpha", "use_rslora")  # fields of a config that a client may have of its own
 
 
 class ClairStrategy(FedAvg):
@@ -46,28 +45,18 @@ class ClairStrategy(FedAvg):
         self.server = config if isinstance(config, Server) else Server(config)
         self.result: Result | None = None
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    def _construct_messages(
+        self, record: RecordDict, node_ids: list[int], message_type: str
     ) -> Iterable[Message]:
-        """Messages with each node's own adapter; in the first round, with the initial arrays."""
+        """Messages with each node's own adapter; before the first merge, with the arrays given."""
+        arrays = record.array_records[self.arrayrecord_key]
         if not self.server.round and arrays:
-            self.server.start_from({key: array.numpy() for key, array in arrays.items()})
-        return self._own(super().configure_train(server_round, arrays, config, grid))
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Messages with each node's own adapter."""
-        return self._own(super().configure_evaluate(server_round, arrays, config, grid))
-
-    def _own(self, messages: Iterable[Message]) -> Iterable[Message]:
-        for message in messages:
-            own = self.server.adapter_for(message.metadata.dst_node_id)
-            if own is not None:
-                content = RecordDict(dict(message.content))
-                content[self.arrayrecord_key] = _record(own)
-                message.content = content
-            yield message
+            self.server.start_from(_state(arrays))
+        for node in node_ids:
+            own = self.server.adapter_for(node)
+            content = RecordDict(dict(record))
+            content[self.arrayrecord_key] = arrays if own is None else _record(own)
+            yield Message(content=content, message_type=message_type, dst_node_id=node)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -76,7 +65,7 @@ class ClairStrategy(FedAvg):
         valid, _ = self._check_and_log_replies(list(replies), is_train=True, validate=False)
         contents = {message.metadata.src_node_id: message.content for message in valid}
         result = self.result = self.server.aggregate(
-            {node: self._state_of(content) for node, content in contents.items()},
+            {node: _state_of(content) for node, content in contents.items()},
             {node: _weight(content, self.weighted_by_key) for node, content in contents.items()},
         )
         for line in result.left_out:
@@ -96,26 +85,30 @@ class ClairStrategy(FedAvg):
 
     def _metrics(self, contents: list[RecordDict], mean: Any) -> MetricRecord | None:
         """The mean over the replies that have the metrics which most have; None where none has."""
-        alike = defaultdict[Any, list[RecordDict]](list)
-        for content in contents:
-            alike[_metric_kinds(content, self.weighted_by_key)].append(content)
-        alike.pop(None, None)
-        most = max(alike.values(), key=len, default=None)
-        found: MetricRecord | None = None if most is None else mean(most, self.weighted_by_key)
+        records = [list(content.metric_records.values()) for content in contents]
+        usable = alike([own[0] if len(own) == 1 else None for own in records], self.weighted_by_key)
+        found: MetricRecord | None = None
+        if usable:
+            found = mean([contents[k] for k in usable], self.weighted_by_key)
         return found
 
-    def _state_of(self, content: RecordDict) -> Any:
-        """A reply's state dict, with its own config where it brings one; None for no arrays."""
-        try:
-            (arrays,) = content.array_records.values()
-            state = {key: array.numpy() for key, array in arrays.items()}
-        except (ValueError, TypeError, OSError, EOFError):
-            return None
-        for record in content.config_records.values():
-            if "r" in record and "lora_alpha" in record:
-                own = {field: record[field] for field in _OWN if field in record}
-                return state, {**self.server.config_fields, **own}
-        return state
+
+def _state_of(content: RecordDict) -> Any:
+    """A reply's state dict, with its own fields of the config where it brings some; None for no
+    arrays."""
+    try:
+        (arrays,) = content.array_records.values()
+        state = _state(arrays)
+    except (ValueError, TypeError, OSError, EOFError):
+        return None
+    for record in content.config_records.values():
+        if "r" in record and "lora_alpha" in record:
+            return state, {field: record[field] for field in OWN_FIELDS if field in record}
+    return state
+
+
+def _state(arrays: ArrayRecord) -> dict[str, Any]:
+    return {key: array.numpy() for key, array in arrays.items()}
 
 
 def _record(state: Any) -> ArrayRecord:
@@ -126,13 +119,3 @@ def _weight(content: RecordDict, key: str) -> Any:
     """The reply's number of samples; None where it has none."""
     found = [record[key] for record in content.metric_records.values() if key in record]
     return found[0] if len(found) == 1 else None
-
-
-def _metric_kinds(content: RecordDict, key: str) -> tuple[tuple[str, int], ...] | None:
-    """Names and lengths of a reply's metrics; None where they can't be averaged."""
-    weight = _weight(content, key)
-    if len(content.metric_records) != 1 or isinstance(weight, list) or not weight or weight < 0:
-        return None
-    (record,) = content.metric_records.values()
-    lengths = ((name, len(v) if isinstance(v, list) else -1) for name, v in record.items())
-    return tuple(sorted(lengths))

@@ -8,8 +8,7 @@ and its default exchange is numpy's, which has no bfloat16: clients send float32
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 
 from clair_cli.cohort.memory import plain_config
 from clair_cli.errors import RejectedClient
+from clair_cli.federated.metrics import mean_of
 from clair_cli.federated.result import Result
 from clair_cli.federated.server import Server
 from clair_cli.text import printable
@@ -79,7 +79,7 @@ class ClairAggregator(ModelAggregator):
         if result.tensors is None:
             self.warning(printable(f"nothing is merged: {result.why}"))
             return FLModel(params={}, params_type=ParamsType.DIFF)
-        metrics = _mean([(models[n].metrics or {}, share) for n, share in result.merged.items()])
+        metrics = mean_of([(models[n].metrics or {}, share) for n, share in result.merged.items()])
         return FLModel(params=dict(result.tensors), params_type=ParamsType.FULL, metrics=metrics)
 
     def reset_stats(self) -> None:
@@ -96,17 +96,3 @@ def _state_of(model: FLModel) -> Any:
             hint="send whole factors: params_transfer_type=TransferType.FULL",
         )
     return model.params
-
-
-def _mean(merged: Sequence[tuple[Mapping[str, Any], float]]) -> dict[str, float] | None:
-    """The merged clients' means of the metrics that all of them have as finite numbers.
-
-    Args:
-        merged: each one's metrics and share.
-    """
-    found = {}
-    for key in merged[0][0] if merged else ():
-        values = [(own.get(key), share) for own, share in merged]
-        if all(isinstance(v, (int, float)) and math.isfinite(v) for v, _ in values):
-            found[str(key)] = math.fsum(v * share for v, share in values)  # type: ignore[operator]
-    return found or None

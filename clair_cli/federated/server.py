@@ -13,6 +13,7 @@ from clair_cli.cohort.memory import plain_config
 from clair_cli.errors import ClairError, InputRefused, RejectedClient, UsageError
 from clair_cli.federated.bank import bank_of
 from clair_cli.federated.clients import (
+    OWN_FIELDS,
     configs_by_name,
     in_kind,
     kind_of,
@@ -91,11 +92,6 @@ class Server:
         return self._state.round
 
     @property
-    def config_fields(self) -> dict[str, Any]:
-        """The config that all clients have; empty where each has its own."""
-        return dict(self._config or {})
-
-    @property
     def history(self) -> tuple[Record, ...]:
         """What was found in the last rounds (at most 100), the oldest first."""
         return tuple(self._state.history)
@@ -130,8 +126,8 @@ class Server:
 
         Args:
             states: client to state dict, of torch tensors or numpy arrays, or to `(state dict,
-                config)` of a client whose config the server does not have. A client that sent
-                nothing is not in it, or has None.
+                config)` of a client whose config the server does not have; or has but for its own
+                `OWN_FIELDS`. A client that sent nothing is not in it, or has None.
             weights: client to number, such as the samples it claims. A client whose number is
                 missing, or is not finite and above 0, is rejected. None for equal ones.
 
@@ -208,7 +204,10 @@ class Server:
     def _pair(self, name: str, state: Any, refused: RejectedClient | None) -> tuple[Any, Any]:
         """What is compared of a client: its state dict, or why there is none, and its config."""
         both = state if isinstance(state, tuple) and len(state) == 2 else None
-        state, config = both or (state, self._config_of(name))
+        known = self._config_of(name)
+        state, config = both or (state, known)
+        if both and isinstance(config, Mapping) and config.keys() <= {*OWN_FIELDS}:
+            config = {**(known or {}), **config}
         return (state if refused is None else refused), config
 
     def _config_of(self, name: str) -> Any:

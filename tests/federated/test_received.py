@@ -96,6 +96,20 @@ def test_a_cap_below_an_equal_share_gives_equal_ones() -> None:
     assert Server(config()).aggregate(cohort(server)).outcome == "use"
 
 
+def test_a_client_may_bring_its_own_fields_alone() -> None:
+    """The rest of its config is the server's."""
+    whole, part = Server(config()), Server(config())
+    fields = config(8)
+    part_of = {"r": 8, "lora_alpha": fields["lora_alpha"]}
+    for server, own in ((whole, fields), (part, part_of)):
+        states: dict[Any, Any] = {**cohort(server), "own": (trained(None, 90, rank=8), own)}
+        result = server.aggregate(states)
+        assert result.merged["own"] > 0
+    sent = [server.adapter_for("own") for server in (whole, part)]
+    assert sent[0] is not None and sent[1] is not None
+    assert all((sent[0][key] == sent[1][key]).all() for key in sent[0])
+
+
 NONSENSE: dict[str, Any] = {
     "nothing": None,
     "no mapping": [1, 2],
