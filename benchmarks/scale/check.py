@@ -4,9 +4,10 @@
     python -m benchmarks.scale.check --clients 16 64 256 --folder DIR   at most twelve
 
 Cohorts are made once, in --folder. Bytes are those that the cluster's processes read, and memory is
-the most that one had, less those of a run of a few small clients, which are Python's and torch's.
-Memory that processes share is not the driver's own. Last come the exponents in the number of
-clients, planned and found.
+the most that one had, less those of a run of a few small clients, which are Python's, torch's and
+Ray's. Memory that processes share is no process's own: `store` is what the process that used most
+of Ray's object store had mapped of it, where the plan has all of it. Last come the exponents in the
+number of clients, planned and found.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +30,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Found:
-    """Of one run: seconds of CPU and bytes read by its tasks, the most bytes of memory of a task
-    and of the driver, and seconds of wall-clock time in all."""
+    """Of one run: seconds of CPU and bytes read by its tasks, the most bytes of memory of a task,
+    of the driver, and of the object store in one process; seconds of wall-clock time in all."""
 
     cpu: float
     read: int
     task: int
     driver: int
+    store: int
     wall: float
 
 
@@ -58,12 +61,18 @@ def merge_once(cohort: Path, out: Path, threads: int) -> Found:
 
     claim()  # as the command line does: nobody looks at the result in memory
     seen: list[Found] = []
-    own: list[int] = []
+    most = dict.fromkeys(("task", "driver", "store"), 0)
 
     def progress(stage: str, done: int, total: int) -> None:
-        own.append(1024 * _number(os.getpid(), "status", b"RssAnon:"))
+        workers = [p for p in _descendants(os.getpid()) if b"ray::" in _bytes(p, "cmdline")]
+        for kind, pids, field in (
+            ("task", workers, b"RssAnon:"), ("driver", [os.getpid()], b"RssAnon:"),
+            ("store", workers, b"RssShmem:"),
+        ):  # fmt: skip
+            found = max((1024 * _number(pid, "status", field) for pid in pids), default=0)
+            most[kind] = max(most[kind], found)
         if stage == "writing" and done == total:
-            seen.append(_of_children(max(own), time.perf_counter() - start))
+            seen.append(_of_tasks(workers, time.perf_counter() - start, most))
 
     start = time.perf_counter()
     clair_cli.merge(
@@ -72,17 +81,14 @@ def merge_once(cohort: Path, out: Path, threads: int) -> Found:
     return seen[-1]
 
 
-def _of_children(driver: int, wall: float) -> Found:
+def _of_tasks(workers: Sequence[int], wall: float, most: Mapping[str, int]) -> Found:
     """What the processes of tasks have taken so far."""
-    tree = [os.getpid(), *_descendants(os.getpid())]
-    workers = [pid for pid in tree[1:] if b"ray::" in _bytes(pid, "cmdline")]
-    cpu = read = task = 0
+    cpu = read = 0
     for pid in workers:
         fields = _bytes(pid, "stat").rsplit(b")", 1)[-1].split()
         cpu += int(fields[11]) + int(fields[12])
         read += _number(pid, "io", b"rchar:")
-        task = max(task, 1024 * _number(pid, "status", b"VmHWM:"))
-    return Found(cpu / os.sysconf("SC_CLK_TCK"), read, task, driver, wall)
+    return Found(cpu / os.sysconf("SC_CLK_TCK"), read, wall=wall, **most)
 
 
 def _descendants(pid: int) -> list[int]:
@@ -116,25 +122,27 @@ def main() -> None:
     if given.one is not None:
         print(json.dumps(vars(merge_once(given.one, given.folder, given.threads))))
         return
-    from benchmarks.scale.plan import RANKS, measured_rates, plan
+    from benchmarks.scale.plan import RANKS, measured_rates, plan, usual_stores
 
     rank, rates = RANKS[given.model], measured_rates()
     nothing = given.folder / "small-k5"
     make_cohort(nothing, "small", 5, "4")
     base = run(nothing, given.threads)
     print(f"{'clients':>8}{'read GB':>16}{'CPU s of tasks':>18}{'a task MB':>16}{'driver MB':>16}"
-          f"{'wall s':>8}\n{'':8}" + f"{'planned, found':>16}" * 4)  # fmt: skip
+          f"{'store MB':>16}{'wall s':>8}\n{'':8}" + f"{'planned, found':>16}" * 5)  # fmt: skip
     plans, runs = [], []
     for clients in given.clients:
         cohort = given.folder / f"{given.model}-k{clients}-r{rank}-lall"
         make_cohort(cohort, given.model, clients, str(rank))
-        planned, found = plan(given.model, clients, rank), run(cohort, given.threads)
+        planned = plan(given.model, clients, rank, usual_stores())
+        found = run(cohort, given.threads)
         seconds = planned.read / rates.reading + planned.products / rates.products
         plans.append((planned.read, seconds))
         runs.append((found.read - base.read, found.cpu - base.cpu))
         print(f"{clients:8}{planned.read / 1e9:8.1f}{runs[-1][0] / 1e9:8.1f}{seconds:9.0f}"
               f"{runs[-1][1]:9.0f}{planned.task / 1e6:8,.0f}{(found.task - base.task) / 1e6:8,.0f}"
               f"{planned.driver / 1e6:8,.0f}{(found.driver - base.driver) / 1e6:8,.0f}"
+              f"{planned.store / 1e6:8,.0f}{(found.store - base.store) / 1e6:8,.0f}"
               f"{found.wall:8.0f}", flush=True)  # fmt: skip
     if len(given.clients) > 1:
         for name, i in (("bytes read", 0), ("CPU of tasks", 1)):

@@ -30,6 +30,9 @@ _AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _LOOPBACK = "127.0.0.1"
 # Seconds in which the head of a cluster has to take a connection.
 _PATIENCE = 10.0
+STORES_SHARE = 0.25
+"""Share of the machines' object stores for what one pass keeps for the next."""
+
 # Signals whose handlers Ray replaces.
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 

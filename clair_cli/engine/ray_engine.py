@@ -18,6 +18,7 @@ import ray
 import torch
 
 from clair_cli.cohort.round import ClientLost, Round
+from clair_cli.engine.cluster import STORES_SHARE
 from clair_cli.engine.device import Device
 from clair_cli.engine.factors import RoundFactors
 from clair_cli.engine.ray_results import MAX_RETRIES, result_of
@@ -31,8 +32,6 @@ R = TypeVar("R")
 
 # Tasks per CPU of the cluster that are begun before the first result is taken.
 _AHEAD = 2
-# Share of the machines' object stores for what one pass keeps for the next.
-_STORES_SHARE = 0.25
 # Share of a GPU that one task takes.
 _GPU_SHARE = 0.25
 
@@ -79,7 +78,7 @@ class RayEngine:
         here = ray.get_runtime_context().get_node_id()
         cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in nodes}
         self.threads = cpus.get(here, 0)
-        self.stores = int(_STORES_SHARE * ray.cluster_resources().get("object_store_memory", 0))
+        self.stores = int(STORES_SHARE * ray.cluster_resources().get("object_store_memory", 0))
         self._ahead = _AHEAD * max(1, sum(cpus.values()))
         gpus = _GPU_SHARE if self.device.name == "cuda" else 0
         self._task = ray.remote(
