@@ -82,6 +82,14 @@ REASONS: Mapping[str, Template] = {
         " next round shows more.",
         "may be unrelated to the others: {interval}",
     ),
+    "less_alike": Template(
+        "what it learnt has likely less in common with what the others learnt than honest clients'"
+        " updates have",
+        ("{interval}", "{odds}"),
+        "Often: other data, labels that are wrong in part, or few steps. Ask for its data source"
+        " and its training settings; the next round shows more.",
+        "less like the others: {interval}",
+    ),
     "odd_signature": Template(
         "taken together, its sizes over the modules, its number of directions and what it shares"
         " with the others, in all and beside the direction that all training takes, are unlike"

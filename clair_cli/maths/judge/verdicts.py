@@ -9,6 +9,7 @@ For a distinct client, in this order:
                               clearly less of what they share than they have
     minority                  shares with some others what all the rest lack (chance MINORITY_P)
     suspicious    not shown   nothing shows that it shares anything, though it might
+                  less        likely less than LINE of what the others share (LIKELY)
                   odd         sizes and directions unlike the others' (chance ERROR_RATE)
                   odd module  a member as a whole, unlike the others in single modules
                   size        norm beyond the third power of what the round allows
@@ -106,6 +107,8 @@ def likeness(scores: Scores, apart: str) -> tuple[str, list[Finding]]:
     if not scores.is_shown:
         text = f"{_shared(scores)}, too uncertain to tell it from an unrelated client"
         return "suspicious", [Finding("weakly_alike", text)]
+    if scores.p_line < LIKELY:
+        return "suspicious", [Finding("less_alike", f"less like the others: {_shared(scores)}")]
     if scores.p_odd < ERROR_RATE:
         text = "sizes over the modules, number of directions and what it shares unlike the others'"
         return "suspicious", [Finding("odd_signature", text)]
@@ -138,7 +141,7 @@ def noise_findings(scores: Scores) -> tuple[str, list[Finding]]:
 
 
 # Findings of suspicious clients that count only as much as LINE.
-_PARTLY_UNLIKE = {"weakly_alike", "odd_signature", "odd_module"}
+_PARTLY_UNLIKE = {"weakly_alike", "less_alike", "odd_signature", "odd_module"}
 ORDER = ("benign", "suspicious", "minority", "contaminated")
 
 

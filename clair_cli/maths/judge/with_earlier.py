@@ -13,7 +13,7 @@ from clair_cli.maths.judge.verdicts import LIKELY, Verdict, of_p, of_power
 
 _ORDER = ("open", "likely", "clear")
 # Findings about the loading, which is what is added up.
-_OF_LOADING = {"weakly_alike", "unlike_the_others", "in_a_group", "opposite"}
+_OF_LOADING = {"weakly_alike", "less_alike", "unlike_the_others", "in_a_group", "opposite"}
 
 
 def with_earlier(judgement: Judgement, earlier: Mapping[int, Sequence[Seen]]) -> Judgement:
