@@ -100,8 +100,6 @@ class Loadings:
     Attributes:
         ratio: over the members' typical loading, each from pairs with other members, (n,).
         se: standard error of `ratio`, (n,).
-        se_unrelated: the same of a client that shares nothing: its pairs do not differ by what
-            members have more or less in common, (n,).
         degrees: of freedom of the errors, for Student's t.
         level: similarity of two typical members in deviations by chance, 0 or more.
         p_one: probability by chance of errors as large as those of the members' pairs, 0 to 1:
@@ -110,7 +108,6 @@ class Loadings:
 
     ratio: Tensor
     se: Tensor
-    se_unrelated: Tensor
     degrees: float
     level: float
     p_one: float = 1.0
@@ -157,8 +154,7 @@ class Loadings:
         below LINE, 0 to 1, (n,)."""
         from scipy.special import ndtr
 
-        room = LINE - self.bar * self.se
-        return torch.from_numpy(ndtr((room / self.se_unrelated).numpy()))
+        return torch.from_numpy(ndtr((LINE / self.se - self.bar).numpy()))
 
 
 def loadings(pairs: Pairs, members: Sequence[int], unlike: Sequence[int] = ()) -> Loadings:
@@ -186,19 +182,15 @@ def loadings(pairs: Pairs, members: Sequence[int], unlike: Sequence[int] = ()) -
         apart = (pairs.value[k] - raw[k] * factor) * pairs.known[k] * core
         errors += float(apart.square().sum())
         degrees += max(0.0, float(pairs.known[k] @ core) - 1.0)
-    unrelated = errors / degrees
     rest = (pairs.value - factor[:, None] * factor) * pairs.known * core * core[:, None]
     errors += float(rest.square().sum()) / 2
     degrees += max(0.0, float((pairs.known * core * core[:, None]).sum()) / 2 - len(members))
     typical, chance = max(_middle(raw[list(members)]), 1e-9), _noise(pairs, core)
-    se, se_unrelated = (
-        (chance.clamp_min(variance) / squares).sqrt() / typical
-        for variance in (errors / degrees, unrelated)
-    )
-    inside = rest * core * core[:, None] != 0
+    se = (chance.clamp_min(errors / degrees) / squares).sqrt() / typical
+    inside = pairs.known * core * core[:, None] > 0
     units = torch.where(inside & (pairs.chance > 0), rest.square() / pairs.chance, 0.0)
     p_one = _chi_square(float(units.sum()) / 2, int(inside.sum()) // 2 - len(members))
-    return Loadings(raw / typical, se, se_unrelated, degrees, typical**2, p_one)
+    return Loadings(raw / typical, se, degrees, typical**2, p_one)
 
 
 def _chi_square(value: float, degrees: int) -> float:

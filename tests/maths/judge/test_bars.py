@@ -39,9 +39,9 @@ def cosines(pair: float, others: float, n: int = 6, modules: int = 5) -> Tensor:
 @pytest.mark.parametrize(("power", "sure"), [(1.001 * POWER, True), (0.999 * POWER, False)])
 def test_a_round_is_judged_by_its_power(power: float, sure: bool) -> None:
     one = torch.ones(5, dtype=torch.float64)
-    bar = Loadings(one, one, one, 20.0, 1.0).bar
+    bar = Loadings(one, one, 20.0, 1.0).bar
     se = one * LINE / (float(ndtri(power)) + bar)
-    held = Loadings(one, se, se, 20.0, 1.0)
+    held = Loadings(one, se, 20.0, 1.0)
     group = Group((0, 1, 2, 3, 4), (), held)
     assert group.power == pytest.approx(power)
     assert group.is_sure is sure

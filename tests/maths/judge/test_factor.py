@@ -109,21 +109,6 @@ def test_the_power_stated_is_the_frequency(noise: float) -> None:
     assert found == pytest.approx(stated, abs=0.08)
 
 
-def test_power_is_that_of_a_client_that_differs_by_chance_only() -> None:
-    """Where members have more and less in common with one another, as under label skew, errors of
-    their loadings are larger than those of a client that shares nothing."""
-    stated, found = [], 0
-    for seed in range(300):
-        one, other = (pairs([1.0] * 9 + [0.0], noise, seed) for noise in (0.6, 0.1))
-        value = one.value.clone()
-        value[9], value[:, 9] = other.value[9], other.value[:, 9]
-        held = loadings(Pairs(value, other.chance, one.known), range(9))
-        stated.append(float(held.power[9]))
-        found += held.is_below(9)
-    assert found / 300 == pytest.approx(sum(stated) / 300, abs=0.08)
-    assert 0.3 < found / 300 < 0.9
-
-
 def test_clients_that_share_nothing_add_to_what_is_known_of_the_errors() -> None:
     table = pairs([1.0] * 3 + [0.0] * 2, 0.1)
     alone, more = loadings(table, range(3)), loadings(table, range(3), (3, 4))

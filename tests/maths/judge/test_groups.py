@@ -66,10 +66,10 @@ def test_who_is_in_no_group_is_linked_by_what_chance_does_not_explain(
 def anchored(ratio: float, p_one: float, *, trusted: bool = True) -> Group:
     """A group without power, of whose members one has this loading over its standard error."""
     one = torch.ones(4, dtype=torch.float64)
-    bar = Loadings(one, one, one, 20.0, 1.0).bar
+    bar = Loadings(one, one, 20.0, 1.0).bar
     se = one * LINE / bar  # an unrelated client would be noticed with probability 0.5
     ratios = torch.tensor([1.0, 1.0, 1.0, ratio * bar * float(se[0])], dtype=torch.float64)
-    held = Loadings(ratios, se, se, 20.0, 1.0, p_one)
+    held = Loadings(ratios, se, 20.0, 1.0, p_one)
     return Group((0, 1, 2, 3), (), held, has_trusted=trusted)
 
 
@@ -100,7 +100,7 @@ def test_more_than_one_thing_in_common_is_told_by_chance(more: float) -> None:
 def test_the_minority_of_another_group_is_apart_too() -> None:
     """In a round with a trusted client the largest group may be another one."""
     one = torch.ones(9, dtype=torch.float64)
-    held = Loadings(one, 0.01 * one, 0.01 * one, 20.0, 1.0)  # nobody lacks what the cohort shares
+    held = Loadings(one, 0.01 * one, 20.0, 1.0)  # nobody lacks what the cohort shares
     cohort = Group((0, 1, 2), (), held, has_trusted=True)
     other = Group((3, 4, 5, 6), (Minority((7, 8), 1e-5),), held)
     found = Structure({}, (), {}, tuple(range(9)), "matrix", None, (cohort, other))

@@ -304,7 +304,7 @@ def test_nan_is_never_benign() -> None:
     sizes = Sizes(one, one, NORM_CAP, MODULE_NORM_CAP)
     assert decide(fine, sizes, 0, "", ("m",) * 6).verdict == "benign"
     ones = torch.ones(4).double()
-    held = Loadings(nan * ones, ones, ones, 12.0, 1.0)
+    held = Loadings(nan * ones, ones, 12.0, 1.0)
     assert all(held.is_below(k) for k in range(4))
     assert not any(held.is_above(k) for k in range(4))
     for broken in (Sizes(nan * one, one, 1.5, 2.0), Sizes(nan * one, nan * one, 1.5, 2.0)):
