@@ -10,7 +10,7 @@ For a distinct client, in this order:
     minority                  shares with some others what all the rest lack (chance MINORITY_P)
     suspicious    not shown   nothing shows that it shares anything, though it might
                   less        likely less than LINE of what the others share (LIKELY)
-                  odd         sizes and directions unlike the others' (chance ERROR_RATE)
+                  odd         sizes and directions unlike the others' (chance LEFT_P)
                   odd module  a member as a whole, unlike the others in single modules
                   size        norm beyond the third power of what the round allows
     benign                    else
@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from clair_cli.maths.judge.rounds import OverRounds
 from clair_cli.maths.judge.scores import Scores
 from clair_cli.maths.judge.sizes import VANISHING, Sizes
-from clair_cli.maths.judge.thresholds import ERROR_RATE, LINE, SPREAD_RATIO
+from clair_cli.maths.judge.thresholds import LEFT_P, LINE, SPREAD_RATIO
 
 # Log sizes over what is allowed from which on a client is suspicious, and contaminated.
 SUSPICIOUS_SIZE, CONTAMINATED_SIZE = 3.0, 4.0
@@ -109,7 +109,7 @@ def likeness(scores: Scores, apart: str) -> tuple[str, list[Finding]]:
         return "suspicious", [Finding("weakly_alike", text)]
     if scores.p_line < LIKELY:
         return "suspicious", [Finding("less_alike", f"less like the others: {_shared(scores)}")]
-    if scores.p_odd < ERROR_RATE:
+    if scores.p_odd < LEFT_P:
         text = "sizes over the modules, number of directions and what it shares unlike the others'"
         return "suspicious", [Finding("odd_signature", text)]
     return "benign", []

@@ -16,7 +16,7 @@ from torch import Tensor
 from clair_cli.maths.judge.judge import Judgement
 from clair_cli.maths.judge.scores import Scores
 from clair_cli.maths.judge.sizes import Sizes
-from clair_cli.maths.judge.thresholds import ERROR_RATE, LINE, MODULE_NORM_CAP, NORM_CAP
+from clair_cli.maths.judge.thresholds import LEFT_P, LINE, MODULE_NORM_CAP, NORM_CAP
 from clair_cli.maths.judge.verdicts import LEAST_P, LIKELY, Verdict, decide
 from tests.planted import aligned, judge_deltas, low_rank
 
@@ -80,8 +80,8 @@ def test_a_typical_member_is_benign() -> None:
         ({"is_shown": False}, "", "suspicious", "weakly_alike"),
         ({"p_line": 0.99 * LIKELY}, "", "suspicious", "less_alike"),
         ({"p_line": 1.01 * LIKELY}, "", "benign", ""),
-        ({"p_odd": 0.99 * ERROR_RATE}, "", "suspicious", "odd_signature"),
-        ({"p_odd": 1.01 * ERROR_RATE}, "", "benign", ""),
+        ({"p_odd": 0.99 * LEFT_P}, "", "suspicious", "odd_signature"),
+        ({"p_odd": 1.01 * LEFT_P}, "", "benign", ""),
         ({"modules": (1, 4)}, "", "suspicious", "odd_module"),
         ({"spread": 1.99, "is_less": True}, "", "benign", ""),
         ({"spread": 2.01, "is_less": True}, "", "contaminated", "noise"),
