@@ -12,10 +12,10 @@ LINE = 0.45
 # Chance of each of these errors: that a client with just that fraction is said to have less; that
 # any honest norm of a round exceeds the round's own spread; that the signature of each of two
 # clients is said to be unlike the others'; that what each of some clients shares with the others
-# beside the common direction is said to be less (its root); that a client who shares nothing is said
-# to share something with a trusted one's group, or errors by chance to be more than one thing in
-# common; that any two who are left are linked; and, beside a trusted client, that a set of clients of
-# one kind shows something of its own.
+# beside the common direction is said to be less (its root); that a client who shares nothing is
+# said to share something with a trusted one's group, or errors by chance to be more than one thing
+# in common; that any two who are left are linked; and, beside a trusted client, that a set of
+# clients of one kind shows something of its own.
 ERROR_RATE = 0.01
 # A round is judged if a client that shares nothing would have been noticed with this probability.
 POWER = 0.9
