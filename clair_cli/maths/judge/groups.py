@@ -140,7 +140,7 @@ def _group(
         ties.append(tie)
         pairs = without(pairs, [tie])
     members, held = _without(pairs, sorted(clients), lambda h, k: h.is_opposite(k))
-    minorities = list[Minority]()
+    minorities, taken = list[Minority](), list[int]()
     while True:
         while signatures is not None:
             found = _standing_out(pairs, signatures, members, trusted)
@@ -153,6 +153,7 @@ def _group(
             if below and len(left) - len(below) >= 2 and not _among(trusted, tuple(below)):
                 # beside those who share nothing, who shares more than others seems to stand out
                 members = [k for k in members if k not in below]
+                taken += sorted(below)
                 continue
             if not isinstance(found, Minority):
                 ties.append(found)
@@ -164,7 +165,7 @@ def _group(
                 continue
             minorities.append(found)
             members = left
-        fewer, held = _without(pairs, members, lambda h, k: h.is_below(k))
+        fewer, held = _without(pairs, members, lambda h, k: h.is_below(k), taken)
         if held is None or len(fewer) < (2 if _among(trusted, fewer) else 3):
             return None
         if fewer == members:
@@ -185,11 +186,14 @@ def _standing_out(
 
 
 def _without(
-    pairs: Pairs, members: Sequence[int], unfit: Callable[[Loadings, int], bool]
+    pairs: Pairs,
+    members: Sequence[int],
+    unfit: Callable[[Loadings, int], bool],
+    taken: Sequence[int] = (),
 ) -> tuple[list[int], Loadings | None]:
     """The members without those that are unfit by their loadings on what is left, the lowest taken
-    out first; and the loadings."""
-    left, unlike = list(members), list[int]()
+    out first; and the loadings, with the errors of those that were `taken` out before."""
+    left, unlike = list(members), list(taken)
     held = None
     while len(left) >= 2:
         held = loadings(pairs, left, unlike)
