@@ -100,13 +100,13 @@ def find_groups(
 def _apart(pairs: Pairs, cohort: Group, clients: Sequence[int]) -> list[tuple[int, ...]]:
     """Sets of some clients that are linked by similarities beyond what both have of the cohort's
     factor, which chance explains with ERROR_RATE for any pair of them; the largest first."""
-    from scipy.sparse.csgraph import connected_components
-    from scipy.special import ndtri
-
     chosen = torch.tensor(sorted(clients), dtype=torch.long)
     n = len(chosen)
     if n < 2:
         return []
+    from scipy.sparse.csgraph import connected_components  # a fifth of a second
+    from scipy.special import ndtri
+
     of = pairs.of(chosen)
     held = cohort.loadings.ratio[chosen]
     beyond = of.value - cohort.loadings.level * held[:, None] * held
