@@ -44,6 +44,7 @@ class Result:
             and backdoor success.
         unnamed: bad clients that nothing is said of: benign, and not `open`.
         agrees: whether the decomposition keeps the same clients; None where there is none.
+        warned: whether the round has a warning.
     """
 
     row: str
@@ -58,6 +59,7 @@ class Result:
     task: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     unnamed: int = 0
     agrees: bool | None = None
+    warned: bool = False
 
     @property
     def hits(self) -> int:
@@ -152,6 +154,7 @@ def score(cohort: Cohort, domain: str, task: Task | None = None) -> Result:
         cohort.row, cohort.seed, cohort.setting.name, cohort.kinds, dict(bad), dict(honest),
         report.cohort.outcome, report.exit_code, errors, done, unnamed,
         None if solved is None else solved.agrees,
+        any(remark.class_ == "warning" for remark in report.warnings),
     )  # fmt: skip
 
 

@@ -27,9 +27,9 @@ from benchmarks.pools import score
 from benchmarks.pools.cohorts import ROWS, Cohort, cohorts_of
 from benchmarks.pools.score import Result, Task
 from benchmarks.pools.settings import Setting
-from benchmarks.pools.targets import decomposition_line, target_lines
+from benchmarks.pools.targets import decomposition_line, target_lines, warning_line
 
-SEEDS = {"tuning": (0, 1), "held back": (2, 3)}
+SEEDS = {"tuning": (0, 1), "held back": (2, 3), "never looked at": (4, 5)}
 RULES = ("clair", "mean", "geometric-median", "multi-krum")
 HEADER = (
     f"{'':16} {'n':>4} {'undet':>5} {'silent':>6} {'hit':>5}{'min':>4}{'susp':>5}{'out':>4}"
@@ -99,6 +99,7 @@ def tables(results: Sequence[Result], with_task: bool) -> Iterator[str]:
         yield from _lines([one for one in some if one.row == "single"], lambda one: one.kinds, line)
         yield from target_lines(some)
         yield decomposition_line(some)
+        yield warning_line(some)
         if with_task:
             yield TASK_HEADER
             yield from _lines(some, lambda one: one.kinds or one.row, task_line)

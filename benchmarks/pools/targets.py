@@ -144,3 +144,11 @@ def decomposition_line(results: Sequence[Result]) -> str:
         off = sum(one.errors["clair"] > OFF for one in some)
         parts.append(f"{'agrees' if agrees else 'differs'} in {len(some)}, {off} of them far off")
     return "decomposition, in judged cohorts: " + "; ".join(parts)
+
+
+def warning_line(results: Sequence[Result]) -> str:
+    """How many of the judged cohorts have a warning, and of the silent ones."""
+    judged = [one for one in results if _is_judged(one)]
+    silent = [one for one in judged if one.silent]
+    parts = (f"{sum(one.warned for one in some)} of {len(some)}" for some in (judged, silent))
+    return "cohorts with a warning: {}; of those that are silent {}".format(*parts)

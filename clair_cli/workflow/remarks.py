@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clair_cli.cohort.round import Round
+from clair_cli.maths.judge.groups import Group
 from clair_cli.maths.judge.judge import Judgement
 from clair_cli.remark import Remark, note, warning
 from clair_cli.text import quoted
@@ -47,10 +48,20 @@ def judgement_remarks(judgement: Judgement, *, allow_undetermined: bool) -> list
     if judgement.outcome != "judged":
         text = "merged without a verdict (--allow-undetermined): everybody who is not rejected"
         return [warning("without_verdict", text)] if allow_undetermined else []
-    if judgement.structure.stacking != "input":
-        return []
-    text = (
-        "sharing shows only in the input directions, which adapters that started from the same "
-        "lora_A share whatever they learnt: read the verdicts with care"
+    if judgement.structure.stacking == "input":
+        text = (
+            "sharing shows only in the input directions, which adapters that started from the same "
+            "lora_A share whatever they learnt: read the verdicts with care"
+        )
+        return [warning("input_only", text)]
+    if judgement.structure.stacking == "matrix" and judgement.structure.groups[0].is_uneven:
+        return [warning("uneven", _uneven(judgement.structure.groups[0]))]
+    return []
+
+
+def _uneven(group: Group) -> str:
+    return (
+        "the clients differ by more than how much they have of one thing in common, as where their "
+        "data are of several kinds: bad ones that learn what all learn, and share a fault, are "
+        f"named only if they are {1 + group.pair_excess:.1f} times as alike as others are"
     )
-    return [warning("input_only", text)]

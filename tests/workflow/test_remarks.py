@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,39 @@ def test_who_started_elsewhere_is_told_with_care() -> None:
     assert {c.name for c in report.clients if c.verdict == "contaminated"} == {"odd", "other"}
     assert [r.class_ for r in report.warnings if r.code == "input_only"] == ["warning"]
     assert no_number(report) == []
+
+
+def of_classes(shares: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Clients who learnt what all learn, and of each class of data as much as they have of it."""
+    g = torch.Generator().manual_seed(0)
+    width, modules = 32, [f"layers.{i}.q_proj" for i in range(12)]
+    parts = torch.randn(len(modules), 1 + len(shares[0]), width, width, generator=g)
+    clients = {}
+    for k, share in enumerate(shares):
+        own = torch.randn(len(modules), width, width, generator=g)
+        each = torch.einsum("c,mcij->mij", torch.tensor([1.0, *share]), parts) + own
+        u, s, v = torch.linalg.svd(each)
+        state = {}
+        for m, name in enumerate(modules):
+            state[f"{name}.lora_A.weight"] = v[m, :8]
+            state[f"{name}.lora_B.weight"] = u[m, :, :8] * s[m, :8]
+        clients[f"c{k}"] = (state, {"r": 8, "lora_alpha": 8})
+    return clients
+
+
+@pytest.mark.parametrize(("mine", "told"), [(0.35, []), (0.7, ["uneven"])])
+def test_clients_of_unlike_data_are_told_to_hide_bad_ones(mine: float, told: list[str]) -> None:
+    """In a ring, each with three classes of data, the nearest clients with two of the same."""
+    n = 16
+    shares = [[mine * ((c - k) % n <= 2) for c in range(n)] for k in range(n)]
+    report = clair_cli.inspect(of_classes(shares)).report
+    assert report.cohort.outcome == "judged"
+    found = [r for r in report.warnings if r.class_ == "warning"]
+    assert [r.code for r in found] == told
+    for remark in found:
+        times = re.search(r"only if they are (\d+\.\d) times as alike", remark.text)
+        assert times is not None
+        assert float(times[1]) > 2.0
 
 
 def test_a_client_of_whom_nothing_is_known_has_no_number_that_is_none(

@@ -104,6 +104,7 @@ class Loadings:
         level: similarity of two typical members in deviations by chance, 0 or more.
         p_one: probability by chance of errors as large as those of the members' pairs, 0 to 1:
             small where one thing in common does not explain all of them.
+        spread: standard deviation of those errors, over the similarity of two typical members.
     """
 
     ratio: Tensor
@@ -111,6 +112,7 @@ class Loadings:
     degrees: float
     level: float
     p_one: float = 1.0
+    spread: float = 0.0
 
     @cached_property
     def bar(self) -> float:
@@ -186,11 +188,12 @@ def loadings(pairs: Pairs, members: Sequence[int], unlike: Sequence[int] = ()) -
     errors += float(rest.square().sum()) / 2
     degrees += max(0.0, float((pairs.known * core * core[:, None]).sum()) / 2 - len(members))
     typical, chance = max(_middle(raw[list(members)]), 1e-9), _noise(pairs, core)
-    se = (chance.clamp_min(errors / degrees) / squares).sqrt() / typical
+    variance = errors / degrees
+    se = (chance.clamp_min(variance) / squares).sqrt() / typical
     inside = pairs.known * core * core[:, None] > 0
     units = torch.where(inside & (pairs.chance > 0), rest.square() / pairs.chance, 0.0)
     p_one = _chi_square(float(units.sum()) / 2, int(inside.sum()) // 2 - len(members))
-    return Loadings(raw / typical, se, degrees, typical**2, p_one)
+    return Loadings(raw / typical, se, degrees, typical**2, p_one, variance**0.5 / typical**2)
 
 
 def _chi_square(value: float, degrees: int) -> float:

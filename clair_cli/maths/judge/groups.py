@@ -10,6 +10,7 @@ anybody by.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from clair_cli.maths.judge.factor import Loadings, loadings
 from clair_cli.maths.judge.minority import Minority, find_minority
 from clair_cli.maths.judge.pairs import Pairs
 from clair_cli.maths.judge.signature import Signatures
-from clair_cli.maths.judge.thresholds import ERROR_RATE, POWER
+from clair_cli.maths.judge.thresholds import ERROR_RATE, MINORITY_P, POWER
 from clair_cli.maths.judge.ties import Tie, find_tie, without
 
 
@@ -47,6 +48,21 @@ class Group:
         """Probability that an unrelated client would be noticed: of the median member."""
         each = self.loadings.power[list(self.members)]
         return float(each.sort().values[(len(each) - 1) // 2])
+
+    @property
+    def pair_excess(self) -> float:
+        """What two more clients would need in common of their own, over what two typical members
+        share, to be named a minority as likely as not by their similarities."""
+        from scipy.special import stdtrit  # Student's t; a fifth of a second
+
+        pairs = math.comb(len(self.members) + 2, 2)
+        return float(stdtrit(self.loadings.degrees, 1 - MINORITY_P / pairs)) * self.loadings.spread
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether one thing in common does not explain the members' similarities, and they differ
+        so much beside it that two clients twice as alike would not be noticed."""
+        return self.loadings.p_one < ERROR_RATE and self.pair_excess > 1.0
 
     @property
     def is_sure(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scipy.special import ndtri
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from clair_cli.maths.judge.factor import Loadings, loadings
@@ -13,7 +13,7 @@ from clair_cli.maths.judge.minority import Minority
 from clair_cli.maths.judge.pairs import Pairs
 from clair_cli.maths.judge.signature import Signatures
 from clair_cli.maths.judge.structure import Structure
-from clair_cli.maths.judge.thresholds import ERROR_RATE, LINE
+from clair_cli.maths.judge.thresholds import ERROR_RATE, LINE, MINORITY_P
 
 HONEST, STRANGERS, CHANCE = 8, 4, 0.05
 
@@ -106,3 +106,29 @@ def test_the_minority_of_another_group_is_apart_too() -> None:
     found = Structure({}, (), {}, tuple(range(9)), "matrix", None, (cohort, other))
     assert found.others == ((3, 4, 5, 6), (7, 8))
     assert found.singletons == ()
+
+
+@pytest.mark.parametrize(
+    ("excess", "p_one", "is_uneven"),
+    [(1.01, 0.009, True), (0.99, 0.009, False), (1.01, 0.011, False)],
+)
+def test_a_group_is_uneven_if_a_pair_twice_as_alike_would_pass(
+    excess: float, p_one: float, is_uneven: bool
+) -> None:
+    """Of eight members, with whom two more clients make 45 pairs; and only where one thing in
+    common does not explain how alike they are."""
+    spread = excess / float(stdtrit(30.0, 1 - MINORITY_P / 45))
+    one = torch.ones(8, dtype=torch.float64)
+    group = Group(tuple(range(8)), (), Loadings(one, 0.1 * one, 30.0, 1.0, p_one, spread))
+    assert group.pair_excess == pytest.approx(excess)
+    assert group.is_uneven == is_uneven
+
+
+def test_the_spread_of_a_group_is_that_of_its_pairs() -> None:
+    """Over what two typical members share; with what chance does as the prior."""
+    n, g = 40, torch.Generator().manual_seed(3)
+    error = torch.randn(n, n, generator=g, dtype=torch.float64).triu(1)
+    value = 2.0 + 0.6 * (error + error.mT)
+    found = loadings(Pairs(value * known(n), 0.01 * known(n), known(n)), range(n))
+    assert found.spread == pytest.approx(0.3, rel=0.05)
+    assert found.p_one < 1e-9
