@@ -120,7 +120,7 @@ def test_it_is_said_where_people_read(work: Path) -> None:
 
 def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    page = PAGES["docs/how-it-decides.md"].split("\n## Earlier rounds\n")[1]
+    page = PAGES["docs/rounds.md"].split("\n## Earlier rounds\n")[1]
     commands = page.split("```text\n")[1].split("```")[0].splitlines()
     assert commands.pop(0) == f"mkdir {MERGED}"
     for number, command in enumerate(commands, 1):
