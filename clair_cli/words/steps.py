@@ -200,20 +200,23 @@ def _benign(report: Report, report_path: str, *, found: bool = False) -> Step:
     Args:
         found: whether there is something to look at first.
     """
-    nothing = "" if found else "Nothing to look at. "
+    n_warnings = sum(remark.class_ == "warning" for remark in report.warnings)
+    first = "" if found else "Nothing to look at. "
+    if n_warnings:
+        first = f"Read the {'warning' if n_warnings == 1 else 'warnings'} first. "
     if report.merged is not None:
         text = (
-            f"{nothing}The merged adapter is ready to use; in the next round, where all start from"
+            f"{first}The merged adapter is ready to use; in the next round, where all start from"
             " it, give it with --previous."
         )
         command = _verify(report, report.merged.path, report_path, clients=True)
         return Step("benign", text, (), command)
     if report.refined is not None:
-        text = f"{nothing}Give each client its refined adapter."
+        text = f"{first}Give each client its refined adapter."
         command = _verify(report, report.refined.path, report_path, clients=False)
         return Step("benign", text, (), command)
     command = again(report, "merge", "merged.safetensors")
-    return Step("benign", f"{nothing}The clients can be merged.", (), command)
+    return Step("benign", f"{first}The clients can be merged.", (), command)
 
 
 def step_for(client: ClientReport, report: Report) -> Step:

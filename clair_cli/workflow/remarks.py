@@ -61,7 +61,8 @@ def judgement_remarks(judgement: Judgement, *, allow_undetermined: bool) -> list
 
 def _uneven(group: Group) -> str:
     return (
-        "the clients differ by more than how much they have of one thing in common, as where their "
-        "data are of several kinds: bad ones that learn what all learn, and share a fault, are "
-        f"named only if they are {1 + group.pair_excess:.1f} times as alike as others are"
+        "bad clients may be among the benign ones: these differ by more than how much they have of "
+        "one thing in common, as where data are of several kinds; who learns what all learn, and "
+        f"shares a fault, is named only if it is {1 + group.pair_excess:.1f} times as like its "
+        "fellows as others are like each other"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from clair_cli.remark import note, warning
 from clair_cli.report.cohort import Group
 from clair_cli.report.model import ClientReport, ClientScores, Reason, Report
 from clair_cli.words.command import again, command_line, folded
@@ -66,6 +67,15 @@ def test_where_nothing_is_found_the_result_is_verified_or_made() -> None:
     assert step.command == "clair merge clients -o merged.safetensors"
     (step,) = next_steps(replace(fake_report(command="refine"), clients=all_benign().clients))
     assert step.command == "clair verify refined"
+
+
+def test_a_warning_is_to_be_read_before_the_result_is_used() -> None:
+    for count, said in ((1, "Read the warning first. "), (2, "Read the warnings first. ")):
+        remarks = (note("first_round", "t"), *[warning("uneven", "t")] * count)
+        (step,) = next_steps(replace(all_benign(), warnings=remarks))
+        assert step.text.startswith(f"{said}The merged adapter is ready to use; ")
+    (step,) = next_steps(replace(all_benign(), warnings=remarks[:1]))
+    assert step.text.startswith("Nothing to look at. ")
 
 
 def test_the_command_that_verifies_has_what_verify_wants_again() -> None:

@@ -208,7 +208,7 @@ def test_clients_of_unlike_data_are_told_to_hide_bad_ones(mine: float, told: lis
     found = [r for r in report.warnings if r.class_ == "warning"]
     assert [r.code for r in found] == told
     for remark in found:
-        times = re.search(r"only if they are (\d+\.\d) times as alike", remark.text)
+        times = re.search(r"only if it is (\d+\.\d) times as like", remark.text)
         assert times is not None
         assert float(times[1]) > 2.0
 
