@@ -217,7 +217,8 @@ def _judged(factors: RoundFactors, engine: Engine, found: Comparison, how: Setti
     remarks: list[Remark] = []
     if judgement.code == "heads_unrelated":
         remarks.append(Remark("heads_unrelated", "blocking", judgement.text))
-    wrong = wrong_previous(round_, evidence, judgement.structure.distinct, fresh=how.fresh)
+    distinct = judgement.structure.distinct
+    wrong = wrong_previous(round_, evidence, found.sizes, distinct, fresh=how.fresh)
     if wrong is not None:
         code, text, remedy = wrong
         remarks.append(Remark(code, "blocking", text))

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from clair_cli.cohort.choose import started_from
 from clair_cli.cohort.round import Round
-from clair_cli.engine.factors import factors_of, previous_of
 from clair_cli.maths.evidence.gather import Evidence
-from clair_cli.maths.factors.lowrank import inner
+from clair_cli.maths.evidence.own_sizes import OwnSizes
 from clair_cli.maths.judge.outcome import NoVerdict
 from clair_cli.maths.judge.structure import joint_cosine
-from clair_cli.maths.merge.mean import weighted_sum
 
 # Median client's median cosine to the others from which on a previous adapter seems to be missing:
 # unrelated delta weights on top of a common adapter of three times their size have cosine 0.9, of
@@ -37,12 +35,13 @@ _MODULES = 4
 
 
 def wrong_previous(
-    round_: Round, evidence: Evidence, distinct: Sequence[int], *, fresh: bool
+    round_: Round, evidence: Evidence, sizes: OwnSizes, distinct: Sequence[int], *, fresh: bool
 ) -> NoVerdict | None:
     """Why the previous adapter, or that there is none, leaves no honest verdict; else None, as for
     fewer than three clients.
 
     Args:
+        sizes: of the clients' own delta weights.
         distinct: clients with one vote each: copies of one update are nearly the same wherever
             they started.
         fresh: whether the clients are known to have started from a fresh adapter, so that being
@@ -55,7 +54,7 @@ def wrong_previous(
         votes = list(distinct)
         return None if fresh or len(votes) < 3 else _same_start(cosine[votes][:, votes])
     option = started_from(round_.initial)
-    return _cancels(cosine, option) or _absent(round_, option)
+    return _cancels(cosine, option) or _absent(_present(round_, evidence, sizes), option)
 
 
 def _same_start(cosine: Tensor) -> NoVerdict | None:
@@ -86,8 +85,7 @@ def _cancels(cosine: Tensor, option: str) -> NoVerdict | None:
     )
 
 
-def _absent(round_: Round, option: str) -> NoVerdict | None:
-    present = _present(round_)
+def _absent(present: float | None, option: str) -> NoVerdict | None:
     if present is None or present >= PRESENT:
         return None
     return (
@@ -105,20 +103,23 @@ def _remedy(option: str) -> str:
     return f"{right}, or leave it out if they started from a fresh one"
 
 
-def _present(round_: Round) -> float | None:
+def _present(round_: Round, evidence: Evidence, sizes: OwnSizes) -> float | None:
     """<D_k, P> / <P, P> of the median client, over some modules that client k and the previous
-    adapter P both have; None where it is not a finite number for any client."""
+    adapter P both have; None where it is not a finite number for any client.
+
+    2 <D_k, P> = |D_k|^2 + |P|^2 - |D_k - P|^2.
+    """
     assert round_.previous is not None
-    names = [m for m in sorted(round_.previous.modules) if m in round_.module_shapes]
+    row = {module: n for n, module in enumerate(round_.module_shapes)}
+    names = [m for m in sorted(round_.previous.modules) if m in row]
     sums = [[0.0, 0.0] for _ in round_.adapters]
     for module in names[:: max(1, len(names) // _MODULES)][:_MODULES]:
-        shape = round_.module_shapes[module]
-        before = weighted_sum([previous_of(round_, module)], [1.0], shape)
-        size = inner(before, before)
-        for both, adapter in zip(sums, round_.adapters, strict=True):
+        size = float(sizes.previous_norms[row[module]].square())
+        own, less = sizes.norms[row[module]].square(), evidence.norms[row[module]].square()
+        shared = ((own + size - less) / 2).tolist()
+        for k, (both, adapter) in enumerate(zip(sums, round_.adapters, strict=True)):
             if module in adapter.modules:
-                delta = weighted_sum([factors_of(adapter, module)], [1.0], shape)
-                both[0] += inner(delta, before)
+                both[0] += shared[k]
                 both[1] += size
     shares = [shared / size for shared, size in sums if 0.0 < size < math.inf]
     known = sorted(share for share in shares if math.isfinite(share))

@@ -179,18 +179,17 @@ def test_a_previous_adapter_of_zeros_is_in_everybody() -> None:
     assert remarks(clients, {m: (A, 0.0 * B) for m, (A, B) in previous.items()}) == ""
 
 
-def test_a_client_that_changes_before_the_remarks_is_left_out(tmp_path: Path) -> None:
-    """They look into the clients' factors once more."""
-    honest = cohorts.honest(5)
-    folder = cohorts.save(tmp_path / "clients", honest)
+def test_the_remarks_read_no_client_again(tmp_path: Path) -> None:
+    """They follow from norms that were measured when the clients were compared."""
+    folder = cohorts.save(tmp_path / "clients", cohorts.honest(5))
     previous = cohorts.save_peft(tmp_path / "previous", cohorts.unrelated(7))
+    expected = clair_cli.inspect(folder, previous=previous).report
+    assert any("have little of the --previous adapter" in t for t in texts(expected.warnings))
     file = folder / "c2" / "adapter_model.safetensors"
 
     def progress(stage: str, done: int, total: int) -> None:
-        if stage == "judging" and done == 0 and file.exists():
+        if stage == "judging" and done == 0:
             file.unlink()
 
-    report = clair_cli.inspect(folder, previous=previous, progress=progress).report
-    (lost,) = (c for c in report.clients if c.name == "c2")
-    assert lost.verdict == "rejected"
-    assert any("have little of the --previous adapter" in text for text in texts(report.warnings))
+    assert clair_cli.inspect(folder, previous=previous, progress=progress).report == expected
+    assert not file.exists()
