@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of one number of the dtypes that a module may have."""
+
+
 @dataclass(frozen=True)
 class LoraModule:
     """The low-rank pair of one module; as matrices, `delta_weight = scaling * B @ A`.
@@ -61,6 +65,12 @@ class LoraModule:
     def is_double(self) -> bool:
         """Whether a factor that `Adapter.factors` gives is in float64."""
         return self.dtype == "float64" or self.components < self.rank
+
+    @property
+    def factor_bytes(self) -> int:
+        """Most bytes of the two factors that `Adapter.factors` gives."""
+        each = DTYPE_BYTES["float64" if self.is_double else self.dtype]
+        return each * self.components * sum(self.shape)
 
 
 @dataclass(frozen=True)

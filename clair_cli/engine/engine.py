@@ -68,8 +68,8 @@ class Engine(Protocol):
             stage: name of the stage, for `progress`.
             work: called with `factors` and one item, on any thread.
             on_device: whether the work runs on the device alone if the factors are in its memory.
-            keeping: whether the work takes from or puts into `factors.grams` and `.cores`, of the
-                item's modules only.
+            keeping: whether the work takes from or puts into what `factors` keeps (`.grams`,
+                `.cores`, `.cuts`, `.read`), of the item's modules only.
         """
 
     def close(self) -> None:

@@ -62,22 +62,6 @@ def stored_factors_of(adapter: Adapter, module: str) -> tuple[Tensor, Tensor]:
         return adapter.stored_factors(module)
 
 
-def differences_of(round_: Round, module: str, previous: Factors) -> list[Factors]:
-    """Every client's delta weight in one module less that of the previous adapter.
-
-    Args:
-        previous: the previous adapter's factors; None for no previous adapter.
-
-    Returns:
-        One entry per client, None for a client that lacks the module.
-    """
-    differences: list[Factors] = []
-    for adapter in round_.adapters:
-        factors = factors_of(adapter, module)
-        differences.append(factors if factors is None else difference(factors, previous))
-    return differences
-
-
 def difference(factors: Factors, previous: Factors) -> Factors:
     """`factors - previous` as one product of stacked factors, scaling 1."""
     if previous is None or factors is None:
@@ -89,26 +73,11 @@ def difference(factors: Factors, previous: Factors) -> Factors:
     return lora_A, lora_B, 1.0
 
 
-def summed_of(round_: Round, module: str, clients: Sequence[int]) -> list[Factors]:
-    """The factors whose weighted sum is the merge of some clients in one module.
-
-    With a previous adapter P the merge is P plus the mean of the differences D_k - P, so it is the
-    mean of the D_k, with P in place of D_k for clients that lack the module (their difference is
-    zero). P is then one more entry at the end. An initial adapter is not added: it is subtracted
-    from the clients that have the module, as an entry of negative weight.
-
-    Args:
-        clients: indices in the round, ascending.
-    """
-    each = [factors_of(round_.adapters[k], module) for k in clients]
-    return [*each, previous_of(round_, module)] if adds_previous(round_, module, clients) else each
-
-
 def summed_weights(
     round_: Round, module: str, clients: Sequence[int], weights: Sequence[float]
 ) -> list[float]:
-    """Weights of the entries of `summed_of`. The previous adapter's is the sum of the weights of
-    all clients that lack the module; an initial one's is less the sum of all others'.
+    """Weights of the entries of `RoundFactors.summed`. The previous adapter's is the sum of the
+    weights of all clients that lack the module; an initial one's is less the sum of all others'.
 
     Args:
         weights: one per client in `clients`.
@@ -123,7 +92,7 @@ def summed_weights(
 
 
 def adds_previous(round_: Round, module: str, clients: Sequence[int]) -> bool:
-    """Whether the previous adapter is one more entry of `summed_of`."""
+    """Whether the previous adapter is one more entry of `RoundFactors.summed`."""
     if round_.previous is None or module not in round_.previous.modules:
         return False
     return any((module in round_.adapters[k].modules) == round_.initial for k in clients)
@@ -132,6 +101,10 @@ def adds_previous(round_: Round, module: str, clients: Sequence[int]) -> bool:
 def previous_of(round_: Round, module: str) -> Factors:
     """The previous adapter's factors in one module; None without such an adapter or module."""
     return None if round_.previous is None else factors_of(round_.previous, module)
+
+
+# Index of the previous adapter in `RoundFactors.read`, beside those of the clients.
+_PREVIOUS = -1
 
 
 class RoundFactors:
@@ -145,6 +118,7 @@ class RoundFactors:
         grams: Grams of some modules' compared delta weights, by module.
         cores: decompositions of some modules' weighted sums, by module.
         cuts: some modules' weighted sums as they may be written, by module and by the way to cut.
+        read: factors of some modules as they were read, by module and by the index in the round.
     """
 
     def __init__(self, round_: Round, device: Device, cache: DeviceCache | None = None) -> None:
@@ -152,15 +126,25 @@ class RoundFactors:
         self.grams: dict[str, PackedGrams] = {}
         self.cores: dict[str, CoreSVD] = {}
         self.cuts: dict[str, Mapping[Any, WrittenModule]] = {}
+        self.read: dict[str, Mapping[int, Factors]] = {}
         sources = [*round_.compared.adapters, *([round_.previous] if round_.previous else [])]
         # if one client has float64 factors, all stacks of the round are balanced, whichever clients
         # are in them: Grams of one stack are used with another
         self._balanced = any(m.is_double for a in sources for m in a.modules.values())
 
     def of(self, round_: Round) -> RoundFactors:
-        """The factors of a round with the same files; without cache and kept results if its clients
-        or modules differ from this round's."""
-        return self if round_ is self.round else RoundFactors(round_, self.device)
+        """The factors of a round with the same files. If its clients or modules differ from this
+        round's, they are without cache, and of what is kept `read` alone counts."""
+        if round_ is self.round:
+            return self
+        found = RoundFactors(round_, self.device)
+        found.read = self.read
+        return found
+
+    def forget(self) -> None:
+        """Drop what is kept."""
+        for kept in (self.grams, self.cores, self.cuts, self.read):
+            kept.clear()
 
     def check(self) -> None:
         """Check that no cached file has changed, see `DeviceCache.check`; other files are checked
@@ -173,7 +157,7 @@ class RoundFactors:
 
         Args:
             modules: names of modules of one shape.
-            clients: of a merge, ascending: the entries of `summed_of`. None for all clients and the
+            clients: of a merge, ascending: the entries of `summed`. None for all clients and the
                 user's own adapter, as in `Round.compared`, whose delta weights are then less the
                 previous adapter's.
 
@@ -183,7 +167,7 @@ class RoundFactors:
         if self.cache is not None:
             return self.cache.stack(modules, clients)
         if clients is not None:
-            return self._stacked([summed_of(self.round, m, clients) for m in modules], modules)
+            return self._stacked([self.summed(m, clients) for m in modules], modules)
         each = [
             [factors_of(adapter, m) for adapter in self.round.compared.adapters] for m in modules
         ]
@@ -193,6 +177,57 @@ class RoundFactors:
         both = [[*own, last] for own, last in zip(each, before, strict=True)]
         present = [[factors is not None for factors in own] for own in each]
         return differences_to_last(self._stacked(both, modules), torch.tensor(present))
+
+    def summed(self, module: str, clients: Sequence[int]) -> list[Factors]:
+        """The factors whose weighted sum is the merge of some clients in one module.
+
+        With a previous adapter P the merge is P plus the mean of the differences D_k - P, so it is
+        the mean of the D_k, with P in place of D_k for clients that lack the module (their
+        difference is zero). P is then one more entry at the end. An initial adapter is not added:
+        it is subtracted from the clients that have the module, as an entry of negative weight.
+
+        Args:
+            clients: indices in the round, ascending.
+        """
+        each = [self.client(k, module) for k in clients]
+        if adds_previous(self.round, module, clients):
+            each.append(self.previous(module))
+        return each
+
+    def differences(self, module: str, clients: Sequence[int]) -> list[Factors]:
+        """Some clients' delta weights in one module less that of the previous adapter; None for a
+        client that lacks the module.
+
+        Args:
+            clients: indices in the round.
+        """
+        before = self.previous(module)
+        return [difference(self.client(k, module), before) for k in clients]
+
+    def client(self, index: int, module: str) -> Factors:
+        """A client's factors in one module, see `factors_of`; as they were kept, if they were."""
+        adapter = self.round.adapters[index]
+        if module not in adapter.modules:
+            return None
+        return self.read.get(module, {}).get(index) or factors_of(adapter, module)
+
+    def previous(self, module: str) -> Factors:
+        """The previous adapter's, likewise; None without such an adapter or module."""
+        return self.read.get(module, {}).get(_PREVIOUS) or previous_of(self.round, module)
+
+    def keep_read(self, module: str, clients: Sequence[int], room: int) -> None:
+        """Read some clients' and the previous adapter's factors in one module for this pass and the
+        next ones, unless they may take more than `room` bytes.
+
+        Args:
+            clients: indices in the round.
+        """
+        sources = [self.round.adapters[k] for k in clients]
+        sources += [self.round.previous] if self.round.previous else []
+        size = sum(a.modules[module].factor_bytes for a in sources if module in a.modules)
+        if 0 < size <= room:
+            found = {k: self.client(k, module) for k in clients}
+            self.read[module] = {**found, _PREVIOUS: self.previous(module)}
 
     def _stacked(self, each: Sequence[Sequence[Factors]], modules: Sequence[str]) -> FactorStack:
         return stack_factors(

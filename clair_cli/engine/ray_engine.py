@@ -61,7 +61,14 @@ class RemoteFactors(RoundFactors):
         self.kept: dict[str, Any] = {}
 
     def of(self, round_: Round) -> RoundFactors:
-        return self if round_ is self.round else RemoteFactors(round_, self.device)
+        if round_ is self.round:
+            return self
+        found = RemoteFactors(round_, self.device)
+        found.kept = self.kept
+        return found
+
+    def forget(self) -> None:
+        self.kept.clear()
 
 
 class RayEngine:

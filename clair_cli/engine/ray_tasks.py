@@ -23,6 +23,7 @@ from clair_cli.engine.factors import RoundFactors
 from clair_cli.errors import RejectedClient
 from clair_cli.formats.safetensors.reader import SafetensorsFile
 from clair_cli.maths.factors.grams import PackedGrams
+from clair_cli.maths.factors.stack import Factors
 from clair_cli.maths.merge.from_grams import CoreSVD
 from clair_cli.maths.merge.rounding import WrittenModule
 from clair_cli.store.address import RemotePath
@@ -61,6 +62,7 @@ class Kept:
     grams: PackedGrams | None
     core: CoreSVD | None
     cuts: Mapping[Any, WrittenModule] | None
+    read: Mapping[int, Factors] | None
 
 
 def sources_of(round_: Round) -> tuple[Adapter, ...]:
@@ -154,6 +156,7 @@ def run_item(
     factors.grams = {m: k.grams for m, k in zip(modules, kept, strict=True) if k and k.grams}
     factors.cores = {m: k.core for m, k in zip(modules, kept, strict=True) if k and k.core}
     factors.cuts = {m: k.cuts for m, k in zip(modules, kept, strict=True) if k and k.cuts}
+    factors.read = {m: k.read for m, k in zip(modules, kept, strict=True) if k and k.read}
     try:
         with device.stream():
             outcome = work(factors, item)
@@ -167,8 +170,8 @@ def run_item(
         return outcome
     if device.name != "cpu":
         factors.grams, factors.cores = {}, {}
-    made = factors.grams, factors.cores, factors.cuts
-    return (outcome, *(Kept(made[0].get(m), made[1].get(m), made[2].get(m)) for m in modules))
+    made: list[dict[str, Any]] = [factors.grams, factors.cores, factors.cuts, factors.read]
+    return (outcome, *(Kept(*(by_module.get(m) for by_module in made)) for m in modules))
 
 
 def read_item(load: Callable[[T], Adapter | Rejection], folder: str, item: T) -> Any:

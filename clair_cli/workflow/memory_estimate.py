@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from clair_cli.adapters.adapter import DTYPE_BYTES
 from clair_cli.adapters.experts import ExpertTensors
 from clair_cli.cohort.round import Round
 from clair_cli.engine.engine import Engine
@@ -16,7 +17,6 @@ from clair_cli.workflow.batches import batches, kept_grams, largest_ranks, overc
 from clair_cli.workflow.read import KEPT_BYTES
 
 _FLOAT = 8
-_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # Matrices of the size of one Gram that the work on a module holds.
 _SQUARES = 8
 # Numbers per client that the work on a module with an over-complete stack holds.
@@ -33,7 +33,7 @@ _ROW_BYTES = 1100
 def read_memory(round_: Round) -> int:
     """Bytes of the clients' files that are held from the first reading on."""
     files = sum(
-        _BYTES[m.dtype] * m.rank * sum(m.shape)
+        DTYPE_BYTES[m.dtype] * m.rank * sum(m.shape)
         for adapter in round_.adapters
         for m in adapter.modules.values()
     )

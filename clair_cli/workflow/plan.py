@@ -28,7 +28,7 @@ TORCH_DTYPES = {
 N = TypeVar("N", int, float)
 
 # Above every module's number of singular values.
-_ANY_RANK = 2**31
+ANY_RANK = 2**31
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def possible_cuts(adapters: Sequence[Adapter], settings: Settings) -> tuple[Cut,
     """
     ranks: Sequence[int] = SERVING_RANKS
     if settings.rank == "full":
-        ranks = () if settings.keep_alpha else (_ANY_RANK,)
+        ranks = () if settings.keep_alpha else (ANY_RANK,)
     elif settings.rank != "auto":
         ranks = (_rank(settings, adapters, {}, 0)[0],)
     dtype, _ = _dtype(settings, adapters, 0.0)

@@ -104,11 +104,12 @@ def refine_round(
     engine: Engine,
     destination: Destination,
 ) -> Refined:
-    """Refine every client with a weight, module by module in three looks.
+    """Refine every client with a weight, module by module in two or three looks.
 
-    The first estimates noise and gain, the second gives every client's singular values, the
-    third its factors. Only a few modules of all clients are in memory at once, and those adapters
-    that `destination` does not write to files.
+    The first, where noise can be known, estimates it and the gain, which decides who is refined;
+    the second gives every client's singular values, from which its rank follows; the last its
+    factors. Each needs what the one before found in all modules. Only a few modules of all clients
+    are in memory at once, and those adapters that `destination` does not write to files.
 
     Args:
         factors: of the judged round.
@@ -120,14 +121,16 @@ def refine_round(
     modules, factors = judged.written, factors.of(judged.summed)
     side, why = choose_side(judged)
     weights = tuple(judged.weights[k] for k in judged.merged)
-    task = Refinement(judged.merged, weights, side)
-    offs = list(engine.map("measuring", partial(measure, task), modules, factors, on_device=False))
+    factors.forget()  # what is kept is for a merge
+    task = Refinement(judged.merged, weights, side, engine.stores // max(1, len(modules)))
+    look = partial(engine.map, items=modules, factors=factors, on_device=False, keeping=True)
+    offs: list[NoiseEvidence] = []
+    if settings.noise is not None or judged.round.weights is not None:
+        offs = list(look("measuring", partial(measure, task)))
     gains, model = _gains(judged, settings, offs)
     task = replace(task, local=tuple(gain is not None and not gain.sure for gain in gains))
 
-    looked = engine.map(
-        "refining", partial(refined_values, task), modules, factors, on_device=False
-    )
+    looked = look("refining", partial(refined_values, task))
     changes = dict(zip(modules, looked, strict=True))
     most = largest_refined(judged)
     for module in modules:
@@ -137,8 +140,7 @@ def refine_round(
     heads, remarks = plan_heads(judged, settings)
     writers = _writers(judged, changes, settings, destination, heads)
     cuts = [writer.plan.cut for writer in writers]
-    work = partial(cut_refined, task, cuts)
-    every = engine.map("writing", work, modules, factors, on_device=False)
+    every = look("writing", partial(cut_refined, task, cuts))
     for module, written in zip(modules, every, strict=True):
         for writer, pair in zip(writers, written, strict=True):
             writer.put(module, pair)
@@ -188,13 +190,13 @@ def _gains(
     """Every client's estimated errors, None where they can't be known, and the noise assumed.
 
     Args:
-        offs: one per module.
+        offs: one per module; none where noise can't be known.
     """
     energies = [sum(column) for column in zip(*(o.energy for o in offs), strict=True)]
     weights = [judged.weights[k] for k in judged.merged]
     n_inside, n_off = sum(o.n_inside for o in offs), sum(o.n_entries for o in offs)
     n_fitted = sum(o.n_fitted for o in offs)
-    unknown = tuple(float("nan") for _ in energies)
+    unknown = tuple(float("nan") for _ in weights)
     model = NoiseModel(unknown, float("nan"), "not identifiable")
     if settings.noise is not None:
         model = noise_from_option(settings.noise, energies, n_off)

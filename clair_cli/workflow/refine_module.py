@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clair_cli.engine.factors import RoundFactors, differences_of, naming_module, previous_of
+from clair_cli.engine.factors import RoundFactors, naming_module
 from clair_cli.maths.factors.coordinates import coordinates
 from clair_cli.maths.factors.lowrank import Product, norm, singular_values, sum_of, svd
 from clair_cli.maths.merge.mean import weighted_sum
@@ -31,12 +31,14 @@ class Refinement:
         clients: indices in the round, ascending.
         weights: one positive number per client, summing to 1.
         side: side of the delta weights that the subspace is on: "output", "input" or "both".
+        room: bytes of one module's factors that may be kept from pass to pass.
         local: whether a client's local delta weights are written as they are, one per client.
     """
 
     clients: tuple[int, ...]
     weights: tuple[float, ...]
     side: str
+    room: int
     local: tuple[bool, ...] = ()
 
 
@@ -70,9 +72,9 @@ class _Module:
         self, task: Refinement, factors: RoundFactors, module: str, *, bases: bool = False
     ) -> None:
         round_ = factors.round
-        shape, previous = round_.module_shapes[module], previous_of(round_, module)
-        differences = differences_of(round_, module, previous)
-        chosen = [differences[k] for k in task.clients]
+        factors.keep_read(module, task.clients, task.room)
+        shape, previous = round_.module_shapes[module], factors.previous(module)
+        chosen = factors.differences(module, task.clients)
         on_top = [] if previous is None or round_.initial else [previous]
         self.weights = task.weights
         self.space = coordinates(
@@ -111,7 +113,8 @@ def _effective_rank(mean: Product) -> int:
 
 
 def measure(task: Refinement, factors: RoundFactors, module: str) -> NoiseEvidence:
-    """First pass over a module: the clients' noise and differences off the shared subspace."""
+    """Where noise can be known, first: the clients' noise and differences off the shared subspace
+    of a module."""
     with naming_module(module):
         state = _Module(task, factors, module)
         return off_subspace(
@@ -120,7 +123,7 @@ def measure(task: Refinement, factors: RoundFactors, module: str) -> NoiseEviden
 
 
 def refined_values(task: Refinement, factors: RoundFactors, module: str) -> list[Change]:
-    """Second pass over a module: the refinement's effect on every client."""
+    """Then the refinement's effect on every client in a module."""
     with naming_module(module):
         state, found = _Module(task, factors, module), []
         for i, local in enumerate(task.local):
@@ -134,9 +137,10 @@ def refined_values(task: Refinement, factors: RoundFactors, module: str) -> list
 def cut_refined(
     task: Refinement, cuts: Sequence[Cut], factors: RoundFactors, module: str
 ) -> list[WrittenModule]:
-    """Third pass over a module: every client's factors as they will be written."""
+    """At last every client's factors of a module as they will be written."""
     with naming_module(module):
         state = _Module(task, factors, module, bases=True)
+        factors.read.pop(module, None)
         sixteen = all(cut.torch_dtype.itemsize == 2 for cut in cuts)
         space = state.space.rounded(torch.float32 if sixteen else torch.float64)
         written: list[WrittenModule] = []

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.engine.engine import Engine
-from clair_cli.engine.factors import RoundFactors, differences_of, naming_module, previous_of
+from clair_cli.engine.factors import RoundFactors, naming_module
 from clair_cli.maths.factors.lowrank import svd
 from clair_cli.maths.merge.mean import weighted_sum
 from clair_cli.remark import note
@@ -37,12 +37,14 @@ class Sharing:
         others: indices of the clients outside all minorities, and their weights, which sum to 1.
         members: indices of the minorities' members.
         shares: by module, the share of the mean's energy that lies between clients, 0 to 1.
+        room: bytes of one module's factors that may be kept for the merge.
     """
 
     others: tuple[int, ...]
     weights: tuple[float, ...]
     members: tuple[int, ...]
     shares: Mapping[str, float]
+    room: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,12 @@ def merge_shared_parts(judged: JudgedRound, factors: RoundFactors, engine: Engin
     members = judged.minority
     others = judged.merged
     weights = tuple(judged.weights[k] for k in others)
-    task = Sharing(others, weights, members, _shares(judged))
     modules = judged.merged_modules
-    looked = engine.map("sharing", partial(project, task), modules, factors, on_device=False)
+    room = engine.stores // max(1, len(modules))
+    task = Sharing(others, weights, members, _shares(judged), room)
+    factors.forget()  # what is kept is for a merge of the clients as they were sent
+    work = partial(project, task)
+    looked = engine.map("sharing", work, modules, factors, on_device=False, keeping=True)
     found = dict(zip(modules, looked, strict=True))
     adapters, raw, kept = list(judged.round.adapters), list(judged.ordinary_weights), {}
     for i, k in enumerate(members):
@@ -129,7 +134,8 @@ def project(task: Sharing, factors: RoundFactors, module: str) -> Projections:
     """The members' projections in one module."""
     round_ = factors.round
     with naming_module(module):
-        differences = differences_of(round_, module, previous_of(round_, module))
+        factors.keep_read(module, task.others, task.room)
+        differences = factors.differences(module, range(len(round_.adapters)))
         shape = round_.module_shapes[module]
         mean = svd(weighted_sum([differences[k] for k in task.others], task.weights, shape))
         energy = mean.values.square().cumsum(0)

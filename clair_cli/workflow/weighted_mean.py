@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from clair_cli.cohort.round import Round
-from clair_cli.engine.factors import RoundFactors, adds_previous, summed_of, summed_weights
+from clair_cli.engine.factors import RoundFactors, adds_previous, summed_weights
 from clair_cli.maths.factors.lowrank import Product
 from clair_cli.maths.factors.stack import Factors, FactorStack, is_overcomplete
 from clair_cli.maths.merge.mean import weighted_sum
@@ -32,7 +32,7 @@ class WeightedMean:
     cuts: tuple[Cut, ...] = ()
 
     def ranks(self, round_: Round, module: str) -> list[int]:
-        """Rank-one components of every entry of `summed_of`."""
+        """Rank-one components of every entry of `RoundFactors.summed`."""
         adapters = [round_.adapters[k] for k in self.clients]
         ranks = [a.modules[module].components if module in a.modules else 0 for a in adapters]
         if adds_previous(round_, module, self.clients):
@@ -76,12 +76,12 @@ class ReadSums:
         return self._sums[module]
 
     def _entries(self, module: str) -> list[Factors]:
-        """As `summed_of`; from the stack, if that was made, and has the numbers as they were
-        sent."""
+        """As `RoundFactors.summed`; from the stack, if that was made, and has the numbers as they
+        were sent."""
         made = vars(self).get("stack")
         self.was_read = True
         if made is None or max(made.lora_A.element_size(), made.lora_B.element_size()) > 4:
-            return summed_of(self.factors.round, module, self.mean.clients)
+            return self.factors.summed(module, self.mean.clients)
         row, ranks = self.modules.index(module), list(made.ranks)
         each_A = made.lora_A[row].cpu().split(ranks)
         each_B = made.lora_B[row].cpu().split(ranks, dim=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,7 @@ def both(
         (clair_cli.merge, {"rank": "full", "dtype": "float32"}),
         (clair_cli.merge, {"modules": "union", "keep_alpha": True}),
         (clair_cli.refine, {}),
+        (clair_cli.refine, {"noise": 1e-4, "rank": "same"}),
     ],
 )
 def test_the_options(
@@ -77,6 +79,25 @@ def test_what_a_minority_shares_is_merged(engine: str, tmp_path: Path) -> None:
     """Projections of its members, which are no files, travel too."""
     files = both(engine, save(tmp_path / "clients", minority.clients()))
     assert b'"minority_shared"' in files["out/report.json"]
+
+
+@pytest.mark.parametrize(
+    ("function", "stage"), [(clair_cli.merge, "merging"), (clair_cli.refine, "refining")]
+)
+def test_what_was_read_a_second_time_is_not_read_again(
+    engine: str, tmp_path: Path, function: Callable[..., Any], stage: str
+) -> None:
+    """The files may be gone by then."""
+    folder = save(tmp_path / "clients", minority.clients())
+    options = {} if function is clair_cli.merge else {"noise": 0.1}
+    local = made(function, folder, tmp_path / "local", **options)
+
+    def progress(now: str, done: int, total: int) -> None:
+        if (now, done) == (stage, 0):
+            shutil.rmtree(folder)
+
+    options |= {"engine": engine, "progress": progress}
+    assert made(function, folder, tmp_path / "ray", **options) == local
 
 
 @pytest.mark.parametrize("case", paths.CASES)
