@@ -229,6 +229,11 @@ class RoundFactors:
             found = {k: self.client(k, module) for k in clients}
             self.read[module] = {**found, _PREVIOUS: self.previous(module)}
 
+    def forget_read(self, modules: Sequence[str]) -> None:
+        """Drop what `keep_read` kept of some modules."""
+        for module in modules:
+            self.read.pop(module, None)
+
     def _stacked(self, each: Sequence[Sequence[Factors]], modules: Sequence[str]) -> FactorStack:
         return stack_factors(
             each, self.round.module_shapes[modules[0]],

@@ -59,10 +59,14 @@ def merge_round(
     destination.close()
     modules, factors = judged.written, factors.of(judged.summed)
     weights = tuple(judged.weights[k] for k in judged.merged)
-    room = max(engine.stores, _room_for_vectors(engine.device)) // max(1, len(modules))
     adapters = [judged.round.adapters[k] for k in judged.merged]
     cuts = possible_cuts(adapters, settings) if engine.stores else ()
-    mean = WeightedMean(judged.merged, weights, room, cuts)
+    stores = engine.stores if cuts else engine.stores // 2  # for vectors, and for factors
+    room, read_room = (
+        size // max(1, len(modules))
+        for size in (max(stores, _room_for_vectors(engine.device)), 0 if cuts else stores)
+    )
+    mean = WeightedMean(judged.merged, weights, room, cuts, read_room)
     on_device = not any(mean.overcomplete(factors.round, m) for m in modules)
 
     spectra: dict[str, Spectrum] = {}

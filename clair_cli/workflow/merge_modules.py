@@ -20,12 +20,12 @@ from clair_cli.engine.factors import (
 from clair_cli.errors import OutputError
 from clair_cli.maths.factors.factored_svd import FactoredSVD, factored
 from clair_cli.maths.factors.grams import Grams, grams, joined
-from clair_cli.maths.factors.lowrank import numerical_rank, singular_values, svd
+from clair_cli.maths.factors.lowrank import singular_values, svd
 from clair_cli.maths.factors.stack import is_overcomplete
 from clair_cli.maths.merge.from_grams import CoreSVD, core_svds, leading_svd
 from clair_cli.maths.merge.overcomplete import overcomplete_svd
 from clair_cli.maths.merge.rounding import WrittenModule
-from clair_cli.workflow.plan import ANY_RANK, Cut
+from clair_cli.workflow.plan import Cut
 from clair_cli.workflow.weighted_mean import ReadSums, WeightedMean
 from clair_cli.workflow.write import cut_modules
 
@@ -101,8 +101,11 @@ def second_looks(
 
 def decompose(mean: WeightedMean, factors: RoundFactors, modules: list[str]) -> dict[str, Spectrum]:
     """First look at some modules of one shape in which every client has one rank: their singular
-    values, and, in `factors.cores` or `factors.cuts`, what the second look needs."""
+    values, and, in `factors.cuts`, or `.cores` and `.read`, what the second look needs."""
     with naming_module(modules[0]):
+        if not all(module in factors.grams for module in modules):
+            for module in modules:
+                factors.keep_read(module, mean.clients, mean.read_room)
         read = ReadSums(mean, factors, modules)
         cores = _cores(read, _vectors_for(mean, factors, modules))
         found = {}
@@ -113,10 +116,8 @@ def decompose(mean: WeightedMean, factors: RoundFactors, modules: list[str]) -> 
             known = dict(zip(modules, cores, strict=True))
             n = sum(mean.ranks(factors.round, modules[0]))
             for second in second_looks(modules, found, n, None):
-                alike = [found[m].values for m in second.modules]
-                _cut_at_once(read, second, alike, [known[m] for m in second.modules])
-            for module in modules:
-                factors.read.pop(module, None)
+                _cut_at_once(read, second, [known[m] for m in second.modules])
+            factors.forget_read(modules)
             return found
         for module, core in zip(modules, cores, strict=True):
             if core is not None:
@@ -141,7 +142,9 @@ def cut(
         if second.decomposed and not enough:
             # Grams that are made again may differ in the last bit: then None is possible here too
             cores = _cores(read, None)
-        return _cut_read(read, modules, cores, how)
+        written = _cut_read(read, modules, cores, how)
+        factors.forget_read(modules)
+        return written
 
 
 def _vectors_for(mean: WeightedMean, factors: RoundFactors, modules: Sequence[str]) -> int | None:
@@ -156,17 +159,12 @@ def _vectors_for(mean: WeightedMean, factors: RoundFactors, modules: Sequence[st
     return None if found >= most else found
 
 
-def _cut_at_once(
-    read: ReadSums, second: Second, values: Sequence[Tensor], cores: Sequence[CoreSVD | None]
-) -> None:
+def _cut_at_once(read: ReadSums, second: Second, cores: Sequence[CoreSVD | None]) -> None:
     """Put modules into `factors.cuts` that are cut in the ways of `mean.cuts`, smaller ranks first,
-    as many as there is room for. The full rank of all modules together is tried as that of each of
-    these, and as no smaller than the number of their values."""
+    as many as there is room for."""
     room, shape = read.mean.room, read.factors.round.module_shapes[second.modules[0]]
     found: dict[str, dict[Cut, WrittenModule]] = {module: {} for module in second.modules}
-    own = sorted({numerical_rank(each) for each in values})
-    ways = [replace(w, rank=r) for w in read.mean.cuts if w.rank >= ANY_RANK for r in own]
-    for how in dict.fromkeys(_narrowed(way, second) for way in (*ways, *read.mean.cuts)):
+    for how in dict.fromkeys(_narrowed(how, second) for how in read.mean.cuts):
         room -= how.rank * sum(shape) * how.torch_dtype.itemsize
         if room < 0:
             break

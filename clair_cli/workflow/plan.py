@@ -27,9 +27,6 @@ TORCH_DTYPES = {
 
 N = TypeVar("N", int, float)
 
-# Above every module's number of singular values.
-ANY_RANK = 2**31
-
 
 @dataclass(frozen=True)
 class Scale:
@@ -129,17 +126,16 @@ def plan_adapter(
 
 def possible_cuts(adapters: Sequence[Adapter], settings: Settings) -> tuple[Cut, ...]:
     """The cuts that `plan_adapter` may choose, in order of rank, as far as that can be said before
-    the singular values are known. It takes none of them where the clients' dtype is too small; and
-    where the full rank is asked for, together with the clients' alpha or of linearly dependent
-    components.
+    the singular values are known: none where the full rank is asked for. It takes none of them
+    where the clients' dtype is too small.
 
     Args:
         adapters: as for `plan_adapter`.
     """
-    ranks: Sequence[int] = SERVING_RANKS
     if settings.rank == "full":
-        ranks = () if settings.keep_alpha else (ANY_RANK,)
-    elif settings.rank != "auto":
+        return ()
+    ranks: Sequence[int] = SERVING_RANKS
+    if settings.rank != "auto":
         ranks = (_rank(settings, adapters, {}, 0)[0],)
     dtype, _ = _dtype(settings, adapters, 0.0)
     return tuple(Cut(rank, _scale(settings, adapters, rank).scaling, dtype) for rank in ranks)

@@ -140,7 +140,7 @@ def cut_refined(
     """At last every client's factors of a module as they will be written."""
     with naming_module(module):
         state = _Module(task, factors, module, bases=True)
-        factors.read.pop(module, None)
+        factors.forget_read([module])
         sixteen = all(cut.torch_dtype.itemsize == 2 for cut in cuts)
         space = state.space.rounded(torch.float32 if sixteen else torch.float64)
         written: list[WrittenModule] = []

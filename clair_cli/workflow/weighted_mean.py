@@ -24,12 +24,14 @@ class WeightedMean:
         room: bytes of one module's results that may be kept for the second look.
         cuts: how modules whose factors the first look reads may be asked to be cut: that is done
             at once, as far as there is room, so that factors are read once. None: it is not.
+        read_room: bytes of one module's factors that the first look may keep for the second.
     """
 
     clients: tuple[int, ...]
     weights: tuple[float, ...]
     room: int
     cuts: tuple[Cut, ...] = ()
+    read_room: int = 0
 
     def ranks(self, round_: Round, module: str) -> list[int]:
         """Rank-one components of every entry of `RoundFactors.summed`."""

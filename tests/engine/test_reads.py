@@ -98,35 +98,31 @@ def test_in_a_later_round_too(
     assert by_module == [2] * 5
 
 
-def test_a_full_rank_that_no_module_of_its_shape_has(
-    monkeypatch: pytest.MonkeyPatch, reads: Counter[tuple[str, str]]
+@pytest.mark.parametrize("keep_alpha", [False, True])
+def test_a_full_rank_between_what_a_module_may_have(
+    monkeypatch: pytest.MonkeyPatch, reads: Counter[tuple[str, str]], keep_alpha: bool
 ) -> None:
     """Between the number of a module's components and that of the independent ones is the rank of
     another module, which has fewer components."""
-    g = torch.Generator().manual_seed(3)
-    given = several(4, copies=True)
-    for n, name in enumerate(["c0", "c1", "c2", "c3", "copy"]):
-        rank = [4, 4, 4, 6, 0][n]
-        state, _ = given[name] = (dict(given[name][0]), {"r": 4, "lora_alpha": 8})
-        for key in [key for key in state if key.startswith("l4.")]:
-            del state[key]
+    g, given = torch.Generator().manual_seed(3), dict[str, Any]()
+    pairs = several(4, copies=True).items()
+    for (name, (state, config)), rank in zip(pairs, [4, 4, 4, 6, 0], strict=True):
+        own = {key: tensor for key, tensor in state.items() if not key.startswith("l4.")}
         if rank:
-            state["l4.q.lora_A.weight"] = torch.randn(rank, 40, generator=g)
-            state["l4.q.lora_B.weight"] = torch.randn(30, rank, generator=g)
-        if rank == 6:
-            given[name] = state, {"r": 4, "lora_alpha": 8, "rank_pattern": {"l4.q": 6}}
-    options = {"allow_undetermined": True, "rank": "full", "modules": "union"}
+            own["l4.q.lora_A.weight"] = torch.randn(rank, 40, generator=g)
+            own["l4.q.lora_B.weight"] = torch.randn(30, rank, generator=g)
+        given[name] = own, {**config, "rank_pattern": {"l4.q": rank} if rank else {}}
+    options: dict[str, Any] = {"allow_undetermined": True, "rank": "full", "modules": "union"}
+    options["keep_alpha"] = keep_alpha
+    monkeypatch.setattr(batches, "KEPT_BETWEEN_PASSES", 0)
     expected = clair_cli.merge(given, **options)
     assert expected.report.merged is not None and expected.report.merged.rank == 18
     reads.clear()
-    monkeypatch.setattr(batches, "KEPT_BETWEEN_PASSES", 0)
     monkeypatch.setattr(run, "make_engine", lambda _: Roomy(1, lambda *_: None))
     found = clair_cli.merge(given, **options)
-    assert {m: reads["c0", m] for m in ("l0.q", "l3.q", "l4.q")} == {
-        "l0.q": 3, "l3.q": 3, "l4.q": 2,
-    }  # fmt: skip
-    for name, tensor in expected.tensors.items():
-        torch.testing.assert_close(found.tensors[name], tensor)
+    assert max(reads.values()) == 2
+    equal(expected.tensors, found.tensors)
+    assert expected.report == found.report
 
 
 def test_ranks_for_which_there_is_no_room_are_cut_later(
@@ -202,19 +198,19 @@ def test_a_refinement_with_room_reads_factors_twice(
                 equal(tensors, found.adapters[name][0])
 
 
-@pytest.mark.parametrize("kept", [0, 2**29])
+@pytest.mark.parametrize(("kept", "rank"), [(0, "auto"), (2**29, "auto"), (0, "full")])
 def test_what_a_minority_shares_is_read_twice(
-    monkeypatch: pytest.MonkeyPatch, reads: Counter[tuple[str, str]], kept: int
+    monkeypatch: pytest.MonkeyPatch, reads: Counter[tuple[str, str]], kept: int, rank: str
 ) -> None:
     """To compare the clients, and to find it; what that left is merged."""
     monkeypatch.setattr(batches, "KEPT_BETWEEN_PASSES", kept)
-    expected = clair_cli.merge(minority.clients())
+    expected = clair_cli.merge(minority.clients(), rank=rank)
     apart = {c.name for c in expected.report.clients if c.verdict == "minority"}
     assert apart == set(minority.APART)
     assert {n for (name, _), n in reads.items() if name not in apart} <= {3, 4}
     reads.clear()
     monkeypatch.setattr(run, "make_engine", lambda _: Roomy(1, lambda *_: None))
-    found = clair_cli.merge(minority.clients())
+    found = clair_cli.merge(minority.clients(), rank=rank)
     assert {n for (name, _), n in reads.items() if name not in apart} == {2}
     equal(expected.tensors, found.tensors)
     assert found.report == expected.report

@@ -65,6 +65,7 @@ def both(
     [
         (clair_cli.merge, {"rank": "full", "dtype": "float32"}),
         (clair_cli.merge, {"modules": "union", "keep_alpha": True}),
+        (clair_cli.merge, {"rank": "full", "keep_alpha": True}),
         (clair_cli.refine, {}),
         (clair_cli.refine, {"noise": 1e-4, "rank": "same"}),
     ],
