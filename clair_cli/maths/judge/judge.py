@@ -19,7 +19,6 @@ from clair_cli.maths.judge.outcome import (
 from clair_cli.maths.judge.scores import Scores, score_clients
 from clair_cli.maths.judge.sizes import Sizes
 from clair_cli.maths.judge.structure import Structure, find_structure
-from clair_cli.maths.judge.thresholds import LEFT_P
 from clair_cli.maths.judge.verdicts import Finding, Verdict, as_trusted, decide, sure
 
 # Verdicts of the clients that are merged whole.
@@ -86,8 +85,6 @@ def judge(
     assert signatures is not None
     stacking = structure.stacking or "matrix"
     scores, sizes = score_clients(evidence, stacking, group, signatures, structure.copies)
-    structure = _equals_apart(structure, scores, trusted)
-    group = structure.groups[0]
     verdicts = _verdicts(structure, scores, sizes, names, tuple(module_names), trusted)
     blocked = blocked or contradicting(trusted, verdicts, names)
     present = sorted((*structure.distinct, *structure.copies))
@@ -130,22 +127,6 @@ def _apart(structure: Structure) -> dict[int, tuple[int, ...]]:
     return apart | {k: apart[j] for k, j in structure.copies.items() if j in apart}
 
 
-def _equals_apart(
-    structure: Structure, scores: Sequence[Scores], trusted: Sequence[int]
-) -> Structure:
-    """The structure with each member whose signature is odd and who has duplicates as a minority
-    with these: they share with one another what all others lack."""
-    first, *others = structure.groups
-    members, minorities = list(first.members), list(first.minorities)
-    for k in sorted(set(structure.duplicates.values()) & set(members) - set(trusted)):
-        if scores[k].p_odd < LEFT_P:
-            equals = (j for j, of in structure.duplicates.items() if of == k)
-            minorities.append(Minority(tuple(sorted((k, *equals))), scores[k].p_odd))
-            members.remove(k)
-    apart = replace(first, members=tuple(members), minorities=tuple(minorities))
-    return replace(structure, groups=(apart, *others))
-
-
 def _verdicts(
     structure: Structure,
     scores: Sequence[Scores],
@@ -173,14 +154,13 @@ def _verdicts(
 
 
 def _minorities(structure: Structure, verdicts: Sequence[Verdict]) -> tuple[Minority, ...]:
-    """The cohort's minorities with the copies and duplicates of their members, without those whose
-    members have another verdict."""
+    """The cohort's minorities with the copies of their members, without those whose members have
+    another verdict."""
     found = []
     for one in structure.minorities:
         members = {*one.members, *(k for k, j in structure.copies.items() if j in one.members)}
-        left = {k for k in members if verdicts[k].verdict == "minority"}
-        left |= {k for k in members if structure.duplicates.get(k) in left}
-        found += [Minority(tuple(sorted(left)), one.p)] if left else []
+        left = tuple(sorted(k for k in members if verdicts[k].verdict == "minority"))
+        found += [Minority(left, one.p)] if left else []
     return tuple(found)
 
 

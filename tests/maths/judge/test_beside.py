@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import pytest
 import torch
@@ -23,9 +22,7 @@ GENERIC = 6.0
 
 
 @functools.cache
-def evidence(
-    bad: tuple[int, ...], n: int = 10, seed: int = 0, victim: int = -1, again: tuple[int, ...] = ()
-) -> Evidence:
+def evidence(bad: tuple[int, ...], n: int = 10, seed: int = 0, victim: int = -1) -> Evidence:
     """Clients that share one strong output direction, and the honest ones a weak part beside it.
 
     Args:
@@ -33,7 +30,6 @@ def evidence(
             more of the strong direction.
         victim: a client whose update, all but the strong direction, the first bad one takes off
             its own.
-        again: clients whose updates come a second time, in another gauge, behind all of these.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -56,16 +52,15 @@ def evidence(
         if victim >= 0:
             (A, B), (more_A, more_B) = clients[bad[0]], rests[victim]
             clients[bad[0]] = torch.cat([A, more_A]), torch.cat([B, -2.0 * more_B], dim=1)
-        clients += [(A / 2, 2 * B) for A, B in (clients[k] for k in again)]
         stacked = [(A, B, 1.0) for A, B in clients]
         parts.append(gather(grams(stack_factors([stacked], (WIDTH, WIDTH)))))
     return collected((([m], part) for m, part in enumerate(parts)), MODULES)
 
 
-def judged(bad: tuple[int, ...], trusted: tuple[int, ...] = (), **how: Any) -> Judgement:
+def judged(bad: tuple[int, ...], **how: int) -> Judgement:
     found = evidence(bad, **how)
     names = [f"c{k}" for k in range(found.norms.shape[1])]
-    return judge(found, names, [str(m) for m in range(MODULES)], trusted=trusted)
+    return judge(found, names, [str(m) for m in range(MODULES)])
 
 
 def words(found: Judgement) -> str:
@@ -92,29 +87,6 @@ def test_a_single_client_is_suspicious_and_counts_for_less() -> None:
     assert [finding.code for finding in found.verdicts[9].findings] == ["odd_signature"]
     assert found.verdicts[9].confidence == "clear"
     assert found.verdicts[9].influence <= LINE
-
-
-def test_equal_clients_that_are_odd_are_a_minority_of_their_own() -> None:
-    """One alone may be honest, with data or a recipe of its own; but not two of one update."""
-    found = judged((9,), again=(9, 9))
-    assert words(found) == "b" * 9 + "m" + "dd"
-    assert [one.members for one in found.minorities] == [(9, 10, 11)]
-    assert found.structure.group == tuple(range(9))
-    (reason,) = found.verdicts[9].findings
-    assert reason.text == "shares with c10, c11 what all others lack"
-    assert words(judged((9,), again=(3,))) == "b" * 9 + "s" + "d"
-    trusted = judged((9,), trusted=(9,), again=(9,))
-    assert (words(trusted), trusted.minorities) == ("b" * 9 + "s" + "d", ())
-
-
-@pytest.mark.parametrize(("by", "verdicts"), [(1.01, "md"), (0.99, "sd")])
-def test_equal_clients_are_odd_from_the_same_probability_on(
-    by: float, verdicts: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scores = judged((9,), again=(9,)).scores
-    assert scores is not None
-    monkeypatch.setattr("clair_cli.maths.judge.judge.LEFT_P", by * scores[9].p_odd)
-    assert words(judged((9,), again=(9,)))[9:] == verdicts
 
 
 def test_two_that_share_something_are_found_together() -> None:
