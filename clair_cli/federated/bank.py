@@ -12,7 +12,8 @@ from torch import Tensor
 
 from clair_cli.adapters.adapter import Adapter
 from clair_cli.cohort.memory import adapters_from_memory
-from clair_cli.errors import UsageError
+from clair_cli.errors import RejectedClient, UsageError
+from clair_cli.federated.clients import unpacked
 from clair_cli.formats.limits import Limits
 
 
@@ -52,11 +53,14 @@ class Bank:
 
 
 def bank_of(tensors: Mapping[str, Any], config: Any, limits: Limits) -> Bank:
-    """Copies of some tensors, torch's or numpy's, as an adapter.
+    """Copies of some tensors, torch's or numpy's or packed ones, as an adapter.
 
     Raises:
         UsageError: they are none.
     """
+    tensors = unpacked(tensors)
+    if isinstance(tensors, RejectedClient):
+        raise UsageError(tensors.message, hint=tensors.hint)
     copies = {key: torch.as_tensor(value).detach().cpu().clone() for key, value in tensors.items()}
     bank = Bank(copies, config, limits)
     bank.adapter  # noqa: B018  # checked now

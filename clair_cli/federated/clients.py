@@ -62,7 +62,7 @@ def weights_of(
         return {}, None
     refused, numbers = {}, dict.fromkeys(names.values(), 1.0)
     for client, name in names.items():
-        number = _positive(weights.get(client))
+        number = positive(weights.get(client))
         if number is None:
             shown = quoted(weights[client], 60) if client in weights else "missing"
             refused[name] = RejectedClient(
@@ -76,15 +76,21 @@ def weights_of(
     return refused, numbers
 
 
-def _positive(value: Any) -> float | None:
-    """A finite number above 0 as a float; None for anything else."""
+def finite(value: Any) -> float | None:
+    """What a client sent for a number as a float; None where it is no finite number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
     try:
         number = float(value)
     except OverflowError:  # an int of hundreds of digits
         return None
-    return number if math.isfinite(number) and number > 0 else None
+    return number if math.isfinite(number) else None
+
+
+def positive(value: Any) -> float | None:
+    """The same; None also where it is not above 0."""
+    number = finite(value)
+    return number if number is not None and number > 0 else None
 
 
 def configs_by_name(config: Any) -> tuple[Any, dict[str, Any]]:
@@ -111,6 +117,39 @@ def configs_by_name(config: Any) -> tuple[Any, dict[str, Any]]:
 
 def _is_config(value: Any) -> bool:
     return isinstance(value, Mapping) or hasattr(value, "to_dict")
+
+
+def own_fields(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """A client's own fields of the config, among what it sent beside its arrays; {} for none.
+
+    >>> own_fields({"r": 4, "lora_alpha": 8, "lr": 0.1}), own_fields({"r": 4})
+    ({'r': 4, 'lora_alpha': 8}, {})
+    """
+    if "r" not in sent or "lora_alpha" not in sent:
+        return {}
+    return {field: sent[field] for field in OWN_FIELDS if field in sent}
+
+
+def unpacked(state: Any) -> Any:
+    """A state dict whose values came packed, as Flower's: they have a method `numpy()`. A
+    RejectedClient where one can't be unpacked; anything else as it is."""
+    if isinstance(state, tuple) and state:
+        return unpacked(state[0]), *state[1:]
+    if not isinstance(state, Mapping):
+        return state
+    found = dict(state)
+    for key, value in found.items():
+        if hasattr(value, "numpy") and not hasattr(value, "data_ptr"):  # no tensor of torch
+            try:
+                found[key] = value.numpy()
+            except Exception as error:  # of any kind: a stranger's bytes, in another library
+                return RejectedClient(
+                    f"tensor {quoted(key)} can't be unpacked: {quoted(str(error), 80)}",
+                    found=type(error).__name__,
+                    expected="an array of numbers",
+                    hint="let it send its arrays as the framework packs them",
+                )
+    return found
 
 
 def kind_of(states: Iterable[Any]) -> Kind | None:

@@ -8,18 +8,21 @@ Flower's arrays are numpy's, which have no bfloat16: clients send float32 (`t.fl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
 from logging import getLogger
+from operator import attrgetter
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from clair_cli.federated.clients import OWN_FIELDS
+from clair_cli.federated.clients import own_fields
 from clair_cli.federated.metrics import alike
 from clair_cli.federated.result import Result
 from clair_cli.federated.server import Server
-from clair_cli.text import printable
+from clair_cli.text import quoted
 
 _LOG = getLogger("flwr")
 
@@ -45,77 +48,59 @@ class ClairStrategy(FedAvg):
         self.server = config if isinstance(config, Server) else Server(config)
         self.result: Result | None = None
 
-    def _construct_messages(
-        self, record: RecordDict, node_ids: list[int], message_type: str
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Messages with each node's own adapter; before the first merge, with the arrays given."""
-        arrays = record.array_records[self.arrayrecord_key]
-        if not self.server.round and arrays:
-            self.server.start_from(_state(arrays))
-        for node in node_ids:
-            own = self.server.adapter_for(node)
-            content = RecordDict(dict(record))
-            content[self.arrayrecord_key] = arrays if own is None else _record(own)
-            yield Message(content=content, message_type=message_type, dst_node_id=node)
+        """FedAvg's messages, each with its node's own adapter; at first, with the arrays given."""
+        if arrays and not self.server.round:
+            self.server.start_from(arrays)
+        return self._for_each(super().configure_train(server_round, arrays, config, grid))
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Judge and merge a round's replies. `(None, None)` keeps the last arrays."""
-        valid, _ = self._check_and_log_replies(list(replies), is_train=True, validate=False)
-        contents = {message.metadata.src_node_id: message.content for message in valid}
-        result = self.result = self.server.aggregate(
-            {node: _state_of(content) for node, content in contents.items()},
-            {node: _weight(content, self.weighted_by_key) for node, content in contents.items()},
-        )
-        for line in result.left_out:
-            _LOG.info("\t> Node %s", line)
+    def configure_evaluate(self, *args: Any, **named: Any) -> Iterable[Message]:
+        """The same to evaluate."""
+        return self._for_each(super().configure_evaluate(*args, **named))
+
+    def _for_each(self, messages: Iterable[Message]) -> Iterable[Message]:
+        for message in messages:  # FedAvg's have one content for all
+            own = self.server.adapter_for(message.metadata.dst_node_id)
+            if own is not None:
+                arrays = {self.arrayrecord_key: _record(own)}
+                message.content = RecordDict({**message.content, **arrays})
+            yield message
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        """Judge and merge a round's replies: the arrays and the mean of the metrics of those that
+        are merged; `(None, None)` keeps the last arrays."""
+        contents = {m.metadata.src_node_id: m.content for m in _answers(replies)}
+        states, weights = {}, {}
+        for node, content in contents.items():
+            own = own_fields(ChainMap(*content.config_records.values()))
+            states[node] = ChainMap(*content.array_records.values()), own
+            weights[node] = ChainMap(*content.metric_records.values()).get(self.weighted_by_key)
+        result = self.result = self.server.aggregate(states, weights)
+        result.tell(_LOG.info, _LOG.warning)
         if result.tensors is None:
-            _LOG.warning("aggregate_train: nothing is merged: %s", printable(result.why))
             return None, None
-        used = [content for node, content in contents.items() if str(node) in result.merged]
-        return _record(result.tensors), self._metrics(used, self.train_metrics_aggr_fn)
+        merged = [content for node, content in contents.items() if str(node) in result.merged]
+        usable = alike(merged, attrgetter("metric_records"), self.weighted_by_key)
+        return _record(result.tensors), self.train_metrics_aggr_fn(usable, self.weighted_by_key)
 
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """The mean of the metrics of those replies that can be used."""
-        valid, _ = self._check_and_log_replies(list(replies), is_train=False, validate=False)
-        return self._metrics([m.content for m in valid], self.evaluate_metrics_aggr_fn)
-
-    def _metrics(self, contents: list[RecordDict], mean: Any) -> MetricRecord | None:
-        """The mean over the replies that have the metrics which most have; None where none has."""
-        records = [list(content.metric_records.values()) for content in contents]
-        usable = alike([own[0] if len(own) == 1 else None for own in records], self.weighted_by_key)
-        found: MetricRecord | None = None
-        if usable:
-            found = mean([contents[k] for k in usable], self.weighted_by_key)
-        return found
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> Any:
+        """FedAvg's mean of the metrics of those replies that have what most have."""
+        usable = alike(
+            _answers(replies), attrgetter("content.metric_records"), self.weighted_by_key
+        )
+        return super().aggregate_evaluate(server_round, usable)
 
 
-def _state_of(content: RecordDict) -> Any:
-    """A reply's state dict, with its own fields of the config where it brings some; None for no
-    arrays."""
-    try:
-        (arrays,) = content.array_records.values()
-        state = _state(arrays)
-    except (ValueError, TypeError, OSError, EOFError):
-        return None
-    for record in content.config_records.values():
-        if "r" in record and "lora_alpha" in record:
-            return state, {field: record[field] for field in OWN_FIELDS if field in record}
-    return state
+def _answers(replies: Iterable[Message]) -> Iterable[Message]:
+    for message in replies:
+        if message.has_content():
+            yield message
+        else:
+            end = quoted(str(message.error.reason)[-100:])  # of a traceback
+            _LOG.info("%d sent an error: %s", message.metadata.src_node_id, end)
 
 
-def _state(arrays: ArrayRecord) -> dict[str, Any]:
-    return {key: array.numpy() for key, array in arrays.items()}
-
-
-def _record(state: Any) -> ArrayRecord:
+def _record(state: Mapping[str, Any]) -> ArrayRecord:
     return ArrayRecord({key: Array(array) for key, array in state.items()})
-
-
-def _weight(content: RecordDict, key: str) -> Any:
-    """The reply's number of samples; None where it has none."""
-    found = [record[key] for record in content.metric_records.values() if key in record]
-    return found[0] if len(found) == 1 else None

@@ -23,7 +23,8 @@ from clair_cli.errors import RejectedClient
 from clair_cli.federated.metrics import mean_of
 from clair_cli.federated.result import Result
 from clair_cli.federated.server import Server
-from clair_cli.text import printable
+
+_STEPS = FLMetaKey.NUM_STEPS_CURRENT_ROUND
 
 
 class ClairAggregator(ModelAggregator):
@@ -63,21 +64,18 @@ class ClairAggregator(ModelAggregator):
 
     def accept_model(self, model: FLModel) -> None:
         """Keep one client's model until all are there."""
-        self._models[str((model.meta or {}).get("client_name"))] = model
+        self._models[str(model.meta.get("client_name"))] = model
 
     def aggregate_model(self) -> FLModel:
         """The merge; a model that changes nothing where there is nothing to use."""
         models = self._models
         states = {name: _state_of(model) for name, model in models.items()}
-        each = {n: (m.meta or {}).get(FLMetaKey.NUM_STEPS_CURRENT_ROUND) for n, m in models.items()}
-        told = {name: steps for name, steps in each.items() if steps is not None}
-        result = self.result = self.server.aggregate(states, told or None)
+        steps = {name: m.meta[_STEPS] for name, m in models.items() if _STEPS in m.meta}
+        result = self.result = self.server.aggregate(states, steps or None)
         if self.state:
             self.server.save(self.state)
-        for line in result.left_out:
-            self.info(line)
+        result.tell(self.info, self.warning)
         if result.tensors is None:
-            self.warning(printable(f"nothing is merged: {result.why}"))
             return FLModel(params={}, params_type=ParamsType.DIFF)
         metrics = mean_of([(models[n].metrics or {}, share) for n, share in result.merged.items()])
         return FLModel(params=dict(result.tensors), params_type=ParamsType.FULL, metrics=metrics)

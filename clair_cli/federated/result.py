@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,3 +47,10 @@ class Result:
             printable(f"{c.name} is {c.verdict}: {'; '.join(r.text for r in c.reasons)}")
             for c in gone
         )
+
+    def tell(self, info: Callable[[str], Any], warning: Callable[[str], Any]) -> None:
+        """Write to a log, by its own two functions, who is left out, and that a round is lost."""
+        for line in self.left_out:
+            info(line)
+        if self.tensors is None:
+            warning(printable(f"nothing is merged: {self.why}"))

@@ -19,6 +19,7 @@ from clair_cli.federated.clients import (
     kind_of,
     names_of,
     text_of,
+    unpacked,
     weights_of,
 )
 from clair_cli.federated.forms import Form, cut, form_for
@@ -120,14 +121,15 @@ class Server:
         self._state.banks = {} if bank.is_fresh() else {0: bank}
 
     def aggregate(
-        self, states: Mapping[Any, Any], weights: Mapping[Any, float] | None = None
+        self, states: Mapping[Any, Any], weights: Mapping[Any, Any] | None = None
     ) -> Result:
         """Judge and merge one round.
 
         Args:
-            states: client to state dict, of torch tensors or numpy arrays, or to `(state dict,
-                config)` of a client whose config the server does not have; or has but for its own
-                `OWN_FIELDS`. A client that sent nothing is not in it, or has None.
+            states: client to state dict, of torch tensors or numpy arrays (or what has a method
+                `numpy()`, as Flower's), or to `(state dict, config)` of a client whose config the
+                server does not have; or has but for its own `OWN_FIELDS`. A client that sent
+                nothing is not in it.
             weights: client to number, such as the samples it claims. A client whose number is
                 missing, or is not finite and above 0, is rejected. None for equal ones.
 
@@ -137,6 +139,7 @@ class Server:
         """
         state = self._state
         state.round += 1
+        states = {client: unpacked(sent) for client, sent in states.items()}
         state.kind = kind_of(states.values()) or state.kind
         found = None
         try:
@@ -207,7 +210,7 @@ class Server:
         known = self._config_of(name)
         state, config = both or (state, known)
         if both and isinstance(config, Mapping) and config.keys() <= {*OWN_FIELDS}:
-            config = {**(known or {}), **config}
+            config = {**(known or {}), **config} or None
         return (state if refused is None else refused), config
 
     def _config_of(self, name: str) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from clair_cli.federated import Result, Server
-from tests.federated.clients import State, config, trained
+from tests.federated.clients import MODULES, PREFIX, State, config, trained
 
 SIX = range(6)
 FLIPPED = (3, 5)
@@ -46,3 +47,14 @@ def left_out_names(result: Result) -> set[str]:
 
 def as_torch(state: State, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     return {key: torch.from_numpy(array).to(dtype) for key, array in state.items()}
+
+
+def kohya(state: State) -> State:
+    """The same adapter under kohya's names, alpha 8."""
+    found = {}
+    for m in MODULES:
+        name = f"lora_unet_{m.replace('.', '_')}"
+        found[f"{name}.lora_down.weight"] = state[f"{PREFIX}{m}.lora_A.weight"]
+        found[f"{name}.lora_up.weight"] = state[f"{PREFIX}{m}.lora_B.weight"]
+        found[f"{name}.alpha"] = np.array(8.0, np.float32)
+    return found

@@ -4,124 +4,51 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, MultiKrum
 from flwr.supercore.task_identity import TaskIdentity
 
-from clair_cli.federated import Server
+from clair_cli.federated import Server, flower
 from clair_cli.federated.flower import ClairStrategy
-from tests.federated.clients import State, config, deltas, descended, fresh, loss, trained
+from tests.federated.clients import config, deltas, fresh, loss, trained
+from tests.federated.flower_nodes import (
+    FLIPPED,
+    NODES,
+    Client,
+    LocalGrid,
+    archive,
+    boasting,
+    claiming,
+    descending,
+    dying,
+    empty,
+    honest,
+    nonsense,
+    packed,
+    received,
+    record,
+    run,
+    six,
+)
 
 pytestmark = pytest.mark.flower
 
 ROOT = Path(__file__).parents[2]
-NODES = (11, 2**62 + 1, 13, 14, 15, 2**63 - 7)
-FLIPPED = {str(NODES[3]), str(NODES[5])}
-Client = Callable[[Message, int], Message]
-
-
-class LocalGrid(Grid):  # type: ignore[misc]
-    """Nodes that answer in this process.
-
-    Args:
-        clients: by node, what answers its messages; None for one that is gone.
-    """
-
-    def __init__(self, clients: dict[int, Client | None]) -> None:
-        self.clients = clients
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.clients)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        replies = []
-        for message in messages:
-            answer = self.clients[message.metadata.dst_node_id]
-            if answer is not None:
-                n = message.content["config"]["server-round"]
-                replies.append(answer(message, int(n)))
-        return replies
-
-    set_run = run = create_message = push_messages = pull_messages = get_nodes = None  # type: ignore[assignment]
-
-
-LocalGrid.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)
 def in_a_server() -> None:
     """What a message says of where it comes from, as a server's process has it."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-
-
-def record(state: State) -> ArrayRecord:
-    return ArrayRecord({key: Array(array) for key, array in state.items()})
-
-
-def received(message: Message) -> State:
-    return {key: array.numpy() for key, array in message.content["arrays"].items()}
-
-
-def content(state: State, samples: Any = 100, **more: Any) -> RecordDict:
-    metrics = MetricRecord({"num-examples": samples, "loss": loss(state)})
-    return RecordDict({"arrays": record(state), "metrics": metrics, **more})
-
-
-def honest(seed: int, rank: int = 4, sign: float = 1.0, samples: Any = 100) -> Client:
-    """A client that trains what it is sent; of another rank than 4 it says so."""
-
-    def answer(message: Message, n: int) -> Message:
-        if message.metadata.message_type == "evaluate":
-            return Message(RecordDict({"m": MetricRecord({"num-examples": 1, "loss": 1.0})}),
-                           reply_to=message)  # fmt: skip
-        sent = received(message)
-        first = sent and next(iter(sent.values()))
-        start = sent if len(sent) and first.shape[0] == rank else None
-        state = trained(start, 100 * n + seed, rank=rank, sign=sign)
-        more = {} if rank == 4 else {"lora": ConfigRecord({"r": rank, "lora_alpha": 2 * rank})}
-        return Message(content(state, samples, **more), reply_to=message)
-
-    return answer
-
-
-def six(**more: Client | None) -> dict[int, Client | None]:
-    flips = {str(node): -1.0 for node in NODES if str(node) in FLIPPED}
-    clients: dict[int, Client | None] = {
-        node: honest(k, sign=flips.get(str(node), 1.0)) for k, node in enumerate(NODES)
-    }
-    return clients | {int(node): client for node, client in more.items()}
-
-
-def descending() -> dict[int, Client | None]:
-    """Six clients who train both factors from what they are sent, as any framework's do."""
-
-    def client(k: int, sign: float) -> Client:
-        def answer(message: Message, n: int) -> Message:
-            state = descended(received(message), 10 * n + k, sign=sign)
-            return Message(content(state), reply_to=message)
-
-        return answer
-
-    signs = [-1.0 if str(node) in FLIPPED else 1.0 for node in NODES]
-    return {node: client(k, signs[k]) for k, node in enumerate(NODES)}
-
-
-def run(strategy: Any, clients: dict[int, Client | None], rounds: int = 3) -> State:
-    """The arrays after some rounds of training, without evaluation."""
-    grid = LocalGrid(clients)
-    result = strategy.start(grid=grid, initial_arrays=record(fresh()), num_rounds=rounds)
-    return {key: array.numpy() for key, array in result.arrays.items()}
 
 
 class Recorded(ClairStrategy):
@@ -154,34 +81,9 @@ def test_two_attackers_are_left_out_of_every_round() -> None:
     assert loss(arrays) < 0.5 * losses["FedAvg"] and loss(arrays) < losses["MultiKrum"]
 
 
-def nonsense(message: Message, n: int) -> Message:
-    junk = ArrayRecord({"weight": Array(np.full((3, 3), np.nan, np.float32))})
-    metrics = MetricRecord({"num-examples": 5, "loss": [1.0, 2.0]})
-    return Message(RecordDict({"arrays": junk, "metrics": metrics}), reply_to=message)
-
-
-def unreadable(message: Message, n: int) -> Message:
-    array = Array("float32", (2, 2), "numpy.ndarray", b"no numpy file")
-    state = ArrayRecord({"base_model.model.l0.q.lora_A.weight": array})
-    return Message(RecordDict({"arrays": state, "m": MetricRecord({"num-examples": 5})}),
-                   reply_to=message)  # fmt: skip
-
-
-def empty(message: Message, n: int) -> Message:
-    return Message(RecordDict(), reply_to=message)
-
-
-def dying(message: Message, n: int) -> Message:
-    return Message(Error(code=1, reason="it died"), reply_to=message)
-
-
-def boasting(message: Message, n: int) -> Message:
-    return honest(77, samples=float("inf"))(message, n)
-
-
 def test_bad_replies_end_no_round() -> None:
     """With FedAvg itself, the first of them ends the run."""
-    bad = {"21": nonsense, "22": unreadable, "23": empty, "24": dying, "25": boasting}
+    bad = {"21": nonsense, "22": packed(b"no numpy file"), "23": empty, "24": dying, "25": boasting}
     strategy = Recorded()
     run(strategy, six(**bad))
     rejected = {"21", "22", "23", "25"}
@@ -190,6 +92,31 @@ def test_bad_replies_end_no_round() -> None:
         assert {c.name for c in result.report.with_verdict("rejected")} == rejected
     with pytest.raises(Exception, match=r"same keys|exactly one"):
         run(FedAvg(fraction_evaluate=0.0), {**six(), 21: nonsense})
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "can't be unpacked"),
+        (b"PK\x03\x04 no archive", "can't be unpacked"),
+        (archive(), "is not a dense tensor"),
+        (claiming("(-1,)"), "can't be unpacked"),
+        (claiming(f"({10**13},)"), "can't be unpacked"),
+        (claiming("(2, 2)").replace(b"<f4", b"|O8"), "can't be unpacked"),
+    ],
+    ids=["nothing", "no zip", "zip", "negative", "too large", "pickles"],
+)
+def test_bytes_that_are_no_array_reject_their_node(data: bytes, why: str) -> None:
+    strategy = Recorded()
+    run(strategy, six(**{"21": packed(data)}), rounds=1)
+    (bad,) = strategy.results[0].report.with_verdict("rejected")
+    assert bad.name == "21" and why in bad.reasons[0].text and "l0.q.lora_A" in bad.reasons[0].text
+
+
+def test_nothing_private_of_flower_is_used() -> None:
+    source = Path(str(flower.__file__)).read_text(encoding="utf-8")
+    used = set(re.findall(r"(?<!\w)_[a-zA-Z]\w*", source))
+    assert used <= {*vars(ClairStrategy), *vars(flower)} and not used & {*dir(FedAvg)}
 
 
 def test_metrics_are_those_of_the_merged() -> None:
@@ -201,10 +128,29 @@ def test_metrics_are_those_of_the_merged() -> None:
     assert result.train_metrics_clientapp[1]["loss"] == pytest.approx(np.mean(own))
 
 
-def test_one_nonsense_reply_ends_no_evaluation() -> None:
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"m": {"x": 1.0}},
+        {"m": {"num-examples": [1], "loss": 9.0}},
+        {"m": {"num-examples": 1, "loss": [9.0, 9.0]}},
+        {"m": {"num-examples": float("inf"), "loss": 9.0}},
+        {"m": {"num-examples": float("nan"), "loss": 9.0}},
+        {"m": {"num-examples": -1, "loss": 9.0}},
+        {"another": {"num-examples": 1, "loss": 9.0}},
+        {"m": {"num-examples": 1, "loss": 9.0}, "n": {"num-examples": 1, "loss": 9.0}},
+        {},
+        None,
+    ],
+    ids=str,
+)
+def test_one_nonsense_reply_ends_no_evaluation(sent: Any) -> None:
     def evaluating(message: Message, n: int) -> Message:
+        if message.metadata.message_type == "evaluate" and sent is None:
+            return dying(message, n)
         if message.metadata.message_type == "evaluate":
-            return Message(RecordDict({"m": MetricRecord({"x": 1.0})}), reply_to=message)
+            records = {name: MetricRecord(own) for name, own in sent.items()}
+            return Message(RecordDict(records), reply_to=message)
         return honest(9)(message, n)
 
     grid = LocalGrid({**six(), 31: evaluating})
@@ -216,12 +162,18 @@ def test_clients_of_mixed_ranks_get_their_own() -> None:
     ranks = dict(zip(NODES, (4, 8, 4, 8, 8, 4), strict=True))
     shapes: list[dict[int, set[int]]] = []
 
+    tested: list[set[int]] = []
+
     def watching(node: int, client: Client) -> Client:
         def answer(message: Message, n: int) -> Message:
             while len(shapes) < n:
                 shapes.append({})
-            state = received(message)
-            shapes[n - 1][node] = {a.shape[0] for key, a in state.items() if "lora_A" in key}
+            sent = {a.shape[0] for key, a in received(message).items() if "lora_A" in key}
+            if message.metadata.message_type == "evaluate":
+                tested.append(sent)
+                assert sent == {ranks[node]}
+            else:
+                shapes[n - 1][node] = sent
             return client(message, n)
 
         return answer
@@ -233,9 +185,10 @@ def test_clients_of_mixed_ranks_get_their_own() -> None:
         for k, node in enumerate(NODES)
     }
     strategy = Recorded()
+    strategy.fraction_evaluate, strategy.min_evaluate_nodes = 1.0, 2
     grid = LocalGrid(clients)
     strategy.start(grid=grid, initial_arrays=ArrayRecord(), num_rounds=3)
-    assert [left_out(r) for r in strategy.results] == [FLIPPED] * 3
+    assert [left_out(r) for r in strategy.results] == [FLIPPED] * 3 and len(tested) == 18
     assert shapes[1:] == [{node: {rank} for node, rank in ranks.items()}] * 2
 
 

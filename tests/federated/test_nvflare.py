@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 
-from clair_cli.federated import Server
+from clair_cli.federated import Server, nvflare
 from clair_cli.federated.nvflare import ClairAggregator
 from tests.federated.clients import State, config, loss, trained
 
@@ -70,6 +72,22 @@ def test_metrics_are_the_means_of_the_merged() -> None:
     models = six(None)
     own = [m.metrics["loss"] for m in models if m.meta["client_name"] not in FLIPPED]
     assert round_of(made, models).metrics == {"loss": pytest.approx(np.mean(own))}
+
+
+@pytest.mark.parametrize("value", [float("nan"), 10**400, "much", [1.0], None])
+def test_a_metric_that_is_no_number_is_in_no_mean(value: Any) -> None:
+    made = aggregator()
+    models = six(None)
+    models[0].metrics = {"loss": value, "step": 1}
+    for one in models[1:]:
+        one.metrics["step"] = 3
+    assert round_of(made, models).metrics == {"step": pytest.approx(2.5)}
+
+
+def test_nothing_private_of_nvflare_is_used() -> None:
+    source = Path(str(nvflare.__file__)).read_text(encoding="utf-8")
+    used = set(re.findall(r"(?<!\w)_[a-zA-Z]\w*", source))
+    assert used <= {*vars(aggregator()), *vars(nvflare)} and not used & {*dir(ModelAggregator)}
 
 
 def test_bad_models_end_no_round() -> None:

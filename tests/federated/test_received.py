@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from clair_cli.errors import UsageError
 from clair_cli.federated import Server
 from tests.federated.clients import HEAD, PREFIX, State, config, trained
 from tests.federated.rounds import (
@@ -18,6 +19,7 @@ from tests.federated.rounds import (
     SIX,
     as_torch,
     cohort,
+    kohya,
     left_out,
     left_out_names,
     mixed_server,
@@ -35,6 +37,45 @@ def test_arrays_are_of_the_kind_that_came() -> None:
     assert one is not None and other.tensors is not None
     assert all(isinstance(array, np.ndarray) for array in one.values())
     assert all((other.tensors[key].numpy() == array).all() for key, array in one.items())
+
+
+class Packed:
+    """An array as a framework holds it: `numpy()` unpacks it."""
+
+    def __init__(self, array: np.ndarray | None) -> None:
+        self.array = array
+
+    def numpy(self) -> np.ndarray:
+        if self.array is None:
+            raise MemoryError("too large \x1b")
+        return self.array
+
+
+def test_packed_arrays_are_unpacked_and_who_sent_what_cannot_be_is_rejected() -> None:
+    """Beside an empty config of one's own, which is the server's."""
+    plain, server = Server(config()), Server(config())
+    states: dict[Any, Any] = {
+        k: ({key: Packed(array) for key, array in s.items()}, {}) for k, s in cohort(server).items()
+    }
+    states["evil"] = {**states[0][0], f"{PREFIX}l1.q.lora_B.weight": Packed(None)}
+    one, other = plain.aggregate(cohort(plain)).tensors, server.aggregate(states)
+    assert one is not None and other.tensors is not None
+    assert all((other.tensors[key] == array).all() for key, array in one.items())
+    text = rejected(other, "evil")
+    assert "l1.q.lora_B.weight' can't be unpacked: 'too large \\x1b'" in text
+    start = {key: Packed(array) for key, array in trained(None, 1).items()}
+    server = Server(config())
+    server.start_from(start)
+    assert server.adapter_for(0) is not None
+    with pytest.raises(UsageError, match="can't be unpacked"):
+        server.start_from({**start, f"{PREFIX}l1.q.lora_B.weight": Packed(None)})
+
+
+def test_an_empty_config_of_ones_own_is_none_where_the_server_has_none() -> None:
+    """The tensors of kohya say their scale."""
+    server = Server()
+    states = {k: (kohya(s), {}) for k, s in cohort(server).items()}
+    assert left_out(server.aggregate(states)) == set(FLIPPED)
 
 
 def test_bfloat16_stays_in_torch_and_is_float32_in_numpy() -> None:

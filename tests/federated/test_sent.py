@@ -18,6 +18,7 @@ from tests.federated.rounds import (
     SIX,
     as_torch,
     cohort,
+    kohya,
     left_out,
     mixed_server,
     rejected,
@@ -223,16 +224,6 @@ def test_a_start_without_an_update_is_fresh() -> None:
     assert server.adapter_for(0) is None
     with pytest.raises(UsageError, match="rank 8"):
         server.start_from(fresh(8))
-
-
-def kohya(state: State) -> State:
-    found = {}
-    for m in MODULES:
-        name = f"lora_unet_{m.replace('.', '_')}"
-        found[f"{name}.lora_down.weight"] = state[f"{PREFIX}{m}.lora_A.weight"]
-        found[f"{name}.lora_up.weight"] = state[f"{PREFIX}{m}.lora_B.weight"]
-        found[f"{name}.alpha"] = np.array(8.0, np.float32)
-    return found
 
 
 def from_kohya(state: State) -> State:

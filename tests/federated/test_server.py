@@ -9,7 +9,7 @@ import pytest
 
 import clair_cli
 from clair_cli.errors import OutputError, UsageError
-from clair_cli.federated import Server
+from clair_cli.federated import Result, Server
 from clair_cli.store.address import place_of
 from tests.federated.clients import config, trained
 from tests.federated.rounds import (
@@ -158,6 +158,21 @@ def test_a_result_says_who_is_merged_and_who_is_not_and_why() -> None:
     assert {line.split(":")[0] for line in result.left_out} == {
         "3 is contaminated", "5 is contaminated", r"\x1b[2J is rejected"
     }  # fmt: skip
+
+
+def test_a_result_tells_a_log_who_is_left_out_and_that_a_round_is_lost() -> None:
+    told: list[tuple[str, str]] = []
+
+    def tell(result: Result) -> list[tuple[str, str]]:
+        told.clear()
+        result.tell(lambda line: told.append(("i", line)), lambda line: told.append(("w", line)))
+        return told
+
+    used = Server(config()).aggregate(cohort(Server(config())))
+    assert tell(used) == [("i", line) for line in used.left_out] and len(told) == 2
+    lost = Server(config()).aggregate({"\x1b": 3})
+    assert [kind for kind, _ in tell(lost)] == ["i", "w"]
+    assert told[1][1].startswith("nothing is merged: ") and "\x1b" not in str(told)
 
 
 @pytest.mark.parametrize(("trust", "outcome"), [((), "keep"), ((0,), "use")])
