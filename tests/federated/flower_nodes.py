@@ -35,7 +35,7 @@ class LocalGrid(Grid):  # type: ignore[misc]
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         replies = []
-        for message in messages:
+        for message in list(messages):  # a real grid has them all at once
             answer = self.clients[message.metadata.dst_node_id]
             if answer is not None:
                 n = message.content["config"]["server-round"]
