@@ -37,7 +37,7 @@ class ClairAggregator(ModelAggregator):
         config: as of `Server`; it travels in the job as plain values.
         options: further arguments of `Server`.
         state: a file that the server is saved to after each round, and read from if it is there;
-            "" for none.
+            "" for none. Where a job's first round is lost, clients are sent the file's adapter.
 
     Attributes:
         result: of the last round; its report has every client's verdict.
@@ -71,14 +71,16 @@ class ClairAggregator(ModelAggregator):
         models = self._models
         states = {name: _state_of(model) for name, model in models.items()}
         steps = {name: m.meta[_STEPS] for name, m in models.items() if _STEPS in m.meta}
+        first = self.result is None
         result = self.result = self.server.aggregate(states, steps or None)
         if self.state:
             self.server.save(self.state)
         result.tell(self.info, self.warning)
         if result.tensors is None:
-            return FLModel(params={}, params_type=ParamsType.DIFF)
+            kept = self.server.tensors if first else None  # this job has not sent it yet
+            return FLModel(params=kept or {}, params_type="FULL" if kept else "DIFF")
         metrics = mean_of([(models[n].metrics or {}, share) for n, share in result.merged.items()])
-        return FLModel(params=dict(result.tensors), params_type=ParamsType.FULL, metrics=metrics)
+        return FLModel(params=dict(result.tensors), params_type="FULL", metrics=metrics)
 
     def reset_stats(self) -> None:
         """Forget the round's models."""

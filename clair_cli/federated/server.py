@@ -97,6 +97,12 @@ class Server:
         """What was found in the last rounds (at most 100), the oldest first."""
         return tuple(self._state.history)
 
+    @property
+    def tensors(self) -> dict[str, Any] | None:
+        """The last merge in the form of most merged clients' state dicts; None before the first."""
+        state = self._state
+        return self._in_form(state.usual) if state.current else None
+
     def start_from(self, tensors: Mapping[str, Any], config: Any = None) -> None:
         """Say what the clients start from before the first merge, where it is no fresh adapter.
 
@@ -159,8 +165,7 @@ class Server:
             why = why or f"fail_on is {self._options.get('fail_on')}, and somebody was found so"
             return Result("keep", why, None, None, report, state.round)
         self._adopt(prepared, report, found)
-        tensors = self._in_form(state.usual)
-        return Result("use", why, tensors, state.fields, report, state.round)
+        return Result("use", why, self.tensors, state.fields, report, state.round)
 
     def adapter_for(self, client: Hashable) -> dict[str, Any] | None:
         """What a client starts its next round from, in the form that its model takes: its own rank,

@@ -137,6 +137,23 @@ def test_a_job_that_begins_again_goes_on(tmp_path: Path) -> None:
     assert left_out(again) == FLIPPED and again.server.round == 2
 
 
+def test_a_job_that_begins_again_with_nothing_is_sent_the_adapter(tmp_path: Path) -> None:
+    """Its clients start from a fresh one, which is not what the server's file has."""
+    path = str(tmp_path / "server.safetensors")
+    made, before = aggregator(state=path), None
+    for n in range(3):
+        before = round_of(made, six(before, n)).params
+    assert before is not None
+    again = aggregator(state=path)
+    first = round_of(again, six(None, 4))
+    assert again.result is not None and again.result.outcome == "keep"
+    assert first.params_type == ParamsType.FULL
+    assert all((first.params[key] == array).all() for key, array in before.items())
+    assert round_of(again, six(first.params, 5)).params and left_out(again) == FLIPPED
+    lost = round_of(again, [])
+    assert (lost.params, lost.params_type) == ({}, ParamsType.DIFF)
+
+
 def simulated(what: str, folder: Path) -> Server:
     """Run nvflare_job.py in a process of its own, which may use this machine's own sockets."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}

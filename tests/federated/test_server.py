@@ -30,6 +30,17 @@ def test_three_rounds_leave_both_attackers_out_of_each() -> None:
     assert server.history[-1].sha256 == result.report.merged.sha256  # type: ignore[union-attr]
 
 
+def test_the_last_merge_stays_there_until_the_next(tmp_path: Path) -> None:
+    server = Server(config())
+    assert server.tensors is None
+    merged = server.aggregate(cohort(server)).tensors
+    assert server.aggregate({}).tensors is None and merged is not None
+    server.save(tmp_path / "s.safetensors")
+    for kept in (server.tensors, Server.load(tmp_path / "s.safetensors").tensors):
+        assert kept is not None and kept.keys() == merged.keys()
+        assert all((kept[key] == array).all() for key, array in merged.items())
+
+
 def test_the_merge_is_the_one_of_the_python_function() -> None:
     server = Server(config())
     first = cohort(server)
