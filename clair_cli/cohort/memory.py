@@ -121,7 +121,9 @@ def _adapter(name: str, state: Any, config: Any, limits: Limits) -> Adapter:
         try:
             fields = plain_config(config)
             parsed, notes = parse_config(fields), ()
-        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except RejectedClient:
+            raise
+        except Exception as error:  # of any kind: `to_dict` is another library's
             raise RejectedClient(f"adapter config can't be read: {error}") from None
         try:
             text = config_json(fields)
@@ -168,7 +170,8 @@ def _entry(key: str, tensor: Tensor, limits: Limits) -> TensorEntry:
 
     if not isinstance(key, str) or len(key) > limits.max_name_chars:
         raise RejectedClient(f"tensor name {quoted(key)} is not a name")
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+    dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+    if not dense or tensor.is_meta or tensor.is_nested:
         raise RejectedClient(f"tensor {quoted(key)} is not a dense tensor with values")
     shape, dtype = tuple(tensor.shape), DTYPE_NAMES.get(str(tensor.dtype))
     if dtype is None:

@@ -64,7 +64,8 @@ def weights_of(
     for client, name in names.items():
         number = positive(weights.get(client))
         if number is None:
-            shown = quoted(weights[client], 60) if client in weights else "missing"
+            value = weights.get(client)
+            shown = "missing" if value is None else quoted(value, 60)
             refused[name] = RejectedClient(
                 f"its weight is {shown}, expected a finite number above 0",
                 found=f"weight {shown}",

@@ -186,11 +186,20 @@ def test_a_result_tells_a_log_who_is_left_out_and_that_a_round_is_lost() -> None
     assert told[1][1].startswith("nothing is merged: ") and "\x1b" not in str(told)
 
 
-@pytest.mark.parametrize(("trust", "outcome"), [((), "keep"), ((0,), "use")])
-def test_two_clients_a_round_want_one_that_is_trusted(trust: tuple[int, ...], outcome: str) -> None:
+@pytest.mark.parametrize(
+    ("trust", "sign", "outcome"),
+    [((), 1.0, "keep"), ((0, "not here"), 1.0, "use"), ((0,), -1.0, "keep")],
+)
+def test_two_clients_a_round_want_one_that_is_trusted_and_agrees(
+    trust: tuple[Any, ...], sign: float, outcome: str
+) -> None:
     server = Server(config(), trust=trust)
     for n in range(2):
-        replies = {k: trained(server.adapter_for(k), 10 * n + k) for k in range(2)}
+        replies = {
+            k: trained(server.adapter_for(k), 10 * n + k, sign=sign if k else 1.0) for k in range(2)
+        }
         result = server.aggregate(replies)
         assert result.outcome == outcome
+        assert result.report.exit_code == {"keep": 5, "use": 0}[outcome]
+        assert result.report.clients[0].trusted == bool(trust)
         assert trust or result.why.startswith("2 clients: can't tell which is wrong; merge")

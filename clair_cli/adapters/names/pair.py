@@ -58,7 +58,7 @@ def pair_keys(shapes: Mapping[str, tuple[int, ...]]) -> KeyMap:
             a factor without the other, twice, or of a second adapter.
     """
     if not shapes:
-        raise RejectedClient("file holds no tensors", found="0 tensors", expected="LoRA pairs")
+        raise RejectedClient("holds no tensors", found="0 tensors", expected="LoRA pairs")
     parts = {key: _part(key) for key in shapes}
     unknown = [key for key, part in parts.items() if part is None]
     if len(unknown) == len(parts) or variants_of(unknown):
