@@ -61,12 +61,11 @@ class ClairStrategy(FedAvg):
         return self._for_each(super().configure_evaluate(*args, **named))
 
     def _for_each(self, messages: Iterable[Message]) -> Iterable[Message]:
-        for message in messages:  # FedAvg's have one content for all
-            own = self.server.adapter_for(message.metadata.dst_node_id)
+        for m in messages:  # FedAvg's have one content for all
+            own = self.server.adapter_for(m.metadata.dst_node_id)
             if own is not None:
-                arrays = {self.arrayrecord_key: _record(own)}
-                message.content = RecordDict({**message.content, **arrays})
-            yield message
+                m.content = RecordDict({**m.content, self.arrayrecord_key: _record(own)})
+            yield m
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
         """Judge and merge a round's replies: the arrays and the mean of the metrics of those that
@@ -87,19 +86,17 @@ class ClairStrategy(FedAvg):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> Any:
         """FedAvg's mean of the metrics of those replies that have what most have."""
-        usable = alike(
-            _answers(replies), attrgetter("content.metric_records"), self.weighted_by_key
-        )
+        records = attrgetter("content.metric_records")
+        usable = alike(_answers(replies), records, self.weighted_by_key)
         return super().aggregate_evaluate(server_round, usable)
 
 
 def _answers(replies: Iterable[Message]) -> Iterable[Message]:
-    for message in replies:
-        if message.has_content():
-            yield message
-        else:
-            end = quoted(str(message.error.reason)[-100:])  # of a traceback
-            _LOG.info("%d sent an error: %s", message.metadata.src_node_id, end)
+    for m in replies:
+        if m.has_content():
+            yield m
+        else:  # the end of a traceback
+            _LOG.info("%d failed: %s", m.metadata.src_node_id, quoted(str(m.error.reason)[-100:]))
 
 
 def _record(state: Mapping[str, Any]) -> ArrayRecord:
