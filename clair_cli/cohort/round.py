@@ -278,7 +278,9 @@ def _too_few(settings: Settings, usable: int, rejected: Sequence[Rejection]) -> 
             hint=f"{way_out(rejected)}, or run without --strict",
         )
     compared = usable + (settings.trust_adapter is not None)
-    small = usable < 3 and not rejected and settings.min_clients <= 3
+    least = 2 if settings.trust or settings.trust_adapter is not None else 3
+    # so few that nobody can judge them: that is told, not refused, unless more were asked for
+    small = usable < least and not rejected and settings.min_clients <= least
     if (usable and compared >= settings.min_clients) or (small and usable):
         return None
     remedy = way_out(rejected) if rejected else "collect more clients"

@@ -217,6 +217,15 @@ def test_two_clients_are_enough_where_one_is_trusted(work: Path) -> None:
     assert inspected("--trust", "c0", "--exclude", "c1")[0] == 4  # itself alone
 
 
+@pytest.mark.parametrize(("asked", "code"), [((), 0), ((2,), 0), ((3,), 4)])
+def test_more_clients_may_be_asked_for(work: Path, asked: tuple[int, ...], code: int) -> None:
+    """Also where nobody is rejected."""
+    save(cohorts.honest(2))
+    options = [x for n in asked for x in ("--min-clients", n)]
+    assert inspected("--trust", "c0", *options)[0] == code
+    assert inspected(*options)[0] == 5  # three are the least without trust: that is told
+
+
 def test_a_copy_of_a_trusted_client_is_a_duplicate_and_not_trusted(work: Path) -> None:
     """Also one that comes first in the order of content, whichever of the two is trusted."""
     clients = cohorts.honest(5)

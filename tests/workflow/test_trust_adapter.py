@@ -139,6 +139,12 @@ def test_one_client_and_it_are_a_group(work: Path) -> None:
     assert code == 3 and merged_names(report) == {"c0"}
 
 
+@pytest.mark.parametrize(("asked", "code"), [(2, 0), (3, 4)])
+def test_more_clients_than_these_two_may_be_asked_for(work: Path, asked: int, code: int) -> None:
+    save({"c0": HONEST["c0"]})
+    assert inspected("--trust-adapter", "own", "--min-clients", asked)[0] == code
+
+
 # What does not fit
 
 
