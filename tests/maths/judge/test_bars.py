@@ -47,6 +47,24 @@ def test_a_round_is_judged_by_its_power(power: float, sure: bool) -> None:
     assert group.is_sure is sure
 
 
+@pytest.mark.parametrize(("ratio", "below", "above"), [(0.445, True, False), (0.455, False, True)])
+def test_the_line_is_at_a_fraction_of_the_typical_loading(
+    ratio: float, below: bool, above: bool
+) -> None:
+    """Where it is known well; and where it is not, neither side is clear."""
+    one = torch.ones(5, dtype=torch.float64)
+    sure, unsure = (Loadings(ratio * one, se * one, 20.0, 1.0) for se in (0.001, 0.01))
+    assert (sure.is_below(0), sure.is_above(0)) == (below, above)
+    assert (unsure.is_below(0), unsure.is_above(0)) == (False, False)
+
+
+@pytest.mark.parametrize(("over", "below"), [(1.001, True), (0.999, False)])
+def test_a_client_is_below_the_line_from_so_many_errors_on(over: float, below: bool) -> None:
+    one = torch.ones(5, dtype=torch.float64)
+    bar = Loadings(one, one, 20.0, 1.0).bar
+    assert Loadings((LINE - over * bar * 0.1) * one, 0.1 * one, 20.0, 1.0).is_below(0) is below
+
+
 @pytest.mark.parametrize(("share", "copies"), [(0.98, {1: 0}), (1.02, {})])
 def test_copies_are_nearer_than_a_share_of_what_is_expected(
     share: float, copies: dict[int, int]
