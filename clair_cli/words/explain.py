@@ -27,6 +27,13 @@ class Section:
     lines: tuple[str, ...]
 
 
+# Of a benign client, where the round has that warning.
+_UNEVEN = (
+    "that is about clients that share nothing; this round is uneven, so that one which learnt what"
+    " all learn, and has a fault besides, may look the same: read the warning"
+)
+
+
 def headline(client: ClientReport) -> str:
     """The verdict and what became of the client, in a line."""
     weight = f"{percent(client.weight)} of the merge" if client.weight > 0 else "not in the merge"
@@ -38,7 +45,7 @@ def sections(client: ClientReport, report: Report) -> tuple[Section, ...]:
     """Why, how sure, whom it resembles and what it does to the merge; empty ones are left out."""
     found = (
         Section("why", _why(client, report)),
-        Section("how sure", _how_sure(client)),
+        Section("how sure", _how_sure(client, report)),
         Section("what the second opinion says", _second_opinion(client, report)),
         Section(RESEMBLES, _resembles(client, report)),
         Section("what it does to the merge", _to_the_merge(client, report)),
@@ -64,7 +71,7 @@ def _why(client: ClientReport, report: Report) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _how_sure(client: ClientReport) -> tuple[str, ...]:
+def _how_sure(client: ClientReport, report: Report) -> tuple[str, ...]:
     said = sure_words(client)
     if not said or client.decided:
         return (f"{_capital(said)}.",) if said else ()
@@ -74,7 +81,8 @@ def _how_sure(client: ClientReport) -> tuple[str, ...]:
         noticed = f"had it shared nothing with the others, that would have been noticed {times_}."
     if client.verdict == "benign":
         first = f"{client.confidence}: {noticed}" if noticed and not by_earlier(client) else said
-        found = (first, odds(client.p_honest), earlier_words(client))
+        uneven = _UNEVEN if any(r.code == "uneven" for r in report.warnings) else ""
+        found = (first, odds(client.p_honest), uneven, earlier_words(client))
         return tuple(f"{_capital(line.rstrip('.'))}." for line in found if line)
     lines = [f"{_capital(said)}."]
     if client.p_honest is not None and LIKENESS & {reason.code for reason in client.reasons}:

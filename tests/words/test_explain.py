@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import clair_cli
+from clair_cli.remark import warning
 from clair_cli.report.cohort import ModuleReport
 from clair_cli.report.model import ClientReport, ModuleScores, Reason, Report
 from clair_cli.words.doubts import doubts
@@ -205,6 +206,15 @@ def test_how_sure_a_verdict_is() -> None:
     assert sure("amber", verdict="minority", confidence="clear")[0] == (
         "Clear: chance hardly ever brings about what they share."
     )
+
+
+@pytest.mark.parametrize(("code", "said"), [("uneven", True), ("weight_majority", False)])
+def test_where_a_round_is_uneven_a_benign_client_is_not_called_clear_alone(
+    code: str, said: bool
+) -> None:
+    report = replace(REPORT, warnings=(warning(code, "t"),))
+    assert ("this round is uneven" in " ".join(lines("bob", "how sure", report))) is said
+    assert "uneven" not in " ".join(lines("amber", "how sure", report))  # contaminated
 
 
 def test_what_to_do_without_a_command_ends_as_a_sentence() -> None:
