@@ -15,7 +15,9 @@ over all pools. Columns:
 - clair: mean error of the merge, over the cohorts that were merged; mean, geomed, m-krum: of the
   plain mean, the geometric median, and Multi-Krum told the true number, over all cohorts.
 
-The second table has means over all pairs of a pool, honest with honest and honest with bad: the
+Then what these cohorts are to reach, and do (`target_lines`).
+
+The last table has means over all pairs of a pool, honest with honest and honest with bad: the
 cosine, z (see `pairs.py`), and the cosine of D D'.
 """
 
@@ -40,6 +42,8 @@ HEADER = (
     f"{'false':>5} {'min':>4} {'susp':>4} {'of':>5} {'undet':>5} {'silent':>6} "
     f"{'clair':>6} " + " ".join(f"{name:>6}" for name in RULES)
 )
+# From so many modules, and z of the pairs of honest clients, on nearly all cohorts are to be exact.
+MANY, CLEAR_Z = 112, 0.25
 PAIR_HEADER = (
     f"{'pool':32} {'cosine honest/mixed':>20} {'z honest/mixed':>16} {'output honest/mixed':>20}"
 )
@@ -68,6 +72,33 @@ def row(title: str, cohorts: Sequence[Found]) -> str:
         f"{sum(not one.judged for one in cohorts):5} {sum(one.silent for one in cohorts):6} "
         f"{average(merged)} " + " ".join(map(average, errors))
     )
+
+
+def target_lines(found: Sequence[tuple[int, float, Found]]) -> list[str]:
+    """What is to be reached, and what is: one line for each number that any cohort speaks to.
+
+    Args:
+        found: of each cohort the number of modules, the mean z of its pool's honest pairs, and what
+            came out.
+    """
+    honest = [one for one in found if one[2].honest]
+    clear = [one.exact for modules, z, one in honest if modules >= MANY and z >= CLEAR_Z]
+    targets = (
+        ("silent cohorts", [one.silent for _, _, one in honest], 0.0, True),
+        (f"{MANY} modules, honest pairs at z {CLEAR_Z:g} or more: exact", clear, 0.90, False),
+        ("every client bad, nothing shared: undetermined",
+         [not one.judged for _, _, one in found if not one.honest], 0.95, False),
+    )  # fmt: skip
+    lines = []
+    for text, hits, bound, at_most in targets:
+        if hits:
+            share = sum(hits) / len(hits)
+            reached = share <= bound if at_most else share >= bound
+            asked = f"{'<=' if at_most else '>='} {100 * bound:g} %"
+            count = f"{sum(hits)} of {len(hits)}"
+            line = f"{text:52} {asked:>9} {count:>12} {100 * share:6.1f} %"
+            lines.append(line + ("" if reached else "  no"))
+    return lines
 
 
 def evidence(pool: Pool) -> dict[str, tuple[float, float]]:
@@ -105,6 +136,7 @@ def main() -> None:
     by_case: dict[str, list[Found]] = defaultdict(list)
     pools: dict[str, dict[str, tuple[float, float]]] = {}
     rows: list[dict[str, Any]] = []
+    told_of: list[tuple[int, float, Found]] = []
     if not options.pairs:
         print(HEADER)
     for setting in simulate.settings(options):
@@ -118,12 +150,15 @@ def main() -> None:
                 found = judge(pool, draw(setting, counts, number))
                 cohorts.append(found)
                 by_case[case].append(found)
+                told_of.append((setting.modules, pools[setting.name]["z"][0], found))
                 told = {"exact": found.exact, "silent": found.silent}
                 rows.append({"pool": setting.name, "case": case, **told, **asdict(found)})
         if cohorts:
             print(row(setting.name, cohorts), flush=True)
     for case, cohorts in by_case.items():
         print(row(f"all pools, {case}", cohorts))
+    for line in target_lines(told_of):
+        print(line)
     print(f"\n{PAIR_HEADER}")
     for name, means in pools.items():
         print(pair_row(name, means))

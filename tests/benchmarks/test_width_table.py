@@ -138,6 +138,24 @@ def test_a_row_counts() -> None:
     assert len(line) == len(table.HEADER)
 
 
+def test_what_is_to_be_reached_and_what_is() -> None:
+    """One cohort is silent, and one of bad clients alone is judged."""
+    exact = Found(True, ["benign"], [], 0.0, {})
+    not_judged = Found(False, ["undetermined"], [], None, {})
+    silent = Found(True, ["benign"], ["benign"], 0.3, {})
+    bad = [Found(judged, [], ["benign"], None, {}) for judged in (True, False)]
+    many = [(112, 0.25, exact)] * 9 + [(112, 0.25, not_judged)]
+    few = [(28, 0.9, silent), (112, 0.24, not_judged), *((112, 0.9, one) for one in bad)]
+    assert [line.split()[-6:] for line in table.target_lines([*many, *few])] == [
+        ["1", "of", "12", "8.3", "%", "no"],
+        ["%", "9", "of", "10", "90.0", "%"],
+        ["1", "of", "2", "50.0", "%", "no"],
+    ]
+    worse = [*many, (112, 0.25, not_judged)]
+    assert [line.split()[-1] for line in table.target_lines(worse)] == ["%", "no"]
+    assert table.target_lines([]) == []
+
+
 def test_the_program_prints_what_pools_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,5 +169,8 @@ def test_the_program_prints_what_pools_there_are(
     assert lines[0] == table.HEADER and table.PAIR_HEADER in lines
     assert sum(line.startswith(SETTING.name) for line in lines) == 2
     assert any(line.startswith("all pools, other") for line in lines)
+    assert [line[:14] for line in lines if ">=" in line or "<=" in line] == [
+        "silent cohorts", "every client b",
+    ]  # fmt: skip
     made = json.loads((tmp_path / "found.json").read_text())
     assert list(made["pairs"]) == [SETTING.name] and len(made["cohorts"]) == 11
