@@ -75,23 +75,27 @@ def sizes_of_norms(norms: Tensor, members: Sequence[int]) -> Sizes:
     whole = median_ratio(whole_norms(norms), members)
     ratios = module_ratios(norms, members)
     each = ratios[:, list(members)]
+    known = int((each > 0).any(1).sum())  # one client is the median of each
     return Sizes(
         whole, largest_ratio(ratios),
-        allowed(whole[list(members)], NORM_CAP), allowed(each.flatten(), MODULE_NORM_CAP),
+        allowed(whole[list(members)], NORM_CAP), allowed(each.flatten(), MODULE_NORM_CAP, known),
     )  # fmt: skip
 
 
-def allowed(ratios: Tensor, least: float) -> float:
+def allowed(ratios: Tensor, least: float, medians: int = 0) -> float:
     """What ratios to a median may reach: as far as so many log-normal ones with this median
-    distance from their median do with probability ERROR_RATE, and at least `least`.
+    distance from it do with probability ERROR_RATE, and at least `least`.
 
     Args:
         ratios: of the members, NaN and 0 where there is none.
+        medians: how many of these to leave out as of a client that is the median itself: they say
+            nothing of the spread, and of few clients make it too small.
     """
     from scipy.special import ndtri  # the normal quantile; a fifth of a second
 
     logs = ratios[ratios > 0].log()
-    if not len(logs):
+    apart = logs.abs().sort().values[medians:]
+    if not len(apart):
         return least
-    spread = SIGMA * float((logs - logs.median()).abs().median())
+    spread = SIGMA * float(apart.median())
     return max(least, math.exp(float(ndtri(1.0 - ERROR_RATE / len(logs))) * spread))

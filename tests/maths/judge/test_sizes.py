@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from clair_cli.maths.judge.sizes import Sizes, allowed
+from clair_cli.maths.judge.sizes import Sizes, allowed, sizes_of_norms
 from clair_cli.maths.judge.thresholds import MODULE_NORM_CAP, NORM_CAP
 
 
@@ -23,6 +23,27 @@ def test_many_modules_have_no_larger_norms_than_allowed(spread: float, seed: int
     ratios = log_normal(768 * 6, spread, seed)
     assert float(ratios.max()) > MODULE_NORM_CAP
     assert float(ratios.max()) < allowed(ratios, MODULE_NORM_CAP)
+
+
+@pytest.mark.parametrize("spread", [0.3, 0.4])
+@pytest.mark.parametrize("n_clients", [5, 8, 16])
+def test_no_honest_client_of_many_modules_is_cut(n_clients: int, spread: float) -> None:
+    """Beside the median of so few clients, one of which it is in every module."""
+    cut = 0
+    for seed in range(20):
+        sizes = sizes_of_norms(
+            log_normal(768 * n_clients, spread, seed).view(768, -1), range(n_clients)
+        )
+        cut += any(sizes.factor(k, sizes.whole_cap, sizes.module_cap) < 1 for k in range(n_clients))
+    assert cut <= 1
+
+
+def test_clients_of_one_norm_allow_no_other() -> None:
+    """As where all are clipped to it: one that is not must not set the bound."""
+    norms = torch.ones(6, 5, dtype=torch.float64)
+    norms[:, 4] = 100.0
+    sizes = sizes_of_norms(norms, range(5))
+    assert (sizes.whole_cap, sizes.module_cap) == (NORM_CAP, MODULE_NORM_CAP)
 
 
 def test_equal_clients_allow_the_least() -> None:
