@@ -156,8 +156,11 @@ class ObjectsJob:
             ) from None
 
     def is_ours(self) -> bool:
-        """Whether all objects are still those that were placed."""
-        return all(upload.is_ours() for upload in self._uploads)
+        """Whether all objects are still those that were placed, as far as the store says."""
+        try:
+            return all(upload.is_ours() for upload in self._uploads)
+        except OSError:
+            return True
 
     def undo(self) -> None:
         """Remove the objects that are new; what was replaced is gone."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from clair_cli.store.address import Parts, RemotePath
 from clair_cli.store.errors import ChangedError, as_os_error
-from clair_cli.store.objects import ObjectStore, interruptible, key_of
+from clair_cli.store.objects import CHUNK_BYTES, ObjectStore, entry_of, interruptible, key_of
 
 SINGLE_BYTES = 32 * 2**20
 """Largest object that one request writes; a larger one is uploaded in parts under another name."""
@@ -37,6 +40,7 @@ class Upload:
         self._store, self._parts, self._content = store, parts, content
         self._replace = replace
         self._temporary: Parts | None = None
+        self._begun = False
         self.tag: str | None = None
 
     def prepare(self) -> None:
@@ -56,28 +60,63 @@ class Upload:
             )  # fmt: skip
 
     def place(self) -> None:
-        """Let the object appear, at once and whole.
+        """Let the object appear, at once and whole. An answer can be lost on the way, and the next
+        try then finds the object that the first one wrote: what is there decides.
 
         Raises:
-            FileExistsError: an object of that key is there, and may not be replaced.
+            FileExistsError: an object of that key is there, with other bytes, and may not be
+                replaced.
         """
+        self._begun = True
+        try:
+            self.tag = self._written()
+        except PermissionError:
+            raise
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.tag = self._tag_of_ours()
+            if self.tag is None:
+                raise
+
+    def _written(self) -> str:
+        """Write the object under its own name; returns its ETag."""
         import obstore
 
         connection, key = self._store.connection, key_of(self._parts)
-        small = self._temporary is None
-        content = self._content
-        data = content.read_bytes() if small and isinstance(content, Path) else content
-        with _as_os_errors(self._store.shown(self._parts)):
-            if self._temporary is None:
-                mode = "overwrite" if self._replace else "create"
-                interruptible(obstore.put, connection, key, data, mode=mode, use_multipart=False)
-            else:
-                interruptible(
-                    obstore.copy, connection, key_of(self._temporary), key,
-                    overwrite=self._replace,
-                )  # fmt: skip
+        shown, content = self._store.shown(self._parts), self._content
+        if self._temporary is None:
+            data = content.read_bytes() if isinstance(content, Path) else content
+            mode = "overwrite" if self._replace else "create"
+            with _as_os_errors(shown):
+                made = interruptible(
+                    obstore.put, connection, key, data, mode=mode, use_multipart=False
+                )
+            return entry_of({**made, "size": len(data)}, shown).tag
+        with _as_os_errors(shown):
+            interruptible(
+                obstore.copy, connection, key_of(self._temporary), key, overwrite=self._replace
+            )
         entry = self._store.head(self._parts)
-        self.tag = None if entry is None else entry.tag
+        if entry is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), shown)
+        return entry.tag
+
+    def _tag_of_ours(self) -> str | None:
+        """The ETag of what is there if it has the bytes that were to be written, else None."""
+        entry, begin = self._store.head(self._parts), 0
+        with _opened(self._content) as file:
+            size = file.seek(0, os.SEEK_END)
+            if entry is None or entry.size != size:
+                return None
+            file.seek(0)
+            while part := file.read(CHUNK_BYTES):
+                there = interruptible(
+                    self._store.read, self._parts, entry, begin, begin + len(part)
+                )
+                if there != part:
+                    return None
+                begin += len(part)
+        return entry.tag
 
     def is_ours(self) -> bool:
         """Whether the object is still the one that was placed."""
@@ -86,7 +125,11 @@ class Upload:
 
     def undo(self) -> None:
         """Remove the object, unless it replaced another one, which is gone, or was replaced."""
-        if self.tag is not None and not self._replace and self.is_ours():
+        if self._replace or not self._begun:
+            return
+        if self.tag is None:  # nobody said whether it was written
+            self.tag = self._tag_of_ours()
+        if self.tag is not None and self.is_ours():
             remove(self._store, self._parts)
 
     def clean_up(self) -> None:
@@ -112,6 +155,10 @@ def remove(store: ObjectStore, parts: Parts) -> None:
 def writable(path: RemotePath) -> ObjectStore:
     """The store that an address is in, for writing; no request is made yet."""
     return ObjectStore(path, to_write=True)
+
+
+def _opened(content: bytes | Path) -> BinaryIO:
+    return BytesIO(content) if isinstance(content, bytes) else content.open("rb")
 
 
 @contextlib.contextmanager
