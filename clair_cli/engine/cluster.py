@@ -181,9 +181,11 @@ def _begin(settings: Settings, address: str | None, folder: str | None) -> None:
             _node_ip_address=_LOOPBACK, include_dashboard=False, **quiet,
         )  # fmt: skip
     except Exception as error:  # of many classes, with Ray's own words
-        where = "can't be started here" if address is None else f"at {quoted(address)}: none there"
+        what = "a Ray cluster can't be started here"
+        if address is not None:
+            what = f"what answers at {quoted(address)} is no Ray cluster, or refuses the token"
         raise UsageError(
-            f"--engine ray: a Ray cluster {where} ({_first_line(error)})",
+            f"--engine ray: {what} ({_first_line(error)})",
             hint="see docs/cluster.md for how to start one, and for its token",
         ) from None
     finally:

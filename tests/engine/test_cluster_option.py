@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,6 +114,22 @@ def test_where_nobody_listens_it_is_a_usage_error_at_once(
     assert result.exit_code == 2
     assert f"no Ray cluster at '{address}'" in result.stderr and why in result.stderr
     assert [path.name for path in Path().iterdir()] == ["clients"]
+
+
+def test_a_cluster_that_refuses_the_token_is_a_usage_error(
+    clients: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**options: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 192.0.2.1:6379\nmore")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    settings = make_settings("merge", clients, None, {"engine": "ray=head:6379"})
+    with pytest.raises(UsageError) as raised:
+        cluster._begin(settings, "head:6379", None)
+    assert str(raised.value) == (
+        "--engine ray: what answers at 'head:6379' is no Ray cluster, or refuses the token "
+        "(Failed to connect to Ray cluster at 192.0.2.1:6379)"
+    )
 
 
 def test_a_local_merge_does_without_ray(clients: Path, monkeypatch: pytest.MonkeyPatch) -> None:
