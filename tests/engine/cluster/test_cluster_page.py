@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,12 +25,23 @@ HERE, TOKEN, START, MERGE = fenced(PAGES["docs/cluster.md"], "sh")
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def files_of_ray() -> Iterator[Path]:
+    """Where Ray keeps its files: not where other programs of this machine look for a cluster. Its
+    sockets want a short path."""
+    with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def environment(tmp_path: Path, files_of_ray: Path) -> dict[str, str]:
     """As a user has it: a home without a token, and the program on the path."""
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "CLAIR_"))}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     (tmp_path / "home").mkdir()
-    return {**plain, "HOME": str(tmp_path / "home"), "PATH": path, "PYTHONPATH": str(ROOT)}
+    return {
+        **plain, "HOME": str(tmp_path / "home"), "PATH": path, "PYTHONPATH": str(ROOT),
+        "RAY_TMPDIR": str(files_of_ray),
+    }  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +108,9 @@ def started(line: str, folder: Path, environment: dict[str, str]) -> Iterator[No
             process.wait(30)
 
 
-def test_on_several(tmp_path: Path, environment: dict[str, str], expected: bytes) -> None:
+def test_on_several(
+    tmp_path: Path, environment: dict[str, str], files_of_ray: Path, expected: bytes
+) -> None:
     head, port = addresses(environment)
 
     def here(block: str) -> str:
@@ -112,3 +126,4 @@ def test_on_several(tmp_path: Path, environment: dict[str, str], expected: bytes
         with started(second, tmp_path / "other", environment):
             assert run(here(MERGE), tmp_path, environment) == ""
     assert weights(tmp_path / "merged") == expected
+    assert (files_of_ray / "ray" / "ray_current_cluster").is_file(), "the page says that it stays"
