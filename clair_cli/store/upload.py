@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clair_cli.store.address import Parts, RemotePath
-from clair_cli.store.errors import ChangedError, as_os_error
+from clair_cli.store.errors import ChangedError, StoreError, as_os_error
 from clair_cli.store.objects import CHUNK_BYTES, ObjectStore, entry_of, interruptible, key_of
+from clair_cli.text import quoted
 
 SINGLE_BYTES = 32 * 2**20
 """Largest object that one request writes; a larger one is uploaded in parts under another name."""
 
 PART_BYTES, PARTS_AT_ONCE = 8 * 2**20, 4
+
+S3_COPY_BYTES = 5 * 2**30
+"""Largest object that S3 copies to another name in one step."""
 
 
 class Upload:
@@ -44,11 +48,22 @@ class Upload:
         self.tag: str | None = None
 
     def prepare(self) -> None:
-        """Upload a large object, under a temporary name beside its own."""
+        """Upload a large object, under a temporary name beside its own.
+
+        Raises:
+            StoreError: it is larger than what the store can give its own name.
+        """
         content = self._content
         size = len(content) if isinstance(content, bytes) else os.stat(content).st_size
         if size <= SINGLE_BYTES:
             return
+        shown = self._store.shown(self._parts)
+        if shown.startswith("s3://") and size > S3_COPY_BYTES:
+            raise StoreError(
+                f"{quoted(self._parts[-1])} has {size:,} bytes, and S3 copies at most "
+                f"{S3_COPY_BYTES:,}; write to this machine, and upload it with S3's own tools",
+                shown,
+            )
         name = f".{self._parts[-1][:150]}.clair-{os.getpid()}-{secrets.token_hex(4)}.tmp"
         self._temporary = (*self._parts[:-1], name)
         import obstore

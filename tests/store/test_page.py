@@ -81,6 +81,7 @@ def test_the_numbers_of_the_page() -> None:
         "more than 5,000 objects": listing.MAX_KEYS_OF_ONE == 5_000,
         "more than 500,000 objects": listing.MAX_KEYS == 500_000,
         "Above 32 MiB": upload.SINGLE_BYTES == 32 * 2**20,
+        "copies up to 5 GiB": upload.S3_COPY_BYTES == 5 * 2**30,
     }  # fmt: skip
     text = " ".join(PAGE.split())
     assert [fact for fact, so in facts.items() if not so or fact not in text] == []

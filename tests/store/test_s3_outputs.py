@@ -216,6 +216,21 @@ def test_an_upload_that_fails_leaves_no_temporary_name(
     assert s3.keys() == []
 
 
+def test_what_is_too_large_for_a_copy_is_refused_before_it_is_uploaded(
+    s3: Endpoint, clients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clair_cli.merge(clients, tmp_path / "m.safetensors")
+    size = (tmp_path / "m.safetensors").stat().st_size
+    monkeypatch.setattr(upload, "SINGLE_BYTES", size - 1)
+    monkeypatch.setattr(upload, "S3_COPY_BYTES", size - 1)
+    ran = cohorts.clair("merge", clients, "-o", s3.at("m.safetensors"))
+    assert ran.exit_code == 6
+    assert f"has {size:,} bytes, and S3 copies at most {size - 1:,}" in ran.stderr
+    assert writes(s3) == [] == s3.keys()
+    monkeypatch.setattr(upload, "S3_COPY_BYTES", size)
+    assert cohorts.clair("merge", clients, "-o", s3.at("m.safetensors")).exit_code == 0
+
+
 def test_of_two_runs_at_once_one_wins(s3: Endpoint, clients: Path, others: Path, way: str) -> None:
     ready, codes = threading.Barrier(2), []
 
