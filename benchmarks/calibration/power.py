@@ -1,7 +1,7 @@
 """Is the stated power true? Stated probability beside how often an unrelated client is found.
 
     python -m benchmarks.calibration.power [--widths 64 256] [--modules 6 28 112] [--draws 80] \\
-        [--json FILE]
+        [--every 8] [--json FILE]
 
 Cohorts of 4 to 12 honest clients of a simulated pool, half of them with bad clients besides (one
 kind, at most two fifths of the cohort). The judge states a power for the round, and one for each
@@ -9,6 +9,10 @@ client: the probability that it would be found below the line if it were unrelat
 Then one honest client of the group is replaced by an unrelated one (`lone`), the cohort is judged
 anew, and it is seen whether that one is below the line. Rounds without a verdict count too. Cohorts
 in which no three clients have anything in common state nothing, and are left out.
+
+The last line is of some of these cohorts only, ``--every`` so many: those in which each unrelated
+client of the pool is found in that place (13 of 13: the true power may be above 0.99), and how
+many of these are judged.
 
 Every table has bins of equal count. Columns: the bin's number of cohorts, its mean stated power,
 the measured frequency, two standard errors of that (binomial), and whether stated and measured are
@@ -49,6 +53,7 @@ class Trial:
         client_power: stated for the honest client that is then replaced.
         found: whether the unrelated client in its place is below the line.
         sure: whether the round had power, with the honest client.
+        all_found: whether each unrelated client of the pool is found there; None if not looked at.
     """
 
     setting: simulate.Setting
@@ -56,6 +61,7 @@ class Trial:
     client_power: float
     found: bool
     sure: bool
+    all_found: bool | None = None
 
 
 def draw(pool: Pool, chance: random.Random) -> tuple[list[int], int]:
@@ -71,17 +77,38 @@ def draw(pool: Pool, chance: random.Random) -> tuple[list[int], int]:
     return [*honest, *bad], lone
 
 
-def trial(setting: simulate.Setting, pool: Pool, chance: random.Random) -> Trial | None:
-    """Stated power and what is found; None if the round states none."""
+def is_found(pool: Pool, cohort: Sequence[int], place: int, lone: int) -> bool:
+    """Whether an unrelated client in some place is below the line."""
+    after = find_structure(cut(pool.evidence, [*cohort[:place], lone, *cohort[place + 1 :]]))
+    return bool(after.groups) and after.groups[0].loadings.is_below(place)
+
+
+def trial(
+    setting: simulate.Setting, pool: Pool, chance: random.Random, every: bool = False
+) -> Trial | None:
+    """Stated power and what is found; None if the round states none.
+
+    Args:
+        every: whether to put each unrelated client there.
+    """
     cohort, lone = draw(pool, chance)
     before = find_structure(cut(pool.evidence, cohort))
     honest = [i for i in before.group if pool.kinds[cohort[i]] == "honest"]
     if not honest:
         return None
     group, place = before.groups[0], chance.choice(honest)
-    after = find_structure(cut(pool.evidence, [*cohort[:place], lone, *cohort[place + 1 :]]))
-    found = bool(after.groups) and after.groups[0].loadings.is_below(place)
-    return Trial(setting, group.power, float(group.loadings.power[place]), found, group.is_sure)
+    found = is_found(pool, cohort, place, lone)
+    all_found = (
+        found
+        and every
+        and all(
+            is_found(pool, cohort, place, other) for other in set(pool.of("lone")) - {lone, *cohort}
+        )
+    )
+    return Trial(
+        setting, group.power, float(group.loadings.power[place]), found, group.is_sure,
+        all_found if every else None,
+    )  # fmt: skip
 
 
 def bins(
@@ -145,6 +172,8 @@ def report(trials: Sequence[Trial]) -> None:
     for init in sorted({one.setting.init for one in trials}):
         chosen_here = [one for one in trials if one.setting.init == init]
         table(f"round, lora_A {init}", chosen_here, lambda one: one.round_power)
+    certain = [one.sure for one in trials if one.all_found]
+    print(f"each unrelated client is found in {len(certain)}; of these {sum(certain)} are judged")
 
 
 def main() -> None:
@@ -152,13 +181,15 @@ def main() -> None:
     parser = simulate.parser(__doc__.splitlines()[0])
     parser.set_defaults(modules=[6, 28, 112])
     parser.add_argument("--draws", type=int, default=80, help="cohorts of each pool")
+    parser.add_argument("--every", type=int, default=8, help="look at all in one of so many")
     parser.add_argument("--json", type=Path, help="also write the bins here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     trials: list[Trial] = []
     for setting, pool in width_pools(options):
         for number in range(options.draws):
-            one = trial(setting, pool, random.Random(f"{setting.name} {number}"))
+            chance = random.Random(f"{setting.name} {number}")
+            one = trial(setting, pool, chance, number % options.every == 0)
             trials += [one] if one else []
     report(trials)
     if options.json:

@@ -9,7 +9,7 @@ import torch
 from benchmarks.pools.labels import answered
 from benchmarks.pools.settings import Client, Setting, one_change_at_a_time
 from benchmarks.pools.store import seeded
-from benchmarks.vision.data import CLASSES, Images, client_images
+from benchmarks.vision.data import CLASSES, Images, client_images, noisy
 
 BASE = Setting(
     "base",
@@ -17,7 +17,12 @@ BASE = Setting(
     {"label": 5, "samelabel": 4, "random": 5, "backdoor": 5, "free": 3},
     rate=3e-3,
 )
-SETTINGS = one_change_at_a_time(BASE, halves={"low": 6, "high": 4}, parity={"even": 8, "odd": 2})
+SETTINGS = one_change_at_a_time(
+    BASE,
+    halves={"low": 6, "high": 4},
+    parity={"even": 8, "odd": 2},
+    corruption={"plain": 8, "noisy": 2},
+)
 BATCH = 24
 TARGET = 0
 PATCH = 2
@@ -32,9 +37,10 @@ def triggered(images: Images, count: int) -> Images:
 
 
 def own_images(client: Client, images: Images, seed: int) -> Images:
-    """The client's data, of the classes of its group."""
+    """The client's data, of the classes of its group, or with its corruption."""
     generator = seeded("data", seed, client.setting.name, client.name)
-    return client_images(images, client.group, client.setting.iid, generator)
+    own = client_images(images, client.group, client.setting.iid, generator)
+    return noisy(own, generator) if client.group == "noisy" else own
 
 
 def batches(client: Client, images: Images, seed: int) -> Iterator[Images]:

@@ -18,6 +18,7 @@ PRETRAINING = 800
 HELD_OUT = 200
 CONCENTRATION = 1.0
 SIZES = (60, 300)
+NOISE = 0.3
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,15 @@ def inverted(images: Images) -> Images:
     return Images(1 - images.pixels, images.labels)
 
 
+def noisy(images: Images, generator: torch.Generator) -> Images:
+    """The images with noise of standard deviation ``NOISE`` in each pixel, cut to 0 to 1.
+
+    A corruption of Hendrycks and Dietterich, arXiv 1903.12261.
+    """
+    noise = NOISE * torch.randn(images.pixels.shape, generator=generator)
+    return Images((images.pixels + noise).clamp(0, 1), images.labels)
+
+
 def pretraining(images: Images) -> Images:
     """What the base model is trained on, the same for all seeds."""
     return images[torch.arange(PRETRAINING)]
@@ -64,12 +74,12 @@ def split(images: Images, seed: int) -> tuple[Images, Images]:
 
 
 def classes_of(group: str) -> list[int]:
-    """Digits of a sub-population: "all", "low" (0 to 4), "high", "even" or "odd"."""
+    """Digits of a sub-population: "low" (0 to 4), "high", "even" or "odd"; of another one all."""
     wanted = {
-        "all": range(CLASSES), "low": range(5), "high": range(5, CLASSES),
+        "low": range(5), "high": range(5, CLASSES),
         "even": range(0, CLASSES, 2), "odd": range(1, CLASSES, 2),
     }  # fmt: skip
-    return list(wanted[group])
+    return list(wanted.get(group, range(CLASSES)))
 
 
 def client_images(images: Images, group: str, iid: bool, generator: torch.Generator) -> Images:

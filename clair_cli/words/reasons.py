@@ -83,8 +83,8 @@ REASONS: Mapping[str, Template] = {
         "may be unrelated to the others: {interval}",
     ),
     "less_alike": Template(
-        "what it learnt seems to have less in common with what the others learnt than honest clients'"
-        " updates have",
+        "what it learnt seems to have less in common with what the others learnt than honest"
+        " clients' updates have",
         ("{interval}", "{odds}"),
         "Often: other data, labels that are wrong in part, or few steps. Ask for its data source"
         " and its training settings; the next round shows more.",

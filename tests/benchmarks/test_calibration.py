@@ -109,6 +109,31 @@ def test_a_trial_changes_one_client_of_the_cohort(
         assert (pool.kinds[old], pool.kinds[new]) == ("honest", "lone") and new not in before
 
 
+def test_each_unrelated_client_is_tried_until_one_is_not_found(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are in the cohort already can't be put there once more."""
+    tried: list[int] = []
+    missed: list[int] = []
+
+    def found(_: Pool, cohort: list[int], place: int, lone: int) -> bool:
+        assert lone not in cohort and pool.kinds[cohort[place]] == "honest"
+        tried.append(lone)
+        return lone not in missed
+
+    monkeypatch.setattr(power, "is_found", found)
+    for number in range(6):
+        tried.clear()
+        one = power.trial(SETTING, pool, random.Random(number), every=True)
+        assert one is not None and one.all_found is True
+        assert len(set(tried)) == len(tried) and set(tried) <= set(pool.of("lone"))
+    missed.append(tried[-1])
+    one = power.trial(SETTING, pool, random.Random(5), every=True)
+    assert one is not None and one.all_found is False
+    one = power.trial(SETTING, pool, random.Random(5))
+    assert one is not None and one.all_found is None
+
+
 def test_the_tables_of_power_are_printed(
     cache: Path,
     tmp_path: Path,
@@ -124,7 +149,7 @@ def test_the_tables_of_power_are_printed(
     assert set(made) == {"round", "client"}
     assert all(len(one) == 4 for bins in made.values() for one in bins)
     printed = capsys.readouterr().out.splitlines()
-    titles = ["round", "client", "rounds with power", "round, d16 m6"]
+    titles = ["round", "client", "rounds with power", "round, d16 m6", "each unrelated client"]
     assert all(any(text.startswith(title) for text in printed) for title in titles)
 
 

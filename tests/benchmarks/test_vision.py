@@ -30,6 +30,20 @@ def test_clients_images_have_the_classes_of_their_group() -> None:
     assert sorted(data.classes_of("low") + data.classes_of("high")) == data.classes_of("all")
 
 
+def test_some_clients_have_corrupted_images() -> None:
+    plain, other = (
+        clients.own_images(
+            next(c for c in clients_of(SETTINGS["corruption"]) if c.group == g), IMAGES, 0
+        )
+        for g in ("plain", "noisy")
+    )
+    known = {tuple(pixels.flatten().tolist()) for pixels in IMAGES.pixels}
+    assert all(tuple(pixels.flatten().tolist()) in known for pixels in plain.pixels)
+    assert not any(tuple(pixels.flatten().tolist()) in known for pixels in other.pixels)
+    assert set(other.labels.tolist()) == set(range(10))
+    assert float(other.pixels.min()) == 0.0 and float(other.pixels.max()) == 1.0
+
+
 def test_clients_are_skewed_unless_iid() -> None:
     def largest_share(iid: bool) -> float:
         labels = [data.client_images(IMAGES, "all", iid, seeded(i)).labels for i in range(8)]
