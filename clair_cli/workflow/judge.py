@@ -238,7 +238,9 @@ def _judged(factors: RoundFactors, engine: Engine, found: Comparison, how: Setti
     else:
         raw = list(given) if how.allow_undetermined else [0.0 for _ in given]
     remarks += weight_remarks(round_, normalised(given))
-    remarks += judgement_remarks(judgement, allow_undetermined=how.allow_undetermined)
+    remarks += judgement_remarks(
+        judgement, allow_undetermined=how.allow_undetermined, first=round_.previous is None
+    )
     if wrong is None:  # else it is none, or that is not known
         remarks += first_round_remarks(round_)
     return JudgedRound(

@@ -43,8 +43,14 @@ def first_round_remarks(round_: Round) -> list[Remark]:
     return [note("first_round", text)]
 
 
-def judgement_remarks(judgement: Judgement, *, allow_undetermined: bool) -> list[Remark]:
-    """Remarks on how the round was judged."""
+def judgement_remarks(
+    judgement: Judgement, *, allow_undetermined: bool, first: bool
+) -> list[Remark]:
+    """Remarks on how the round was judged.
+
+    Args:
+        first: whether it is compared without a previous adapter.
+    """
     if judgement.outcome != "judged":
         text = "merged without a verdict (--allow-undetermined): everybody who is not rejected"
         return [warning("without_verdict", text)] if allow_undetermined else []
@@ -55,14 +61,14 @@ def judgement_remarks(judgement: Judgement, *, allow_undetermined: bool) -> list
         )
         return [warning("input_only", text)]
     if judgement.structure.stacking == "matrix" and judgement.structure.groups[0].is_uneven:
-        return [warning("uneven", _uneven(judgement.structure.groups[0]))]
+        return [warning("uneven", _uneven(judgement.structure.groups[0], first=first))]
     return []
 
 
-def _uneven(group: Group) -> str:
+def _uneven(group: Group, *, first: bool) -> str:
     return (
         "bad clients may be among the benign ones: these differ by more than how much they have of "
         "one thing in common, as where data are of several kinds; who learns what all learn, and "
         f"shares a fault, is named only if it is {1 + group.pair_excess:.1f} times as like its "
-        "fellows as others are like each other"
+        f"fellows as others are like each other{'; a later round shows more' if first else ''}"
     )

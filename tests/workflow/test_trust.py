@@ -157,6 +157,14 @@ def test_a_trusted_client_that_nobody_is_like(work: Path) -> None:
     assert code == 5 and codes(report, "odd") == {"trusted_disagree"}
 
 
+def test_who_trusts_a_client_is_not_told_to_trust_one(work: Path) -> None:
+    save({f"c{k}": cohorts.unrelated(k) for k in range(4)})
+    for trust in ((), ("--trust", "c1")):
+        code, report = inspected(*trust)
+        assert code == 5 and "too little in common" in report["cohort"]["outcome_text"]
+        assert ("--trust" in report["cohort"]["remedy"]) == (not trust)
+
+
 def test_unknown_and_excluded_names_are_usage_errors(work: Path) -> None:
     save(cohorts.honest(5))
     result = clair("merge", "clients", "-o", "m", "--trust", "c7")

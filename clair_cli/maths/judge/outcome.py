@@ -46,13 +46,13 @@ def without_verdict(
     if n == 1:
         return "too_few", "1 client: nothing to compare with", allow
     if n == 2 and not trusted:
-        return "too_few", "2 clients: can't tell which is wrong", allow
+        return "too_few", f"{_two(structure)}: can't tell which is wrong", allow
     if structure.side is not None:
         return _one_side(structure.side)
     if not structure.groups:
         return NOTHING_SHARED
     if not structure.groups[0].is_sure:
-        return _little_shared(structure)
+        return _little_shared(structure, trusted)
     return None if trusted else _two_groups(structure, names)
 
 
@@ -66,14 +66,22 @@ def _one_side(side: str) -> NoVerdict:
     )
 
 
-def _little_shared(structure: Structure) -> NoVerdict:
+def _two(structure: Structure) -> str:
+    """Two clients; or, of more, two updates, as of checkpoints of two runs."""
+    more = len(structure.duplicates)
+    return "2 clients" if not more else f"{2 + more:,} clients, but 2 different updates"
+
+
+def _little_shared(structure: Structure, trusted: Sequence[int]) -> NoVerdict:
     """The case that an unrelated client might pass unnoticed."""
     power = structure.groups[0].power
     return (
         "little_shared",
         "too little in common to judge by: a client that shares nothing with the others would be "
         f"noticed with probability {power:.2f} only",
-        "collect more clients, train longer, or name one that you trust with --trust",
+        "collect more clients, or train longer"
+        if trusted
+        else "collect more clients, train longer, or name one that you trust with --trust",
     )
 
 

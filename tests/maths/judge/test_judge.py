@@ -278,7 +278,10 @@ def test_too_few_clients_are_undetermined(n_clients: int) -> None:
 
 def test_two_clients_and_their_copies_are_still_two() -> None:
     deltas = [torch.cat([m, m]) for m in aligned([0.4] * 2)]
-    assert judge_deltas(deltas, RANK).code == "too_few"
+    result = judge_deltas(deltas, RANK)
+    assert result.code == "too_few"
+    assert result.text == "4 clients, but 2 different updates: can't tell which is wrong"
+    assert judge_deltas(aligned([0.4] * 2), RANK).text == "2 clients: can't tell which is wrong"
 
 
 def test_three_clients_are_enough() -> None:
