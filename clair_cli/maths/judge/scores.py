@@ -34,6 +34,7 @@ class Scores:
         is_shown: whether it clearly has anything of what the cohort shares.
         is_less: whether it clearly has less of it than a typical member.
         p_line: probability of a loading as low for a client that has just the line's fraction.
+        has_below: whether somebody else is below.
         p_odd: bound on the probability that any member's signature is as unlike the others'; 1 for
             a client that is no member.
         power: probability that it would be noticed if it were unrelated.
@@ -51,6 +52,7 @@ class Scores:
     is_shown: bool
     is_less: bool
     p_line: float
+    has_below: bool
     p_odd: float
     power: float
     over: float
@@ -140,13 +142,16 @@ def score_clients(
     values = {name: score(evidence, members) for name, score in CLIENT_SCORES.items()}
     odd = _odd(signatures, held.ratio, members)
     p_line, power = held.p_line, held.power
+    below = {
+        k for k in range(n_clients) if bool((evidence.norms[:, k] > 0).any()) and held.is_below(k)
+    }
     found = [
         Scores(
             float(held.ratio[k]), float(held.se[k]), held.is_below(k),
             stacking == "matrix" and held.is_opposite(k),
             held.is_shown(k),
             float(held.ratio[k]) < 1.0 - held.bar * float(held.se[k]), float(p_line[k]),
-            odd.get(k, 1.0), float(power[k]), sizes.over(k),
+            bool(below - {k}), odd.get(k, 1.0), float(power[k]), sizes.over(k),
             {name: float(value[k]) for name, value in values.items()},
             odd_modules(most_similar, k, members), similarities[:, k],
             deviations[:, k],

@@ -9,7 +9,8 @@ For a distinct client, in this order:
                               clearly less of what they share than they have
     minority                  shares with some others what all the rest lack (chance MINORITY_P)
     suspicious    not shown   nothing shows that it shares anything, though it might
-                  less        less than LINE of what the others share, though not clearly
+                  less        less than LINE of what the others share, likely (LIKELY) or where
+                              somebody else clearly has
                   odd         sizes and directions unlike the others' (chance LEFT_P)
                   odd module  a member as a whole, unlike the others in single modules
                   size        norm beyond the third power of what the round allows
@@ -107,7 +108,7 @@ def likeness(scores: Scores, apart: str) -> tuple[str, list[Finding]]:
     if not scores.is_shown:
         text = f"{_shared(scores)}, too uncertain to tell it from an unrelated client"
         return "suspicious", [Finding("weakly_alike", text)]
-    if scores.loading < LINE:
+    if scores.p_line < LIKELY or (scores.has_below and scores.loading < LINE):
         return "suspicious", [Finding("less_alike", f"less like the others: {_shared(scores)}")]
     if scores.p_odd < LEFT_P:
         text = "sizes over the modules, number of directions and what it shares unlike the others'"

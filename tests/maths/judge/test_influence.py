@@ -17,7 +17,7 @@ from clair_cli.maths.judge.judge import Judgement
 from clair_cli.maths.judge.scores import Scores
 from clair_cli.maths.judge.sizes import Sizes
 from clair_cli.maths.judge.thresholds import LEFT_P, LINE, MODULE_NORM_CAP, NORM_CAP
-from clair_cli.maths.judge.verdicts import LEAST_P, Verdict, decide
+from clair_cli.maths.judge.verdicts import LEAST_P, LIKELY, Verdict, decide
 from tests.planted import aligned, judge_deltas, low_rank
 
 MODULES = ("a", "b", "c", "d", "e", "f")
@@ -37,8 +37,8 @@ def rule(
     )
     typical: dict[str, Any] = {
         "loading": 1.0, "loading_se": 0.1, "is_below": False, "is_opposite": False,
-        "is_shown": True, "is_less": False, "p_line": 1.0, "p_odd": 1.0, "power": 0.999,
-        "over": sizes.over(0),
+        "is_shown": True, "is_less": False, "p_line": 1.0, "has_below": False, "p_odd": 1.0,
+        "power": 0.999, "over": sizes.over(0),
         "values": {"norm": norm, "norm_ratio": norm, "module_norm_ratio": module,
                    "effective_rank_ratio": spread},
         "odd_modules": tuple(modules), "module_similarity": torch.full((6,), 0.3),
@@ -78,8 +78,11 @@ def test_a_typical_member_is_benign() -> None:
         ({"is_below": True, "is_opposite": True}, "", "contaminated", "opposite"),
         ({}, "x", "minority", "minority"),
         ({"is_shown": False}, "", "suspicious", "weakly_alike"),
-        ({"loading": 0.99 * LINE}, "", "suspicious", "less_alike"),
-        ({"loading": 1.01 * LINE}, "", "benign", ""),
+        ({"p_line": 0.99 * LIKELY}, "", "suspicious", "less_alike"),
+        ({"p_line": 1.01 * LIKELY}, "", "benign", ""),
+        ({"loading": 0.99 * LINE, "has_below": True}, "", "suspicious", "less_alike"),
+        ({"loading": 0.99 * LINE}, "", "benign", ""),
+        ({"loading": 1.01 * LINE, "has_below": True}, "", "benign", ""),
         ({"p_odd": 0.99 * LEFT_P}, "", "suspicious", "odd_signature"),
         ({"p_odd": 1.01 * LEFT_P}, "", "benign", ""),
         ({"modules": (1, 4)}, "", "suspicious", "odd_module"),
