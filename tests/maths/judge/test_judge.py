@@ -286,9 +286,9 @@ def test_two_clients_and_their_copies_are_still_two() -> None:
 
 @pytest.mark.parametrize("n_bad", [0, 1, 2])
 def test_it_is_known_of_everybody_whether_somebody_else_is_below(n_bad: int) -> None:
-    deltas = aligned([0.4] * 7 + [0.0] * n_bad)
-    deltas.append(torch.zeros_like(deltas[0]))  # who sent no update is not below
-    scores = judged(deltas).scores
+    modules = aligned([0.4] * 7 + [0.0] * n_bad)
+    # who sent no update is not below
+    scores = judged([torch.cat([m, torch.zeros_like(m[:1])]) for m in modules]).scores
     assert scores is not None
     assert [one.has_below for one in scores] == [n_bad > 0] * 7 + [n_bad > 1] * n_bad + [n_bad > 0]
 
