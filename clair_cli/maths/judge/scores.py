@@ -142,9 +142,7 @@ def score_clients(
     values = {name: score(evidence, members) for name, score in CLIENT_SCORES.items()}
     odd = _odd(signatures, held.ratio, members)
     p_line, power = held.p_line, held.power
-    below = {
-        k for k in range(n_clients) if bool((evidence.norms[:, k] > 0).any()) and held.is_below(k)
-    }
+    below = {k for k in range(n_clients) if held.is_below(k)}
     found = [
         Scores(
             float(held.ratio[k]), float(held.se[k]), held.is_below(k),
