@@ -3,9 +3,9 @@
     python -m benchmarks.pretrained.table --seeds 2 3 4 5 --json benchmarks/results/pretrained.json
     python -m benchmarks.figures.readme_table
 
-Seeds that were trained when the judge was finished only. "Far off" counts cohorts that are judged, with exit code 0, and merged more
-than 0.2 away from the mean of the benign clients, in its norm; for the other rules, which judge
-nobody, cohorts whose result is as far off.
+Only seeds that were trained when the judge was finished. "Far off" counts cohorts that are judged,
+with exit code 0, and merged more than 0.2 away from the mean of the benign clients, in its norm;
+for the other rules, which judge nobody, cohorts whose result is as far off.
 """
 
 from __future__ import annotations
