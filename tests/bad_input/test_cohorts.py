@@ -238,7 +238,7 @@ def test_a_crowd_of_copies(work: Path, row: int) -> None:
     assert sorted(ran.verdicts[n] for n in crowd) == ["contaminated"] + ["duplicate"] * 7
     shutil.rmtree(CLIENTS)
     few = merged({"c0": FIVE["c0"], **crowd}, "--force")
-    assert few.code == 5 and "2 clients" in few.words
+    assert few.code == 5 and "2 different updates" in few.words
 
 
 @covers(52)

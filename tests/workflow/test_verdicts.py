@@ -181,7 +181,7 @@ def test_copies_that_leave_fewer_than_three_clients_are_undetermined(tmp_path: P
     crowd = {f"s{k}": cohorts.regauged(clients["c0"], seed=k) for k in range(4)}
     exit_code, report = inspected(tmp_path, {**clients, **crowd})
     assert (exit_code, report["cohort"]["outcome"]) == (5, "undetermined")
-    assert "2 clients: can't tell which is wrong" in report["cohort"]["outcome_text"]
+    assert "6 clients, but 2 different updates" in report["cohort"]["outcome_text"]
 
 
 # Whole cohorts without a verdict
