@@ -145,7 +145,7 @@ def score_clients(
     below = {k for k in range(n_clients) if held.is_below(k)}
     found = [
         Scores(
-            float(held.ratio[k]), float(held.se[k]), held.is_below(k),
+            float(held.ratio[k]), float(held.se[k]), k in below,
             stacking == "matrix" and held.is_opposite(k),
             held.is_shown(k),
             float(held.ratio[k]) < 1.0 - held.bar * float(held.se[k]), float(p_line[k]),
